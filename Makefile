@@ -1,0 +1,46 @@
+# Each target installs what it needs into .venv and no more: a laptop that fetches weights never
+# sees torch. A stamp in .venv says which extras are in; a newer pyproject.toml installs again.
+
+PYTHON ?= python3
+ARGS ?=
+PIP := .venv/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help fetch-weights demo test check clean
+
+help:
+	@awk -F ' *## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2}' \
+		$(firstword $(MAKEFILE_LIST))
+
+fetch-weights: .venv/base  ## Download and check ResNet18's weights
+	.venv/bin/skinjob fetch-weights $(ARGS)
+
+demo: .venv/train  ## Train a small sweep on drawn images, here
+	.venv/bin/skinjob demo $(ARGS)
+
+test: .venv/test  ## Run the tests; ARGS="-k name" for some
+	.venv/bin/pytest $(ARGS)
+
+check: .venv/dev  ## Check format, lint, types and docs
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/pytest -q tests/test_docs.py
+
+clean:  ## Remove .venv and caches; sweeps and weights stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage build dist *.egg-info runs/.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv makes: where it is, the environment is whole.
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/base: EXTRAS :=
+.venv/train: EXTRAS := [train]
+.venv/test: EXTRAS := [train,test]
+.venv/dev: EXTRAS := [train,test,dev]
+.venv/base .venv/train .venv/test .venv/dev: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo 'installing skinjob$(EXTRAS) into .venv$(if $(findstring train,$(EXTRAS)), (torch is large: minutes))'
+	@$(PIP) --editable '.$(EXTRAS)'
+	@touch $@

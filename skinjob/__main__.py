@@ -1,0 +1,6 @@
+"""`python -m skinjob` is `skinjob`."""
+
+from skinjob.cli import main
+
+if __name__ == "__main__":
+    main()

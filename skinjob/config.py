@@ -1,0 +1,196 @@
+"""What to train and where to run it: records that check themselves, and the files of them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from skinjob.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEVICES = ("auto", "cuda", "cpu")
+PRECISIONS = ("auto", "fp32", "bf16")
+CLUSTERS = ("auto", "slurm", "local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run of the recipe. Everything that its numbers depend on is here or named by a digest."""
+
+    data: str
+    """Folder with train/<class>/ and test/<class>/."""
+    weights: str
+    """The backbone's safetensors file."""
+    batch_size: int
+    """Images per update."""
+    epochs: int = 20
+    """Passes over the training images."""
+    lr: float = 0.01
+    """Adadelta's learning rate."""
+    seed: int = 0
+    """Draws the head's first values and the order of the images."""
+    augmentation_seed: int = 0
+    """Draws the crops and flips; one for all runs of a sweep, so that they see the same images."""
+    device: str = "auto"
+    """auto, cuda or cpu. Asked for cuda and none there is an error."""
+    precision: str = "auto"
+    """The backbone's arithmetic: auto, fp32 or bf16. The head is always trained in fp32."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.batch_size >= 1,
+            "batch size",
+            self.batch_size,
+            "at least 1",
+            "--batch-sizes 32,64,128,256",
+        )
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1", "--epochs 20")
+        _require(
+            math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a number above 0", "--lr 0.01"
+        )
+        _require(self.seed >= 0, "seed", self.seed, "0 or more", "--seeds 0")
+        _require(
+            self.augmentation_seed >= 0,
+            "augmentation seed",
+            self.augmentation_seed,
+            "0 or more",
+            "--seeds 0",
+        )
+        _require(
+            self.device in DEVICES,
+            "device",
+            self.device,
+            f"one of {', '.join(DEVICES)}",
+            "--device auto",
+        )
+        _require(
+            self.precision in PRECISIONS,
+            "precision",
+            self.precision,
+            f"one of {', '.join(PRECISIONS)}",
+            "--precision auto",
+        )
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns what the runs of a sweep have in common: all but batch size and seed."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("batch_size", "seed")
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where the runs go, and what each of them asks for."""
+
+    cluster: str = "auto"
+    """slurm, local, or auto: slurm where sbatch is found."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus: int = 1
+    """GPUs per run; 0 for none."""
+    cpus: int = 4
+    """CPU cores per run: they decode and augment images."""
+    mem_gb: float = 8
+    """Memory per run, GB."""
+    time_min: int = 120
+    """Time limit per run, minutes."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that the job runs first, as they are (module load ...)."""
+    python: str | None = None
+    """Shell words that start Python in a job; without it, the Python that submits."""
+    array_parallelism: int = 256
+    """Runs of one sweep that may work at the same time."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.cluster in CLUSTERS,
+            "cluster",
+            self.cluster,
+            f"one of {', '.join(CLUSTERS)}",
+            "--cluster auto",
+        )
+        _require(self.gpus in (0, 1), "gpus", self.gpus, "0 or 1: a run uses one GPU", "--gpus 1")
+        _require(self.cpus >= 1, "cpus", self.cpus, "at least 1", "--cpus 4")
+        _require(
+            math.isfinite(self.mem_gb) and self.mem_gb > 0,
+            "mem",
+            self.mem_gb,
+            "above 0 (GB)",
+            "--mem 8",
+        )
+        _require(self.time_min >= 1, "time", self.time_min, "at least 1 (minutes)", "--time 120")
+        _require(
+            self.array_parallelism >= 1,
+            "array parallelism",
+            self.array_parallelism,
+            "at least 1",
+            "--array-parallelism 4",
+        )
+        for name in ("partition", "account", "qos"):
+            value = getattr(self, name)
+            # The value becomes one word of an #SBATCH line; a line break in it would end that line.
+            _require(
+                value is None or (value and value.isprintable()),
+                name,
+                value,
+                "a name",
+                f"--{name} NAME",
+            )
+
+
+def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
+    """Returns a job file's values, flat, as option name to value.
+
+    *options* maps each table that a job file may have to its keys.
+
+    Raises: ConfigError when the file is missing, is not TOML, or has an unknown table or key.
+    """
+    try:
+        with path.open("rb") as content:
+            tables = tomllib.load(content)
+    except FileNotFoundError:
+        raise ConfigError(f"job file {path}: no such file", "ls jobs/*.toml") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        raise ConfigError(f"job file {path}: {fault}", f"${{EDITOR:-vi}} {path}") from None
+    values: dict[str, Any] = {}
+    for table, content in tables.items():
+        _known(path, table, options, "table")
+        if not isinstance(content, dict):
+            raise ConfigError(
+                f"job file {path}: {table} is a value, not a table", f"write [{table}] in {path}"
+            )
+        for key, value in content.items():
+            _known(path, key, options[table], f"key in [{table}]")
+            values[key] = value
+    return values
+
+
+def _known(path: Path, name: str, valid: Any, kind: str) -> None:
+    if name not in valid:
+        near = difflib.get_close_matches(name, valid, n=1)
+        hint = f"use {near[0]!r}; " if near else ""
+        raise ConfigError(
+            f"job file {path}: unknown {kind}: {name!r}",
+            f"{hint}valid ones are {', '.join(sorted(valid))}",
+        )
+
+
+def _require(holds: Any, name: str, value: object, rule: str, option: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value!r}, and must be {rule}", f"skinjob submit {option}")
+
+
+def train_config(values: dict[str, Any]) -> TrainConfig:
+    """Returns the config of a run's config.json, whatever newer keys it has besides."""
+    return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig) if f.name in values})

@@ -1,0 +1,422 @@
+"""The pretrained weights as one safetensors file: fetched, checked, and known again later.
+
+    weights/resnet18.safetensors   102 to 122 tensors; its metadata tells where they come from
+    weights/SHA256SUMS             for `sha256sum -c SHA256SUMS`, which needs no Python
+
+While a fetch runs, the folder also has hidden files: `.fetch.lock` (empty, stays) and
+`.resnet18-<8 digits>.pth.part`, which a broken fetch goes on from and a complete one removes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shlex
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skinjob.errors import WeightsError
+from skinjob.fetch.download import (
+    download,
+    explaining_full_disk,
+    looks_like_html,
+    one_at_a_time,
+)
+from skinjob.fetch.resnet18 import (
+    ARCHITECTURE,
+    COUNTER,
+    PREPROCESSING,
+    Preprocessing,
+    Tensor,
+    check_layout,
+    layout,
+)
+from skinjob.fetch.source import Source, find_source
+from skinjob.fetch.statedict import read_state_dict
+from skinjob.files import replacing, sha256_file, write_text
+
+WEIGHTS_FOLDER = Path("weights")
+WEIGHTS_NAME = "resnet18.safetensors"
+SUMS_NAME = "SHA256SUMS"
+LOCK_NAME = ".fetch.lock"
+
+PUBLISHED_LICENCE = (
+    "torchvision's code is BSD-3-Clause; these weights were trained on ImageNet, whose terms of"
+    " access allow non-commercial research and education, and torchvision leaves it to each user"
+    " to find out whether a use is allowed"
+)
+UNKNOWN_LICENCE = "not known: this is not the file that torchvision publishes; ask who made it"
+UNTRAINED_LICENCE = "none needed: random numbers"
+
+_FETCH = "make fetch-weights   # on a machine with internet; then copy weights/ here"
+_DTYPES = {"F32": "float32", "I64": "int64"}  # safetensors' names
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch_weights` leaves: the file, its digest, and whether it was there before."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    source: str
+    already: bool
+
+    @property
+    def sums(self) -> Path:
+        return self.path.with_name(SUMS_NAME)
+
+    @property
+    def scp_line(self) -> str:
+        """The command that carries the file and its digest to the cluster, but for its name."""
+        files = shlex.join([str(self.path), str(self.sums)])
+        return f"scp {files} USER@LOGIN_NODE:skinjob/weights/"
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says of itself, after its digest and its tensors were checked."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    architecture: str
+    source: str
+    source_sha256: str  # of the .pth; empty when untrained
+    untrained: bool
+    licence: str
+    preprocessing: Preprocessing
+    listed: bool  # whether SHA256SUMS beside it names this digest; False: there is no such line
+
+
+def fetch_weights(out: Path, source: str | None = None, sha256: str | None = None) -> Fetched:
+    """Makes out/resnet18.safetensors from a published .pth, unless it is there already.
+
+    *source* is an http(s) address or a file (only read), None for torchvision's own; it is held
+    to *sha256* (64 hex digits) and to the 8 digits that its name carries. Writes SHA256SUMS.
+    Until all is checked nothing is under the final name but what was there before.
+
+    Raises:
+        WeightsError: whatever keeps the file from being had, or from being what was asked for.
+    """
+    again = _command(out, source, sha256)
+    wanted = find_source(source, sha256, again)
+    target = out / WEIGHTS_NAME
+    if info := _had_already(target, wanted):
+        return _fetched(info, already=True)
+    with one_at_a_time(out / LOCK_NAME, again):
+        if info := _had_already(target, wanted):  # the one that held the lock has just made it
+            return _fetched(info, already=True)
+        for abandoned in out.glob(f".{WEIGHTS_NAME}.*.part"):  # by a writer that was killed
+            abandoned.unlink()
+        _bring(wanted, target)
+        return _fetched(read_weights_info(target), already=False)
+
+
+def read_weights_info(path: Path) -> WeightsInfo:
+    """Returns what *path* says of itself; reads its header, and all of it once for the digest.
+
+    Raises:
+        WeightsError: it is missing, is not what SHA256SUMS beside it promises, is no safetensors
+            file that `skinjob fetch-weights` wrote, or holds another architecture.
+    """
+    digest, size_bytes = _digest_and_size(path)
+    promised = _promised_digest(path)
+    if promised not in (None, digest):
+        raise WeightsError(
+            f"{path}: damaged: its SHA-256 is {digest}, {SUMS_NAME} says {promised}", _FETCH
+        )
+    tensors, metadata = _read_header(path)
+    architecture = metadata.get("architecture", "not told")
+    if architecture != ARCHITECTURE:
+        raise WeightsError(f"{path}: architecture {architecture}, {ARCHITECTURE} expected", _FETCH)
+    check_layout(tensors, str(path), _FETCH)
+    try:
+        return WeightsInfo(
+            path=path,
+            sha256=digest,
+            size_bytes=size_bytes,
+            architecture=architecture,
+            source=metadata["source"],
+            source_sha256=metadata["source_sha256"],
+            untrained=metadata["untrained"] != "false",
+            licence=metadata["licence"],
+            preprocessing=_parse_preprocessing(metadata),
+            listed=promised is not None,
+        )
+    except (KeyError, ValueError, TypeError) as fault:
+        raise WeightsError(f"{path}: its metadata lacks or garbles {fault}", _FETCH) from fault
+
+
+def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
+    """Makes *path* a ResNet18 of random numbers that says so, for trying things out offline.
+
+    Convolutions are drawn as He et al., "Delving Deep into Rectifiers" (2015), by fan-out, as
+    torchvision does. Adds its digest to SHA256SUMS beside it.
+
+    Raises:
+        WeightsError: *path* holds trained weights, or cannot be written.
+    """
+    again = "skinjob demo"
+    with one_at_a_time(path.parent / LOCK_NAME, again):
+        if (info := _sound(path)) and not info.untrained:
+            raise WeightsError(
+                f"{path}: holds trained weights ({info.source}), not replaced by random ones",
+                f"mv {shlex.quote(str(path))} ELSEWHERE",
+            )
+        source = f"untrained (random numbers, seed {seed})"
+        metadata = _metadata(source, "", UNTRAINED_LICENCE, untrained=True)
+        _install(path, _random_tensors(seed), metadata, again)
+    return read_weights_info(path)
+
+
+# --- fetching ---------------------------------------------------------------------------------
+
+
+def _command(out: Path, source: str | None, sha256: str | None) -> str:
+    words = ["skinjob", "fetch-weights"]
+    words += ["--source", source] if source else []
+    words += ["--sha256", sha256] if sha256 else []
+    words += ["--out", str(out)] if out != WEIGHTS_FOLDER else []
+    return shlex.join(words)
+
+
+def _had_already(target: Path, wanted: Source) -> WeightsInfo | None:
+    """Returns what is known of *target* when it is sound and came from *wanted*, else None."""
+    info = _sound(target)
+    if info and info.listed and info.source_sha256.startswith(wanted.digest):
+        return info
+    return None
+
+
+def _sound(path: Path) -> WeightsInfo | None:
+    try:
+        return read_weights_info(path)
+    except WeightsError:  # missing or damaged: it will be made anew
+        return None
+
+
+def _fetched(info: WeightsInfo, *, already: bool) -> Fetched:
+    return Fetched(info.path, info.sha256, info.size_bytes, info.source, already)
+
+
+def _bring(wanted: Source, target: Path) -> None:
+    """Writes *target* from the source, once its digest and every tensor have been checked."""
+    pth = _download(wanted, target.parent) if wanted.is_url else _local_file(wanted)
+    try:
+        tensors = read_state_dict(pth)
+        _check_tensors(tensors, wanted)
+    except WeightsError:
+        if wanted.is_url:  # what was asked for, and no use
+            pth.unlink()
+        raise
+    licence = PUBLISHED_LICENCE if wanted.published else UNKNOWN_LICENCE
+    metadata = _metadata(wanted.public, sha256_file(pth), licence, untrained=False)
+    _install(target, tensors, metadata, wanted.command)
+    if wanted.is_url:
+        pth.unlink()
+
+
+def _download(wanted: Source, folder: Path) -> Path:
+    """Returns the downloaded file in *folder*, its digest checked; a wrong one is not kept."""
+    partial = folder / f".resnet18-{wanted.digest[:8]}.pth.part"
+    resumed = partial.exists()
+    if not resumed or _digest_fault(partial, wanted):
+        download(wanted.location, partial, expected_size=wanted.size_bytes, again=wanted.command)
+    fault = _digest_fault(partial, wanted)
+    if fault and resumed:  # the bytes that lay here may be the bad ones: once more from the first
+        partial.unlink()
+        return _download(wanted, folder)
+    if fault:
+        partial.unlink()
+        raise WeightsError(f"{wanted.location}: {fault}", wanted.command)
+    return partial
+
+
+def _local_file(wanted: Source) -> Path:
+    path = Path(wanted.location)
+    try:
+        fault = _digest_fault(path, wanted)
+    except OSError as error:
+        raise WeightsError(
+            f"--source {path}: {error.strerror}", "skinjob fetch-weights --source FILE"
+        ) from error
+    if fault:
+        raise WeightsError(f"--source {path}: {fault}", "skinjob fetch-weights   # downloads it")
+    return path
+
+
+def _digest_fault(path: Path, wanted: Source) -> str:
+    """Returns what is wrong with a file's digest in words; nothing when it is as promised."""
+    found = sha256_file(path)
+    if found.startswith(wanted.digest):
+        return ""
+    with path.open("rb") as content:
+        head = content.read(512)
+    if looks_like_html(head):
+        return "an HTML page, not weights"
+    size_bytes = path.stat().st_size
+    if wanted.size_bytes and size_bytes != wanted.size_bytes:
+        return f"{size_bytes:,} bytes, {wanted.size_bytes:,} expected: cut off, or another file"
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return f"cut off: its end is missing ({size_bytes:,} bytes)"
+    return f"damaged, or another file: its SHA-256 is {found}, {wanted.digest} promised"
+
+
+def _check_tensors(tensors: Mapping[str, NDArray[Any]], wanted: Source) -> None:
+    found = {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
+    check_layout(found, wanted.location, "skinjob fetch-weights   # torchvision's own")
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def _metadata(source: str, source_sha256: str, licence: str, *, untrained: bool) -> dict[str, str]:
+    """Returns what travels in the file's header: texts only, lists as JSON."""
+    preprocessing = dataclasses.asdict(PREPROCESSING)
+    return {
+        "architecture": ARCHITECTURE,
+        "source": source,
+        "source_sha256": source_sha256,
+        "untrained": json.dumps(untrained),
+        "licence": licence,
+    } | {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in preprocessing.items()
+    }
+
+
+def _parse_preprocessing(metadata: Mapping[str, str]) -> Preprocessing:
+    return Preprocessing(
+        resize=int(metadata["resize"]),
+        crop=int(metadata["crop"]),
+        interpolation=metadata["interpolation"],
+        mean=_three_numbers(metadata["mean"]),
+        std=_three_numbers(metadata["std"]),
+    )
+
+
+def _three_numbers(text: str) -> tuple[float, float, float]:
+    red, green, blue = json.loads(text)
+    return float(red), float(green), float(blue)
+
+
+def _install(
+    target: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], again: str
+) -> None:
+    """Replaces *target* by a safetensors file of *tensors*, and its line in SHA256SUMS."""
+    content = _serialize(tensors, metadata)
+    with explaining_full_disk(target.parent, len(content), again):
+        with replacing(target) as partial:
+            partial.write_bytes(content)
+        _promise_digest(target, hashlib.sha256(content).hexdigest())
+
+
+def _serialize(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Returns a safetensors file whose bytes depend on nothing but its content.
+
+    The library writes the metadata in a new order each time, so one set of weights would have
+    many digests; its header (8 bytes of length, then JSON) is written again, sorted.
+    """
+    from safetensors.numpy import save
+
+    content = save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns a safetensors file's tensors (without their numbers) and its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as content:
+            tensors = {}
+            for name in content.keys():  # noqa: SIM118 (a safe_open is no mapping)
+                view = content.get_slice(name)
+                dtype = view.get_dtype()
+                tensors[name] = Tensor(_DTYPES.get(dtype, dtype), tuple(view.get_shape()))
+            return tensors, content.metadata() or {}
+    except SafetensorError as fault:
+        raise WeightsError(f"{path}: no safetensors file, or cut off: {fault}", _FETCH) from fault
+
+
+def _digest_and_size(path: Path) -> tuple[str, int]:
+    try:
+        return sha256_file(path), path.stat().st_size
+    except FileNotFoundError as fault:
+        raise WeightsError(f"{path}: no such file", _FETCH) from fault
+    except OSError as fault:
+        raise WeightsError(f"{path}: cannot be read: {fault.strerror}", _FETCH) from fault
+
+
+# --- SHA256SUMS -------------------------------------------------------------------------------
+
+
+def _promised_digest(path: Path) -> str | None:
+    """Returns the digest that SHA256SUMS beside *path* promises for it, None when it has none."""
+    for line in _sums_lines(path.parent):
+        if (found := _sums_entry(line)) and found[1] == path.name:
+            return found[0]
+    return None
+
+
+def _promise_digest(path: Path, digest: str) -> None:
+    """Writes the line of *path* into SHA256SUMS beside it; lines of other files stay."""
+    others = [
+        line
+        for line in _sums_lines(path.parent)
+        if not ((found := _sums_entry(line)) and found[1] == path.name)
+    ]
+    text = "".join(f"{line}\n" for line in [*others, f"{digest}  {path.name}"])
+    write_text(path.parent / SUMS_NAME, text)
+
+
+def _sums_lines(folder: Path) -> list[str]:
+    try:
+        return (folder / SUMS_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _sums_entry(line: str) -> tuple[str, str] | None:
+    """Returns (digest, file name) of a line that sha256sum could check, else None."""
+    found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
+    return (found[1].lower(), found[2]) if found else None
+
+
+# --- untrained --------------------------------------------------------------------------------
+
+
+def _random_tensors(seed: int) -> dict[str, NDArray[Any]]:
+    """Returns ResNet18's 102 tensors at their starting values, float32; the same for one seed."""
+    numbers = np.random.default_rng(seed)
+    return {
+        name: _starting_values(name, tensor.shape, numbers)
+        for name, tensor in layout().items()
+        if not name.endswith(COUNTER)
+    }
+
+
+def _starting_values(
+    name: str, shape: tuple[int, ...], numbers: np.random.Generator
+) -> NDArray[np.float32]:
+    if len(shape) == 4:  # a convolution: (out, in, height, width)
+        fan_out = shape[0] * shape[2] * shape[3]
+        values = numbers.normal(0, math.sqrt(2 / fan_out), shape)
+    elif name.startswith("fc."):
+        values = numbers.uniform(-1 / math.sqrt(512), 1 / math.sqrt(512), shape)
+    else:  # a batch norm that changes nothing
+        values = np.full(shape, 1.0 if name.endswith((".weight", ".running_var")) else 0.0)
+    return values.astype(np.float32)

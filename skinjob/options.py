@@ -1,0 +1,168 @@
+"""The options of `skinjob submit`, and where their defaults come from.
+
+A flag wins over its SKINJOB_SUBMIT_* variable, that over the job file, that over the dataclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from skinjob.config import CLUSTERS, DEVICES, PRECISIONS, ClusterConfig, TrainConfig, read_job_file
+
+DEFAULT_JOB = Path("jobs/default.toml")
+JOB_FILE_KEYS = {
+    "train": {"data", "weights", "batch_sizes", "epochs", "lr", "seeds", "device", "precision"},
+    "cluster": {field.name for field in fields(ClusterConfig)},
+}
+TRAIN = {field.name: field.default for field in fields(TrainConfig)}
+CLUSTER = {field.name: field.default for field in fields(ClusterConfig)}
+
+
+class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Whole numbers: 32,64 or 0-9 or both; in a job file also a list."""
+
+    name = "list"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        numbers: list[int] = []
+        for part in str(value).split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdecimal() or (dash and not last.isdecimal()):
+                self.fail(
+                    f"{part.strip()!r} in {value!r} is not a whole number (such as 32,64 or 0-9)",
+                    param,
+                    ctx,
+                )
+            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+        return tuple(numbers)
+
+
+def read_job(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Makes the job file's values the defaults of the other options."""
+    file = value or (DEFAULT_JOB if DEFAULT_JOB.is_file() else None)
+    if file is not None:
+        ctx.default_map = read_job_file(file, JOB_FILE_KEYS) | dict(ctx.default_map or {})
+    return file
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns one decorator that does what all of them do, the first on top in the help."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+recipe_options = options(
+    click.option(
+        "--data",
+        default="skin_cancer",
+        show_default=True,
+        help="Image folder: {train,test}/<class>/*.jpg.",
+    ),
+    click.option(
+        "--weights",
+        default="weights/resnet18.safetensors",
+        show_default=True,
+        help="The fetched weights.",
+    ),
+    click.option(
+        "--batch-sizes",
+        type=IntegerList(),
+        default="32,64,128,256",
+        show_default=True,
+        help="Images per update; a run for each.",
+    ),
+    click.option(
+        "--epochs",
+        type=int,
+        default=TRAIN["epochs"],
+        show_default=True,
+        help="Passes over the training images.",
+    ),
+    click.option(
+        "--lr", type=float, default=TRAIN["lr"], show_default=True, help="Adadelta's learning rate."
+    ),
+    click.option(
+        "--seeds",
+        type=IntegerList(),
+        default="0",
+        show_default=True,
+        help="A run for each seed and batch size, such as 0-4.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default=TRAIN["device"],
+        show_default=True,
+        help="auto: cuda where a GPU is asked for.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=TRAIN["precision"],
+        show_default=True,
+        help="The backbone's arithmetic; auto: bf16 where the hardware has it.",
+    ),
+)
+
+cluster_options = options(
+    click.option(
+        "--cluster",
+        type=click.Choice(CLUSTERS),
+        default=CLUSTER["cluster"],
+        show_default=True,
+        help="auto: slurm where there is sbatch, else this machine.",
+    ),
+    click.option("--partition", help="SLURM partition. [default: the cluster's]"),
+    click.option("--account", help="SLURM account. [default: yours]"),
+    click.option("--qos", help="SLURM quality of service. [default: yours]"),
+    click.option(
+        "--gpus", type=int, default=CLUSTER["gpus"], show_default=True, help="GPUs per run, 0 or 1."
+    ),
+    click.option(
+        "--cpus", type=int, default=CLUSTER["cpus"], show_default=True, help="CPU cores per run."
+    ),
+    click.option(
+        "--mem",
+        "mem_gb",
+        type=float,
+        default=CLUSTER["mem_gb"],
+        show_default=True,
+        help="Memory per run, GB.",
+    ),
+    click.option(
+        "--time",
+        "time_min",
+        type=int,
+        default=CLUSTER["time_min"],
+        show_default=True,
+        help="Time limit per run, minutes.",
+    ),
+    click.option(
+        "--setup",
+        multiple=True,
+        metavar="LINE",
+        help="Shell line that a job runs first, as it is (module load cuda); may be repeated.",
+    ),
+    click.option("--python", help="Starts Python in a job. [default: the Python that submits]"),
+    click.option(
+        "--array-parallelism",
+        type=int,
+        default=CLUSTER["array_parallelism"],
+        show_default=True,
+        help="Runs that may work at the same time.",
+    ),
+)

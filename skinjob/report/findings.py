@@ -1,0 +1,182 @@
+"""What a sweep's numbers say in words, and what is missing from them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skinjob.report.tables import Series, SweepTable, wilson_interval
+from skinjob.runs import Run, RunState
+
+SHUFFLES = 9_999
+FEWEST_SEEDS = 3  # with two runs a side, no arrangement is rarer than one in three
+FEWEST_EPOCHS = 3  # of two, the second half is one epoch, and has no change in it
+P_SHOWN = 0.05
+
+Statistic = Callable[[NDArray[np.float64], NDArray[np.int64]], float]
+
+
+def missing(table: SweepTable) -> list[str]:
+    """Returns a sentence for each run whose epochs are not all there."""
+    done = table.rows.groupby("run")["epoch"].max().to_dict()
+    runs = table.sweep.runs()
+    lacks = [_lack(run, int(done.get(run.name, 0)), table.planned) for run in runs]
+    return [lack for lack in lacks if lack]
+
+
+def compare(series: Sequence[Series]) -> list[str]:
+    """Returns what the series of one sweep, smallest batch first, say on stability and accuracy.
+
+    Only batch sizes at the same epoch are compared: the change from epoch to epoch, like the
+    accuracy, depends on how long a run has trained.
+    """
+    reached = max(one.epochs for one in series)
+    alike = [one for one in series if one.epochs == reached]
+    behind = [f"{one.batch_size} (epoch {one.epochs})" for one in series if one.epochs < reached]
+    lines = []
+    if behind:
+        lines.append(f"Not compared, for not being at epoch {reached}: {', '.join(behind)}.")
+    if len(alike) < 2:
+        return [*lines, "One batch size alone: there is nothing to compare yet."]
+    if reached >= FEWEST_EPOCHS and alike[-1] is series[-1]:
+        lines.append(_stability(alike))
+    lines.append(_accuracy(alike))
+    if _fewest_runs(alike) < FEWEST_SEEDS:
+        lines.append(
+            f"With fewer than {FEWEST_SEEDS} seeds per batch size, a difference cannot be told "
+            "from chance. To find out: skinjob submit --seeds 0-4"
+        )
+    return lines
+
+
+def differences(tables: Sequence[SweepTable]) -> list[str]:
+    """Returns a warning for each thing that sweeps in one report do not have in common."""
+    found = {
+        "images": {table.info.get("images", {}).get("fingerprint") for table in tables},
+        "weights": {table.info.get("weights", {}).get("sha256") for table in tables},
+        "epochs": {table.planned for table in tables},
+    }
+    return [
+        f"The sweeps differ in their {name}: compare them with care."
+        for name, values in found.items()
+        if len(values) > 1
+    ]
+
+
+def permutation_p(
+    values: NDArray[np.float64], labels: NDArray[np.int64], statistic: Statistic
+) -> float:
+    """Returns how often shuffled labels give a statistic at least as large as the true ones do.
+
+    Phipson & Smyth (2010), "Permutation P-values should never be zero": the true arrangement counts
+    as one of the shuffles. The shuffles are the same each time.
+    """
+    draw = np.random.default_rng(0)
+    seen = statistic(values, labels) - 1e-12  # sums in another order differ in the last digits
+    hits = sum(statistic(values, draw.permutation(labels)) >= seen for _ in range(SHUFFLES))
+    return (1 + hits) / (1 + SHUFFLES)
+
+
+def _lack(run: Run, done: int, planned: int) -> str | None:
+    """Returns what is missing of a run, or None when it has all its epochs and did not fail."""
+    if not run.folder.is_dir():
+        return f"{run.name}: its folder is not here"
+    state = known_state(run)
+    epochs = f"{done} of {planned} epochs" if done else "no epoch yet"
+    if state is None:
+        return None if done >= planned else f"{run.name}: {epochs}, and no readable state.json"
+    if state.state == "failed":
+        cause = (state.error or f"see {run.log_file}").strip().splitlines()[0]
+        return f"{run.name}: failed with {epochs}: {cause}"
+    if done >= planned:
+        return None
+    heard = f", last heard of at {state.heartbeat_utc}" if state.heartbeat_utc else ""
+    return f"{run.name}: {state.state}, {epochs}{heard if state.state == 'running' else ''}"
+
+
+def known_state(run: Run) -> RunState | None:
+    """Returns a run's word on itself; None where a copied folder came without it."""
+    try:
+        return run.state() if run.state_file.exists() else None
+    except json.JSONDecodeError:
+        return None
+
+
+def _stability(series: Sequence[Series]) -> str:
+    """Returns a sentence on the recipe's claim that the largest batch is the less stable one.
+
+    It looks at the second half of the epochs: in the first, accuracy climbs, the longer the fewer
+    updates an epoch has, and that is change but no lack of stability.
+    """
+    first, last = series[0].epochs // 2 + 1, series[0].epochs
+    changes = {one.batch_size: one.accuracy_changes(first) for one in series}
+    largest = max(changes)
+    values = ", ".join(f"{100 * statistics.fmean(c):.2f} ({size})" for size, c in changes.items())
+    said = (
+        f"Is batch size {largest} less stable? Mean change of test accuracy from epoch to epoch "
+        f"in epochs {first} to {last}, in percentage points: {values}"
+    )
+    if _fewest_runs(series) < FEWEST_SEEDS:
+        return f"{said}."
+    numbers, labels = _flat([changes[size] for size in changes], list(changes))
+    more = numbers[labels == largest].mean() - numbers[labels != largest].mean()
+    p = permutation_p(numbers, (labels == largest).astype(np.int64), _gap)
+    verdict = "no difference shown" if p > P_SHOWN else "less stable" if more > 0 else "more stable"
+    return f"{said}; {largest} minus the rest: {100 * more:+.2f} ({_p(p, series)}): {verdict}."
+
+
+def _accuracy(series: Sequence[Series]) -> str:
+    """Returns a sentence on whether the batch sizes differ in test accuracy."""
+    finals = {one.batch_size: one.final("test_accuracy") for one in series}
+    means = {size: statistics.fmean(values) for size, values in finals.items()}
+    worst, best = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    said = (
+        f"Test accuracy at epoch {series[0].epochs}: {100 * means[worst]:.1f} % ({worst}) to "
+        f"{100 * means[best]:.1f} % ({best}), {100 * (means[best] - means[worst]):.1f} "
+        "percentage points apart"
+    )
+    if _fewest_runs(series) >= FEWEST_SEEDS:
+        numbers, labels = _flat(list(finals.values()), list(finals))
+        p = permutation_p(numbers, labels, _spread)
+        verdict = "no difference shown" if p > P_SHOWN else "they differ on these test images"
+        return f"{said} ({_p(p, series)}): {verdict}."
+    num_images = series[0].table.test_images
+    if not num_images:
+        return f"{said}."
+    overlap = (
+        wilson_interval(means[worst], num_images)[1] >= wilson_interval(means[best], num_images)[0]
+    )
+    verdict = "intervals overlap, no difference shown" if overlap else "intervals do not overlap"
+    return f"{said}; the 95 % {verdict} ({num_images} test images)."
+
+
+def _gap(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Returns how far apart the means of the labels 0 and 1 are."""
+    return float(abs(values[labels == 1].mean() - values[labels == 0].mean()))
+
+
+def _spread(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Returns the sum of squares between the labels, as an analysis of variance has it."""
+    groups = [values[labels == label] for label in np.unique(labels)]
+    return float(sum(len(group) * (group.mean() - values.mean()) ** 2 for group in groups))
+
+
+def _flat(
+    groups: Sequence[Sequence[float]], labels: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Returns all values in one row, and beside each its label."""
+    values = np.concatenate([np.asarray(group, np.float64) for group in groups])
+    return values, np.repeat(np.asarray(labels, np.int64), [len(group) for group in groups])
+
+
+def _fewest_runs(series: Sequence[Series]) -> int:
+    return min(one.num_counted for one in series)
+
+
+def _p(p: float, series: Sequence[Series]) -> str:
+    num_runs = sum(one.num_counted for one in series)
+    return f"permutation test over {num_runs} runs, p = {p:.2g}"

@@ -1,0 +1,216 @@
+"""Sweeps and runs: one folder each, and every path in them.
+
+runs/<sweep>/            Sweep: sweep.json, images.csv, submission/, report/
+runs/<sweep>/<run>/      Run: config.json, state.json, metrics.csv, ...
+runs/.cache/views/       features that the runs of all sweeps share
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from skinjob.config import TrainConfig, train_config
+from skinjob.errors import RunError
+from skinjob.files import write_json
+
+METRICS = (
+    "sweep",
+    "run",
+    "batch_size",
+    "seed",
+    "epoch",
+    "updates",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "test_auc",
+    "test_sensitivity",
+    "test_specificity",
+    "seconds",
+    "images_per_s",
+    "time_utc",
+)
+"""The columns of metrics.csv, one row an epoch."""
+
+FINAL = ("done", "failed")
+"""States that a run leaves only by being submitted again."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run last said of itself (state.json). Times are UTC, ISO 8601."""
+
+    state: str = "queued"
+    """queued, running, done or failed."""
+    job_id: str | None = None
+    """SLURM's job id (12_0: task 0 of array 12), or the local job's process id."""
+    host: str | None = None
+    pid: int | None = None
+    epoch: int = 0
+    """Epochs finished."""
+    device: str | None = None
+    precision: str | None = None
+    views_computed: int = 0
+    """Views that this run put through the backbone itself."""
+    views_read: int = 0
+    """Views that it found in the cache."""
+    queued_utc: str | None = None
+    started_utc: str | None = None
+    heartbeat_utc: str | None = None
+    finished_utc: str | None = None
+    error: str | None = None
+    """Why it failed, in a sentence."""
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a folder that says all about it."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def sweep(self) -> Sweep:
+        return Sweep(self.folder.parent)
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.csv"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.folder / "predictions.csv"
+
+    @property
+    def head_file(self) -> Path:
+        return self.folder / "head.safetensors"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "train.log"
+
+    def config(self) -> TrainConfig:
+        """Returns what the run was asked to do. Raises: RunError when the folder is not a run's."""
+        return train_config(_read_json(self.config_file, f"{self.folder} is not a run"))
+
+    def state(self) -> RunState:
+        """Returns the run's own word; a run that has not spoken yet is queued."""
+        try:
+            values = json.loads(self.state_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return RunState()
+        return RunState(**{f.name: values[f.name] for f in fields(RunState) if f.name in values})
+
+    def update_state(self, **changes: Any) -> RunState:
+        """Writes the state with *changes* and a fresh heartbeat, and returns it."""
+        state = replace(self.state(), **changes, heartbeat_utc=utc_now())
+        write_json(self.state_file, asdict(state))
+        return state
+
+    def start_metrics(self) -> None:
+        """Makes metrics.csv anew, with its header alone."""
+        with self.metrics_file.open("w", newline="", encoding="utf-8") as rows:
+            csv.writer(rows).writerow(METRICS)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one row to metrics.csv; it is on disk when this returns."""
+        with self.metrics_file.open("a", newline="", encoding="utf-8") as rows:
+            csv.DictWriter(rows, METRICS).writerow(row)
+            rows.flush()
+            os.fsync(rows.fileno())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs that differ in batch size and seed alone: a folder with a folder for each."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def sweep_file(self) -> Path:
+        return self.folder / "sweep.json"
+
+    @property
+    def images_file(self) -> Path:
+        return self.folder / "images.csv"
+
+    @property
+    def submission_folder(self) -> Path:
+        """Where submitit keeps scripts, pickles and the jobs' output; private to the user."""
+        return self.folder / "submission"
+
+    @property
+    def report_folder(self) -> Path:
+        return self.folder / "report"
+
+    @property
+    def views_folder(self) -> Path:
+        return self.folder.parent / ".cache" / "views"
+
+    def info(self) -> dict[str, Any]:
+        """Returns sweep.json. Raises: RunError when the folder is not a sweep's."""
+        return _read_json(self.sweep_file, f"{self.folder} is not a sweep")
+
+    def runs(self) -> list[Run]:
+        """Returns the sweep's runs, in the order of sweep.json."""
+        return [Run(self.folder / name) for name in self.info()["runs"]]
+
+
+def run_name(batch_size: int, seed: int) -> str:
+    """Returns a run's folder name, which sorts by batch size.
+
+    >>> run_name(32, 0)
+    'bs0032-seed0'
+    """
+    return f"bs{batch_size:04d}-seed{seed}"
+
+
+def sweeps(runs: Path) -> list[Sweep]:
+    """Returns the sweeps below *runs*, oldest first."""
+    found = [Sweep(file.parent) for file in runs.glob("*/sweep.json")]
+    return sorted(found, key=lambda sweep: (sweep.info()["created_utc"], sweep.name))
+
+
+def utc_now() -> str:
+    """Returns the time, UTC, ISO 8601 to the second.
+
+    >>> len(utc_now())
+    20
+    """
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _read_json(file: Path, fault: str) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{fault}: no {file.name} in it", "ls runs") from None
+    except (OSError, ValueError) as problem:
+        raise RunError(f"{fault}: {file}: {problem}", f"cat {file}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{fault}: {file} holds no object", f"cat {file}")
+    return values

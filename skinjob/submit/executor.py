@@ -1,0 +1,132 @@
+"""Runs become jobs: the one door to submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import _make_sbatch_string
+
+from skinjob.config import ClusterConfig
+from skinjob.errors import ClusterError
+from skinjob.runs import Sweep
+
+JOB_NAME = "skinjob"
+
+
+class Task:
+    """What a job executes. Its pickle holds a run folder's path and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self) -> None:
+        from skinjob.train.job import run_job  # only here: the login node has no torch
+
+        run_job(self.folder, job_id=submitit.JobEnvironment().job_id)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Returns the same task: a preempted run starts again from its folder, its views kept."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def queue(sweep: Sweep, runs: Sequence[str], cluster: ClusterConfig) -> dict[str, str]:
+    """Queues the runs as one SLURM array, a task each, and returns their job ids by run name.
+
+    Raises: ClusterError with sbatch's own words when it refuses.
+    """
+    executor = submitit.SlurmExecutor(sweep.submission_folder, python=job_python(cluster))
+    executor.update_parameters(**_parameters(cluster))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+            jobs = executor.submit_array([Task((sweep.folder / name).resolve()) for name in runs])
+    except (FailedJobError, FailedSubmissionError, OSError) as refusal:
+        raise ClusterError(
+            f"sbatch refused: {_sbatch_words(str(refusal))}",
+            "sinfo; then skinjob submit --dry-run shows the script",
+        ) from None
+    return {name: job.job_id for name, job in zip(runs, jobs, strict=True)}
+
+
+def _sbatch_words(text: str) -> str:
+    """Returns the first thing that sbatch had to say, or the first line of whatever was said.
+
+    >>> _sbatch_words("x failed:\\nsbatch: error: invalid partition specified: nowhere")
+    'invalid partition specified: nowhere'
+    """
+    said = re.findall(r"sbatch: (?:error: )?(.+)", text) or text.splitlines() or ["nothing"]
+    return str(said[0])
+
+
+def sbatch_script(sweep: Sweep, num_runs: int, cluster: ClusterConfig) -> str:
+    """Returns the script that `queue` would hand to sbatch, to the letter.
+
+    submitit has no public way to it; a test holds this text to the script of a real submission.
+    """
+    folder = sweep.submission_folder.absolute()
+    command = f"{job_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    count = num_runs if num_runs > 1 else None  # submitit makes no array of one
+    return _make_sbatch_string(
+        command=command, folder=folder, map_count=count, **_parameters(cluster)
+    )
+
+
+def start_local(
+    sweep: Sweep, run: str, cluster: ClusterConfig, gpu: int | None
+) -> submitit.Job[None]:
+    """Starts one run on this machine, on the given GPU, and returns its job at once."""
+    executor = submitit.LocalExecutor(sweep.submission_folder, python=job_python(cluster))
+    executor.update_parameters(
+        timeout_min=cluster.time_min,
+        setup=list(cluster.setup),
+        gpus_per_node=0 if gpu is None else 1,
+        visible_gpus=() if gpu is None else (gpu,),
+        stderr_to_stdout=True,
+    )
+    return executor.submit(Task((sweep.folder / run).resolve()))
+
+
+def jobs_in_queue() -> set[str] | None:
+    """Returns the ids of the user's jobs in SLURM's queue, or None when it does not answer."""
+    try:
+        answer = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%i"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return set(answer.stdout.split())
+
+
+def job_python(cluster: ClusterConfig) -> str:
+    """Returns the shell words that start Python in a job: the user's own, or this very Python."""
+    return cluster.python or shlex.quote(sys.executable)
+
+
+def _parameters(cluster: ClusterConfig) -> dict[str, Any]:
+    return {
+        "job_name": JOB_NAME,
+        "time": cluster.time_min,
+        "cpus_per_task": cluster.cpus,
+        "mem": f"{round(cluster.mem_gb * 1024)}M",
+        "gpus_per_node": cluster.gpus or None,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "setup": list(cluster.setup) or None,
+        "array_parallelism": cluster.array_parallelism,
+        "stderr_to_stdout": True,
+        "wckey": None,  # submitit's own default is refused where accounting enforces wckeys
+    }

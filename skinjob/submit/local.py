@@ -1,0 +1,155 @@
+"""The queue of a machine without SLURM: a process that starts runs as GPUs become free.
+
+submitit's local executor starts every job at once, whatever the machine can carry. Here one run
+at a time has a slot, and there is a slot for each GPU, or one where there is none. Slots are
+locked by the machine's user, so two sweeps wait for each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import Any
+
+from skinjob.config import ClusterConfig
+from skinjob.errors import RunError
+from skinjob.runs import FINAL, Run, Sweep, utc_now
+from skinjob.submit.executor import start_local
+from skinjob.submit.gpus import count_gpus
+from skinjob.submit.plan import record_jobs
+
+LEAVING_S = 5  # after its last run has said done, a queue's process takes a second to leave
+
+
+def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
+    """Starts the queue's process, which outlives this one, and returns its process id.
+
+    Raises: RunError while another such process is at work on the sweep.
+    """
+    with (
+        _lock_file(sweep).open("wb") as lock,
+        (sweep.submission_folder / "queue.log").open("ab") as output,
+    ):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(sweep) from None
+        process = subprocess.Popen(
+            [sys.executable, "-m", "skinjob.submit.local", str(sweep.folder.absolute()), *runs],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            # The lock goes with the open file: it is held until that process ends.
+            pass_fds=(lock.fileno(),),
+        )
+    return process.pid
+
+
+def require_free(sweep: Sweep) -> None:
+    """Returns when no queue's process has the sweep in hand.
+
+    Raises: RunError when one is still at work after the time that it takes to leave.
+    """
+    end = time.monotonic() + LEAVING_S
+    while is_working(sweep):
+        if time.monotonic() > end:
+            raise _busy(sweep)
+        time.sleep(0.1)
+
+
+def is_working(sweep: Sweep) -> bool:
+    """Says whether a queue's process has this sweep in hand."""
+    try:
+        with _lock_file(sweep).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def work(sweep: Sweep, runs: Sequence[str]) -> None:
+    """Runs them all, one in each slot, and returns when the last has ended."""
+    cluster = ClusterConfig(**_cluster_values(sweep))
+    waiting: SimpleQueue[str] = SimpleQueue()
+    for name in runs:
+        waiting.put(name)
+    slots = [None] if cluster.gpus == 0 else list(range(max(1, count_gpus())))
+    recording = Lock()
+    threads = [
+        Thread(target=_serve, args=(sweep, cluster, slot, waiting, recording)) for slot in slots
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _serve(
+    sweep: Sweep,
+    cluster: ClusterConfig,
+    gpu: int | None,
+    waiting: SimpleQueue[str],
+    recording: Lock,
+) -> None:
+    while True:
+        with _slot(gpu):
+            try:
+                name = waiting.get_nowait()
+            except Empty:
+                return
+            job = start_local(sweep, name, cluster, gpu)
+            with recording:
+                record_jobs(sweep, {name: job.job_id})
+            job.wait()
+            _close(Run(sweep.folder / name), job.paths.stdout)
+
+
+def _close(run: Run, output: Path) -> None:
+    """Says failed of a run whose process has ended without a word: it was killed, mostly."""
+    if run.state().state not in FINAL:
+        lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
+        run.update_state(
+            state="failed",
+            error=f"the process ended without a word, after: {lines[-1] if lines else 'nothing'}",
+            remedy=f"tail -n 40 {output}",
+            finished_utc=utc_now(),
+        )
+
+
+@contextmanager
+def _slot(gpu: int | None) -> Iterator[None]:
+    """Holds one of the machine's places for a run."""
+    folder = Path(tempfile.gettempdir()) / f"skinjob-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / f"slot-{'cpu' if gpu is None else gpu}.lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _busy(sweep: Sweep) -> RunError:
+    return RunError(f"sweep {sweep.folder} is being worked on", "wait for it, then submit again")
+
+
+def _lock_file(sweep: Sweep) -> Path:
+    return sweep.submission_folder / "queue.lock"
+
+
+def _cluster_values(sweep: Sweep) -> dict[str, Any]:
+    values = dict(sweep.info()["cluster"])
+    return values | {"setup": tuple(values["setup"])}
+
+
+if __name__ == "__main__":
+    work(Sweep(Path(sys.argv[1])), sys.argv[2:])

@@ -1,0 +1,305 @@
+"""All that can be decided before the queue: what runs, on what, and in which folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from skinjob import __version__
+from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.errors import ConfigError, RunError
+from skinjob.fetch.weights import WeightsInfo, read_weights_info
+from skinjob.files import write_json
+from skinjob.images import ImageSet, scan, write_index
+from skinjob.runs import Run, RunState, Sweep, run_name, sweeps, utc_now
+from skinjob.submit.gpus import count_gpus
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep that has been checked and not yet been written."""
+
+    sweep: Sweep
+    configs: dict[str, TrainConfig]
+    """By run name."""
+    cluster: ClusterConfig
+    weights: WeightsInfo
+    images: ImageSet
+    device_reason: str
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that the numbers depend on but batch size and seed."""
+        recipe = next(iter(self.configs.values())).recipe()
+        # Where the files lie does not matter, what is in them does.
+        recipe |= {"data": self.images.fingerprint(), "weights": self.weights.sha256}
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_new(self) -> bool:
+        return not self.sweep.sweep_file.exists()
+
+    def num_updates(self, config: TrainConfig) -> int:
+        """Returns the updates of a run in all; the last batch of an epoch may be smaller."""
+        return config.epochs * math.ceil(len(self.images.split("train")) / config.batch_size)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Returns what a person should see before it is queued, as label and words."""
+        config = next(iter(self.configs.values()))
+        counts = {
+            split: ", ".join(f"{count} {name}" for name, count in classes.items())
+            for split, classes in self.images.counts().items()
+        }
+        ignored = (
+            f" ({self.images.num_ignored} other files ignored)" if self.images.num_ignored else ""
+        )
+        untrained = "  UNTRAINED: random numbers" if self.weights.untrained else ""
+        return [
+            ("weights", f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{untrained}"),
+            ("train", f"{counts['train']}{ignored}"),
+            ("test", counts["test"]),
+            ("device", f"{config.device} ({self.device_reason})"),
+            ("cluster", self.cluster.cluster),
+            *(
+                [("note", f"no torch in {sys.executable}: jobs need --python or --setup")]
+                if _lacks_torch(self.cluster)
+                else []
+            ),
+            (
+                "sweep",
+                f"{self.sweep.folder}{'' if self.is_new else '  (there already, taken up again)'}",
+            ),
+        ]
+
+
+def make_plan(
+    *,
+    train: TrainConfig,
+    batch_sizes: Sequence[int],
+    seeds: Sequence[int],
+    cluster: ClusterConfig,
+    runs: Path,
+    name: str | None = None,
+) -> Plan:
+    """Returns the sweep of *train* over *batch_sizes* and *seeds*, with weights and images checked.
+
+    A sweep that is there already, of the same recipe, images and weights, is taken up again.
+
+    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's.
+    """
+    for values, what in ((batch_sizes, "batch sizes"), (seeds, "seeds")):
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(
+                f"{what} {list(values)}: each one once, and at least one", "skinjob submit --help"
+            )
+    cluster = replace(cluster, cluster=_resolve_cluster(cluster.cluster))
+    device, device_reason, cluster = _resolve_device(train.device, cluster)
+    if cluster.cluster == "local" and _lacks_torch(cluster):
+        raise ConfigError(
+            f"training on this machine needs torch, which {sys.executable} does not have",
+            "pip install 'skinjob[train]'; or submit with --python /path/to/python",
+        )
+    weights = read_weights_info(Path(train.weights))
+    images = scan(Path(train.data))
+    train = replace(
+        train,
+        device=device,
+        data=str(images.root.resolve()),
+        weights=str(Path(train.weights).resolve()),
+    )
+    configs = {
+        run_name(batch_size, seed): replace(train, batch_size=batch_size, seed=seed)
+        for batch_size in batch_sizes
+        for seed in seeds
+    }
+    _require_batches_fit(batch_sizes, images)
+    plan = Plan(
+        sweep=Sweep(runs / (name or "?")),
+        configs=configs,
+        cluster=cluster,
+        weights=weights,
+        images=images,
+        device_reason=device_reason,
+    )
+    return replace(
+        plan, sweep=_named(plan, runs, name) if name else _found(plan, runs) or _fresh(plan, runs)
+    )
+
+
+def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
+    """Makes the sweep's folder and a folder for each run, and says queued of those in *queued*.
+
+    Raises: RunError when the folder cannot be written.
+    """
+    sweep = plan.sweep
+    try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        # Jobs execute the pickles in here: whoever can write to it runs code as the user.
+        sweep.submission_folder.mkdir(mode=0o700, exist_ok=True)
+        for name, config in plan.configs.items():
+            run = Run(sweep.folder / name)
+            if not run.config_file.exists():
+                run.folder.mkdir(exist_ok=True)
+                write_json(run.config_file, asdict(config))
+        if plan.is_new:
+            write_index(plan.images, sweep.images_file)
+        write_json(sweep.sweep_file, _sweep_info(plan))
+        for name in queued:
+            write_json(Run(sweep.folder / name).state_file, asdict(RunState(queued_utc=utc_now())))
+    except OSError as fault:
+        raise RunError(
+            f"sweep folder {sweep.folder}: {fault.strerror}",
+            f"df -h {sweep.folder.parent}; or choose another --runs",
+        ) from None
+
+
+def record_jobs(sweep: Sweep, jobs: dict[str, str]) -> None:
+    """Adds run name -> job id to sweep.json."""
+    info = sweep.info()
+    write_json(sweep.sweep_file, info | {"jobs": info["jobs"] | jobs})
+
+
+def discard(plan: Plan) -> None:
+    """Removes the folder of a new sweep of which nothing was queued."""
+    shutil.rmtree(plan.sweep.folder, ignore_errors=True)
+
+
+def _sweep_info(plan: Plan) -> dict[str, Any]:
+    old = {} if plan.is_new else plan.sweep.info()
+    names = sorted({*old.get("runs", []), *plan.configs})
+    configs = [Run(plan.sweep.folder / name).config() for name in names]
+    return {
+        "format": FORMAT,
+        "name": plan.sweep.name,
+        "created_utc": old.get("created_utc", utc_now()),
+        "identity": plan.identity,
+        "recipe": configs[0].recipe(),
+        "batch_sizes": sorted({config.batch_size for config in configs}),
+        "seeds": sorted({config.seed for config in configs}),
+        "runs": names,
+        "weights": {
+            "path": configs[0].weights,
+            "sha256": plan.weights.sha256,
+            "architecture": plan.weights.architecture,
+            "source": plan.weights.source,
+            "source_sha256": plan.weights.source_sha256,
+            "untrained": plan.weights.untrained,
+        },
+        "images": {
+            "root": str(plan.images.root.resolve()),
+            "fingerprint": plan.images.fingerprint(),
+            "classes": list(plan.images.classes),
+            "counts": plan.images.counts(),
+        },
+        "cluster": asdict(plan.cluster),
+        "jobs": old.get("jobs", {}),
+        "versions": {"skinjob": __version__, "python": platform.python_version()},
+    }
+
+
+def _resolve_cluster(cluster: str) -> str:
+    if cluster == "auto":
+        return "slurm" if shutil.which("sbatch") else "local"
+    if cluster == "slurm" and not shutil.which("sbatch"):
+        raise ConfigError(
+            "cluster slurm was asked for and there is no sbatch on PATH",
+            "skinjob submit --cluster local",
+        )
+    return cluster
+
+
+def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, ClusterConfig]:
+    """Returns the device that every run will insist on, the reason, and the cluster with its GPUs.
+
+    Decided here and not in the job: a job that quietly fell back to the CPU would take days.
+    """
+    if device == "cpu":
+        return "cpu", "asked for with --device", replace(cluster, gpus=0)
+    if cluster.cluster == "slurm":
+        if cluster.gpus == 0 and device == "cuda":
+            raise ConfigError("device cuda with gpus 0", "skinjob submit --gpus 1")
+        if cluster.gpus == 0:
+            return "cpu", "auto: no GPU is asked for", cluster
+        return (
+            "cuda",
+            "asked for with --device" if device == "cuda" else "auto: a GPU is asked for",
+            cluster,
+        )
+    visible = count_gpus()
+    if device == "cuda" and visible == 0:
+        raise ConfigError(
+            "device cuda was asked for and this machine has no GPU", "skinjob submit --device cpu"
+        )
+    if visible == 0 or cluster.gpus == 0:
+        return (
+            "cpu",
+            "auto: this machine has no GPU" if visible == 0 else "auto: no GPU is asked for",
+            replace(cluster, gpus=0),
+        )
+    return "cuda", f"auto: this machine has {visible}", cluster
+
+
+def _lacks_torch(cluster: ClusterConfig) -> bool:
+    """Says whether jobs would start a Python without torch, as far as can be seen from here."""
+    return not cluster.python and not cluster.setup and find_spec("torch") is None
+
+
+def _require_batches_fit(batch_sizes: Sequence[int], images: ImageSet) -> None:
+    num_train = len(images.split("train"))
+    too_large = [size for size in batch_sizes if size > num_train]
+    if too_large:
+        fitting = ",".join(str(size) for size in batch_sizes if size <= num_train) or str(num_train)
+        raise ConfigError(
+            f"batch size {too_large[0]} is more than the {num_train} training images",
+            f"skinjob submit --batch-sizes {fitting}",
+        )
+
+
+def _named(plan: Plan, runs: Path, name: str) -> Sweep:
+    sweep = Sweep(runs / name)
+    if Path(name).name != name or name.startswith((".", "-")) or not name.isprintable():
+        raise ConfigError(
+            f"sweep name {name!r} is not a plain folder name", "skinjob submit --name my-sweep"
+        )
+    if sweep.sweep_file.exists() and sweep.info()["identity"] != plan.identity:
+        raise RunError(
+            f"sweep {sweep.folder} is there, with another recipe, images or weights",
+            f"skinjob submit --name {name}-2",
+        )
+    return sweep
+
+
+def _found(plan: Plan, runs: Path) -> Sweep | None:
+    """Returns the newest sweep that has these runs already."""
+    for sweep in reversed(sweeps(runs)):
+        info = sweep.info()
+        if info["identity"] == plan.identity and set(plan.configs) <= set(info["runs"]):
+            return sweep
+    return None
+
+
+def _fresh(plan: Plan, runs: Path) -> Sweep:
+    """Returns a sweep named for the day and the recipe that is not there yet."""
+    config = next(iter(plan.configs.values()))
+    sizes = sorted({config.batch_size for config in plan.configs.values()})
+    seeds = {config.seed for config in plan.configs.values()}
+    batches = "-".join(map(str, sizes)) if len(sizes) <= 6 else f"{sizes[0]}to{sizes[-1]}"
+    base = f"{date.today()}-bs{batches}-ep{config.epochs}-lr{config.lr:g}"
+    base += f"-{len(seeds)}seeds" if len(seeds) > 1 else ""
+    number, name = 1, base
+    while (runs / name).exists():
+        number += 1
+        name = f"{base}-{number}"
+    return Sweep(runs / name)

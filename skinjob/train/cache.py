@@ -1,0 +1,120 @@
+"""The folder of views that runs share, and the claims by which they share the work.
+
+A claim is a hint, never a lock: it says that somebody is at a view, so that others begin with
+another one. No number hangs on it. Two that compute the same view write the same file, each in
+one step; a claim whose owner died costs time alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from skinjob.files import replacing
+
+STALE_S = 60  # a claim is touched after every batch of images, which takes a second or a few
+
+
+@dataclass(frozen=True)
+class ViewCache:
+    """Features on disk, each file named by a digest of all that they depend on."""
+
+    folder: Path
+
+    def file(self, key: dict[str, str]) -> Path:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.safetensors"
+
+    def read(self, key: dict[str, str], num_images: int) -> Tensor | None:
+        """Returns (num_images, 512) float32 features, or None; removes a file that is damaged."""
+        file = self.file(key)
+        try:
+            features = load_file(file)["features"]
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError):
+            file.unlink(missing_ok=True)
+            return None
+        if features.shape[0] != num_images or features.dtype != torch.float32:
+            file.unlink(missing_ok=True)
+            return None
+        return features
+
+    def has(self, key: dict[str, str]) -> bool:
+        return self.file(key).exists()
+
+    def write(self, key: dict[str, str], features: Tensor) -> None:
+        """Keeps *features*, with the key as metadata that a person can read."""
+        with replacing(self.file(key)) as partial:
+            save_file({"features": features.contiguous()}, partial, metadata=key)
+
+    def claim(self, key: dict[str, str]) -> bool:
+        """Returns True when the view is now ours to compute, False when somebody else is at it."""
+        claim = self._claim_file(key)
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        if claim.exists() and self._is_stale(claim):
+            claim.unlink(missing_ok=True)
+        try:
+            handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w", encoding="utf-8") as owner:
+            owner.write(f"{socket.gethostname()} {os.getpid()}")
+        return True
+
+    def keep_claim(self, key: dict[str, str]) -> None:
+        """Says that we are still at it."""
+        claim = self._claim_file(key)
+        if claim.exists():
+            claim.touch()
+
+    def release(self, key: dict[str, str]) -> None:
+        self._claim_file(key).unlink(missing_ok=True)
+
+    def claimed_by(self, key: dict[str, str]) -> str:
+        """Returns host and process id of who is at a view, empty when nobody is."""
+        try:
+            return self._claim_file(key).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    def _claim_file(self, key: dict[str, str]) -> Path:
+        return self.file(key).with_suffix(".claim")
+
+    def _is_stale(self, claim: Path) -> bool:
+        """Says whether a claim's owner is gone: its process has ended, or is silent for long."""
+        try:
+            host, _, pid = claim.read_text(encoding="utf-8").partition(" ")
+            age_s = self._now() - claim.stat().st_mtime
+        except OSError:
+            return False  # gone in between
+        if host == socket.gethostname() and pid.isdecimal() and not _is_alive(int(pid)):
+            return True
+        return age_s > STALE_S
+
+    def _now(self) -> float:
+        """Returns the time by the clock that stamps the claims: the file server's, not ours."""
+        mark = self.folder / f".now-{socket.gethostname()}-{os.getpid()}"
+        mark.touch()
+        now = mark.stat().st_mtime
+        mark.unlink(missing_ok=True)
+        return now
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,63 @@
+"""What a run leaves: rows of metrics, the last epoch's predictions, and the trained head."""
+
+from __future__ import annotations
+
+import csv
+import math
+from typing import Any
+
+from safetensors.torch import save_file
+
+from skinjob.config import TrainConfig
+from skinjob.files import replacing
+from skinjob.runs import Run, utc_now
+from skinjob.train.loop import Epoch
+from skinjob.train.views import TEST, Views
+
+
+def csv_row(run: Run, config: TrainConfig, epoch: Epoch) -> dict[str, object]:
+    """Returns a row of metrics.csv; a metric that has no value is left empty."""
+    measured = {
+        column: value if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6f}"
+        for column, value in epoch.row.items()
+    }
+    return {
+        "sweep": run.sweep.name,
+        "run": run.name,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        **measured,
+        "lr": f"{config.lr:g}",
+        "seconds": f"{epoch.row['seconds']:.3f}",
+        "images_per_s": f"{epoch.row['images_per_s']:.1f}",
+        "time_utc": utc_now(),
+    }
+
+
+def write_predictions(run: Run, views: Views, epoch: Epoch, classes: tuple[str, ...]) -> None:
+    """Writes predictions.csv: what the last epoch's head says of every test image."""
+    probabilities = epoch.test_logits.softmax(dim=1)  # (num_test, num_classes)
+    with (
+        replacing(run.predictions_file) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as rows,
+    ):
+        writer = csv.writer(rows)
+        writer.writerow(["image", "label", "predicted", *(f"p_{name}" for name in classes)])
+        for file, p in zip(views.files(TEST), probabilities.tolist(), strict=True):
+            best = classes[p.index(max(p))]
+            writer.writerow(
+                [file.path, classes[file.label], best, *(f"{value:.6f}" for value in p)]
+            )
+
+
+def write_head(run: Run, epoch: Epoch, info: dict[str, Any]) -> None:
+    """Writes head.safetensors: the layer that was trained, named as in torchvision's ResNet18."""
+    metadata = {
+        "architecture": "resnet18",
+        "classes": ",".join(info["images"]["classes"]),
+        "backbone_sha256": info["weights"]["sha256"],
+        "run": f"{run.sweep.name}/{run.name}",
+    }
+    tensors = {f"fc.{part}": tensor.detach() for part, tensor in epoch.head.named_parameters()}
+    with replacing(run.head_file) as partial:
+        save_file(tensors, partial, metadata=metadata)

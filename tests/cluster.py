@@ -1,0 +1,116 @@
+"""A real SLURM on this machine, behind an air gap: what the `slurm` fixture hands to a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent / "slurm"
+MISSING = 3  # exit status of up.sh when this machine cannot run SLURM
+
+
+class SlurmMissingError(Exception):
+    """This machine cannot run SLURM; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A running cluster of one node and one partition, `lab`. `start` makes one.
+
+    The daemons and every job live in a network namespace with loopback only, and so do commands
+    that are run with `run`. Ports belong to the namespace: clusters side by side do not collide.
+    """
+
+    state: Path  # configuration, logs, spool
+    env: Mapping[str, str]  # what a client needs besides PATH and the like: SLURM_CONF
+    netns: Path  # for nsenter --net=
+
+    @classmethod
+    def start(cls, state: Path, *, accounting: str = "none", gpus: int = 4, cpus: int = 8) -> Slurm:
+        """Starts a cluster that keeps all it writes in *state*; returns when its node is idle.
+
+        *accounting* is "none" (no sacct) or "dbd" (the real one, some seconds behind).
+
+        Raises: SlurmMissingError when this machine lacks packages or rights.
+        """
+        options = [f"--accounting={accounting}", f"--gpus={gpus}", f"--cpus={cpus}"]
+        words = [word for option in options for word in option.split("=")]
+        try:
+            subprocess.run(
+                [SCRIPTS / "up.sh", state, *words],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        except BaseException as error:  # Ctrl-C as well: some daemons may run already
+            _stop(state)
+            if not isinstance(error, subprocess.CalledProcessError):
+                raise
+            reason = error.stderr.strip().removeprefix("slurm: ")
+            if error.returncode == MISSING:
+                raise SlurmMissingError(reason.splitlines()[-1].removeprefix("slurm: ")) from None
+            raise RuntimeError(f"SLURM does not start: {reason}") from None
+        name = (state / "pid" / "netns").read_text().strip()
+        env = {"SLURM_CONF": str(state.resolve() / "conf" / "slurm.conf")}
+        return cls(state=state, env=env, netns=Path("/run/netns") / name)
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = False,
+        timeout_s: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command as on the login node, and returns it with its output captured.
+
+        *env* is added to the environment, in which no SLURM variable of ours is left: the tests
+        may themselves be a job.
+        """
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+        return subprocess.run(
+            ["nsenter", f"--net={self.netns}", *argv],
+            cwd=cwd,
+            env={**ours, **self.env, **(env or {})},
+            check=check,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    def sbatch(self, command: str, *options: str, cwd: Path) -> str:
+        """Queues a shell command, which logs to job-ID.out in *cwd*; returns the job id."""
+        argv = ["sbatch", "--parsable", "--output=job-%j.out", *options, f"--wrap={command}"]
+        return self.run(argv, cwd=cwd, check=True).stdout.strip()
+
+    def wait(self, job_id: str, *, timeout_s: float = 60) -> None:
+        """Returns when a job, or every task of an array, has left the queue.
+
+        Raises: TimeoutError with the queue as it is then.
+        """
+        end = time.monotonic() + timeout_s
+        while queue := self.run(["squeue", "-h", "-j", job_id], check=True).stdout:
+            if time.monotonic() > end:
+                raise TimeoutError(f"job {job_id} is still in the queue:\n{queue}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Cancels what is queued and stops the daemons; *state* and its logs stay."""
+        _stop(self.state)
+
+
+def _stop(state: Path) -> None:
+    # Not subprocess.run, which kills its child, and in a session of its own: a second Ctrl-C ends
+    # the tests, and the clearing up goes on without them.
+    down = subprocess.Popen(
+        [SCRIPTS / "down.sh", state], stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    if down.wait() != 0:
+        raise RuntimeError(f"{state}: SLURM does not stop; see its log folder")

@@ -1,0 +1,47 @@
+"""The real command, as a person calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from skinjob.runs import Sweep, sweeps
+from skinjob.submit.state import standing
+
+
+def skinjob(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` in *cwd*, piped, and returns what it said."""
+    return subprocess.run(
+        [sys.executable, "-m", "skinjob", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)} | env,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """Returns the error's first line, having checked that the two lines are all there is."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == code, result.stderr
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("fix:   ")
+    return lines[0].removeprefix("error: ")
+
+
+def only_sweep(runs: Path) -> Sweep:
+    (found,) = sweeps(runs)
+    return found
+
+
+def wait_for(sweep: Sweep, state: str, timeout_s: float = 120) -> None:
+    """Returns when every run of a sweep stands so."""
+    end = time.monotonic() + timeout_s
+    while set(standing(sweep).values()) != {state}:
+        assert time.monotonic() < end, standing(sweep)
+        time.sleep(0.2)

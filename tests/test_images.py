@@ -1,0 +1,114 @@
+"""What `skinjob submit` says of an image tree before anything is queued."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import make_tree
+
+from skinjob.errors import ImagesError
+from skinjob.images import decode, read_index, scan, write_index
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "skin_cancer", num_train=3, num_test=2)
+
+
+def test_scan_counts_every_image_by_split_and_class(tree: Path) -> None:
+    """The counts that a person sees before queueing are those of the folders."""
+    assert scan(tree).counts() == {
+        "train": {"benign": 3, "malignant": 3},
+        "test": {"benign": 2, "malignant": 2},
+    }
+
+
+def test_index_brings_back_the_same_images(tree: Path, tmp_path: Path) -> None:
+    """A job sees exactly the images that were scanned, awkward names included."""
+    shutil.copy(tree / "train/benign/0.jpg", tree / 'train/benign/é, "x"\n.jpg')
+    images = scan(tree)
+    write_index(images, tmp_path / "images.csv")
+    again = read_index(tmp_path / "images.csv", tree, images.classes)
+    assert again == images
+    assert again.fingerprint() == images.fingerprint()
+
+
+def test_fingerprint_follows_content_and_not_place(tree: Path, tmp_path: Path) -> None:
+    """A copied tree is the same tree; one changed byte makes another."""
+    copy = shutil.copytree(tree, tmp_path / "elsewhere")
+    assert scan(copy).fingerprint() == scan(tree).fingerprint()
+    Image.new("RGB", (50, 50)).save(copy / "test/benign/0.jpg")
+    assert scan(copy).fingerprint() != scan(tree).fingerprint()
+    assert scan(copy).fingerprint("train") == scan(tree).fingerprint("train")
+
+
+def test_faulty_images_are_all_counted_and_named(tree: Path) -> None:
+    """Truncated, empty and false images are found at once, each with its reason."""
+    whole = (tree / "train/benign/0.jpg").read_bytes()
+    (tree / "train/benign/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tree / "train/benign/empty.jpg").write_bytes(b"")
+    (tree / "train/malignant/page.jpg").write_text("<html>")
+    with pytest.raises(ImagesError) as fault:
+        scan(tree)
+    assert fault.value.message.startswith("3 of 13 images do not open")
+    for word in ("cut.jpg (image file is truncated", "empty.jpg (empty file)", "page.jpg (not an"):
+        assert word in fault.value.message
+
+
+def test_files_that_are_not_images_are_ignored_and_counted(tree: Path) -> None:
+    """A thumbnail database or a note beside the images does no harm, and is mentioned."""
+    (tree / "train/benign/Thumbs.db").write_bytes(b"x")
+    (tree / "train/benign/.DS_Store").write_bytes(b"x")
+    (tree / "train/benign/._0.jpg").write_bytes(b"x")
+    images = scan(tree)
+    assert len(images.files) == 10
+    assert images.num_ignored == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda tree: shutil.rmtree(tree), "no such folder"),
+        (lambda tree: shutil.rmtree(tree / "test"), "no test/ in it"),
+        (lambda tree: shutil.rmtree(tree / "test/benign"), "only one has train/benign"),
+        (lambda tree: (tree / "test/extra").mkdir(), "only one has test/extra"),
+        (lambda tree: [f.unlink() for f in (tree / "test/benign").iterdir()], "no image in it"),
+        (
+            lambda tree: [shutil.rmtree(tree / s / "benign") for s in ("train", "test")],
+            "1 class folders in train/, 2 or more wanted",
+        ),
+    ],
+)
+def test_a_tree_of_another_shape_is_refused(tree: Path, spoil: object, words: str) -> None:
+    """What is wrong with the folders is said in the words of the folders."""
+    spoil(tree)  # type: ignore[operator]
+    with pytest.raises(ImagesError, match=words):
+        scan(tree)
+
+
+def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:
+    """No number comes from an image that is not the one that was submitted."""
+    images = scan(tree)
+    Image.new("RGB", (50, 50)).save(tree / images.files[0].path)
+    with pytest.raises(ImagesError, match="has changed since"):
+        images.files[0].read(tree)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    """Grey, palette, alpha, CMYK and 16-bit images train as they look."""
+    grey = np.linspace(0, 255, 64).reshape(8, 8)
+    if mode == "I;16":
+        image = Image.fromarray((grey * 257).astype(np.uint16))
+    else:
+        image = Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    file = tmp_path / ("image.tif" if mode in ("CMYK", "YCbCr") else "image.png")
+    image.save(file)
+    rgb = decode(file.read_bytes())
+    assert rgb.mode == "RGB"
+    if mode != "1":
+        assert np.abs(np.asarray(rgb, float).mean(axis=2) - grey).max() < 4

@@ -1,0 +1,247 @@
+"""`skinjob submit` on a machine without SLURM: the real command, the real local executor."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from commands import only_sweep, refusal, skinjob, wait_for
+
+from skinjob.runs import sweeps
+from skinjob.submit.state import standing
+
+SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
+
+
+def test_submit_returns_at_once_and_the_runs_train_one_after_another(project: Path) -> None:
+    """Without SLURM the same jobs run here, one at a time, and each writes its CSV."""
+    result = skinjob("submit", *SMALL, cwd=project)
+    assert result.returncode == 0, result.stderr
+    sweep = only_sweep(project / "runs")
+    assert "done" not in standing(sweep).values()  # it did not wait
+    for words in ("8 benign, 8 malignant", "bs0004-seed0", "bs0008-seed0", "skinjob report runs/"):
+        assert words in result.stdout
+    wait_for(sweep, "done")
+    first, second = (run.state() for run in sweep.runs())
+    assert str(first.finished_utc) <= str(second.started_utc)
+    for run in sweep.runs():
+        with run.metrics_file.open(newline="") as rows:
+            assert [row["epoch"] for row in csv.DictReader(rows)] == ["1", "2"]
+    assert set(sweep.info()["jobs"]) == {"bs0004-seed0", "bs0008-seed0"}
+
+
+def test_wait_returns_when_all_have_ended(project: Path) -> None:
+    """With --wait the exit code says whether every run is done."""
+    assert skinjob("submit", *SMALL, "--wait", cwd=project).returncode == 0
+    assert set(standing(only_sweep(project / "runs")).values()) == {"done"}
+
+
+def test_the_same_submit_again_repeats_nothing(project: Path) -> None:
+    """A finished run is never trained twice, whatever day it is submitted again."""
+    skinjob("submit", *SMALL, "--wait", cwd=project)
+    sweep = only_sweep(project / "runs")
+    sweep.folder.rename(sweep.folder.with_name("2020-01-01-old"))
+    sweep = only_sweep(project / "runs")
+    before = [(run.metrics_file.stat().st_mtime_ns, run.state()) for run in sweep.runs()]
+    result = skinjob("submit", *SMALL, cwd=project)
+    assert result.returncode == 0
+    assert result.stdout.count("not repeated") == 2
+    assert [(run.metrics_file.stat().st_mtime_ns, run.state()) for run in sweep.runs()] == before
+    assert len(sweeps(project / "runs")) == 1
+
+
+def test_a_failed_run_alone_is_queued_again(project: Path) -> None:
+    """After a failure the same command trains what is missing and nothing else."""
+    skinjob("submit", *SMALL, "--wait", cwd=project)
+    sweep = only_sweep(project / "runs")
+    done, failed = sweep.runs()
+    finished = done.state().finished_utc
+    failed.update_state(state="failed")
+    result = skinjob("submit", *SMALL, "--wait", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert failed.state().state == "done"
+    assert done.state().finished_utc == finished
+
+
+def test_more_batch_sizes_join_a_named_sweep(project: Path) -> None:
+    """A sweep can grow: runs that are there stay, new ones are added."""
+    skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
+    grown = ("--batch-sizes", "8,16", "--epochs", "2", "--cluster", "local", "--name", "mine")
+    assert skinjob("submit", *grown, "--wait", cwd=project).returncode == 0
+    info = only_sweep(project / "runs").info()
+    assert info["batch_sizes"] == [4, 8, 16]
+    assert info["runs"] == ["bs0004-seed0", "bs0008-seed0", "bs0016-seed0"]
+
+
+def test_a_name_is_not_shared_by_two_recipes(project: Path) -> None:
+    """Numbers of two recipes never land in one sweep."""
+    skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
+    other = skinjob("submit", *SMALL, "--name", "mine", "--lr", "0.5", cwd=project)
+    assert "is there, with another recipe" in refusal(other)
+
+
+def test_a_killed_run_is_failed_and_not_running_for_ever(project: Path) -> None:
+    """kill -9 on a job leaves a state that says so, and the queue goes on with the next run."""
+    skinjob("submit", *SMALL[:2], "--epochs", "200", *SMALL[4:], cwd=project)
+    sweep = only_sweep(project / "runs")
+    first, second = sweep.runs()
+    while (pid := first.state().pid) is None:
+        pass
+    os.kill(pid, signal.SIGKILL)
+    while second.state().pid is None:
+        pass
+    assert first.state().state == "failed"
+    assert "without a word" in str(first.state().error)
+    os.kill(int(str(second.state().pid)), signal.SIGKILL)
+    wait_for(sweep, "failed")
+
+
+def test_dry_run_makes_nothing(project: Path) -> None:
+    """--dry-run prints the whole configuration and leaves no trace."""
+    result = skinjob("submit", *SMALL, "--dry-run", cwd=project)
+    assert result.returncode == 0
+    for words in ("epochs = 2", "lr = 0.01", "device = cpu", "bs0008-seed0", "nothing was made"):
+        assert words in result.stdout
+    assert not (project / "runs").exists()
+
+
+def test_job_file_flag_and_environment_take_their_turn(project: Path) -> None:
+    """A flag wins over the environment, the environment over the job file."""
+    (project / "jobs").mkdir()
+    (project / "jobs/default.toml").write_text("[train]\nepochs = 3\nlr = 0.3\nseeds = [5]\n")
+    result = skinjob(
+        "submit", "--dry-run", "--lr", "0.1", "--cluster", "local", "--batch-sizes", "4",
+        cwd=project, SKINJOB_SUBMIT_EPOCHS="4", SKINJOB_SUBMIT_LR="0.2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for words in ("epochs = 4", "lr = 0.1", "bs0004-seed5"):
+        assert words in result.stdout
+
+
+def test_submission_folder_is_private(project: Path) -> None:
+    """Whoever can write where the pickles lie runs code as the user: nobody else can."""
+    skinjob("submit", *SMALL, "--wait", cwd=project)
+    folder = only_sweep(project / "runs").submission_folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
+    """Paths go through shells, JSON and Python unharmed."""
+    runs = project / """it's "my" runs"""
+    result = skinjob("submit", *SMALL, "--runs", runs, "--wait", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert set(standing(only_sweep(runs)).values()) == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch-sizes", "0"], "batch size is 0"),
+        (["--batch-sizes", "4,17"], "batch size 17 is more than the 16 training images"),
+        (["--batch-sizes", "4,4"], "batch sizes [4, 4]: each one once"),
+        (["--epochs", "0"], "epochs is 0"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--lr", "0"], "lr is 0.0"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--job", "nowhere.toml"], "job file nowhere.toml: no such file"),
+        (["--name", "a/b"], "'a/b' is not a plain folder name"),
+        (["--device", "cuda"], "this machine has no GPU"),
+    ],
+)
+def test_a_bad_value_gives_two_lines_and_makes_nothing(
+    project: Path, arguments: list[str], words: str
+) -> None:
+    """What can be known on the login node is said there, in two lines, and nothing is left."""
+    if "cuda" in arguments and Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has a GPU")
+    result = skinjob("submit", "--batch-sizes", "4", "--cluster", "local", *arguments, cwd=project)
+    assert words in refusal(result)
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["submit", "--batch-sizes", "32,abc"], "'abc' in '32,abc' is not a whole number"),
+        (["submit", "--epochs", "many"], "many"),
+        (["submit", "--epoch", "3"], "--epoch"),
+        (["sumbit"], "sumbit"),
+        (["train"], "RUN"),
+    ],
+)
+def test_usage_gives_two_lines_and_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """A slip on the command line is answered with what was written and where the help is."""
+    result = skinjob(*arguments, cwd=tmp_path)
+    assert words in refusal(result, code=2)
+    assert "--help" in result.stderr
+
+
+def test_one_flipped_byte_in_the_weights_is_refused(project: Path) -> None:
+    """Weights that were damaged on the way are found before the queue."""
+    file = project / "weights/resnet18.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert "SHA-256" in refusal(skinjob("submit", *SMALL, cwd=project))
+
+
+def test_a_full_disk_is_said_and_leaves_no_sweep(project: Path) -> None:
+    """When the sweep's folder cannot be written, nothing is queued."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = project / "small"
+    small.mkdir()
+    assert os.system(f"mount -t tmpfs -o size=16k tmpfs '{small}'") == 0
+    try:
+        result = skinjob("submit", *SMALL, "--runs", small, cwd=project)
+        assert "No space left on device" in refusal(result)
+        assert not sweeps(small)
+    finally:
+        os.system(f"umount '{small}'")
+
+
+def test_without_torch_the_local_machine_is_refused(project: Path) -> None:
+    """In the base install a local sweep is not queued only to fail."""
+    hidden = project / "hidden"
+    hidden.mkdir()
+    code = (
+        "import sys, importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
+        f"from skinjob.cli import main; main(['submit', *{list(SMALL)!r}])\n"
+    )
+    (hidden / "no_torch.py").write_text(code)
+    import subprocess
+
+    result = subprocess.run(
+        [sys.executable, hidden / "no_torch.py"],
+        cwd=project, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert "needs torch" in refusal(result)
+
+
+def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:
+    """A run can be looked at while it trains, without any queue."""
+    skinjob("submit", *SMALL, "--wait", cwd=project)
+    run = only_sweep(project / "runs").runs()[0]
+    run.metrics_file.unlink()
+    result = skinjob("train", run.folder, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "epoch 2/2" in result.stdout
+    assert run.metrics_file.exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    """`skinjob train` on something else says what is missing in it."""
+    assert "is not a run: no config.json in it" in refusal(skinjob("train", tmp_path, cwd=tmp_path))
+
+
+def test_report_without_a_sweep_says_how_to_make_one(tmp_path: Path) -> None:
+    """The next command is never a riddle."""
+    assert "no sweep in runs/" in refusal(skinjob("report", cwd=tmp_path))

@@ -1,0 +1,67 @@
+"""Small image trees and sweeps for tests, made in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.runs import Sweep
+from skinjob.submit.plan import make_plan, write_plan
+
+COLOURS = {"benign": (150, 110, 90), "malignant": (90, 40, 60), "other": (60, 90, 150)}
+
+
+def make_tree(
+    root: Path,
+    *,
+    num_train: int = 8,
+    num_test: int = 4,
+    classes: Sequence[str] = ("benign", "malignant"),
+) -> Path:
+    """Makes noisy images of several shapes, num_train and num_test of each class."""
+    draws = np.random.default_rng(0)
+    for split, count in (("train", num_train), ("test", num_test)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = draws.integers(40, 90, 2)
+                pixels = draws.normal(COLOURS[name], 40, (height, width, 3)).clip(0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.jpg")
+    return root
+
+
+def make_sweep(
+    data: Path,
+    weights: Path,
+    runs: Path,
+    *,
+    batch_sizes: Sequence[int] = (4, 8),
+    seeds: Sequence[int] = (0,),
+    epochs: int = 2,
+    lr: float = 0.1,
+) -> Sweep:
+    """Makes a checked sweep's folders, as `skinjob submit` does before it queues anything."""
+    train = TrainConfig(
+        data=str(data),
+        weights=str(weights),
+        batch_size=batch_sizes[0],
+        epochs=epochs,
+        lr=lr,
+        device="cpu",
+        precision="fp32",
+    )
+    plan = make_plan(
+        train=train,
+        batch_sizes=batch_sizes,
+        seeds=seeds,
+        cluster=ClusterConfig(cluster="local"),
+        runs=runs,
+        name="sweep",
+    )
+    write_plan(plan)
+    return plan.sweep
