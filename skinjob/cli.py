@@ -22,6 +22,7 @@ from skinjob.runs import Run, Sweep, sweeps
 
 if TYPE_CHECKING:
     from skinjob.submit.plan import Plan
+    from skinjob.submit.submit import Submission
 
 # Images are per class. At the recipe's lr of 0.01 a head barely moves in so few updates.
 DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 1.0
@@ -40,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = fault.ctx.command_path if fault.ctx else "skinjob"
         code = _tell(fault.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        code = 130
+        code = _tell("interrupted", "the same command again goes on where it stopped", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -103,7 +103,7 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
     click.echo(f"size    {fetched.size_bytes:,} bytes")
     click.echo(f"source  {fetched.source}")
     click.echo(f"\nnext:  {fetched.scp_line}")
-    click.echo("there: cd skinjob/weights && sha256sum -c SHA256SUMS")
+    click.echo("there: (cd skinjob/weights && sha256sum -c SHA256SUMS)")
 
 
 @cli.command()
@@ -206,28 +206,17 @@ def _print_dry_run(plan: Plan) -> None:
     click.echo("\nnothing was made or queued (--dry-run)")
 
 
-def _submit(plan: Plan, is_waiting: bool) -> bool:
+def _submit(plan: Plan, is_waiting: bool) -> None:
     """Submits, prints the runs and the next command, and waits if asked to."""
     from skinjob.submit.submit import submit as submit_plan
     from skinjob.submit.submit import wait
 
     submission = submit_plan(plan)
-    rows = []
-    for name, config in plan.configs.items():
-        stands = submission.others.get(name, "queued")
-        job = submission.jobs.get(name, "this machine" if plan.cluster.cluster == "local" else "")
-        rows.append(
-            (
-                name,
-                str(config.batch_size),
-                str(config.seed),
-                str(plan.num_updates(config)),
-                stands,
-                job if name in submission.queued else "not repeated",
-            )
-        )
     click.echo()
-    print_table(("run", "batch size", "seed", "updates", "state", "job"), rows)
+    print_table(
+        ("run", "batch size", "seed", "updates", "state", "job"),
+        [_row(plan, submission, name) for name in plan.configs],
+    )
     folder = shlex.quote(str(submission.sweep.folder))
     if is_waiting:
         click.echo(f"\nwaiting; Ctrl-C leaves the jobs at work. Logs: tail -f {folder}/*/train.log")
@@ -235,10 +224,20 @@ def _submit(plan: Plan, is_waiting: bool) -> bool:
         click.echo(f"\nnext: skinjob report {folder}")
         if not ok:
             raise RunError(f"not every run of {folder} is done", f"tail -n 40 {folder}/*/train.log")
-        return ok
+        return
     click.echo(f"\nfollow: tail -f {folder}/*/train.log")
     click.echo(f"next:   skinjob report {folder}")
-    return True
+
+
+def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
+    """Returns a run's line in the table that `submit` prints."""
+    config = plan.configs[name]
+    numbers = (config.batch_size, config.seed, plan.num_updates(config))
+    if name in submission.others:
+        state = (submission.others[name], "not repeated")
+    else:
+        state = ("queued", submission.jobs.get(name, "this machine"))
+    return (name, *map(str, numbers), *state)
 
 
 def _tell_end(sweep: Sweep) -> Callable[[str, str], None]:
@@ -304,8 +303,14 @@ def _report(chosen: Sequence[Sweep], out: Path | None) -> None:
             click.echo()
         for line in lines:
             click.echo(f"{title}: {line}" if title else line)
-    click.echo(f"\nopen: {built.folder / 'index.html'}")
-    click.echo(f"      {built.folder / 'comparison.png'}")
+    folder = _shown(built.folder)
+    click.echo(f"\nopen: {folder / 'index.html'}\n      {folder / 'comparison.png'}")
+
+
+def _shown(path: Path) -> Path:
+    """Returns the path as one would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 @cli.command()

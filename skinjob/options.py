@@ -5,6 +5,7 @@ A flag wins over its SKINJOB_SUBMIT_* variable, that over the job file, that ove
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -35,14 +36,15 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
             value = ",".join(map(str, value))
         numbers: list[int] = []
         for part in str(value).split(","):
-            first, dash, last = part.strip().partition("-")
-            if not first.isdecimal() or (dash and not last.isdecimal()):
+            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if last < first:
                 self.fail(
                     f"{part.strip()!r} in {value!r} is not a whole number (such as 32,64 or 0-9)",
                     param,
                     ctx,
                 )
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+            numbers += range(first, last + 1)
         return tuple(numbers)
 
 

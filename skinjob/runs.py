@@ -115,10 +115,9 @@ class Run:
 
     def state(self) -> RunState:
         """Returns the run's own word; a run that has not spoken yet is queued."""
-        try:
-            values = json.loads(self.state_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.state_file.exists():
             return RunState()
+        values = _read_json(self.state_file, f"{self.folder}: its state does not read")
         return RunState(**{f.name: values[f.name] for f in fields(RunState) if f.name in values})
 
     def update_state(self, **changes: Any) -> RunState:
@@ -192,7 +191,7 @@ def run_name(batch_size: int, seed: int) -> str:
 def sweeps(runs: Path) -> list[Sweep]:
     """Returns the sweeps below *runs*, oldest first."""
     found = [Sweep(file.parent) for file in runs.glob("*/sweep.json")]
-    return sorted(found, key=lambda sweep: (sweep.info()["created_utc"], sweep.name))
+    return sorted(found, key=lambda sweep: (sweep.info().get("created_utc", ""), sweep.name))
 
 
 def utc_now() -> str:

@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,6 +170,7 @@ def test_a_bad_value_gives_two_lines_and_makes_nothing(
     ("arguments", "words"),
     [
         (["submit", "--batch-sizes", "32,abc"], "'abc' in '32,abc' is not a whole number"),
+        (["submit", "--seeds", "5-1"], "'5-1' in '5-1' is not"),
         (["submit", "--epochs", "many"], "many"),
         (["submit", "--epoch", "3"], "--epoch"),
         (["sumbit"], "sumbit"),
@@ -217,12 +219,13 @@ def test_without_torch_the_local_machine_is_refused(project: Path) -> None:
         f"from skinjob.cli import main; main(['submit', *{list(SMALL)!r}])\n"
     )
     (hidden / "no_torch.py").write_text(code)
-    import subprocess
-
     result = subprocess.run(
         [sys.executable, hidden / "no_torch.py"],
-        cwd=project, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
-    )  # fmt: skip
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
     assert "needs torch" in refusal(result)
 
 

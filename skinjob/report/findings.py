@@ -134,6 +134,11 @@ def _accuracy(series: Sequence[Series]) -> str:
     finals = {one.batch_size: one.final("test_accuracy") for one in series}
     means = {size: statistics.fmean(values) for size, values in finals.items()}
     worst, best = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    if means[worst] == means[best]:
+        return (
+            f"Test accuracy at epoch {series[0].epochs}: {100 * means[best]:.1f} % with every one "
+            "of the batch sizes."
+        )
     said = (
         f"Test accuracy at epoch {series[0].epochs}: {100 * means[worst]:.1f} % ({worst}) to "
         f"{100 * means[best]:.1f} % ({best}), {100 * (means[best] - means[worst]):.1f} "

@@ -273,7 +273,7 @@ def _named(plan: Plan, runs: Path, name: str) -> Sweep:
         raise ConfigError(
             f"sweep name {name!r} is not a plain folder name", "skinjob submit --name my-sweep"
         )
-    if sweep.sweep_file.exists() and sweep.info()["identity"] != plan.identity:
+    if sweep.sweep_file.exists() and sweep.info().get("identity") != plan.identity:
         raise RunError(
             f"sweep {sweep.folder} is there, with another recipe, images or weights",
             f"skinjob submit --name {name}-2",
@@ -285,7 +285,7 @@ def _found(plan: Plan, runs: Path) -> Sweep | None:
     """Returns the newest sweep that has these runs already."""
     for sweep in reversed(sweeps(runs)):
         info = sweep.info()
-        if info["identity"] == plan.identity and set(plan.configs) <= set(info["runs"]):
+        if info.get("identity") == plan.identity and set(plan.configs) <= set(info["runs"]):
             return sweep
     return None
 

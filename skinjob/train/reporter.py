@@ -32,12 +32,11 @@ class Reporter(Watcher):
         self.computed_views: set[int] = set()
         self.read_views: set[int] = set()
 
-    def computing(self, view: int, done: int, total: int) -> None:
+    def computing(self, view: int, done: int, total: int, seconds: float) -> None:
         self.beat()
         self.draw(self.images_done + done)
         if self.is_time_to_log():
-            rate = (self.images_done + done) / (time.monotonic() - self.started)
-            log.info("%s: %d of %d images, %.1f images/s", name(view), done, total, rate)
+            log.info("%s: %d of %d images, %.1f images/s", name(view), done, total, done / seconds)
 
     def computed(self, view: int, num_images: int, seconds: float) -> None:
         self.computed_views.add(view)

@@ -32,8 +32,8 @@ AHEAD = 2  # batches decoded in advance of the backbone
 class Watcher:
     """Who is told how the views come along; this one does nothing with it."""
 
-    def computing(self, view: int, done: int, total: int) -> None:
-        """Called after every batch with the images done and in all."""
+    def computing(self, view: int, done: int, total: int, seconds: float) -> None:
+        """Called after every batch with the images done and in all, and the time they took."""
 
     def computed(self, view: int, num_images: int, seconds: float) -> None:
         """Called when a view is computed."""
@@ -148,7 +148,7 @@ class Views:
             parts.append(forward(self.backbone, self.device, pixels))
             done += len(pixels)
             self.cache.keep_claim(self.key(view))
-            self.watcher.computing(view, done, num_images)
+            self.watcher.computing(view, done, num_images, time.perf_counter() - start)
         features = torch.cat(parts)  # (num_images, 512) float32
         self._require_finite(features, view)
         self.watcher.computed(view, num_images, time.perf_counter() - start)

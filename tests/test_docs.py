@@ -1,0 +1,157 @@
+"""README is true: its commands run as written, its links and its file tree lead somewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from commands import only_sweep, wait_for
+from local_server import Site, serving
+from state_dict_maker import resnet18_arrays, write_old_layout
+from trees import make_tree
+
+from skinjob.cli import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(section: str) -> list[str]:
+    """Returns the lines after a `$` in the console blocks of a section of README."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", README, re.S | re.M)
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.S | re.M)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture
+def login_node(tmp_path: Path) -> Iterator[Path]:
+    """A real sshd on loopback whose users land in the folder that is yielded."""
+    if not shutil.which("sshd", path="/usr/sbin:" + os.environ["PATH"]):
+        pytest.skip("no sshd: apt-get install openssh-server openssh-client")
+    if os.geteuid() != 0:
+        pytest.skip("starting an sshd needs root")
+    home, keys = tmp_path / "login", tmp_path / "ssh"
+    home.mkdir()
+    keys.mkdir(mode=0o700)
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it to drop its rights in
+    for name in ("host", "id"):
+        subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", keys / name], check=True)
+    port = 20000 + os.getpid() % 20000
+    (keys / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys}/host\nPidFile none\nUsePAM no\n"
+        f"AuthorizedKeysFile {keys}/id.pub\nStrictModes no\nPasswordAuthentication no\n"
+        f"Subsystem sftp internal-sftp -d {home}\n"
+    )
+    (keys / "ssh_config").write_text(
+        f"Host LOGIN_NODE\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {keys}/id\n"
+        " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
+        " BatchMode yes\n ConnectionAttempts 20\n"
+    )
+    with subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", keys / "sshd_config"]) as daemon:
+        yield home
+        daemon.terminate()
+
+
+def run(line: str, cwd: Path, **env: str) -> str:
+    """Runs a line of README in a shell in which `skinjob` is this one, and returns what it says."""
+    tools = cwd / ".tools"
+    tools.mkdir(exist_ok=True)
+    (tools / "skinjob").write_text(f'#!/bin/sh\nexec {sys.executable} -m skinjob "$@"\n')
+    (tools / "skinjob").chmod(0o755)
+    result = subprocess.run(
+        ["sh", "-c", _unmade(line)],
+        cwd=cwd,
+        env=os.environ
+        | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": ":".join(sys.path)}
+        | env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def _unmade(line: str) -> str:
+    """Returns what `make TARGET` would call, without the making of a .venv."""
+    if not line.startswith("make "):
+        return line
+    plan = subprocess.run(
+        [*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return plan.stdout.splitlines()[-1].removeprefix(".venv/bin/")
+
+
+def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
+    """The story of README, from the laptop to the report, with every command as it stands there."""
+    laptop, cluster = tmp_path / "laptop", login_node / "skinjob"
+    laptop.mkdir()
+    (cluster / "weights").mkdir(parents=True)
+    made = write_old_layout(tmp_path / "made.pth", resnet18_arrays())
+    content = made.read_bytes()
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    with serving(Site(files={"/" + name: content})) as site:
+        source = f"{site.base}/{name}"
+        for line in commands("On the laptop"):
+            ours = line.replace("scp ", f"scp -F {tmp_path}/ssh/ssh_config ").replace("USER@", "")
+            run(ours, laptop, SKINJOB_FETCH_WEIGHTS_SOURCE=source)
+
+    make_tree(cluster / "skin_cancer", num_train=130, num_test=3)
+    shutil.copytree(ROOT / "jobs", cluster / "jobs")
+    for line in commands("On the login node"):
+        run(line, cluster, SKINJOB_SUBMIT_CLUSTER="local", SKINJOB_SUBMIT_EPOCHS="1")
+    sweep = only_sweep(cluster / "runs")
+    assert [run.name for run in sweep.runs()] == [
+        "bs0032-seed0",
+        "bs0064-seed0",
+        "bs0128-seed0",
+        "bs0256-seed0",
+    ]
+    wait_for(sweep, "done")
+    for line in commands("The report"):
+        run(line, cluster)
+    assert (sweep.report_folder / "comparison.png").exists()
+
+
+def test_set_up_is_two_make_targets() -> None:
+    """README's two commands exist, and every target of the Makefile is listed by `make` alone."""
+    assert commands("Set up") == ["make demo", "make test"]
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("fetch-weights", "demo", "test", "check", "clean"):
+        assert f"make {target} " in listed
+
+
+def test_every_option_is_documented() -> None:
+    """README names every command and every option of it, and none that is not there."""
+    names = {option for c in cli.commands.values() for p in c.params for option in p.opts}
+    wanted = {name for name in names if name.startswith("--")}
+    named = set(re.findall(r"`(--[a-z0-9-]+)", README))
+    assert wanted <= named, wanted - named
+    assert named <= wanted | {"--version", "--help"}, named - wanted
+    for command in cli.commands:
+        assert f"skinjob {command}" in README
+        assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0
+
+
+def test_links_and_file_tree_lead_somewhere() -> None:
+    """No link is broken, and the file tree is the tree of files."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    (tree,) = re.findall(r"## The files\n\n```text\n(.*?)```", README, re.S)
+    shown = {line.split()[0] for line in tree.splitlines() if line}
+    made = {"runs/", "skin_cancer/"}  # by the user
+    assert not {path for path in shown - made if not (ROOT / path).exists()}
+    modules = {
+        file.relative_to(ROOT).as_posix()
+        for file in (ROOT / "skinjob").rglob("*.py")
+        if not file.name.startswith("__")
+    }
+    assert modules <= shown, modules - shown
