@@ -266,7 +266,7 @@ def _mark_majority(axes: Axes, majority: float) -> None:
         ha="left" if is_left else "right",
         size=8,
         color="0.25",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        zorder=1,  # under the curves: it must hide none
     )
 
 
