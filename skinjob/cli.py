@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from skinjob.submit.submit import Submission
 
 # Images are per class. At the recipe's lr of 0.01 a head barely moves in so few updates.
-DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 1.0
+DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

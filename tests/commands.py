@@ -42,6 +42,7 @@ def only_sweep(runs: Path) -> Sweep:
 def wait_for(sweep: Sweep, state: str, timeout_s: float = 120) -> None:
     """Returns when every run of a sweep stands so."""
     end = time.monotonic() + timeout_s
-    while set(standing(sweep).values()) != {state}:
-        assert time.monotonic() < end, standing(sweep)
+    while set(found := standing(sweep).values()) != {state}:
+        assert time.monotonic() < end, found
+        assert state == "failed" or "failed" not in found, [run.state() for run in sweep.runs()]
         time.sleep(0.2)

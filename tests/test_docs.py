@@ -15,10 +15,12 @@ import pytest
 from click.testing import CliRunner
 from commands import only_sweep, wait_for
 from local_server import Site, serving
-from state_dict_maker import resnet18_arrays, write_old_layout
+from safetensors.numpy import load_file
+from state_dict_maker import write_old_layout
 from trees import make_tree
 
 from skinjob.cli import cli
+from skinjob.fetch.weights import write_untrained
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -84,10 +86,13 @@ def _unmade(line: str) -> str:
     """Returns what `make TARGET` would call, without the making of a .venv."""
     if not line.startswith("make "):
         return line
-    plan = subprocess.run(
-        [*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return plan.stdout.splitlines()[-1].removeprefix(".venv/bin/")
+    return make(*line.split()[1:], "--dry-run").splitlines()[-1].removeprefix(".venv/bin/")
+
+
+def make(*arguments: str) -> str:
+    """Returns what `make` says, also when the tests themselves were called by a make."""
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
@@ -95,7 +100,8 @@ def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> 
     laptop, cluster = tmp_path / "laptop", login_node / "skinjob"
     laptop.mkdir()
     (cluster / "weights").mkdir(parents=True)
-    made = write_old_layout(tmp_path / "made.pth", resnet18_arrays())
+    tensors = load_file(write_untrained(tmp_path / "made.safetensors").path)
+    made = write_old_layout(tmp_path / "made.pth", tensors)
     content = made.read_bytes()
     name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     with serving(Site(files={"/" + name: content})) as site:
@@ -124,7 +130,7 @@ def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> 
 def test_set_up_is_two_make_targets() -> None:
     """README's two commands exist, and every target of the Makefile is listed by `make` alone."""
     assert commands("Set up") == ["make demo", "make test"]
-    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = make()
     for target in ("fetch-weights", "demo", "test", "check", "clean"):
         assert f"make {target} " in listed
 
