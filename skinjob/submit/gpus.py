@@ -1,4 +1,4 @@
-"""How many GPUs this machine has, asked without torch."""
+"""Which GPUs this machine has, asked without torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import re
 from pathlib import Path
 
 
-def count_gpus() -> int:
-    """Returns the number of NVIDIA GPUs that a process started here would see."""
-    devices = [
-        path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)
-    ]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return len(devices)
-    return min(
-        len(devices), len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    )
+def visible_gpus(devices: Path = Path("/dev")) -> tuple[int, ...]:
+    """Returns the numbers of the NVIDIA GPUs that a process started here would see.
+
+    The driver makes a file /dev/nvidiaN for each; CUDA_VISIBLE_DEVICES may leave some of them out.
+    """
+    names = (re.fullmatch(r"nvidia(\d+)", path.name) for path in devices.glob("nvidia*"))
+    there = sorted(int(name[1]) for name in names if name)
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return tuple(there)
+    wanted = {int(word) for word in chosen.split(",") if word.strip().isdecimal()}
+    return tuple(number for number in there if number in wanted)

@@ -24,7 +24,7 @@ from skinjob.config import ClusterConfig
 from skinjob.errors import RunError
 from skinjob.runs import FINAL, Run, Sweep, utc_now
 from skinjob.submit.executor import start_local
-from skinjob.submit.gpus import count_gpus
+from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.plan import record_jobs
 
 LEAVING_S = 5  # after its last run has said done, a queue's process takes a second to leave
@@ -85,7 +85,8 @@ def work(sweep: Sweep, runs: Sequence[str]) -> None:
     waiting: SimpleQueue[str] = SimpleQueue()
     for name in runs:
         waiting.put(name)
-    slots = [None] if cluster.gpus == 0 else list(range(max(1, count_gpus())))
+    slots: list[int | None] = list(visible_gpus()) if cluster.gpus else []
+    slots = slots or [None]
     recording = Lock()
     threads = [
         Thread(target=_serve, args=(sweep, cluster, slot, waiting, recording)) for slot in slots

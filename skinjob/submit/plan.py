@@ -22,7 +22,7 @@ from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.files import write_json
 from skinjob.images import ImageSet, scan, write_index
 from skinjob.runs import Run, RunState, Sweep, run_name, sweeps, utc_now
-from skinjob.submit.gpus import count_gpus
+from skinjob.submit.gpus import visible_gpus
 
 FORMAT = 1
 
@@ -237,7 +237,7 @@ def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, Clus
             "asked for with --device" if device == "cuda" else "auto: a GPU is asked for",
             cluster,
         )
-    visible = count_gpus()
+    visible = len(visible_gpus())
     if device == "cuda" and visible == 0:
         raise ConfigError(
             "device cuda was asked for and this machine has no GPU", "skinjob submit --device cpu"

@@ -129,8 +129,11 @@ class Views:
     def _claim_one(self, view: int) -> int | None:
         """Claims and returns the first view from *view* on that is neither there nor claimed."""
         for candidate in range(view, self.epochs + 1):
-            if not self.cache.has(self.key(candidate)) and self.cache.claim(self.key(candidate)):
-                return candidate
+            key = self.key(candidate)
+            if not self.cache.has(key) and self.cache.claim(key):
+                if not self.cache.has(key):  # it may have come between the two
+                    return candidate
+                self.cache.release(key)
         return None
 
     def _compute_claimed(self, view: int) -> Tensor:
