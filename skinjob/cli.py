@@ -131,6 +131,7 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
 @click.option(
     "--wait",
     "is_waiting",
+    envvar="SKINJOB_SUBMIT_WAIT",
     is_flag=True,
     help="Return when all runs have ended; exit 1 if one failed.",
 )
@@ -223,7 +224,9 @@ def _submit(plan: Plan, is_waiting: bool) -> None:
         ok = wait(submission.sweep, tuple(plan.configs), _tell_end(submission.sweep))
         click.echo(f"\nnext: skinjob report {folder}")
         if not ok:
-            raise RunError(f"not every run of {folder} is done", f"tail -n 40 {folder}/*/train.log")
+            raise RunError(
+                f"not every run of {folder} is done", f"tail -n 40 {folder}/submission/*_log.out"
+            )
         return
     click.echo(f"\nfollow: tail -f {folder}/*/train.log")
     click.echo(f"next:   skinjob report {folder}")

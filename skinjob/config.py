@@ -56,7 +56,7 @@ class TrainConfig:
         _require(
             math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a number above 0", "--lr 0.01"
         )
-        _require(self.seed >= 0, "seed", self.seed, "0 or more", "--seeds 0")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1", "--seeds 0")
         _require(
             self.augmentation_seed >= 0,
             "augmentation seed",

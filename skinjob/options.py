@@ -14,7 +14,9 @@ from typing import Any
 import click
 
 from skinjob.config import CLUSTERS, DEVICES, PRECISIONS, ClusterConfig, TrainConfig, read_job_file
+from skinjob.errors import ConfigError
 
+WHOLE = {"epochs", "gpus", "cpus", "time_min", "array_parallelism"}
 DEFAULT_JOB = Path("jobs/default.toml")
 JOB_FILE_KEYS = {
     "train": {"data", "weights", "batch_sizes", "epochs", "lr", "seeds", "device", "precision"},
@@ -22,6 +24,19 @@ JOB_FILE_KEYS = {
 }
 TRAIN = {field.name: field.default for field in fields(TrainConfig)}
 CLUSTER = {field.name: field.default for field in fields(ClusterConfig)}
+
+
+MOST = 10_000  # numbers that a range may stand for; more is a slip, and fills the memory
+
+
+class ShellLine(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A line for the job's shell, as it is; an environment variable may hold several lines."""
+
+    name = "line"
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
 
 
 class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -38,9 +53,9 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
         for part in str(value).split(","):
             match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if last < first:
+            if not first <= last < first + MOST:
                 self.fail(
-                    f"{part.strip()!r} in {value!r} is not a whole number (such as 32,64 or 0-9)",
+                    f"{part.strip()!r} in {value!r} is no list of whole numbers (as 32,64 or 0-9)",
                     param,
                     ctx,
                 )
@@ -52,7 +67,16 @@ def read_job(ctx: click.Context, param: click.Parameter, value: Path | None) -> 
     """Makes the job file's values the defaults of the other options."""
     file = value or (DEFAULT_JOB if DEFAULT_JOB.is_file() else None)
     if file is not None:
-        ctx.default_map = read_job_file(file, JOB_FILE_KEYS) | dict(ctx.default_map or {})
+        values = read_job_file(file, JOB_FILE_KEYS)
+        for name in WHOLE & values.keys():
+            if type(values[name]) is not int:  # click would cut 2.9 down to 2
+                raise ConfigError(
+                    f"job file {file}: {name} is {values[name]!r}, and must be a whole number",
+                    f"${{EDITOR:-vi}} {file}",
+                )
+        if isinstance(values.get("setup"), str):
+            values["setup"] = [values["setup"]]
+        ctx.default_map = values | dict(ctx.default_map or {})
     return file
 
 
@@ -140,6 +164,7 @@ cluster_options = options(
     click.option(
         "--mem",
         "mem_gb",
+        envvar="SKINJOB_SUBMIT_MEM",
         type=float,
         default=CLUSTER["mem_gb"],
         show_default=True,
@@ -148,6 +173,7 @@ cluster_options = options(
     click.option(
         "--time",
         "time_min",
+        envvar="SKINJOB_SUBMIT_TIME",
         type=int,
         default=CLUSTER["time_min"],
         show_default=True,
@@ -155,6 +181,7 @@ cluster_options = options(
     ),
     click.option(
         "--setup",
+        type=ShellLine(),
         multiple=True,
         metavar="LINE",
         help="Shell line that a job runs first, as it is (module load cuda); may be repeated.",

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
         ("lr", float("nan")),
         ("lr", float("inf")),
         ("seed", -1),
+        ("seed", 2**63),
         ("device", "tpu"),
         ("precision", "fp64"),
     ],

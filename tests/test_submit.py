@@ -117,11 +117,26 @@ def test_job_file_flag_and_environment_take_their_turn(project: Path) -> None:
     (project / "jobs/default.toml").write_text("[train]\nepochs = 3\nlr = 0.3\nseeds = [5]\n")
     result = skinjob(
         "submit", "--dry-run", "--lr", "0.1", "--cluster", "local", "--batch-sizes", "4",
-        cwd=project, SKINJOB_SUBMIT_EPOCHS="4", SKINJOB_SUBMIT_LR="0.2",
+        cwd=project,
+        SKINJOB_SUBMIT_EPOCHS="4", SKINJOB_SUBMIT_LR="0.2", SKINJOB_SUBMIT_MEM="3",
+        SKINJOB_SUBMIT_SETUP="module load cuda\nulimit -c 0",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    for words in ("epochs = 4", "lr = 0.1", "bs0004-seed5"):
+    for words in (
+        "epochs = 4",
+        "lr = 0.1",
+        "bs0004-seed5",
+        "mem_gb = 3.0",
+        "setup = ('module load cuda', 'ulimit -c 0')",
+    ):
         assert words in result.stdout
+
+
+def test_a_fraction_of_an_epoch_in_a_job_file_is_refused(project: Path) -> None:
+    """A job file's 2.9 epochs are not quietly cut down to 2."""
+    (project / "job.toml").write_text("[train]\nepochs = 2.9\n")
+    result = skinjob("submit", "--job", "job.toml", "--cluster", "local", cwd=project)
+    assert "epochs is 2.9, and must be a whole number" in refusal(result)
 
 
 def test_submission_folder_is_private(project: Path) -> None:
@@ -169,8 +184,8 @@ def test_a_bad_value_gives_two_lines_and_makes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["submit", "--batch-sizes", "32,abc"], "'abc' in '32,abc' is not a whole number"),
-        (["submit", "--seeds", "5-1"], "'5-1' in '5-1' is not"),
+        (["submit", "--batch-sizes", "32,abc"], "'abc' in '32,abc' is no list of whole numbers"),
+        (["submit", "--seeds", "5-1"], "'5-1' in '5-1' is no list"),
         (["submit", "--epochs", "many"], "many"),
         (["submit", "--epoch", "3"], "--epoch"),
         (["sumbit"], "sumbit"),

@@ -31,7 +31,7 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #bbb;
              border: .2rem solid #000; max-width: none; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
+th, td { padding: .3rem .35rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid #111; line-height: 1.2; }
 tbody td { border-bottom: 1px solid #ccc; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import ClusterError
-from skinjob.runs import Sweep
+from skinjob.runs import Run, Sweep, utc_now
 
 JOB_NAME = "skinjob"
 
@@ -26,12 +27,24 @@ JOB_NAME = "skinjob"
 class Task:
     """What a job executes. Its pickle holds a run folder's path and nothing else."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, gpu: str | None = None) -> None:
+        """*gpu* is what CUDA_VISIBLE_DEVICES is to be; SLURM has set it already."""
         self.folder = folder
+        self.gpu = gpu
 
     def __call__(self) -> None:
-        from skinjob.train.job import run_job  # only here: the login node has no torch
-
+        if self.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        try:
+            from skinjob.train.job import run_job  # only here: the login node has no torch
+        except Exception as fault:  # whatever a broken installation raises
+            Run(self.folder).update_state(
+                state="failed",
+                error=f"{sys.executable} cannot import torch: {type(fault).__name__}: {fault}",
+                remedy="skinjob submit --python /path/to/venv/bin/python",
+                finished_utc=utc_now(),
+            )
+            raise
         run_job(self.folder, job_id=submitit.JobEnvironment().job_id)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -81,18 +94,16 @@ def sbatch_script(sweep: Sweep, num_runs: int, cluster: ClusterConfig) -> str:
 
 
 def start_local(
-    sweep: Sweep, run: str, cluster: ClusterConfig, gpu: int | None
+    sweep: Sweep, run: str, cluster: ClusterConfig, gpu: str | None
 ) -> submitit.Job[None]:
     """Starts one run on this machine, on the given GPU, and returns its job at once."""
     executor = submitit.LocalExecutor(sweep.submission_folder, python=job_python(cluster))
     executor.update_parameters(
         timeout_min=cluster.time_min,
         setup=list(cluster.setup),
-        gpus_per_node=0 if gpu is None else 1,
-        visible_gpus=() if gpu is None else (gpu,),
         stderr_to_stdout=True,
     )
-    return executor.submit(Task((sweep.folder / run).resolve()))
+    return executor.submit(Task((sweep.folder / run).resolve(), gpu))
 
 
 def jobs_in_queue() -> set[str] | None:
@@ -128,5 +139,7 @@ def _parameters(cluster: ClusterConfig) -> dict[str, Any]:
         "setup": list(cluster.setup) or None,
         "array_parallelism": cluster.array_parallelism,
         "stderr_to_stdout": True,
+        # SLURM 22.05 to 23.02: srun does not take over the batch script's own --cpus-per-task.
+        "srun_args": [f"--cpus-per-task={cluster.cpus}"],
         "wckey": None,  # submitit's own default is refused where accounting enforces wckeys
     }

@@ -7,15 +7,18 @@ import re
 from pathlib import Path
 
 
-def visible_gpus(devices: Path = Path("/dev")) -> tuple[int, ...]:
-    """Returns the numbers of the NVIDIA GPUs that a process started here would see.
+def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """Returns a word for CUDA_VISIBLE_DEVICES for each GPU that a process started here would see.
 
-    The driver makes a file /dev/nvidiaN for each; CUDA_VISIBLE_DEVICES may leave some of them out.
+    Where that variable is set they are its own words (numbers, GPU-... or MIG-...), otherwise the
+    numbers that CUDA counts by: 0 up to the number of the driver's /dev/nvidiaN.
     """
-    names = (re.fullmatch(r"nvidia(\d+)", path.name) for path in devices.glob("nvidia*"))
-    there = sorted(int(name[1]) for name in names if name)
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
-        return tuple(there)
-    wanted = {int(word) for word in chosen.split(",") if word.strip().isdecimal()}
-    return tuple(number for number in there if number in wanted)
+        names = [path.name for path in devices.glob("nvidia*")]
+        return tuple(map(str, range(sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in names))))
+    words = [word.strip() for word in chosen.split(",")]
+    for end, word in enumerate(words):
+        if word in ("", "-1"):  # CUDA reads no further
+            return tuple(words[:end])
+    return tuple(words)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -33,8 +35,10 @@ LEAVING_S = 5  # after its last run has said done, a queue's process takes a sec
 def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
     """Starts the queue's process, which outlives this one, and returns its process id.
 
-    Raises: RunError while another such process is at work on the sweep.
+    Raises: RunError while another such process is at work on the sweep, or when the machine's
+    locks are not the user's own.
     """
+    slot_folder()
     with (
         _lock_file(sweep).open("wb") as lock,
         (sweep.submission_folder / "queue.log").open("ab") as output,
@@ -85,7 +89,7 @@ def work(sweep: Sweep, runs: Sequence[str]) -> None:
     waiting: SimpleQueue[str] = SimpleQueue()
     for name in runs:
         waiting.put(name)
-    slots: list[int | None] = list(visible_gpus()) if cluster.gpus else []
+    slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
     slots = slots or [None]
     recording = Lock()
     threads = [
@@ -100,7 +104,7 @@ def work(sweep: Sweep, runs: Sequence[str]) -> None:
 def _serve(
     sweep: Sweep,
     cluster: ClusterConfig,
-    gpu: int | None,
+    gpu: str | None,
     waiting: SimpleQueue[str],
     recording: Lock,
 ) -> None:
@@ -130,13 +134,30 @@ def _close(run: Run, output: Path) -> None:
 
 
 @contextmanager
-def _slot(gpu: int | None) -> Iterator[None]:
+def _slot(gpu: str | None) -> Iterator[None]:
     """Holds one of the machine's places for a run."""
-    folder = Path(tempfile.gettempdir()) / f"skinjob-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / f"slot-{'cpu' if gpu is None else gpu}.lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    name = "cpu" if gpu is None else re.sub(r"[^\w-]", "_", gpu)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(slot_folder() / f"slot-{name}.lock", flags, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
+
+
+def slot_folder() -> Path:
+    """Returns the user's folder of locks on this machine, made if need be.
+
+    Raises: RunError when somebody else could have put files into it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"skinjob-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise RunError(f"{folder} is not a private folder of yours", f"ls -ld {folder}")
+    return folder
 
 
 def _busy(sweep: Sweep) -> RunError:

@@ -153,6 +153,7 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
             if not run.config_file.exists():
                 run.folder.mkdir(exist_ok=True)
                 write_json(run.config_file, asdict(config))
+                run.log_file.touch()  # so that it can be followed from now on
         if plan.is_new:
             write_index(plan.images, sweep.images_file)
         write_json(sweep.sweep_file, _sweep_info(plan))

@@ -15,7 +15,7 @@ from skinjob.submit.plan import Plan, discard, record_jobs, write_plan
 from skinjob.submit.state import standing
 
 REPEATED = ("failed", "lost")
-WAIT_S = 0.5
+WAIT_S = {"local": 0.5, "slurm": 15}  # squeue answers for a whole site: it is asked seldom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,14 @@ def submit(plan: Plan) -> Submission:
 def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[str, str], None]) -> bool:
     """Waits until these runs have ended, tells each as it does; returns whether all are done."""
     open_runs = list(names)
+    pause_s = WAIT_S[sweep.info()["cluster"]["cluster"]]
     stands: dict[str, str] = {}
     while open_runs:
         stands |= standing(sweep)
         for name in [name for name in open_runs if stands[name] in ("done", *REPEATED)]:
             tell(name, stands[name])
             open_runs.remove(name)
-        time.sleep(WAIT_S if open_runs else 0)
+        time.sleep(pause_s if open_runs else 0)
     return all(stands[name] == "done" for name in names)
 
 

@@ -10,7 +10,7 @@ import torch
 from skinjob.errors import ConfigError
 
 BATCH = {"cuda": 256, "cpu": 32}
-"""Images per forward pass. It changes the speed alone: in eval mode images do not meet."""
+"""Images per forward pass. In eval mode images do not meet: it changes rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,8 @@ def _device(device: str) -> tuple[str, str]:
     raise ConfigError(
         "device cuda was asked for and torch sees no GPU "
         f"(CUDA_VISIBLE_DEVICES={visible!r}, torch's CUDA: {built})",
-        "nvidia-smi on that node; or submit with --device cpu to mean the CPU",
+        "nvidia-smi there shows the newest CUDA of its driver: install a torch built for that; "
+        "or submit with --device cpu",
     )
 
 

@@ -32,7 +32,7 @@ def train(config: TrainConfig, views: Views, num_classes: int) -> Iterator[Epoch
     """Trains a new head and yields after every epoch.
 
     On the CPU whatever computes the views: a head of a few thousand numbers is a matter of
-    microseconds an update, and its CSV is then the same with every GPU that the views came from.
+    microseconds an update, and from the same views its CSV is then the same everywhere.
 
     Raises: RunError at the first loss that is not a number.
     """
