@@ -137,7 +137,7 @@ def _accuracy(series: Sequence[Series]) -> str:
     if means[worst] == means[best]:
         return (
             f"Test accuracy at epoch {series[0].epochs}: {100 * means[best]:.1f} % with every one "
-            "of the batch sizes."
+            "of the batch sizes: no difference shown."
         )
     said = (
         f"Test accuracy at epoch {series[0].epochs}: {100 * means[worst]:.1f} % ({worst}) to "
