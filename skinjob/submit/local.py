@@ -29,7 +29,7 @@ from skinjob.submit.executor import start_local
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.plan import record_jobs
 
-LEAVING_S = 5  # after its last run has said done, a queue's process takes a second to leave
+LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave
 
 
 def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
