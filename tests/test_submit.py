@@ -244,6 +244,23 @@ def test_without_torch_the_local_machine_is_refused(project: Path) -> None:
     assert "needs torch" in refusal(result)
 
 
+def test_a_job_whose_python_has_no_torch_says_so(project: Path) -> None:
+    """A run that could not start names the Python that was at fault, and is failed, not lost."""
+    (project / "broken").mkdir()
+    (project / "broken/torch.py").write_text("raise ImportError('no torch here')\n")
+    python = project / "python-without-torch"
+    path = ":".join([str(project / "broken"), *sys.path])
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{path}" exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    result = skinjob("submit", *SMALL, "--python", python, "--wait", cwd=project)
+    assert result.returncode == 1
+    for run in only_sweep(project / "runs").runs():
+        state = run.state()
+        assert state.state == "failed"
+        assert "cannot load torch: ImportError: no torch here" in str(state.error)
+        assert "--python" in str(state.remedy)
+
+
 def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:
     """A run can be looked at while it trains, without any queue."""
     skinjob("submit", *SMALL, "--wait", cwd=project)

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 import shlex
 import zipfile
 from collections.abc import Mapping
@@ -42,11 +41,11 @@ from skinjob.fetch.resnet18 import (
 )
 from skinjob.fetch.source import Source, find_source
 from skinjob.fetch.statedict import read_state_dict
-from skinjob.files import replacing, sha256_file, write_text
+from skinjob.fetch.sums import SUMS_NAME, promise_digest, promised_digest
+from skinjob.files import replacing, sha256_file
 
 WEIGHTS_FOLDER = Path("weights")
 WEIGHTS_NAME = "resnet18.safetensors"
-SUMS_NAME = "SHA256SUMS"
 LOCK_NAME = ".fetch.lock"
 
 PUBLISHED_LICENCE = (
@@ -130,7 +129,7 @@ def read_weights_info(path: Path) -> WeightsInfo:
             file that `skinjob fetch-weights` wrote, or holds another architecture.
     """
     digest, size_bytes = _digest_and_size(path)
-    promised = _promised_digest(path)
+    promised = promised_digest(path)
     if promised not in (None, digest):
         raise WeightsError(
             f"{path}: damaged: its SHA-256 is {digest}, {SUMS_NAME} says {promised}", _FETCH
@@ -318,7 +317,7 @@ def _install(
     with explaining_full_disk(target.parent, len(content), again):
         with replacing(target) as partial:
             partial.write_bytes(content)
-        _promise_digest(target, hashlib.sha256(content).hexdigest())
+        promise_digest(target, hashlib.sha256(content).hexdigest())
 
 
 def _serialize(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
@@ -359,41 +358,6 @@ def _digest_and_size(path: Path) -> tuple[str, int]:
         raise WeightsError(f"{path}: no such file", _FETCH) from fault
     except OSError as fault:
         raise WeightsError(f"{path}: cannot be read: {fault.strerror}", _FETCH) from fault
-
-
-# --- SHA256SUMS -------------------------------------------------------------------------------
-
-
-def _promised_digest(path: Path) -> str | None:
-    """Returns the digest that SHA256SUMS beside *path* promises for it, None when it has none."""
-    for line in _sums_lines(path.parent):
-        if (found := _sums_entry(line)) and found[1] == path.name:
-            return found[0]
-    return None
-
-
-def _promise_digest(path: Path, digest: str) -> None:
-    """Writes the line of *path* into SHA256SUMS beside it; lines of other files stay."""
-    others = [
-        line
-        for line in _sums_lines(path.parent)
-        if not ((found := _sums_entry(line)) and found[1] == path.name)
-    ]
-    text = "".join(f"{line}\n" for line in [*others, f"{digest}  {path.name}"])
-    write_text(path.parent / SUMS_NAME, text)
-
-
-def _sums_lines(folder: Path) -> list[str]:
-    try:
-        return (folder / SUMS_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def _sums_entry(line: str) -> tuple[str, str] | None:
-    """Returns (digest, file name) of a line that sha256sum could check, else None."""
-    found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
-    return (found[1].lower(), found[2]) if found else None
 
 
 # --- untrained --------------------------------------------------------------------------------

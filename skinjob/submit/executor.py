@@ -40,7 +40,7 @@ class Task:
         except Exception as fault:  # whatever a broken installation raises
             Run(self.folder).update_state(
                 state="failed",
-                error=f"{sys.executable} cannot import torch: {type(fault).__name__}: {fault}",
+                error=f"{sys.executable} cannot load torch: {type(fault).__name__}: {fault}",
                 remedy="skinjob submit --python /path/to/venv/bin/python",
                 finished_utc=utc_now(),
             )
