@@ -140,7 +140,7 @@ def submit(
     weights: str,
     batch_sizes: tuple[int, ...],
     epochs: int,
-    lr: float,
+    lrs: tuple[float, ...],
     seeds: tuple[int, ...],
     device: str,
     precision: str,
@@ -166,7 +166,7 @@ def submit(
         weights=weights,
         batch_size=batch_sizes[0],
         epochs=epochs,
-        lr=lr,
+        lr=lrs[0],
         seed=seeds[0],
         device=device,
         precision=precision,
@@ -175,6 +175,7 @@ def submit(
     plan = make_plan(
         train=train,
         batch_sizes=batch_sizes,
+        lrs=lrs,
         seeds=seeds,
         cluster=ClusterConfig(**cluster),
         runs=runs,
@@ -215,7 +216,7 @@ def _submit(plan: Plan, is_waiting: bool) -> None:
     submission = submit_plan(plan)
     click.echo()
     print_table(
-        ("run", "batch size", "seed", "updates", "state", "job"),
+        ("run", "batch size", "lr", "seed", "updates", "state", "job"),
         [_row(plan, submission, name) for name in plan.configs],
     )
     folder = shlex.quote(str(submission.sweep.folder))
@@ -235,7 +236,7 @@ def _submit(plan: Plan, is_waiting: bool) -> None:
 def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
     """Returns a run's line in the table that `submit` prints."""
     config = plan.configs[name]
-    numbers = (config.batch_size, config.seed, plan.num_updates(config))
+    numbers = (config.batch_size, config.lr, config.seed, plan.num_updates(config))
     if name in submission.others:
         state = (submission.others[name], "not repeated")
     else:
@@ -258,7 +259,7 @@ def train(run: Path) -> None:
 
     \b
     Example:
-      skinjob train runs/my-sweep/bs0032-seed0
+      skinjob train runs/my-sweep/bs0032-lr0.01-seed0
     """
     from skinjob.train.job import run_job
 
@@ -339,10 +340,9 @@ def demo(folder: Path) -> None:
     click.echo(f"images in {data}: generated drawings, not real lesions")
     _demo_weights(weights)
     plan = make_plan(
-        train=TrainConfig(
-            data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS, lr=DEMO_LR
-        ),
+        train=TrainConfig(data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS),
         batch_sizes=(32, 64, 128, 256),
+        lrs=(DEMO_LR,),
         seeds=(0,),
         cluster=ClusterConfig(cluster="local"),
         runs=folder / "runs",

@@ -20,6 +20,9 @@ DEVICES = ("auto", "cuda", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16")
 CLUSTERS = ("auto", "slurm", "local")
 
+AXES = ("batch_size", "lr", "seed")
+"""What the runs of a sweep differ in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -80,12 +83,8 @@ class TrainConfig:
         )
 
     def recipe(self) -> dict[str, Any]:
-        """Returns what the runs of a sweep have in common: all but batch size and seed."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in ("batch_size", "seed")
-        }
+        """Returns what the runs of a sweep have in common: all but the axes of its grid."""
+        return {name: value for name, value in asdict(self).items() if name not in AXES}
 
 
 @dataclass(frozen=True, kw_only=True)

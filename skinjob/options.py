@@ -63,6 +63,22 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
         return tuple(numbers)
 
 
+class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Numbers: 0.01 or 0.01,0.1; in a job file also a list."""
+
+    name = "list"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers (as 0.01,0.1)", param, ctx)
+
+
 def read_job(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Makes the job file's values the defaults of the other options."""
     file = value or (DEFAULT_JOB if DEFAULT_JOB.is_file() else None)
@@ -119,14 +135,20 @@ recipe_options = options(
         help="Passes over the training images.",
     ),
     click.option(
-        "--lr", type=float, default=TRAIN["lr"], show_default=True, help="Adadelta's learning rate."
+        "--lr",
+        "lrs",
+        envvar="SKINJOB_SUBMIT_LR",
+        type=NumberList(),
+        default=str(TRAIN["lr"]),
+        show_default=True,
+        help="Learning rate; a run for each, such as 0.01,0.1.",
     ),
     click.option(
         "--seeds",
         type=IntegerList(),
         default="0",
         show_default=True,
-        help="A run for each seed and batch size, such as 0-4.",
+        help="A run for each, such as 0-4.",
     ),
     click.option(
         "--device",

@@ -141,7 +141,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in batch size and seed alone: a folder with a folder for each."""
+    """Runs that differ in batch size, lr and seed alone: a folder with a folder for each."""
 
     folder: Path
 
@@ -179,13 +179,13 @@ class Sweep:
         return [Run(self.folder / name) for name in self.info()["runs"]]
 
 
-def run_name(batch_size: int, seed: int) -> str:
+def run_name(batch_size: int, lr: float, seed: int) -> str:
     """Returns a run's folder name, which sorts by batch size.
 
-    >>> run_name(32, 0)
-    'bs0032-seed0'
+    >>> run_name(32, 0.01, 0)
+    'bs0032-lr0.01-seed0'
     """
-    return f"bs{batch_size:04d}-seed{seed}"
+    return f"bs{batch_size:04d}-lr{lr!r}-seed{seed}"
 
 
 def sweeps(runs: Path) -> list[Sweep]:

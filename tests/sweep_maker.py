@@ -39,7 +39,7 @@ def make_sweep(
     names = []
     for batch_size in batch_sizes:
         for seed in seeds:
-            run = Run(folder / run_name(batch_size, seed))
+            run = Run(folder / run_name(batch_size, 0.01, seed))
             names.append(run.name)
             done = epochs if finished is None else finished.get(run.name, epochs)
             state = RunState(
@@ -140,12 +140,12 @@ def _info(
             "data": "skin_cancer",
             "weights": "weights/resnet18.safetensors",
             "epochs": epochs,
-            "lr": 0.01,
             "augmentation_seed": 0,
             "device": "auto",
             "precision": "auto",
         },
         "batch_sizes": list(batch_sizes),
+        "lrs": [0.01],
         "seeds": list(seeds),
         "runs": names,
         "weights": {

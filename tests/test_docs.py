@@ -116,10 +116,10 @@ def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> 
         run(line, cluster, SKINJOB_SUBMIT_CLUSTER="local", SKINJOB_SUBMIT_EPOCHS="1")
     sweep = only_sweep(cluster / "runs")
     assert [run.name for run in sweep.runs()] == [
-        "bs0032-seed0",
-        "bs0064-seed0",
-        "bs0128-seed0",
-        "bs0256-seed0",
+        "bs0032-lr0.01-seed0",
+        "bs0064-lr0.01-seed0",
+        "bs0128-lr0.01-seed0",
+        "bs0256-lr0.01-seed0",
     ]
     wait_for(sweep, "done")
     for line in commands("The report"):

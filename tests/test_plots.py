@@ -131,7 +131,11 @@ def test_several_seeds_say_what_line_and_band_are(tmp_path: Path) -> None:
     svg = draw_batch(series[0], common_scale(series), tmp_path / "b")[1]
     assert "mean of 3 seeds, band from lowest to highest" in _words(svg)
     series = make_series(
-        tmp_path / "t", batch_sizes=[32], seeds=range(2), epochs=3, finished={"bs0032-seed1": 2}
+        tmp_path / "t",
+        batch_sizes=[32],
+        seeds=range(2),
+        epochs=3,
+        finished={"bs0032-lr0.01-seed1": 2},
     )
     svg = draw_batch(series[0], common_scale(series), tmp_path / "c")[1]
     assert "thin: a run that is behind" in _words(svg)

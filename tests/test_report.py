@@ -54,7 +54,7 @@ def test_the_merged_csv_has_every_row_as_it_was_written(sweep: Sweep, report: Re
 
 def test_the_summary_holds_the_numbers_of_the_rows(sweep: Sweep, report: Report) -> None:
     """A batch size's line in summary.csv can be worked out by hand from its run's CSV."""
-    rows = metric_rows(Run(sweep.folder / "bs0064-seed0"), 64, 0, 20)
+    rows = metric_rows(Run(sweep.folder / "bs0064-lr0.01-seed0"), 64, 0, 20)
     with (report.folder / "summary.csv").open(newline="", encoding="utf-8") as lines:
         line = next(line for line in csv.DictReader(lines) if line["batch_size"] == "64")
     accuracies = [row["test_accuracy"] for row in rows]
@@ -110,7 +110,7 @@ def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path)
         ("epoch", ["1", "3", "4", "5"], "line 3: epoch 3 where epoch 2 is due"),
         ("test_accuracy", ["0.5", "x", "0.5", "0.5"], "line 3: test_accuracy is 'x'"),
         ("test_accuracy", ["0.5", "0.5", "85.2", "0.5"], "line 4: test_accuracy is '85.2'"),
-        ("run", ["bs0064-seed0"] * 4, "line 2: a row of run 'bs0064-seed0'"),
+        ("run", ["bs0064-lr0.01-seed0"] * 4, "line 2: a row of run 'bs0064-lr0.01-seed0'"),
     ],
 )
 def test_a_damaged_csv_is_named_with_its_line(
@@ -141,19 +141,24 @@ def test_a_report_says_what_is_missing(tmp_path: Path) -> None:
     sweep = make_sweep(
         tmp_path / "s",
         batch_sizes=(16, 32, 64, 128, 256),
-        finished={"bs0032-seed0": 7, "bs0064-seed0": 0, "bs0128-seed0": 3, "bs0256-seed0": 5},
+        finished={
+            "bs0032-lr0.01-seed0": 7,
+            "bs0064-lr0.01-seed0": 0,
+            "bs0128-lr0.01-seed0": 3,
+            "bs0256-lr0.01-seed0": 5,
+        },
         states={
-            "bs0064-seed0": RunState(),
-            "bs0128-seed0": RunState(state="failed", error="no GPU on node7\ndetails"),
+            "bs0064-lr0.01-seed0": RunState(),
+            "bs0128-lr0.01-seed0": RunState(state="failed", error="no GPU on node7\ndetails"),
         },
     )
-    (sweep.folder / "bs0256-seed0" / "state.json").unlink()
+    (sweep.folder / "bs0256-lr0.01-seed0" / "state.json").unlink()
     report = build_report([sweep])
     assert report.missing == [
-        "bs0032-seed0: running, 7 of 20 epochs, last heard of at 2025-03-01T09:10:00Z",
-        "bs0064-seed0: queued, no epoch yet",
-        "bs0128-seed0: failed with 3 of 20 epochs: no GPU on node7",
-        "bs0256-seed0: 5 of 20 epochs, and no readable state.json",
+        "bs0032-lr0.01-seed0: running, 7 of 20 epochs, last heard of at 2025-03-01T09:10:00Z",
+        "bs0064-lr0.01-seed0: queued, no epoch yet",
+        "bs0128-lr0.01-seed0: failed with 3 of 20 epochs: no GPU on node7",
+        "bs0256-lr0.01-seed0: 5 of 20 epochs, and no readable state.json",
     ]
     assert list(report.summary["batch_size"]) == [16, 32, 128, 256]
     page = (report.folder / "index.html").read_text(encoding="utf-8")
@@ -167,7 +172,7 @@ def test_a_finished_sweep_misses_nothing(report: Report) -> None:
 
 def test_a_sweep_without_an_epoch_is_an_error_that_shows_the_log(tmp_path: Path) -> None:
     """Before the first epoch there is nothing to report; the log tells why."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-seed0": 0})
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 0})
     sweep.runs()[0].log_file.write_text("starting\n", encoding="utf-8")
     with pytest.raises(RunError, match="no run has finished an epoch") as caught:
         build_report([sweep])
@@ -189,12 +194,16 @@ def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
 def test_a_mean_never_mixes_epochs(tmp_path: Path) -> None:
     """A seed that failed early is left out of the mean, not averaged in where it stopped."""
     sweep = make_sweep(
-        tmp_path / "s", batch_sizes=[32], seeds=range(3), epochs=20, finished={"bs0032-seed1": 2}
+        tmp_path / "s",
+        batch_sizes=[32],
+        seeds=range(3),
+        epochs=20,
+        finished={"bs0032-lr0.01-seed1": 2},
     )
     [series] = all_series([read_sweep(sweep)])
     assert (series.epochs, series.num_counted) == (20, 2)
-    assert set(series.counted["run"]) == {"bs0032-seed0", "bs0032-seed2"}
-    assert set(series.behind["run"]) == {"bs0032-seed1"}
+    assert set(series.counted["run"]) == {"bs0032-lr0.01-seed0", "bs0032-lr0.01-seed2"}
+    assert set(series.behind["run"]) == {"bs0032-lr0.01-seed1"}
 
 
 def test_a_loss_that_diverged_is_a_dash_and_not_a_mean_of_the_others(tmp_path: Path) -> None:
@@ -250,7 +259,7 @@ def test_the_permutation_test_is_right_where_it_can_be_counted() -> None:
 
 def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> None:
     """While 256 is behind, nothing is said of its stability, and it is named as left out."""
-    sweep = make_sweep(tmp_path / "s", finished={"bs0256-seed0": 7})
+    sweep = make_sweep(tmp_path / "s", finished={"bs0256-lr0.01-seed0": 7})
     notes = findings.compare(all_series([read_sweep(sweep)]))
     assert notes[0] == "Not compared, for not being at epoch 20: 256 (epoch 7)."
     assert not any("stable" in note for note in notes)
@@ -273,8 +282,8 @@ def test_names_from_outside_are_text_in_the_page(tmp_path: Path) -> None:
         tmp_path / "<i>sweep",
         batch_sizes=[32],
         epochs=2,
-        finished={"bs0032-seed0": 1},
-        states={"bs0032-seed0": RunState(state="failed", error="<script>alert(1)</script>")},
+        finished={"bs0032-lr0.01-seed0": 1},
+        states={"bs0032-lr0.01-seed0": RunState(state="failed", error="<script>alert(1)</script>")},
         counts=counts,
     )
     info = sweep.info()
@@ -352,7 +361,7 @@ def test_the_printed_table_fits_the_terminal(tmp_path: Path, width: int) -> None
 
 def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
     """Run again on a sweep that went on, the report has the newer numbers."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-seed0": 7})
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 7})
     before = build_report([sweep], tmp_path / "out")
     run = sweep.runs()[0]
     for row in metric_rows(run, 32, 0, 20)[7:]:

@@ -54,7 +54,7 @@ def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> No
     assert result.returncode == 0, result.stderr
     sweep = Sweep(project / "runs/s")
     jobs = sweep.info()["jobs"]
-    array = jobs["bs0002-seed0"].split("_")[0]
+    array = jobs["bs0002-lr0.01-seed0"].split("_")[0]
     assert list(jobs.values()) == [f"{array}_{task}" for task in range(4)]
     assert all(job in result.stdout for job in jobs.values())
 
@@ -86,7 +86,7 @@ def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "cuda (auto: a GPU is asked for)" in result.stdout
     sweep = only_sweep(project / "runs")
-    array = sweep.info()["jobs"]["bs0004-seed0"].split("_")[0]
+    array = sweep.info()["jobs"]["bs0004-lr0.01-seed0"].split("_")[0]
     details = slurm.run(["scontrol", "show", "job", array], check=True).stdout
     assert details.count("TresPerNode=gres:gpu:1\n") == details.count(" ArrayJobId=") >= 1
     wait_for_end(slurm, sweep)

@@ -25,7 +25,12 @@ def test_submit_returns_at_once_and_the_runs_train_one_after_another(project: Pa
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
     assert "done" not in standing(sweep).values()  # it did not wait
-    for words in ("8 benign, 8 malignant", "bs0004-seed0", "bs0008-seed0", "skinjob report runs/"):
+    for words in (
+        "8 benign, 8 malignant",
+        "bs0004-lr0.01-seed0",
+        "bs0008-lr0.01-seed0",
+        "skinjob report runs/",
+    ):
         assert words in result.stdout
     wait_for(sweep, "done")
     first, second = (run.state() for run in sweep.runs())
@@ -33,7 +38,7 @@ def test_submit_returns_at_once_and_the_runs_train_one_after_another(project: Pa
     for run in sweep.runs():
         with run.metrics_file.open(newline="") as rows:
             assert [row["epoch"] for row in csv.DictReader(rows)] == ["1", "2"]
-    assert set(sweep.info()["jobs"]) == {"bs0004-seed0", "bs0008-seed0"}
+    assert set(sweep.info()["jobs"]) == {"bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0"}
 
 
 def test_wait_returns_when_all_have_ended(project: Path) -> None:
@@ -76,13 +81,13 @@ def test_more_batch_sizes_join_a_named_sweep(project: Path) -> None:
     assert skinjob("submit", *grown, "--wait", cwd=project).returncode == 0
     info = only_sweep(project / "runs").info()
     assert info["batch_sizes"] == [4, 8, 16]
-    assert info["runs"] == ["bs0004-seed0", "bs0008-seed0", "bs0016-seed0"]
+    assert info["runs"] == ["bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0", "bs0016-lr0.01-seed0"]
 
 
 def test_a_name_is_not_shared_by_two_recipes(project: Path) -> None:
     """Numbers of two recipes never land in one sweep."""
     skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
-    other = skinjob("submit", *SMALL, "--name", "mine", "--lr", "0.5", cwd=project)
+    other = skinjob("submit", *SMALL, "--name", "mine", "--epochs", "3", cwd=project)
     assert "is there, with another recipe" in refusal(other)
 
 
@@ -106,7 +111,7 @@ def test_dry_run_makes_nothing(project: Path) -> None:
     """--dry-run prints the whole configuration and leaves no trace."""
     result = skinjob("submit", *SMALL, "--dry-run", cwd=project)
     assert result.returncode == 0
-    for words in ("epochs = 2", "lr = 0.01", "device = cpu", "bs0008-seed0", "nothing was made"):
+    for words in ("epochs = 2", "device = cpu", "bs0008-lr0.01-seed0", "nothing was made"):
         assert words in result.stdout
     assert not (project / "runs").exists()
 
@@ -124,8 +129,7 @@ def test_job_file_flag_and_environment_take_their_turn(project: Path) -> None:
     assert result.returncode == 0, result.stderr
     for words in (
         "epochs = 4",
-        "lr = 0.1",
-        "bs0004-seed5",
+        "bs0004-lr0.1-seed5",
         "mem_gb = 3.0",
         "setup = ('module load cuda', 'ulimit -c 0')",
     ):
@@ -163,6 +167,7 @@ def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
         (["--epochs", "0"], "epochs is 0"),
         (["--lr", "nan"], "lr is nan"),
         (["--lr", "0"], "lr is 0.0"),
+        (["--lr", "0.1,0.10"], "lr [0.1, 0.1]: each one once"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--job", "nowhere.toml"], "job file nowhere.toml: no such file"),
@@ -186,6 +191,7 @@ def test_a_bad_value_gives_two_lines_and_makes_nothing(
     [
         (["submit", "--batch-sizes", "32,abc"], "'abc' in '32,abc' is no list of whole numbers"),
         (["submit", "--seeds", "5-1"], "'5-1' in '5-1' is no list"),
+        (["submit", "--lr", "0.1,x"], "'0.1,x' is no list of numbers"),
         (["submit", "--epochs", "many"], "many"),
         (["submit", "--epoch", "3"], "--epoch"),
         (["sumbit"], "sumbit"),

@@ -215,7 +215,7 @@ def test_any_number_of_classes_trains(weights: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_a_number_is_refused(data: Path, weights: Path, tmp_path: Path) -> None:
     """A diverged run says the epoch and the update, and its state says failed."""
-    run = make_sweep(data, weights, tmp_path / "runs", lr=1e38, epochs=9).runs()[0]
+    run = make_sweep(data, weights, tmp_path / "runs", lrs=[1e38], epochs=9).runs()[0]
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at update \d+, in epoch \d+"):
         run_job(run.folder)
     state = run.state()

@@ -43,7 +43,7 @@ def make_sweep(
     batch_sizes: Sequence[int] = (4, 8),
     seeds: Sequence[int] = (0,),
     epochs: int = 2,
-    lr: float = 0.1,
+    lrs: Sequence[float] = (0.1,),
 ) -> Sweep:
     """Makes a checked sweep's folders, as `skinjob submit` does before it queues anything."""
     train = TrainConfig(
@@ -51,13 +51,13 @@ def make_sweep(
         weights=str(weights),
         batch_size=batch_sizes[0],
         epochs=epochs,
-        lr=lr,
         device="cpu",
         precision="fp32",
     )
     plan = make_plan(
         train=train,
         batch_sizes=batch_sizes,
+        lrs=lrs,
         seeds=seeds,
         cluster=ClusterConfig(cluster="local"),
         runs=runs,

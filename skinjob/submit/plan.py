@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """A digest of all that the numbers depend on but batch size and seed."""
+        """A digest of all that the numbers depend on but the axes of the grid."""
         recipe = next(iter(self.configs.values())).recipe()
         # Where the files lie does not matter, what is in them does.
         recipe |= {"data": self.images.fingerprint(), "weights": self.weights.sha256}
@@ -88,18 +88,19 @@ def make_plan(
     *,
     train: TrainConfig,
     batch_sizes: Sequence[int],
+    lrs: Sequence[float],
     seeds: Sequence[int],
     cluster: ClusterConfig,
     runs: Path,
     name: str | None = None,
 ) -> Plan:
-    """Returns the sweep of *train* over *batch_sizes* and *seeds*, with weights and images checked.
+    """Returns the sweep of *train* over the grid of the three axes, with weights and images checked.
 
     A sweep that is there already, of the same recipe, images and weights, is taken up again.
 
     Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's.
     """
-    for values, what in ((batch_sizes, "batch sizes"), (seeds, "seeds")):
+    for values, what in ((batch_sizes, "batch sizes"), (lrs, "lr"), (seeds, "seeds")):
         if not values or len(set(values)) < len(values):
             raise ConfigError(
                 f"{what} {list(values)}: each one once, and at least one", "skinjob submit --help"
@@ -120,8 +121,9 @@ def make_plan(
         weights=str(Path(train.weights).resolve()),
     )
     configs = {
-        run_name(batch_size, seed): replace(train, batch_size=batch_size, seed=seed)
+        run_name(batch_size, lr, seed): replace(train, batch_size=batch_size, lr=lr, seed=seed)
         for batch_size in batch_sizes
+        for lr in lrs
         for seed in seeds
     }
     _require_batches_fit(batch_sizes, images)
@@ -188,6 +190,7 @@ def _sweep_info(plan: Plan) -> dict[str, Any]:
         "identity": plan.identity,
         "recipe": configs[0].recipe(),
         "batch_sizes": sorted({config.batch_size for config in configs}),
+        "lrs": sorted({config.lr for config in configs}),
         "seeds": sorted({config.seed for config in configs}),
         "runs": names,
         "weights": {
@@ -294,13 +297,23 @@ def _found(plan: Plan, runs: Path) -> Sweep | None:
 def _fresh(plan: Plan, runs: Path) -> Sweep:
     """Returns a sweep named for the day and the recipe that is not there yet."""
     config = next(iter(plan.configs.values()))
-    sizes = sorted({config.batch_size for config in plan.configs.values()})
-    seeds = {config.seed for config in plan.configs.values()}
-    batches = "-".join(map(str, sizes)) if len(sizes) <= 6 else f"{sizes[0]}to{sizes[-1]}"
-    base = f"{date.today()}-bs{batches}-ep{config.epochs}-lr{config.lr:g}"
+    configs = plan.configs.values()
+    sizes = _listed(sorted({config.batch_size for config in configs}))
+    lrs = _listed(sorted({config.lr for config in configs}))
+    seeds = {config.seed for config in configs}
+    base = f"{date.today()}-bs{sizes}-ep{config.epochs}-lr{lrs}"
     base += f"-{len(seeds)}seeds" if len(seeds) > 1 else ""
     number, name = 1, base
     while (runs / name).exists():
         number += 1
         name = f"{base}-{number}"
     return Sweep(runs / name)
+
+
+def _listed(values: Sequence[float]) -> str:
+    """Returns an axis as a part of a folder's name.
+
+    >>> _listed([32, 64]), _listed(range(1, 9))
+    ('32-64', '1to8')
+    """
+    return "-".join(map(str, values)) if len(values) <= 6 else f"{values[0]}to{values[-1]}"
