@@ -94,7 +94,7 @@ def make_plan(
     runs: Path,
     name: str | None = None,
 ) -> Plan:
-    """Returns the sweep of *train* over the grid of the three axes, with weights and images checked.
+    """Returns the sweep of *train* over the grid of its axes, weights and images checked.
 
     A sweep that is there already, of the same recipe, images and weights, is taken up again.
 
