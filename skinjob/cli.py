@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob import __version__
-from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError, SkinjobError, WeightsError
 from skinjob.options import cluster_options, read_job, recipe_options
@@ -136,11 +136,13 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
     help="Return when all runs have ended; exit 1 if one failed.",
 )
 def submit(
+    layers: str,
     data: str,
     weights: str,
     batch_sizes: tuple[int, ...],
     epochs: int,
-    lrs: tuple[float, ...],
+    lrs: tuple[float, ...] | None,
+    schedule: str | None,
     seeds: tuple[int, ...],
     device: str,
     precision: str,
@@ -161,12 +163,15 @@ def submit(
     """
     from skinjob.submit.plan import make_plan
 
+    lrs = lrs or (DEFAULTS[layers]["lr"],)
     train = TrainConfig(
+        train=layers,
         data=data,
         weights=weights,
         batch_size=batch_sizes[0],
         epochs=epochs,
         lr=lrs[0],
+        schedule=schedule or DEFAULTS[layers]["schedule"],
         seed=seeds[0],
         device=device,
         precision=precision,
@@ -195,6 +200,7 @@ def _print_plan(plan: Plan) -> None:
 
 def _print_dry_run(plan: Plan) -> None:
     from skinjob.submit.executor import sbatch_script
+    from skinjob.submit.plan import jobs_of
 
     config = next(iter(plan.configs.values()))
     click.echo("\n# configuration, the same for every run")
@@ -204,7 +210,7 @@ def _print_dry_run(plan: Plan) -> None:
     click.echo("\n".join(plan.configs))
     if plan.cluster.cluster == "slurm":
         click.echo("\n# sbatch script")
-        click.echo(sbatch_script(plan.sweep, len(plan.configs), plan.cluster))
+        click.echo(sbatch_script(plan.sweep, len(jobs_of(plan.configs)), plan.cluster))
     click.echo("\nnothing was made or queued (--dry-run)")
 
 
@@ -253,9 +259,9 @@ def _tell_end(sweep: Sweep) -> Callable[[str, str], None]:
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def train(run: Path) -> None:
-    """Train one submitted run here and now, as its job would.
+@click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path))
+def train(run: tuple[Path, ...]) -> None:
+    """Train submitted runs of one sweep here and now, as their job would.
 
     \b
     Example:

@@ -17,6 +17,8 @@ else:
     import tomli as tomllib
 
 DEVICES = ("auto", "cuda", "cpu")
+LAYERS = ("head", "all")
+SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16")
 CLUSTERS = ("auto", "slurm", "local")
 
@@ -34,10 +36,14 @@ class TrainConfig:
     """The backbone's safetensors file."""
     batch_size: int
     """Images per update."""
+    train: str = "head"
+    """The layers that are trained: head, the new last one on a frozen backbone, or all."""
     epochs: int = 20
     """Passes over the training images."""
     lr: float = 0.01
-    """Adadelta's learning rate."""
+    """Learning rate: of Adadelta for the head, of AdamW for all layers."""
+    schedule: str = "constant"
+    """The learning rate over the updates: constant, or cosine from lr down to 0."""
     seed: int = 0
     """Draws the head's first values and the order of the images."""
     augmentation_seed: int = 0
@@ -45,7 +51,7 @@ class TrainConfig:
     device: str = "auto"
     """auto, cuda or cpu. Asked for cuda and none there is an error."""
     precision: str = "auto"
-    """The backbone's arithmetic: auto, fp32 or bf16. The head is always trained in fp32."""
+    """The arithmetic of the layers before the head: auto, fp32 or bf16."""
 
     def __post_init__(self) -> None:
         _require(
@@ -66,6 +72,16 @@ class TrainConfig:
             self.augmentation_seed,
             "0 or more",
             "--seeds 0",
+        )
+        _require(
+            self.train in LAYERS, "train", self.train, f"one of {', '.join(LAYERS)}", "--train head"
+        )
+        _require(
+            self.schedule in SCHEDULES,
+            "schedule",
+            self.schedule,
+            f"one of {', '.join(SCHEDULES)}",
+            "--schedule constant",
         )
         _require(
             self.device in DEVICES,
@@ -97,19 +113,19 @@ class ClusterConfig:
     account: str | None = None
     qos: str | None = None
     gpus: int = 1
-    """GPUs per run; 0 for none."""
+    """GPUs per job; 0 for none."""
     cpus: int = 4
-    """CPU cores per run: they decode and augment images."""
+    """CPU cores per job: they decode and augment images."""
     mem_gb: float = 8
-    """Memory per run, GB."""
+    """Memory per job, GB."""
     time_min: int = 120
-    """Time limit per run, minutes."""
+    """Time limit per job, minutes."""
     setup: tuple[str, ...] = ()
     """Shell lines that the job runs first, as they are (module load ...)."""
     python: str | None = None
     """Shell words that start Python in a job; without it, the Python that submits."""
     array_parallelism: int = 256
-    """Runs of one sweep that may work at the same time."""
+    """Jobs of one sweep that may work at the same time."""
 
     def __post_init__(self) -> None:
         _require(
@@ -119,7 +135,7 @@ class ClusterConfig:
             f"one of {', '.join(CLUSTERS)}",
             "--cluster auto",
         )
-        _require(self.gpus in (0, 1), "gpus", self.gpus, "0 or 1: a run uses one GPU", "--gpus 1")
+        _require(self.gpus in (0, 1), "gpus", self.gpus, "0 or 1: a job uses one GPU", "--gpus 1")
         _require(self.cpus >= 1, "cpus", self.cpus, "at least 1", "--cpus 4")
         _require(
             math.isfinite(self.mem_gb) and self.mem_gb > 0,
@@ -146,6 +162,13 @@ class ClusterConfig:
                 "a name",
                 f"--{name} NAME",
             )
+
+
+DEFAULTS: dict[str, Any] = {
+    "head": {"lr": 0.01, "schedule": "constant"},
+    "all": {"lr": 0.0003, "schedule": "cosine"},
+}
+"""What is sensible depends on the layers that are trained; the first is the recipe's."""
 
 
 def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:

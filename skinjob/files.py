@@ -13,11 +13,12 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
     """Yields a path beside *path* to write to; renames it over *path* when the block succeeds.
 
-    The new file is flushed to disk before the rename, so a reader sees the old content or the
-    whole new one. When the block raises, *path* is untouched and the partial file is removed.
+    A reader sees the old content or the whole new one; so does whoever comes after a crash of the
+    machine, as the new file is flushed to disk before the rename, unless it is not *is_durable*.
+    When the block raises, *path* is untouched and the partial file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -26,22 +27,23 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())  # mkstemp makes it 0600; the user's umask decides instead
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
+        if is_durable:
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, is_durable: bool = True) -> None:
     """Replaces *path* by *text* in one step."""
-    with replacing(path) as partial:
+    with replacing(path, is_durable=is_durable) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, is_durable: bool = True) -> None:
     """Replaces *path* by *value* as indented JSON in one step."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n", is_durable=is_durable)
 
 
 def sha256_file(path: Path) -> str:

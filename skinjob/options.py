@@ -13,13 +13,34 @@ from typing import Any
 
 import click
 
-from skinjob.config import CLUSTERS, DEVICES, PRECISIONS, ClusterConfig, TrainConfig, read_job_file
+from skinjob.config import (
+    CLUSTERS,
+    DEFAULTS,
+    DEVICES,
+    LAYERS,
+    PRECISIONS,
+    SCHEDULES,
+    ClusterConfig,
+    TrainConfig,
+    read_job_file,
+)
 from skinjob.errors import ConfigError
 
 WHOLE = {"epochs", "gpus", "cpus", "time_min", "array_parallelism"}
 DEFAULT_JOB = Path("jobs/default.toml")
 JOB_FILE_KEYS = {
-    "train": {"data", "weights", "batch_sizes", "epochs", "lr", "seeds", "device", "precision"},
+    "train": {
+        "train",
+        "data",
+        "weights",
+        "batch_sizes",
+        "epochs",
+        "lr",
+        "schedule",
+        "seeds",
+        "device",
+        "precision",
+    },
     "cluster": {field.name for field in fields(ClusterConfig)},
 }
 TRAIN = {field.name: field.default for field in fields(TrainConfig)}
@@ -107,7 +128,21 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+def _by_layers(name: str) -> str:
+    """Returns the note on a default that depends on the layers that are trained."""
+    return f"[default: {DEFAULTS['head'][name]}; of --train all {DEFAULTS['all'][name]}]"
+
+
 recipe_options = options(
+    click.option(
+        "--train",
+        "layers",
+        envvar="SKINJOB_SUBMIT_TRAIN",
+        type=click.Choice(LAYERS),
+        default=TRAIN["train"],
+        show_default=True,
+        help="The layers to train: the new head on a frozen ResNet18, or all.",
+    ),
     click.option(
         "--data",
         default="skin_cancer",
@@ -125,7 +160,7 @@ recipe_options = options(
         type=IntegerList(),
         default="32,64,128,256",
         show_default=True,
-        help="Images per update; a run for each.",
+        help="Images per update; a job for each.",
     ),
     click.option(
         "--epochs",
@@ -139,9 +174,12 @@ recipe_options = options(
         "lrs",
         envvar="SKINJOB_SUBMIT_LR",
         type=NumberList(),
-        default=str(TRAIN["lr"]),
-        show_default=True,
-        help="Learning rate; a run for each, such as 0.01,0.1.",
+        help=f"Learning rate; a run for each, such as 0.01,0.1. {_by_layers('lr')}",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(SCHEDULES),
+        help=f"Learning rate over the updates. {_by_layers('schedule')}",
     ),
     click.option(
         "--seeds",
@@ -162,7 +200,7 @@ recipe_options = options(
         type=click.Choice(PRECISIONS),
         default=TRAIN["precision"],
         show_default=True,
-        help="The backbone's arithmetic; auto: bf16 where the hardware has it.",
+        help="Arithmetic before the head; auto: bf16 where the hardware has it.",
     ),
 )
 
@@ -178,10 +216,10 @@ cluster_options = options(
     click.option("--account", help="SLURM account. [default: yours]"),
     click.option("--qos", help="SLURM quality of service. [default: yours]"),
     click.option(
-        "--gpus", type=int, default=CLUSTER["gpus"], show_default=True, help="GPUs per run, 0 or 1."
+        "--gpus", type=int, default=CLUSTER["gpus"], show_default=True, help="GPUs per job, 0 or 1."
     ),
     click.option(
-        "--cpus", type=int, default=CLUSTER["cpus"], show_default=True, help="CPU cores per run."
+        "--cpus", type=int, default=CLUSTER["cpus"], show_default=True, help="CPU cores per job."
     ),
     click.option(
         "--mem",
@@ -190,7 +228,7 @@ cluster_options = options(
         type=float,
         default=CLUSTER["mem_gb"],
         show_default=True,
-        help="Memory per run, GB.",
+        help="Memory per job, GB.",
     ),
     click.option(
         "--time",
@@ -199,7 +237,7 @@ cluster_options = options(
         type=int,
         default=CLUSTER["time_min"],
         show_default=True,
-        help="Time limit per run, minutes.",
+        help="Time limit per job, minutes.",
     ),
     click.option(
         "--setup",
@@ -214,6 +252,6 @@ cluster_options = options(
         type=int,
         default=CLUSTER["array_parallelism"],
         show_default=True,
-        help="Runs that may work at the same time.",
+        help="Jobs that may work at the same time.",
     ),
 )

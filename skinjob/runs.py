@@ -17,7 +17,7 @@ from typing import Any
 
 from skinjob.config import TrainConfig, train_config
 from skinjob.errors import RunError
-from skinjob.files import write_json
+from skinjob.files import replacing, write_json
 
 METRICS = (
     "sweep",
@@ -101,9 +101,13 @@ class Run:
     def predictions_file(self) -> Path:
         return self.folder / "predictions.csv"
 
+    def trained_file(self, part: str) -> Path:
+        """Returns where the layers go that were trained; *part* is head or model."""
+        return self.folder / f"{part}.safetensors"
+
     @property
-    def head_file(self) -> Path:
-        return self.folder / "head.safetensors"
+    def checkpoint_file(self) -> Path:
+        return self.folder / "checkpoint.pt"
 
     @property
     def log_file(self) -> Path:
@@ -120,16 +124,23 @@ class Run:
         values = _read_json(self.state_file, f"{self.folder}: its state does not read")
         return RunState(**{f.name: values[f.name] for f in fields(RunState) if f.name in values})
 
-    def update_state(self, **changes: Any) -> RunState:
+    def update_state(self, *, is_durable: bool = True, **changes: Any) -> RunState:
         """Writes the state with *changes* and a fresh heartbeat, and returns it."""
         state = replace(self.state(), **changes, heartbeat_utc=utc_now())
-        write_json(self.state_file, asdict(state))
+        write_json(self.state_file, asdict(state), is_durable=is_durable)
         return state
 
-    def start_metrics(self) -> None:
-        """Makes metrics.csv anew, with its header alone."""
-        with self.metrics_file.open("w", newline="", encoding="utf-8") as rows:
-            csv.writer(rows).writerow(METRICS)
+    def start_metrics(self, keep: int = 0) -> None:
+        """Makes metrics.csv anew: its header, and the rows of the first *keep* epochs."""
+        kept = []
+        if keep:
+            with self.metrics_file.open(newline="", encoding="utf-8") as rows:
+                kept = list(csv.reader(rows))[1 : 1 + keep]
+        with (
+            replacing(self.metrics_file) as partial,
+            partial.open("w", newline="", encoding="utf-8") as rows,
+        ):
+            csv.writer(rows).writerows([METRICS, *kept])
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one row to metrics.csv; it is on disk when this returns."""
@@ -167,8 +178,13 @@ class Sweep:
         return self.folder / "report"
 
     @property
+    def cache_folder(self) -> Path:
+        """What can be made again; shared by all sweeps beside this one."""
+        return self.folder.parent / ".cache"
+
+    @property
     def views_folder(self) -> Path:
-        return self.folder.parent / ".cache" / "views"
+        return self.cache_folder / "views"
 
     def info(self) -> dict[str, Any]:
         """Returns sweep.json. Raises: RunError when the folder is not a sweep's."""

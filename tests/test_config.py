@@ -63,7 +63,6 @@ def test_default_job_file_says_what_the_code_does() -> None:
     assert values.pop("data") == "skin_cancer"
     assert values.pop("weights") == "weights/resnet18.safetensors"
     assert values.pop("batch_sizes") == [32, 64, 128, 256]
-    assert values.pop("lr") == [0.01]
     assert values.pop("seeds") == [0]
     train = TrainConfig(data="d", weights="w", batch_size=1)
     for name, value in values.items():

@@ -8,19 +8,20 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from commands import only_sweep, refusal, skinjob, wait_for
 
-from skinjob.runs import sweeps
+from skinjob.runs import Run, sweeps
 from skinjob.submit.state import standing
 
 SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
 
 
-def test_submit_returns_at_once_and_the_runs_train_one_after_another(project: Path) -> None:
-    """Without SLURM the same jobs run here, one at a time, and each writes its CSV."""
+def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
+    """Without SLURM the runs train here, all in one process, and each writes its CSV."""
     result = skinjob("submit", *SMALL, cwd=project)
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
@@ -34,7 +35,7 @@ def test_submit_returns_at_once_and_the_runs_train_one_after_another(project: Pa
         assert words in result.stdout
     wait_for(sweep, "done")
     first, second = (run.state() for run in sweep.runs())
-    assert str(first.finished_utc) <= str(second.started_utc)
+    assert first.pid == second.pid
     for run in sweep.runs():
         with run.metrics_file.open(newline="") as rows:
             assert [row["epoch"] for row in csv.DictReader(rows)] == ["1", "2"]
@@ -91,20 +92,31 @@ def test_a_name_is_not_shared_by_two_recipes(project: Path) -> None:
     assert "is there, with another recipe" in refusal(other)
 
 
-def test_a_killed_run_is_failed_and_not_running_for_ever(project: Path) -> None:
-    """kill -9 on a job leaves a state that says so, and the queue goes on with the next run."""
-    skinjob("submit", *SMALL[:2], "--epochs", "200", *SMALL[4:], cwd=project)
-    sweep = only_sweep(project / "runs")
-    first, second = sweep.runs()
-    while (pid := first.state().pid) is None:
-        pass
-    os.kill(pid, signal.SIGKILL)
-    while second.state().pid is None:
-        pass
-    assert first.state().state == "failed"
+def test_a_killed_job_is_failed_and_not_running_for_ever(project: Path) -> None:
+    """kill -9 on a job leaves states that say so, and the queue goes on with the next job."""
+    skinjob("submit", *SMALL[:2], "--epochs", "200", *SMALL[4:], "--train", "all", cwd=project)
+    first, second = only_sweep(project / "runs").runs()
+    kill_once_at_work(first)
+    kill_once_at_work(second)
+    wait_for(first.sweep, "failed")
     assert "without a word" in str(first.state().error)
-    os.kill(int(str(second.state().pid)), signal.SIGKILL)
-    wait_for(sweep, "failed")
+
+
+def test_a_killed_job_fails_all_its_runs(project: Path) -> None:
+    """The heads that share a job share its end."""
+    skinjob("submit", *SMALL[:2], "--epochs", "2000", *SMALL[4:], cwd=project)
+    first, second = only_sweep(project / "runs").runs()
+    kill_once_at_work(second)
+    wait_for(first.sweep, "failed")
+    assert first.state().pid == second.state().pid
+
+
+def kill_once_at_work(run: Run) -> None:
+    end = time.monotonic() + 60
+    while (pid := run.state().pid) is None:
+        assert time.monotonic() < end, run.state()
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
 
 
 def test_dry_run_makes_nothing(project: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,24 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
-from torchvision.transforms.functional import normalize, to_tensor
+from torchvision.transforms.functional import normalize
 from trees import make_sweep, make_tree
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, ImagesError, RunError, WeightsError
 from skinjob.images import read_index
 from skinjob.runs import METRICS, Run, Sweep
+from skinjob.train import transforms
 from skinjob.train.cache import ViewCache
 from skinjob.train.device import choose_device
+from skinjob.train.features import Features
 from skinjob.train.job import run_job
-from skinjob.train.loop import order, train
+from skinjob.train.loop import Epoch, HeadTraining, order
 from skinjob.train.metrics import auc
 from skinjob.train.model import build_backbone
-from skinjob.train.views import TEST, Views, normalise
+from skinjob.train.pixels import TEST, Pixels
+from skinjob.train.streams import Streams
+from skinjob.train.views import Views
 
 CLOCKS = ("sweep", "seconds", "images_per_s", "time_utc")
 
@@ -46,17 +51,29 @@ def sweep(data: Path, weights: Path, tmp_path: Path) -> Sweep:
 
 def views_of(run: Run) -> Views:
     config, info = run.config(), run.sweep.info()
+    classes = tuple(info["images"]["classes"])
+    images = read_index(run.sweep.images_file, Path(config.data), classes)
+    pixels = Pixels(images, config.augmentation_seed, run.sweep.cache_folder, keeps_test=False)
+    backbone = build_backbone(Path(config.weights))
     return Views(
-        backbone=build_backbone(Path(config.weights)),
-        device=choose_device("cpu", "fp32"),
-        images=read_index(
-            run.sweep.images_file, Path(config.data), tuple(info["images"]["classes"])
-        ),
+        Streams(backbone, choose_device("cpu", "fp32"), pixels),
+        images=images,
         weights_sha256=info["weights"]["sha256"],
-        augmentation_seed=config.augmentation_seed,
         epochs=config.epochs,
         cache=ViewCache(run.sweep.views_folder),
     )
+
+
+def whole(features: Features) -> torch.Tensor:
+    return torch.cat(list(features.in_turn()))
+
+
+def pixels_of(views: Views, view: int, indices: Sequence[int]) -> torch.Tensor:
+    """Returns what the network sees of some images, (N, 3, 224, 224) in 0..255."""
+    crops = [views.streams.pixels.crop(view, index) for index in indices]
+    normal = transforms.batch(crops, "cpu")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transforms.MEAN, transforms.STD))
+    return ((normal * std + mean) * 255).round()
 
 
 def rows(run: Run) -> list[dict[str, str]]:
@@ -76,8 +93,8 @@ def plain_loop(config: TrainConfig, views: Views) -> list[dict[str, float]]:
     optimizer = torch.optim.Adadelta(model.fc.parameters(), lr=config.lr)
 
     def images(view: int, indices: list[int]) -> torch.Tensor:
-        seen = [to_tensor(views.pixels(view, index).copy()) for index in indices]
-        return normalize(torch.stack(seen), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        seen = pixels_of(views, view, indices) / 255
+        return normalize(seen, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
     labels, test_labels = views.labels(1), views.labels(TEST)
     found = []
@@ -114,7 +131,14 @@ def test_head_on_views_gives_the_metrics_of_a_plain_loop(
     sweep = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[8], epochs=3)
     run = sweep.runs()[0]
     views, config = views_of(run), run.config()
-    ours = [epoch.row for epoch in train(config, views, num_classes=2)]
+    training = HeadTraining(
+        config,
+        num_classes=2,
+        labels=views.labels(1),
+        test_features=views.get(TEST),
+        test_labels=views.labels(TEST),
+    )
+    ours = [training.epoch(number, views.get(number)).row for number in (1, 2, 3)]
     for mine, plain in zip(ours, plain_loop(config, views), strict=True):
         for name, value in plain.items():
             assert mine[name] == pytest.approx(value, abs=1e-4), (mine["epoch"], name)
@@ -144,14 +168,14 @@ def test_four_runs_at_once_compute_each_view_once(
 
     apart = make_sweep(data, weights, tmp_path / "b", batch_sizes=sizes, epochs=epochs)
     for run in apart.runs():
-        run_job(run.folder)
+        run_job([run.folder])
     assert [rows(run) for run in together.runs()] == [rows(run) for run in apart.runs()]
 
 
 def test_a_finished_run_says_all_of_itself(sweep: Sweep) -> None:
     """Every file that the documentation promises is in the folder, and fits the others."""
     run = sweep.runs()[0]
-    run_job(run.folder, job_id="12_0")
+    run_job([run.folder], job_id="12_0")
     state = run.state()
     assert (state.state, state.epoch, state.job_id, state.device) == ("done", 2, "12_0", "cpu")
     with run.metrics_file.open(newline="") as lines:
@@ -163,7 +187,7 @@ def test_a_finished_run_says_all_of_itself(sweep: Sweep) -> None:
         predictions = list(csv.DictReader(lines))
     right = sum(row["label"] == row["predicted"] for row in predictions) / len(predictions)
     assert right == pytest.approx(float(metrics[-1]["test_accuracy"]), abs=1e-6)
-    assert load_file(run.head_file)["fc.weight"].shape == (2, 512)
+    assert load_file(run.trained_file("head"))["fc.weight"].shape == (2, 512)
     log = run.log_file.read_text()
     for words in ("device: cpu", "precision: fp32 (asked for)", "images/s", "epoch 2/2", "left"):
         assert words in log
@@ -172,15 +196,14 @@ def test_a_finished_run_says_all_of_itself(sweep: Sweep) -> None:
 def test_the_saved_head_makes_the_saved_predictions(sweep: Sweep) -> None:
     """The head can be put back on torchvision's ResNet18 and says what predictions.csv says."""
     run = sweep.runs()[0]
-    run_job(run.folder)
+    run_job([run.folder])
     model = resnet18(num_classes=2)
-    tensors = load_file(run.config().weights) | load_file(run.head_file)
+    tensors = load_file(run.config().weights) | load_file(run.trained_file("head"))
     model.load_state_dict(tensors, strict=False)
     model.eval()
     views = views_of(run)
-    pixels = np.stack([views.pixels(TEST, index) for index in range(len(views.files(TEST)))])
     with torch.no_grad():
-        p = model(normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))).softmax(1)[:, 1]
+        p = model(transforms.normalise(pixels_of(views, TEST, range(8)))).softmax(1)[:, 1]
     with run.predictions_file.open(newline="") as lines:
         saved = [float(row["p_malignant"]) for row in csv.DictReader(lines)]
     assert p.tolist() == pytest.approx(saved, abs=1e-4)
@@ -191,15 +214,15 @@ def test_a_row_is_on_disk_before_the_next_epoch_starts(
 ) -> None:
     """Whatever ends a job, the epochs that it has finished are in metrics.csv."""
     run, seen = sweep.runs()[0], []
-    get = Views.get
+    epoch = HeadTraining.epoch
 
-    def watched(views: Views, view: int) -> torch.Tensor:
-        seen.append((view, len(rows(run))))
-        return get(views, view)
+    def watched(training: HeadTraining, number: int, features: Features) -> Epoch:
+        seen.append((number, len(rows(run))))
+        return epoch(training, number, features)
 
-    monkeypatch.setattr(Views, "get", watched)
-    run_job(run.folder)
-    assert seen == [(TEST, 0), (1, 0), (2, 1)]
+    monkeypatch.setattr(HeadTraining, "epoch", watched)
+    run_job([run.folder])
+    assert seen == [(1, 0), (2, 1)]
 
 
 def test_any_number_of_classes_trains(weights: Path, tmp_path: Path) -> None:
@@ -208,8 +231,8 @@ def test_any_number_of_classes_trains(weights: Path, tmp_path: Path) -> None:
         tmp_path / "data", num_train=3, num_test=2, classes=("benign", "malignant", "other")
     )
     run = make_sweep(data, weights, tmp_path / "runs", epochs=1).runs()[0]
-    run_job(run.folder)
-    assert load_file(run.head_file)["fc.weight"].shape == (3, 512)
+    run_job([run.folder])
+    assert load_file(run.trained_file("head"))["fc.weight"].shape == (3, 512)
     assert 0 <= float(rows(run)[0]["test_auc"]) <= 1
 
 
@@ -217,7 +240,7 @@ def test_a_loss_that_is_not_a_number_is_refused(data: Path, weights: Path, tmp_p
     """A diverged run says the epoch and the update, and its state says failed."""
     run = make_sweep(data, weights, tmp_path / "runs", lrs=[1e38], epochs=9).runs()[0]
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at update \d+, in epoch \d+"):
-        run_job(run.folder)
+        run_job([run.folder])
     state = run.state()
     assert state.state == "failed"
     assert "the loss is" in str(state.error)
@@ -232,7 +255,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(sweep: Sweep) -> None
     values = json.loads(run.config_file.read_text())
     run.config_file.write_text(json.dumps(values | {"device": "cuda"}))
     with pytest.raises(ConfigError, match="torch sees no GPU"):
-        run_job(run.folder)
+        run_job([run.folder])
     assert run.state().state == "failed"
 
 
@@ -245,7 +268,7 @@ def test_weights_are_checked_again_in_the_job(data: Path, weights: Path, tmp_pat
     content[-1] ^= 1
     copy.write_bytes(content)
     with pytest.raises(WeightsError, match="SHA-256"):
-        run_job(run.folder)
+        run_job([run.folder])
 
 
 def test_images_are_checked_again_in_the_job(weights: Path, tmp_path: Path) -> None:
@@ -254,7 +277,7 @@ def test_images_are_checked_again_in_the_job(weights: Path, tmp_path: Path) -> N
     run = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[2]).runs()[0]
     (data / "train/benign/0.jpg").write_bytes((data / "train/benign/1.jpg").read_bytes())
     with pytest.raises(ImagesError, match=r"benign/0.jpg has changed"):
-        run_job(run.folder)
+        run_job([run.folder])
 
 
 def test_a_dead_owners_claim_costs_time_alone(sweep: Sweep) -> None:
@@ -274,10 +297,10 @@ def test_a_dead_owners_claim_costs_time_alone(sweep: Sweep) -> None:
 def test_a_damaged_view_is_computed_again(sweep: Sweep) -> None:
     """A cache file that is cut off is no view: it is replaced by the right one."""
     views = views_of(sweep.runs()[0])
-    features = views.get(1)
+    features = whole(views.get(1))
     file = views.cache.file(views.key(1))
     file.write_bytes(file.read_bytes()[:-100])
-    assert torch.equal(views.get(1), features)
+    assert torch.equal(whole(views.get(1)), features)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize, functional
 
 from skinjob.train.transforms import (
+    MEAN,
     SIZE,
-    augmented_pixels,
-    central_pixels,
+    STD,
+    Crop,
+    batch,
+    central_crop,
     crop_box,
+    random_crop,
     resize,
+    scaled_at_once,
     uniforms,
 )
 
@@ -27,20 +34,51 @@ def test_test_images_are_resized_and_centred_as_torchvision_does(size: tuple[int
     """The test set is seen as Resize(224), CenterCrop(224) shows it."""
     image = picture(*size)
     wanted = CenterCrop(SIZE)(Resize(SIZE)(image))
-    assert np.array_equal(central_pixels(image), np.asarray(wanted))
+    assert np.array_equal(central_crop(resize(image)).pixels, np.asarray(wanted))
 
 
 def test_train_images_are_cropped_and_flipped_as_torchvision_does() -> None:
-    """With the same crop and flip, the pixels are torchvision's to the bit."""
+    """With the same crop and flip, the pixels are torchvision's, but for rounding in the last bit.
+
+    Both ways of scaling are held to it: that of a CPU and, computed on the CPU here, that of a GPU.
+    """
     image = picture(300, 400)
-    for index in range(20):
-        draws = uniforms(0, 1, index)
-        left, top, width, height = crop_box(draws, *resize(image).size)
-        wanted = functional.resized_crop(
-            Resize(SIZE)(image), top, left, height, width, [SIZE, SIZE]
-        )
-        wanted = functional.hflip(wanted) if draws[-1] < 0.5 else wanted
-        assert np.array_equal(augmented_pixels(image, 0, 1, index), np.asarray(wanted))
+    crops = [random_crop(resize(image), 0, 1, index) for index in range(20)]
+    wanted = np.stack([as_torchvision_does(image, index) for index in range(20)]).astype(int)
+    for scaled in (pixels(batch(crops, "cpu")), scaled_at_once(crops, "cpu")):
+        off = np.abs(scaled.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
+        assert off.max() <= 1
+        assert off.mean() < 0.05
+
+
+def as_torchvision_does(image: Image.Image, index: int) -> NDArray[np.uint8]:
+    """Returns the augmented image as torchvision makes it of a PIL image, (224, 224, 3)."""
+    image = Resize(SIZE)(image)
+    draws = uniforms(0, 1, index)
+    left, top, width, height = crop_box(draws, *image.size)
+    image = functional.resized_crop(image, top, left, height, width, [SIZE, SIZE])
+    return np.asarray(functional.hflip(image) if draws[-1] < 0.5 else image)
+
+
+def pixels(images: torch.Tensor) -> torch.Tensor:
+    """Returns normalised images as they were before, in 0..255."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return ((images * std + mean) * 255).round()
+
+
+def test_crops_of_all_sizes_are_scaled_at_once_as_one_by_one() -> None:
+    """The padding that a batch needs is seen in no image of it, however small the crop."""
+    draws = np.random.default_rng(0)
+    sizes = [(1, 1), (20, 30), (224, 224), (224, 299), (299, 224), (150, 7)]
+    crops = [
+        Crop(torch.from_numpy(draws.integers(0, 256, (*size, 3), dtype=np.uint8)), flip)
+        for size in sizes
+        for flip in (False, True)
+    ]
+    together = scaled_at_once(crops, "cpu")
+    apart = pixels(batch(crops, "cpu"))
+    assert (together - apart).abs().max() <= 1
+    assert together.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (298, 224), (224, 2000)])

@@ -44,9 +44,13 @@ def make_sweep(
     seeds: Sequence[int] = (0,),
     epochs: int = 2,
     lrs: Sequence[float] = (0.1,),
+    train: str = "head",
+    schedule: str = "constant",
 ) -> Sweep:
     """Makes a checked sweep's folders, as `skinjob submit` does before it queues anything."""
-    train = TrainConfig(
+    config = TrainConfig(
+        train=train,
+        schedule=schedule,
         data=str(data),
         weights=str(weights),
         batch_size=batch_sizes[0],
@@ -55,7 +59,7 @@ def make_sweep(
         precision="fp32",
     )
     plan = make_plan(
-        train=train,
+        train=config,
         batch_sizes=batch_sizes,
         lrs=lrs,
         seeds=seeds,

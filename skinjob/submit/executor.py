@@ -25,11 +25,11 @@ JOB_NAME = "skinjob"
 
 
 class Task:
-    """What a job executes. Its pickle holds a run folder's path and nothing else."""
+    """What a job executes. Its pickle holds the paths of its runs' folders and nothing else."""
 
-    def __init__(self, folder: Path, gpu: str | None = None) -> None:
+    def __init__(self, folders: Sequence[Path], gpu: str | None = None) -> None:
         """*gpu* is what CUDA_VISIBLE_DEVICES is to be; SLURM has set it already."""
-        self.folder = folder
+        self.folders = [folder.resolve() for folder in folders]
         self.gpu = gpu
 
     def __call__(self) -> None:
@@ -38,22 +38,23 @@ class Task:
         try:
             from skinjob.train.job import run_job  # only here: the login node has no torch
         except Exception as fault:  # whatever a broken installation raises
-            Run(self.folder).update_state(
-                state="failed",
-                error=f"{sys.executable} cannot load torch: {type(fault).__name__}: {fault}",
-                remedy="skinjob submit --python /path/to/venv/bin/python",
-                finished_utc=utc_now(),
-            )
+            for folder in self.folders:
+                Run(folder).update_state(
+                    state="failed",
+                    error=f"{sys.executable} cannot load torch: {type(fault).__name__}: {fault}",
+                    remedy="skinjob submit --python /path/to/venv/bin/python",
+                    finished_utc=utc_now(),
+                )
             raise
-        run_job(self.folder, job_id=submitit.JobEnvironment().job_id)
+        run_job(self.folders, job_id=submitit.JobEnvironment().job_id)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Returns the same task: a preempted run starts again from its folder, its views kept."""
+        """Returns the same task: preempted runs start again from their folders, the views kept."""
         return submitit.helpers.DelayedSubmission(self)
 
 
-def queue(sweep: Sweep, runs: Sequence[str], cluster: ClusterConfig) -> dict[str, str]:
-    """Queues the runs as one SLURM array, a task each, and returns their job ids by run name.
+def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -> dict[str, str]:
+    """Queues jobs, each given as names of runs, as one SLURM array; returns job ids by run name.
 
     Raises: ClusterError with sbatch's own words when it refuses.
     """
@@ -61,13 +62,15 @@ def queue(sweep: Sweep, runs: Sequence[str], cluster: ClusterConfig) -> dict[str
     executor.update_parameters(**_parameters(cluster))
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
-            jobs = executor.submit_array([Task((sweep.folder / name).resolve()) for name in runs])
+            queued = executor.submit_array(
+                [Task([sweep.folder / name for name in names]) for names in jobs]
+            )
     except (FailedJobError, FailedSubmissionError, OSError) as refusal:
         raise ClusterError(
             f"sbatch refused: {_sbatch_words(str(refusal))}",
             "sinfo; then skinjob submit --dry-run shows the script",
         ) from None
-    return {name: job.job_id for name, job in zip(runs, jobs, strict=True)}
+    return {name: job.job_id for names, job in zip(jobs, queued, strict=True) for name in names}
 
 
 def _sbatch_words(text: str) -> str:
@@ -80,30 +83,30 @@ def _sbatch_words(text: str) -> str:
     return str(said[0])
 
 
-def sbatch_script(sweep: Sweep, num_runs: int, cluster: ClusterConfig) -> str:
+def sbatch_script(sweep: Sweep, num_jobs: int, cluster: ClusterConfig) -> str:
     """Returns the script that `queue` would hand to sbatch, to the letter.
 
     submitit has no public way to it; a test holds this text to the script of a real submission.
     """
     folder = sweep.submission_folder.absolute()
     command = f"{job_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    count = num_runs if num_runs > 1 else None  # submitit makes no array of one
+    count = num_jobs if num_jobs > 1 else None  # submitit makes no array of one
     return _make_sbatch_string(
         command=command, folder=folder, map_count=count, **_parameters(cluster)
     )
 
 
 def start_local(
-    sweep: Sweep, run: str, cluster: ClusterConfig, gpu: str | None
+    sweep: Sweep, runs: Sequence[str], cluster: ClusterConfig, gpu: str | None
 ) -> submitit.Job[None]:
-    """Starts one run on this machine, on the given GPU, and returns its job at once."""
+    """Starts a job on this machine, on the given GPU, and returns it at once."""
     executor = submitit.LocalExecutor(sweep.submission_folder, python=job_python(cluster))
     executor.update_parameters(
         timeout_min=cluster.time_min,
         setup=list(cluster.setup),
         stderr_to_stdout=True,
     )
-    return executor.submit(Task((sweep.folder / run).resolve(), gpu))
+    return executor.submit(Task([sweep.folder / name for name in runs], gpu))
 
 
 def jobs_in_queue() -> set[str] | None:

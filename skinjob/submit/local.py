@@ -1,6 +1,6 @@
-"""The queue of a machine without SLURM: a process that starts runs as GPUs become free.
+"""The queue of a machine without SLURM: a process that starts jobs as GPUs become free.
 
-submitit's local executor starts every job at once, whatever the machine can carry. Here one run
+submitit's local executor starts every job at once, whatever the machine can carry. Here one job
 at a time has a slot, and there is a slot for each GPU, or one where there is none. Slots are
 locked by the machine's user, so two sweeps wait for each other.
 """
@@ -84,13 +84,13 @@ def is_working(sweep: Sweep) -> bool:
 
 
 def work(sweep: Sweep, runs: Sequence[str]) -> None:
-    """Runs them all, one in each slot, and returns when the last has ended."""
+    """Runs them all, a job in each slot, and returns when the last has ended."""
     cluster = ClusterConfig(**_cluster_values(sweep))
-    waiting: SimpleQueue[str] = SimpleQueue()
-    for name in runs:
-        waiting.put(name)
     slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
     slots = slots or [None]
+    waiting: SimpleQueue[tuple[str, ...]] = SimpleQueue()
+    for names in _jobs(sweep, runs, len(slots)):
+        waiting.put(names)
     recording = Lock()
     threads = [
         Thread(target=_serve, args=(sweep, cluster, slot, waiting, recording)) for slot in slots
@@ -101,24 +101,32 @@ def work(sweep: Sweep, runs: Sequence[str]) -> None:
         thread.join()
 
 
+def _jobs(sweep: Sweep, runs: Sequence[str], num_slots: int) -> list[tuple[str, ...]]:
+    """Returns the runs of each job: heads are shared out over the slots, to start torch once."""
+    if Run(sweep.folder / runs[0]).config().train == "all":
+        return [(name,) for name in runs]
+    return [tuple(runs[slot::num_slots]) for slot in range(min(num_slots, len(runs)))]
+
+
 def _serve(
     sweep: Sweep,
     cluster: ClusterConfig,
     gpu: str | None,
-    waiting: SimpleQueue[str],
+    waiting: SimpleQueue[tuple[str, ...]],
     recording: Lock,
 ) -> None:
     while True:
         with _slot(gpu):
             try:
-                name = waiting.get_nowait()
+                names = waiting.get_nowait()
             except Empty:
                 return
-            job = start_local(sweep, name, cluster, gpu)
+            job = start_local(sweep, names, cluster, gpu)
             with recording:
-                record_jobs(sweep, {name: job.job_id})
+                record_jobs(sweep, dict.fromkeys(names, job.job_id))
             job.wait()
-            _close(Run(sweep.folder / name), job.paths.stdout)
+            for name in names:
+                _close(Run(sweep.folder / name), job.paths.stdout)
 
 
 def _close(run: Run, output: Path) -> None:
@@ -135,7 +143,7 @@ def _close(run: Run, output: Path) -> None:
 
 @contextmanager
 def _slot(gpu: str | None) -> Iterator[None]:
-    """Holds one of the machine's places for a run."""
+    """Holds one of the machine's places for a job."""
     name = "cpu" if gpu is None else re.sub(r"[^\w-]", "_", gpu)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(slot_folder() / f"slot-{name}.lock", flags, 0o600)

@@ -8,7 +8,7 @@ import math
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.util import find_spec
@@ -138,6 +138,18 @@ def make_plan(
     return replace(
         plan, sweep=_named(plan, runs, name) if name else _found(plan, runs) or _fresh(plan, runs)
     )
+
+
+def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
+    """Returns the names of the runs that each job trains.
+
+    A job per batch size: the heads of all its learning rates and seeds cost little more than one.
+    Where all layers are trained runs share nothing, and each has a job.
+    """
+    jobs: dict[object, list[str]] = {}
+    for name, config in configs.items():
+        jobs.setdefault(config.batch_size if config.train == "head" else name, []).append(name)
+    return [tuple(names) for names in jobs.values()]
 
 
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:

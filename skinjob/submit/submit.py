@@ -11,7 +11,7 @@ from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.submit import local
 from skinjob.submit.executor import queue
-from skinjob.submit.plan import Plan, discard, record_jobs, write_plan
+from skinjob.submit.plan import Plan, discard, jobs_of, record_jobs, write_plan
 from skinjob.submit.state import standing
 
 REPEATED = ("failed", "lost")
@@ -73,7 +73,7 @@ def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
     if plan.cluster.cluster == "local":
         local.start_queue(plan.sweep, names)
         return {}
-    jobs = queue(plan.sweep, names, plan.cluster)
+    jobs = queue(plan.sweep, jobs_of({name: plan.configs[name] for name in names}), plan.cluster)
     record_jobs(plan.sweep, jobs)
     return jobs
 

@@ -11,17 +11,15 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from skinjob.files import replacing
+from skinjob.train.features import Features, FeaturesWriter, read_features
 
-STALE_S = 60  # a claim is touched after every batch of images, which takes a second or a few
+STALE_S = 60  # a claim is touched every second or so
 
 
 @dataclass(frozen=True)
@@ -34,28 +32,28 @@ class ViewCache:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.safetensors"
 
-    def read(self, key: dict[str, str], num_images: int) -> Tensor | None:
-        """Returns (num_images, 512) float32 features, or None; removes a file that is damaged."""
+    def read(self, key: dict[str, str], num_images: int) -> Features | None:
+        """Returns the features of *num_images*, or None; removes a file that is damaged."""
         file = self.file(key)
         try:
-            features = load_file(file)["features"]
+            return read_features(file, num_images)
         except FileNotFoundError:
             return None
-        except (SafetensorError, KeyError):
+        except ValueError:
             file.unlink(missing_ok=True)
             return None
-        if features.shape[0] != num_images or features.dtype != torch.float32:
-            file.unlink(missing_ok=True)
-            return None
-        return features
 
     def has(self, key: dict[str, str]) -> bool:
         return self.file(key).exists()
 
-    def write(self, key: dict[str, str], features: Tensor) -> None:
-        """Keeps *features*, with the key as metadata that a person can read."""
-        with replacing(self.file(key)) as partial:
-            save_file({"features": features.contiguous()}, partial, metadata=key)
+    @contextmanager
+    def writing(self, key: dict[str, str], num_images: int) -> Iterator[FeaturesWriter]:
+        """Yields what takes the features, batch by batch; with the last of them they are kept.
+
+        The key goes with them as metadata that a person can read.
+        """
+        with replacing(self.file(key)) as partial, partial.open("r+b") as file:
+            yield FeaturesWriter(file, num_images, key)
 
     def claim(self, key: dict[str, str]) -> bool:
         """Returns True when the view is now ours to compute, False when somebody else is at it."""

@@ -9,8 +9,9 @@ import torch
 
 from skinjob.errors import ConfigError
 
-BATCH = {"cuda": 256, "cpu": 32}
-"""Images per forward pass. In eval mode images do not meet: it changes rounding alone."""
+MOST_CUDA_STREAMS = 8  # each keeps a batch on the GPU and a core of the CPU busy
+BATCHES = {"cuda": (64, 128, 256), "cpu": (4, 8, 16, 32)}
+"""Images per forward pass to choose from. In eval mode images do not meet: rounding at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,17 @@ class Device:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
-    def batch_size(self) -> int:
-        return BATCH[self.type]
+    def num_streams(self) -> int:
+        """Batches that are under way at the same time, each in a thread of its own.
+
+        A thread decodes, augments and forwards its batch: no core waits for another at the end of
+        each layer, and on a GPU one stream's copies overlap with another's kernels.
+        """
+        return min(self.num_threads, MOST_CUDA_STREAMS) if self.type == "cuda" else self.num_threads
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        return BATCHES[self.type]
 
 
 def choose_device(device: str, precision: str) -> Device:

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 def evaluate(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Returns loss, accuracy, auc, sensitivity and specificity.
+    """Returns the test columns of metrics.csv: loss, accuracy, AUC, sensitivity, specificity.
 
     *logits* (N, num_classes) float32, *labels* (N,) int64. With more than two classes the last
     three set the last class against all others.
@@ -18,11 +18,11 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, float]:
     predicted = logits.argmax(dim=1)
     called = predicted == logits.shape[1] - 1
     return {
-        "loss": functional.cross_entropy(logits, labels).item(),
-        "accuracy": (predicted == labels).double().mean().item(),
-        "auc": auc(logits.softmax(dim=1)[:, -1].numpy(), positive.numpy()),
-        "sensitivity": called[positive].double().mean().item(),
-        "specificity": (~called[~positive]).double().mean().item(),
+        "test_loss": functional.cross_entropy(logits, labels).item(),
+        "test_accuracy": (predicted == labels).double().mean().item(),
+        "test_auc": auc(logits.softmax(dim=1)[:, -1].numpy(), positive.numpy()),
+        "test_sensitivity": called[positive].double().mean().item(),
+        "test_specificity": (~called[~positive]).double().mean().item(),
     }
 
 

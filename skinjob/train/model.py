@@ -1,4 +1,4 @@
-"""ResNet18 in two parts: a frozen backbone and the head that is trained."""
+"""ResNet18, whole or in two parts: a frozen backbone and the head that is trained."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import resnet18
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import ResNet, resnet18
 
 NUM_FEATURES = 512
 
 
-def build_backbone(weights: Path) -> nn.Module:
-    """Returns ResNet18 without its last layer, (N, 3, 224, 224) -> (N, 512), frozen, on the CPU.
-
-    In eval mode: batch norm in train mode would make the features depend on the batch size, which
-    is what a sweep compares. The weights come from the local file; nothing is downloaded.
-    """
+def build_resnet18(weights: Path) -> ResNet:
+    """Returns ResNet18 with the weights of the local file; nothing is downloaded."""
     model = resnet18(weights=None)
     tensors = load_file(weights)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -26,11 +23,39 @@ def build_backbone(weights: Path) -> nn.Module:
         raise RuntimeError(
             f"{weights} does not fit ResNet18: missing {lacking}, unexpected {unexpected}"
         )
+    return model
+
+
+def build_backbone(weights: Path) -> nn.Module:
+    """Returns ResNet18 without its last layer, (N, 3, 224, 224) -> (N, 512), frozen, on the CPU.
+
+    In eval mode: batch norm in train mode would make the features depend on the batch size, which
+    is what a sweep compares. Being constant, it is folded into the convolutions before it.
+    """
+    model = build_resnet18(weights)
     model.fc = nn.Identity()
-    model.requires_grad_(False)
+    model.eval().requires_grad_(False)
+    fold_batch_norm(model)
     # channels_last is the layout that oneDNN and cuDNN compute in: no reordering around each layer.
-    backbone: nn.Module = model.eval().to(memory_format=torch.channels_last)
+    backbone: nn.Module = model.to(memory_format=torch.channels_last)
     return backbone
+
+
+def fold_batch_norm(model: ResNet) -> None:
+    """Replaces each convolution and the batch norm behind it by one convolution, in place."""
+    _fold(model, "conv1", "bn1")
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in layer:
+            _fold(block, "conv1", "bn1")
+            _fold(block, "conv2", "bn2")
+            if block.downsample is not None:
+                _fold(block.downsample, "0", "1")
+
+
+def _fold(module: nn.Module, convolution: str, norm: str) -> None:
+    layer: nn.Conv2d = getattr(module, convolution)
+    setattr(module, convolution, fuse_conv_bn_eval(layer, getattr(module, norm)))
+    setattr(module, norm, nn.Identity())
 
 
 def build_head(num_classes: int, seed: int) -> nn.Linear:

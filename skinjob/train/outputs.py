@@ -1,18 +1,20 @@
-"""What a run leaves: rows of metrics, the last epoch's predictions, and the trained head."""
+"""What a run leaves: rows of metrics, the last epoch's predictions, and what was trained."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 
 from skinjob.config import TrainConfig
 from skinjob.files import replacing
+from skinjob.images import ImageFile
 from skinjob.runs import Run, utc_now
 from skinjob.train.loop import Epoch
-from skinjob.train.views import TEST, Views
 
 
 def csv_row(run: Run, config: TrainConfig, epoch: Epoch) -> dict[str, object]:
@@ -27,15 +29,17 @@ def csv_row(run: Run, config: TrainConfig, epoch: Epoch) -> dict[str, object]:
         "batch_size": config.batch_size,
         "seed": config.seed,
         **measured,
-        "lr": f"{config.lr:g}",
+        "lr": f"{epoch.row['lr']:g}",
         "seconds": f"{epoch.row['seconds']:.3f}",
-        "images_per_s": f"{epoch.row['images_per_s']:.1f}",
+        "images_per_s": f"{epoch.num_train / epoch.row['seconds']:.1f}",
         "time_utc": utc_now(),
     }
 
 
-def write_predictions(run: Run, views: Views, epoch: Epoch, classes: tuple[str, ...]) -> None:
-    """Writes predictions.csv: what the last epoch's head says of every test image."""
+def write_predictions(
+    run: Run, files: Sequence[ImageFile], epoch: Epoch, classes: Sequence[str]
+) -> None:
+    """Writes predictions.csv: what the last epoch's network says of every test image."""
     probabilities = epoch.test_logits.softmax(dim=1)  # (num_test, num_classes)
     with (
         replacing(run.predictions_file) as partial,
@@ -43,21 +47,22 @@ def write_predictions(run: Run, views: Views, epoch: Epoch, classes: tuple[str, 
     ):
         writer = csv.writer(rows)
         writer.writerow(["image", "label", "predicted", *(f"p_{name}" for name in classes)])
-        for file, p in zip(views.files(TEST), probabilities.tolist(), strict=True):
+        for file, p in zip(files, probabilities.tolist(), strict=True):
             best = classes[p.index(max(p))]
             writer.writerow(
                 [file.path, classes[file.label], best, *(f"{value:.6f}" for value in p)]
             )
 
 
-def write_head(run: Run, epoch: Epoch, info: dict[str, Any]) -> None:
-    """Writes head.safetensors: the layer that was trained, named as in torchvision's ResNet18."""
+def write_trained(run: Run, trained: nn.Module, part: str, info: dict[str, Any]) -> None:
+    """Writes head.safetensors or model.safetensors, with torchvision's names of ResNet18."""
     metadata = {
         "architecture": "resnet18",
         "classes": ",".join(info["images"]["classes"]),
         "backbone_sha256": info["weights"]["sha256"],
         "run": f"{run.sweep.name}/{run.name}",
     }
-    tensors = {f"fc.{part}": tensor.detach() for part, tensor in epoch.head.named_parameters()}
-    with replacing(run.head_file) as partial:
+    prefix = "fc." if part == "head" else ""
+    tensors = {f"{prefix}{name}": t.cpu().contiguous() for name, t in trained.state_dict().items()}
+    with replacing(run.trained_file(part)) as partial:
         save_file(tensors, partial, metadata=metadata)

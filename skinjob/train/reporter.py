@@ -1,16 +1,19 @@
-"""How a run goes: told to state.json, to the log, and to a terminal if there is one."""
+"""How a job goes: told to its runs' states and logs, and to a terminal if there is one."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from threading import Lock
 
 from skinjob.runs import Run
 from skinjob.train.loop import Epoch
-from skinjob.train.views import TEST, Watcher
+from skinjob.train.pixels import TEST
+from skinjob.train.views import Watcher
 
 log = logging.getLogger("skinjob")
 
@@ -19,11 +22,12 @@ LOG_EVERY_S = 30
 
 
 class Reporter(Watcher):
-    """Hears of every batch, view and epoch."""
+    """Hears of every view and epoch, of views from another thread than that of the epochs."""
 
-    def __init__(self, run: Run, epochs: int, draw: Callable[[int], None]) -> None:
-        """*draw* is told how many images are done, of this run's views in all."""
-        self.run = run
+    def __init__(self, runs: Sequence[Run], epochs: int, draw: Callable[[int], None]) -> None:
+        """*draw* is told how many images are done, of the job's views in all."""
+        self.first = runs[0]
+        self.epochs_done = dict.fromkeys(runs, 0)
         self.epochs = epochs
         self.draw = draw
         self.started = self.logged = time.monotonic()
@@ -31,6 +35,7 @@ class Reporter(Watcher):
         self.images_done = 0
         self.computed_views: set[int] = set()
         self.read_views: set[int] = set()
+        self._lock = Lock()
 
     def computing(self, view: int, done: int, total: int, seconds: float) -> None:
         self.beat()
@@ -44,7 +49,6 @@ class Reporter(Watcher):
         log.info(
             "%s computed: %d images, %.1f images/s", name(view), num_images, num_images / seconds
         )
-        self.beat(now=True)
 
     def read(self, view: int, num_images: int) -> None:
         if view not in self.computed_views:
@@ -56,9 +60,16 @@ class Reporter(Watcher):
     def waiting(self, view: int, owner: str) -> None:
         self.beat()
         if self.is_time_to_log():
-            log.info("waiting for %s, which %s is computing", name(view), owner or "another run")
+            log.info("waiting for %s, which %s is computing", name(view), owner or "another job")
 
-    def epoch(self, epoch: Epoch) -> None:
+    def training(self, number: int, done: int, total: int) -> None:
+        """Called after every update of all layers with the epoch's images done and in all."""
+        self.beat()
+        self.draw((number - 1) * total + done)
+        if self.is_time_to_log():
+            log.info("epoch %d/%d: %d of %d images", number, self.epochs, done, total)
+
+    def epoch(self, run: Run, epoch: Epoch) -> None:
         row = epoch.row
         per_epoch_s = (time.monotonic() - self.started) / epoch.number
         left = timedelta(seconds=round(per_epoch_s * (self.epochs - epoch.number)))
@@ -73,8 +84,15 @@ class Reporter(Watcher):
             row["test_accuracy"],
             row["seconds"],
             left,
+            extra={"run": run.name},
         )
-        self.beat(now=True, epoch=epoch.number)
+        self.epochs_done[run] = epoch.number
+        self._say(run)
+
+    def ended(self, run: Run) -> None:
+        """Called when a run has its last word, after which it gets no heartbeat."""
+        with self._lock:
+            del self.epochs_done[run]
 
     def is_time_to_log(self) -> bool:
         if time.monotonic() - self.logged < LOG_EVERY_S:
@@ -82,14 +100,25 @@ class Reporter(Watcher):
         self.logged = time.monotonic()
         return True
 
-    def beat(self, *, now: bool = False, **changes: Any) -> None:
-        """Writes a heartbeat, at most one in five seconds unless *now*."""
-        if now or time.monotonic() - self.beaten > HEARTBEAT_S:
+    def beat(self) -> None:
+        """Writes a heartbeat to every run at work, at most once in five seconds."""
+        if time.monotonic() - self.beaten > HEARTBEAT_S:
             self.beaten = time.monotonic()
-            self.run.update_state(
-                views_computed=len(self.computed_views),
-                views_read=len(self.read_views),
-                **changes,
+            for run in list(self.epochs_done):
+                self._say(run)
+
+    def _say(self, run: Run) -> None:
+        with self._lock:
+            if run not in self.epochs_done:
+                return
+            # Views are computed once for all runs of a job: they count for its first.
+            num_computed = len(self.computed_views) if run == self.first else 0
+            num_read = len(self.computed_views | self.read_views) - num_computed
+            run.update_state(
+                is_durable=False,  # a word that the next one overtakes in seconds
+                epoch=self.epochs_done[run],
+                views_computed=num_computed,
+                views_read=num_read,
             )
 
 
@@ -100,3 +129,51 @@ def name(view: int) -> str:
     ('test view', 'view 3')
     """
     return "test view" if view == TEST else f"view {view}"
+
+
+@contextmanager
+def logging_to(runs: Sequence[Run]) -> Iterator[None]:
+    """Sends the log to each run's file, after what earlier attempts left in it, and to stdout.
+
+    A record with a `run` goes to that run's file alone; on stdout the run is named where there are
+    several.
+    """
+    handlers: list[logging.Handler] = [_RunLog(run.log_file, run.name) for run in runs]
+    handlers.append(_Printer(names_runs=len(runs) > 1))
+    for handler in handlers:
+        handler.setFormatter(_utc_formatter())
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+class _RunLog(logging.FileHandler):
+    """Writes what concerns one run, or all of them."""
+
+    def __init__(self, file: Path, run: str) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.addFilter(lambda record: getattr(record, "run", run) == run)
+
+
+class _Printer(logging.Handler):
+    """Prints to what stdout is at the time: a progress bar takes its place while it is drawn."""
+
+    def __init__(self, *, names_runs: bool) -> None:
+        super().__init__()
+        self.names_runs = names_runs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        run = getattr(record, "run", None) if self.names_runs else None
+        time_and_words = self.format(record)
+        print(f"{time_and_words}  ({run})" if run else time_and_words, flush=True)
+
+
+def _utc_formatter() -> logging.Formatter:
+    formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    return formatter

@@ -1,16 +1,21 @@
-"""From a decoded image to the pixels that the backbone sees: the recipe's transforms.
+"""From a decoded image to the pixels that the network sees: the recipe's transforms.
 
 The crop and flip of image *i* in epoch *e* are drawn from (augmentation seed, e, i) alone. Whoever
-computes them, in whatever order, on whatever machine, sees the same pixels.
+computes them, in whatever order, on whatever machine, sees the same part of the image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 SIZE = 224
 SCALE = (0.08, 1.0)
@@ -23,36 +28,107 @@ TRAIN = f"Resize({SIZE}) RandomResizedCrop({SIZE}) RandomHorizontalFlip(0.5)"
 TEST = f"Resize({SIZE}) CenterCrop({SIZE})"
 """What the two do, in torchvision's names; part of a view's key."""
 
-Pixels = NDArray[np.uint8]
+
+@dataclass(frozen=True)
+class Crop:
+    """The part of an image that is seen, before it is scaled to 224 x 224."""
+
+    pixels: Tensor  # (height, width, 3) uint8, neither side above 299
+    is_flipped: bool
 
 
-def augmented_pixels(image: Image.Image, augmentation_seed: int, epoch: int, index: int) -> Pixels:
-    """Returns the augmented image, (224, 224, 3) uint8."""
-    image = resize(image)
-    draws = uniforms(augmentation_seed, epoch, index)
-    left, top, width, height = crop_box(draws, *image.size)
-    image = image.crop((left, top, left + width, top + height))
-    image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    if draws[-1] < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image)
-
-
-def central_pixels(image: Image.Image) -> Pixels:
-    """Returns the middle of the image, (224, 224, 3) uint8."""
-    image = resize(image)
-    left, top = (round((side - SIZE) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
-
-
-def resize(image: Image.Image) -> Image.Image:
-    """Returns the image with its shorter side at 224 pixels, its shape kept."""
+def resize(image: Image.Image) -> Tensor:
+    """Returns the image with its shorter side at 224 pixels, its shape kept, (H, W, 3) uint8."""
     width, height = image.size
     short = min(width, height)
-    if short == SIZE:
-        return image
-    size = (SIZE * width // short, SIZE * height // short)
-    return image.resize(size, Image.Resampling.BILINEAR)
+    if short != SIZE:
+        size = (SIZE * width // short, SIZE * height // short)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image))
+
+
+def random_crop(pixels: Tensor, augmentation_seed: int, epoch: int, index: int) -> Crop:
+    """Returns what is seen in an epoch of the training image at *index*, (H, W, 3) uint8."""
+    draws = uniforms(augmentation_seed, epoch, index)
+    left, top, width, height = crop_box(draws, pixels.shape[1], pixels.shape[0])
+    return Crop(pixels[top : top + height, left : left + width], bool(draws[-1] < 0.5))
+
+
+def central_crop(pixels: Tensor) -> Crop:
+    """Returns what is seen of a test image, (H, W, 3) uint8: its middle, 224 x 224."""
+    top, left = (round((side - SIZE) / 2) for side in pixels.shape[:2])
+    return Crop(pixels[top : top + SIZE, left : left + SIZE], is_flipped=False)
+
+
+def batch(crops: Sequence[Crop], device: str) -> Tensor:
+    """Returns the crops as the network takes them, (B, 3, 224, 224) float32, channels_last."""
+    scaled = _scaled_each(crops) if device == "cpu" else scaled_at_once(crops, device)
+    return normalise(scaled)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Returns (B, 3, H, W) of 0..255 as float32 with ImageNet's mean and deviation taken out.
+
+    Keeps the memory format.
+    """
+    mean = 255 * torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = 255 * torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return torch.sub(images, mean).div_(std)
+
+
+def _scaled_each(crops: Sequence[Crop]) -> Tensor:
+    """Returns (B, 3, 224, 224) uint8 channels_last, each crop scaled by itself.
+
+    From contiguous (H, W, 3) torch takes its vectorised path: 0.2 ms a crop where Pillow takes 1.
+    """
+    images = torch.empty(len(crops), SIZE, SIZE, 3, dtype=torch.uint8)
+    for image, crop in zip(images, crops, strict=True):
+        pixels = crop.pixels.contiguous().permute(2, 0, 1)[None]  # (1, 3, h, w) channels_last
+        scaled = functional.interpolate(pixels, (SIZE, SIZE), mode="bilinear", antialias=True)
+        scaled = scaled[0].permute(1, 2, 0)  # (224, 224, 3)
+        image.copy_(scaled.flip(1) if crop.is_flipped else scaled)
+    return images.permute(0, 3, 1, 2)
+
+
+def scaled_at_once(crops: Sequence[Crop], device: str) -> Tensor:
+    """Returns (B, 3, 224, 224) float32 of whole numbers, channels_last, scaled on the device.
+
+    Scaling is linear in rows and in columns: two matrices an image, and two products a batch. The
+    rows come first and each pass is rounded, as Pillow does it, so a pixel is off by 1 at most.
+    """
+    sizes = torch.tensor([crop.pixels.shape[:2] for crop in crops])  # (B, 2)
+    height, width = sizes.amax(dim=0).tolist()
+    padded = torch.zeros(len(crops), height, width, 3, dtype=torch.uint8)
+    if device == "cuda":
+        padded = padded.pin_memory()  # copied while the device works at another stream's batch
+    for place, crop in zip(padded, crops, strict=True):
+        place[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
+    flips = torch.tensor([crop.is_flipped for crop in crops])
+    across = scaling_matrices(sizes[:, 1], width)
+    across = torch.where(flips[:, None, None], across.flip(1), across)  # (B, 224, width)
+    down = scaling_matrices(sizes[:, 0], height)  # (B, 224, height)
+    across, down = (m.to(device, non_blocking=True)[:, None] for m in (across, down))
+    images = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    images = (images @ across.mT).add_(0.5).floor_()  # (B, 3, height, 224)
+    images = (down @ images).add_(0.5).floor_()  # (B, 3, 224, 224)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def scaling_matrices(sizes: Tensor, length: int) -> Tensor:
+    """Returns (B, 224, length) float32: row *i* holds the weights of the pixels behind pixel *i*.
+
+    *sizes* (B,) of at most *length*; the weights of what is beyond a size are 0. A triangle filter
+    as wide as a pixel of the result (bilinear), or of the source where that is wider.
+
+    Source: Pillow's Resample.c, precompute_coeffs.
+    """
+    scale = sizes[:, None, None].double() / SIZE
+    support = scale.clamp(min=1)
+    centre = (torch.arange(SIZE)[None, :, None] + 0.5) * scale  # (B, 224, 1)
+    place = torch.arange(length)[None, None, :] + 0.5  # (1, 1, length)
+    weights = (1 - (place - centre).abs() / support).clamp(min=0)
+    weights = weights * (place < sizes[:, None, None])
+    return (weights / weights.sum(dim=2, keepdim=True)).float()
 
 
 def uniforms(augmentation_seed: int, epoch: int, index: int) -> NDArray[np.float64]:

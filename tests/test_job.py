@@ -1,0 +1,104 @@
+"""Many runs in one job: each as if it were alone, all at little more than the cost of one."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from trees import make_sweep, make_tree
+
+from skinjob.config import TrainConfig
+from skinjob.errors import RunError
+from skinjob.runs import Run, Sweep
+from skinjob.submit.plan import jobs_of
+from skinjob.train.job import run_job
+
+CLOCKS = ("seconds", "images_per_s", "time_utc")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=10, num_test=4)
+
+
+def left(run: Run) -> tuple[object, ...]:
+    """Returns what a run leaves, without what differs from one attempt to the next."""
+    with run.metrics_file.open(newline="") as lines:
+        rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
+    tensors = load_file(run.trained_file("head"))  # the file's metadata come in any order
+    numbers = {name: tensor.tolist() for name, tensor in tensors.items()}
+    return rows, run.predictions_file.read_bytes(), numbers
+
+
+def test_runs_in_one_job_are_those_of_jobs_of_their_own(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Who shares a job changes no number: rows, predictions and heads are the same bytes."""
+    grid = {"batch_sizes": (4, 8), "lrs": (0.01, 0.1), "seeds": (0, 1)}
+    together = make_sweep(data, weights, tmp_path / "a", **grid)
+    run_job([run.folder for run in together.runs()])
+    apart = make_sweep(data, weights, tmp_path / "b", **grid)
+    for run in reversed(apart.runs()):
+        run_job([run.folder])
+    assert [left(run) for run in together.runs()] == [left(run) for run in apart.runs()]
+    assert len({left(run)[1] for run in together.runs()}) == 8  # and no two runs are alike
+    assert sum(run.state().views_computed for run in together.runs()) == 3
+    assert {run.state().state for run in together.runs()} == {"done"}
+
+
+def test_a_run_that_fails_does_not_stop_the_others(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """One learning rate too many costs its own runs alone, and is named by its own log alone."""
+    sweep = make_sweep(data, weights, tmp_path, batch_sizes=[4], lrs=(0.1, 1e38), epochs=9)
+    good, bad = sweep.runs()
+    with pytest.raises(RunError, match="the loss is"):
+        run_job([bad.folder, good.folder])
+    assert (good.state().state, good.state().epoch) == ("done", 9)
+    assert bad.state().state == "failed"
+    assert "the loss is" in str(bad.state().error)
+    assert "error:" in bad.log_file.read_text()
+    assert "error:" not in good.log_file.read_text()
+    assert "view 1 computed" in good.log_file.read_text()
+    assert "epoch 9/9" in good.log_file.read_text()
+    assert "epoch 9/9" not in bad.log_file.read_text()
+
+
+def test_a_fault_that_all_share_fails_them_all(data: Path, weights: Path, tmp_path: Path) -> None:
+    """Whatever ends the job before its runs are done is said by each of them."""
+    sweep = make_sweep(data, weights, tmp_path / "runs")
+    sweep.images_file.unlink()
+    with pytest.raises(FileNotFoundError):
+        run_job([run.folder for run in sweep.runs()])
+    assert {run.state().state for run in sweep.runs()} == {"failed"}
+
+
+def test_the_jobs_of_a_grid() -> None:
+    """Heads of a batch size share a job; runs that train all layers have one each."""
+
+    def jobs(train: str) -> list[tuple[str, ...]]:
+        configs = {
+            f"{size}-{lr}": TrainConfig(data="d", weights="w", batch_size=size, lr=lr, train=train)
+            for size in (32, 64)
+            for lr in (0.1, 1.0)
+        }
+        return jobs_of(configs)
+
+    assert jobs("head") == [("32-0.1", "32-1.0"), ("64-0.1", "64-1.0")]
+    assert jobs("all") == [("32-0.1",), ("32-1.0",), ("64-0.1",), ("64-1.0",)]
+
+
+def test_a_cosine_takes_the_learning_rate_down(data: Path, weights: Path, tmp_path: Path) -> None:
+    """The lr column is the rate of the epoch's last update, and the last of all is nearly 0."""
+    sweep = make_sweep(data, weights, tmp_path, batch_sizes=[4], epochs=4, schedule="cosine")
+    run_job([run.folder for run in sweep.runs()])
+    rows = lr_column(sweep)
+    assert rows == sorted(rows, reverse=True)
+    assert 0 < rows[-1] < 0.001 < rows[0] < 0.1
+
+
+def lr_column(sweep: Sweep) -> list[float]:
+    with sweep.runs()[0].metrics_file.open(newline="") as lines:
+        return [float(row["lr"]) for row in csv.DictReader(lines)]

@@ -1,0 +1,185 @@
+"""How views are computed: fast in whatever way, and the same numbers in every way."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import resnet18
+from trees import make_tree
+
+from skinjob.errors import ImagesError
+from skinjob.images import ImageSet, scan
+from skinjob.train import features as features_module
+from skinjob.train.cache import ViewCache
+from skinjob.train.device import Device, choose_device
+from skinjob.train.features import Features
+from skinjob.train.model import build_backbone, build_resnet18
+from skinjob.train.pixels import TEST, Pixels, Store
+from skinjob.train.streams import TRIALS, BatchSize, Streams
+from skinjob.train.views import Views
+
+KEY = {"what": "a test"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    folder = tmp_path_factory.mktemp("data") / "skin_cancer"
+    return scan(make_tree(folder, num_train=20, num_test=4))
+
+
+@pytest.fixture(scope="module")
+def backbone(weights: Path) -> torch.nn.Module:
+    return build_backbone(weights)
+
+
+def features(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, device: Device, size: int
+) -> Tensor:
+    """Returns a view's features, (40, 512), computed with batches of *size*."""
+    streams = Streams(backbone, device, Pixels(images, 0, tmp_path, keeps_test=False))
+    streams.batch_size = BatchSize((size,))
+    found = torch.zeros(40, 512)
+
+    def put(first: int, part: Tensor) -> None:
+        found[first : first + len(part)] = part
+
+    streams.compute(1, put, lambda done: None)
+    return found
+
+
+def test_streams_and_batch_size_change_no_feature(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+) -> None:
+    """What is chosen for speed on one machine and not on another is no part of the result."""
+    device = choose_device("cpu", "fp32")
+    one = features(backbone, images, tmp_path, replace(device, num_threads=1), size=1)
+    for num_threads, size in ((1, 40), (2, 3), (3, 16)):
+        other = features(backbone, images, tmp_path, replace(device, num_threads=num_threads), size)
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_folded_batch_norm_changes_no_feature(backbone: torch.nn.Module, weights: Path) -> None:
+    """The backbone is torchvision's ResNet18, though its batch norm is gone."""
+    whole = resnet18(weights=None)
+    whole.load_state_dict(build_resnet18(weights).state_dict())
+    whole.fc = torch.nn.Identity()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+    pictures = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted, found = whole.eval()(pictures), backbone(pictures)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_quickest_batch_size_is_kept() -> None:
+    """Each size is tried on the work itself, and the choice is told with the figures behind it."""
+    sizes = BatchSize((4, 8))
+    for _ in range(2 * TRIALS):
+        assert sizes.chosen is None
+        size = sizes.next()
+        sizes.record(size, {4: 2.0, 8: 1.0}[size])
+    sizes.record(4, 0.001)  # too late
+    assert sizes.next() == sizes.chosen == 8
+    assert sizes.words() == (
+        "8 images per forward pass (images/s of a stream by size: 4: 2.0, 8: 8.0)"
+    )
+
+
+def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
+    """Later epochs take the decoded image, whatever became of its file, and so do other threads."""
+    copy = shutil.copytree(images.root, tmp_path / "copy")
+    kept = Store(copy, images.split("train"), tmp_path, room=1 << 30)
+    unkept = Store(copy, images.split("train"), tmp_path, room=0)
+    first = [kept.get(index) for index in range(40)]
+    assert all(torch.equal(unkept.get(index), first[index]) for index in range(40))
+    shutil.rmtree(copy)
+    assert all(torch.equal(kept.get(index), first[index]) for index in range(40))
+    with pytest.raises(ImagesError):
+        unkept.get(0)
+    assert list(tmp_path.iterdir()) == []  # the file that they are kept in has no name
+
+
+def test_images_that_do_not_fit_are_decoded_again(images: ImageSet, tmp_path: Path) -> None:
+    """A limit on what is kept costs time alone."""
+    whole = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
+    half = Store(images.root, images.split("train"), tmp_path, room=20 * 224 * 224 * 3)
+    for index in [*range(40), *range(40)]:
+        assert torch.equal(half.get(index), whole.get(index))
+    assert 0 < (half._starts >= 0).sum() < 40
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 30])
+def test_features_come_back_as_they_were_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    """In whatever order batches are written and rows are read, from memory or from disk."""
+    monkeypatch.setattr(features_module, "HELD_BYTES", held_bytes)
+    cache, put = ViewCache(tmp_path), torch.randn(100, 512)
+    with cache.writing(KEY, 100) as writer:
+        for first in (60, 0, 30):
+            writer.put(first, put[first : min(first + 30, 100)])
+        writer.put(90, put[90:])
+    found = read(cache, 100)
+    assert torch.equal(torch.cat(list(found.in_turn(size=7))), put)
+    some = torch.tensor([99, 0, 50, 0])
+    assert torch.equal(found.rows(some), put[some])
+    assert cache.read(KEY, 101) is None  # of other images: no view
+
+
+def read(cache: ViewCache, num_images: int) -> Features:
+    found = cache.read(KEY, num_images)
+    assert found is not None
+    return found
+
+
+def make_views(backbone: torch.nn.Module, images: ImageSet, cache: Path, epochs: int = 3) -> Views:
+    pixels = Pixels(images, 0, cache, keeps_test=False)
+    return Views(
+        Streams(backbone, choose_device("cpu", "fp32"), pixels),
+        images=images,
+        weights_sha256="0" * 64,
+        epochs=epochs,
+        cache=ViewCache(cache),
+    )
+
+
+def test_a_fault_in_one_stream_ends_them_all_and_leaves_nothing(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+) -> None:
+    """An image that has gone stops the view by its name; no half view and no claim stay behind."""
+    copy = shutil.copytree(images.root, tmp_path / "copy")
+    views = make_views(backbone, replace(images, root=copy), tmp_path / "cache")
+    gone = copy / images.split("train")[17].path
+    gone.unlink()
+    with pytest.raises(ImagesError, match=gone.name):
+        views.get(1)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_views_that_are_no_longer_wanted_are_not_finished(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+) -> None:
+    """A job that ends in the middle does not stay to compute the view that was on its way."""
+    views = make_views(backbone, images, tmp_path, epochs=200)
+    coming = views.in_turn([TEST, *range(1, 201)])
+    next(coming)
+    coming.close()
+    assert len(list(tmp_path.glob("*.safetensors"))) < 5
+    assert not list(tmp_path.glob("*.claim"))
+
+
+def test_views_come_in_turn_and_once(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+) -> None:
+    """What is computed ahead is what comes next, and the same as when it is asked for alone."""
+    views = make_views(backbone, images, tmp_path / "ahead")
+    alone = make_views(backbone, images, tmp_path / "alone")
+    wanted: Sequence[int] = [TEST, 1, 2, 3]
+    for view, found in zip(wanted, views.in_turn(wanted), strict=True):
+        expected = torch.cat(list(alone.get(view).in_turn()))
+        assert torch.equal(torch.cat(list(found.in_turn())), expected)
