@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -23,6 +24,7 @@ def make_sweep(
     folder: Path,
     *,
     batch_sizes: Sequence[int] = (32, 64, 128, 256),
+    lrs: Sequence[float] = (0.01,),
     seeds: Sequence[int] = (0,),
     epochs: int = 20,
     finished: Mapping[str, int] | None = None,
@@ -37,21 +39,20 @@ def make_sweep(
     sweep = Sweep(folder)
     folder.mkdir(parents=True)
     names = []
-    for batch_size in batch_sizes:
-        for seed in seeds:
-            run = Run(folder / run_name(batch_size, 0.01, seed))
-            names.append(run.name)
-            done = epochs if finished is None else finished.get(run.name, epochs)
-            state = RunState(
-                state="done" if done == epochs else "running",
-                epoch=done,
-                device="NVIDIA H100 80GB HBM3",
-                precision="bf16",
-                started_utc="2025-03-01T09:00:00Z",
-                heartbeat_utc="2025-03-01T09:10:00Z",
-            )
-            _make_run(run, batch_size, seed, done, (states or {}).get(run.name, state), counts)
-    info = _info(sweep, batch_sizes, seeds, epochs, names, counts, untrained)
+    for batch_size, lr, seed in itertools.product(batch_sizes, lrs, seeds):
+        run = Run(folder / run_name(batch_size, lr, seed))
+        names.append(run.name)
+        done = epochs if finished is None else finished.get(run.name, epochs)
+        state = RunState(
+            state="done" if done == epochs else "running",
+            epoch=done,
+            device="NVIDIA H100 80GB HBM3",
+            precision="bf16",
+            started_utc="2025-03-01T09:00:00Z",
+            heartbeat_utc="2025-03-01T09:10:00Z",
+        )
+        _make_run(run, batch_size, lr, seed, done, (states or {}).get(run.name, state), counts)
+    info = _info(sweep, batch_sizes, lrs, seeds, epochs, names, counts, untrained)
     sweep.sweep_file.write_text(json.dumps(info, indent=2), encoding="utf-8")
     return sweep
 
@@ -59,6 +60,7 @@ def make_sweep(
 def _make_run(
     run: Run,
     batch_size: int,
+    lr: float,
     seed: int,
     epochs: int,
     state: RunState,
@@ -66,12 +68,16 @@ def _make_run(
 ) -> None:
     run.folder.mkdir()
     config = TrainConfig(
-        data="skin_cancer", weights="weights/resnet18.safetensors", batch_size=batch_size, seed=seed
+        data="skin_cancer",
+        weights="weights/resnet18.safetensors",
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
     )
     run.config_file.write_text(json.dumps(asdict(config)), encoding="utf-8")
     run.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
     run.start_metrics()
-    for row in metric_rows(run, batch_size, seed, epochs, counts):
+    for row in metric_rows(run, batch_size, seed, epochs, counts, lr):
         run.append_metrics({name: _written(name, value) for name, value in row.items()})
 
 
@@ -87,15 +93,17 @@ def metric_rows(
     seed: int,
     epochs: int,
     counts: Mapping[str, Mapping[str, int]] = COUNTS,
+    lr: float = 0.01,
 ) -> list[dict[str, Any]]:
     """Returns the rows of a run's metrics.csv; the same arguments give the same rows."""
-    draw = random.Random(batch_size * 1000 + seed)
+    draw = random.Random(batch_size * 1000 + seed + round(1e9 * (lr - 0.01)))
     images = sum(counts["train"].values())
     num_test = sum(counts["test"].values())
     updates = math.ceil(images / batch_size)
+    pace = 0.012 * (lr / 0.01) ** 0.5
     rows = []
     for epoch in range(1, epochs + 1):
-        learnt = 1 - math.exp(-0.012 * updates * epoch / (1 + updates / 90))
+        learnt = 1 - math.exp(-pace * updates * epoch / (1 + updates / 90))
         wobble = 0.006 * (1 + batch_size / 200)
         accuracy = 0.62 + 0.235 * learnt + draw.gauss(0, wobble)
         rows.append(
@@ -106,7 +114,7 @@ def metric_rows(
                 "seed": seed,
                 "epoch": epoch,
                 "updates": updates * epoch,
-                "lr": 0.01,
+                "lr": lr,
                 "train_loss": round(0.66 - 0.33 * learnt + draw.gauss(0, 0.004), 6),
                 "train_accuracy": round(0.60 + 0.265 * learnt + draw.gauss(0, 0.004), 6),
                 "test_loss": round(0.65 - 0.29 * learnt + draw.gauss(0, wobble), 6),
@@ -125,6 +133,7 @@ def metric_rows(
 def _info(
     sweep: Sweep,
     batch_sizes: Sequence[int],
+    lrs: Sequence[float],
     seeds: Sequence[int],
     epochs: int,
     names: list[str],
@@ -145,7 +154,7 @@ def _info(
             "precision": "auto",
         },
         "batch_sizes": list(batch_sizes),
-        "lrs": [0.01],
+        "lrs": list(lrs),
         "seeds": list(seeds),
         "runs": names,
         "weights": {

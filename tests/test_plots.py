@@ -117,6 +117,14 @@ def test_a_comparison_names_its_axes_and_batch_sizes(series: list[Series], tmp_p
     assert "comparison" not in words
 
 
+def test_a_comparison_of_lrs_says_that_its_names_hold_them(tmp_path: Path) -> None:
+    """Where lines differ in lr too, the legend's title says so."""
+    series = make_series(tmp_path / "s", batch_sizes=[32], lrs=(0.01, 0.1), epochs=2)
+    labels = ["32, lr 0.01", "32, lr 0.1"]
+    svg = draw_comparison(series, labels, common_scale(series), tmp_path / "comparison")[1]
+    assert {"batch size and lr", *labels} <= set(_words(svg))
+
+
 def test_the_level_of_the_majority_class_is_marked(series: list[Series], tmp_path: Path) -> None:
     """What a model gets that always gives the commoner answer is written beside the accuracy."""
     svg = draw_batch(series[0], common_scale(series), tmp_path / "b")[1]
@@ -141,6 +149,21 @@ def test_several_seeds_say_what_line_and_band_are(tmp_path: Path) -> None:
     assert "thin: a run that is behind" in _words(svg)
 
 
+def test_many_runs_that_are_behind_do_not_bury_the_mean(tmp_path: Path) -> None:
+    """Of more than ten the picture has no lines, and says how many there would be."""
+    thin_lines = []
+    for behind in (0, 10, 11):
+        finished = {f"bs0032-lr0.01-seed{seed}": 2 for seed in range(behind)}
+        series = make_series(
+            tmp_path / str(behind), batch_sizes=[32], seeds=range(12), epochs=3, finished=finished
+        )
+        svg = draw_batch(series[0], common_scale(series), tmp_path / f"b{behind}")[1]
+        colors = re.findall(r"stroke: (#\w+); stroke-width: 0.6", svg.read_text("utf-8"))
+        thin_lines.append(sum(color in {look.color for look in looks(2)} for color in colors))
+    assert thin_lines == [0, 4 * 10, 0]  # loss and accuracy, of train and test
+    assert "11 runs that are behind: not drawn" in "; ".join(_words(svg))
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 200])
 def test_epochs_are_whole_numbers(tmp_path: Path, epochs: int) -> None:
     """No epoch 1.5 on an axis, however short the run, and the picture is drawn."""
@@ -150,6 +173,22 @@ def test_epochs_are_whole_numbers(tmp_path: Path, epochs: int) -> None:
     ticks = re.findall(r">(\d[\d.]*)</text>", below)
     assert ticks
     assert all(tick.isdigit() for tick in ticks)
+
+
+@pytest.mark.parametrize(("epochs", "fewest"), [(5, 5), (20, 5), (100, 5), (1000, 4)])
+def test_labels_of_updates_have_room(tmp_path: Path, epochs: int, fewest: int) -> None:
+    """However many updates a run has, no two numbers below the axis run into each other."""
+    series = make_series(tmp_path / "s", batch_sizes=[32, 256], epochs=epochs)
+    labels = ["32", "256"]
+    svg = draw_comparison(series, labels, common_scale(series), tmp_path / "comparison")[1]
+    below = (
+        svg.read_text(encoding="utf-8").split('id="axes_4"')[1].split('id="matplotlib.axis_8"')[0]
+    )
+    ticks = re.findall(r'<text[^>]* x="([\d.]+)"[^>]*>(\d+)</text>', below)
+    assert len(ticks) >= fewest
+    digit = 0.65 * 8.5  # points, generously
+    for (left, one), (right, other) in itertools.pairwise(ticks):
+        assert float(right) - float(left) > digit * (len(one) + len(other)) / 2
 
 
 def test_the_last_epoch_always_has_a_marker() -> None:

@@ -93,14 +93,17 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
     third = content.rindex(b"\n", 0, -1) + 1
     for end in range(third, len(content) - 2):
         run.metrics_file.write_bytes(content[:end])
-        assert len(read_run(run)) == 2, content[third:end]
+        texts, values = read_run(run)
+        assert len(texts) == len(values) == 2, content[third:end]
 
 
 def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path) -> None:
     """A whole last line counts, although nothing follows it."""
     run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
     run.metrics_file.write_bytes(run.metrics_file.read_bytes().rstrip())
-    assert [row[METRICS.index("epoch")] for row in read_run(run)] == ["1", "2", "3"]
+    texts, values = read_run(run)
+    assert [row[METRICS.index("epoch")] for row in texts] == ["1", "2", "3"]
+    assert [row[METRICS.index("epoch")] for row in values] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +256,8 @@ def test_seeds_that_do_not_differ_are_said_not_to(tmp_path: Path) -> None:
 def test_the_permutation_test_is_right_where_it_can_be_counted() -> None:
     """Of the 20 ways to part 6 runs in two, 2 are as extreme as all high against all low: 0.1."""
     values, labels = np.array([1.0, 2, 3, 11, 12, 13]), np.array([0, 0, 0, 1, 1, 1])
-    assert findings.permutation_p(values, labels, findings._gap) == pytest.approx(0.1, abs=0.01)
-    assert findings.permutation_p(np.ones(6), labels, findings._gap) == 1.0
+    assert findings.permutation_p(values, labels) == pytest.approx(0.1, abs=0.01)
+    assert findings.permutation_p(np.ones(6), labels) == 1.0
 
 
 def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> None:
@@ -348,15 +351,126 @@ def test_two_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
         build_report(sweeps)
 
 
+@pytest.mark.parametrize("lrs", [(0.01,), (0.001, 0.01)])
 @pytest.mark.parametrize("width", [80, 60, 50])
-def test_the_printed_table_fits_the_terminal(tmp_path: Path, width: int) -> None:
-    """No line of the printed table is longer than the terminal, with several seeds too."""
-    sweep = make_sweep(tmp_path / "s", seeds=range(2), epochs=12)
+def test_the_printed_table_fits_the_terminal(
+    tmp_path: Path, width: int, lrs: tuple[float, ...]
+) -> None:
+    """No line of the printed table is longer than the terminal, with several seeds and lrs too."""
+    sweep = make_sweep(tmp_path / "s", seeds=range(2), lrs=lrs, epochs=12)
     columns, rows = printed(summarize(all_series([read_sweep(sweep)])), width)
     heads = [name.split("\n") for name in columns]
     cells = [[*head, *values] for head, *values in zip(heads, *rows, strict=True)]
     assert sum(max(map(len, column)) + 2 for column in cells) <= width
     assert "change\n/epoch" in columns
+
+
+def test_one_lr_is_told_only_where_a_program_reads(report: Report) -> None:
+    """With one lr no label and no printed column speaks of it; summary.csv and the page have it."""
+    assert "lr" not in report.columns
+    assert not any("lr" in file.stem for file in report.files)
+    assert list(report.summary["lr"]) == [0.01] * 4
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    assert "<dt>lr</dt><dd>0.01</dd>" in page
+    assert ", lr 0.01" not in page
+
+
+def test_several_lrs_are_several_series(tmp_path: Path) -> None:
+    """A line of the summary is of one lr, and is what a sweep of that lr alone has."""
+    both = build_report([make_sweep(tmp_path / "s", lrs=(0.1, 0.001), seeds=range(2))])
+    alone = build_report([make_sweep(tmp_path / "a" / "s", lrs=(0.1,), seeds=range(2))])
+    sizes = [32, 64, 128, 256]
+    assert list(both.summary["lr"]) == [0.001] * 4 + [0.1] * 4
+    assert list(both.summary["batch_size"]) == [*sizes, *sizes]
+    assert both.summary[4:].reset_index(drop=True).equals(alone.summary)
+    assert [row[both.columns.index("lr")] for row in both.rows] == ["0.001"] * 4 + ["0.1"] * 4
+
+
+def test_several_lrs_are_told_apart_in_every_name(tmp_path: Path) -> None:
+    """Labels and file names carry the lr; few series still share one comparison."""
+    report = build_report([make_sweep(tmp_path / "s", batch_sizes=[32, 64], lrs=(0.01, 0.1))])
+    names = [f"batch-{size}-lr{lr}" for lr in ("0.01", "0.1") for size in ("0032", "0064")]
+    pngs = {file.stem for file in report.files if file.suffix == ".png"}
+    assert pngs == {*names, "comparison"}
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    for label in ("32, lr 0.01", "64, lr 0.01", "32, lr 0.1", "64, lr 0.1"):
+        assert f"<figcaption>Batch size {label} (" in page
+    assert "All batch sizes and learning rates on the test images" in page
+
+
+def test_a_schedule_does_not_part_a_run(tmp_path: Path) -> None:
+    """A run's lr is what it was asked for, whatever the optimizer's lr is in an epoch."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], lrs=(0.1, 0.01), epochs=3)
+    for run in sweep.runs():
+        _set_column(run, "lr", ["0.1", "0.05", "0.01"])
+    series = all_series([read_sweep(sweep)])
+    assert [(one.lr, one.epochs, set(one.rows["run"])) for one in series] == [
+        (0.01, 3, {"bs0032-lr0.01-seed0"}),
+        (0.1, 3, {"bs0032-lr0.1-seed0"}),
+    ]
+
+
+def test_a_run_is_believed_more_than_its_name(tmp_path: Path) -> None:
+    """The lr is that of config.json; the name says it only where that file was not copied."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], lrs=(1e-05, 0.1), epochs=2)
+    small, large = sweep.runs()
+    small.config_file.unlink()
+    config = json.loads(large.config_file.read_text(encoding="utf-8"))
+    large.config_file.write_text(json.dumps(config | {"lr": 0.3}), encoding="utf-8")
+    assert [one.lr for one in all_series([read_sweep(sweep)])] == [1e-05, 0.3]
+
+
+def test_findings_never_mix_lrs(tmp_path: Path) -> None:
+    """What is said of an lr is what a sweep of that lr alone would hear; advice comes once."""
+    both = make_sweep(tmp_path / "s", lrs=(0.001, 0.1))
+    notes = build_report([both]).notes
+    expected = []
+    for lr in (0.001, 0.1):
+        alone = build_report([make_sweep(tmp_path / str(lr) / "s", lrs=(lr,))])
+        expected += [f"lr {lr}: {note}" for note in alone.notes[:2]]
+    assert notes == [*expected, findings.FEW_SEEDS]
+    one_size = build_report([make_sweep(tmp_path / "b", batch_sizes=[32], lrs=(0.001, 0.1))])
+    assert one_size.notes == [findings.ALONE]
+
+
+def test_many_series_get_a_comparison_for_each_lr(tmp_path: Path) -> None:
+    """Nine lines in one picture are too many; comparison.* has the best lr's, and words say so."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32, 64, 128], lrs=(0.0001, 0.01, 0.001))
+    accuracy = {0.0001: "0.6", 0.01: "0.8", 0.001: "0.7"}
+    for run in sweep.runs():
+        _set_column(run, "test_accuracy", [accuracy[run.config().lr]] * 20)
+    report = build_report([sweep])
+    assert set(report.files) == set(report.folder.iterdir())
+    for suffix in ("png", "svg"):
+        first = (report.folder / f"comparison.{suffix}").read_bytes()
+        same = [
+            lr
+            for lr in ("0.0001", "0.001", "0.01")
+            if (report.folder / f"comparison-lr{lr}.{suffix}").read_bytes() == first
+        ]
+        assert same == ["0.01"]
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 3 + 9
+    first, second, third = (page.index(f"sizes with lr {lr} on") for lr in (0.01, 0.0001, 0.001))
+    assert first < page.index("Of 3 lrs this one has the highest mean accuracy") < second < third
+
+
+def test_of_many_missing_runs_the_failed_are_named(tmp_path: Path) -> None:
+    """A thousand queued runs are counted, not listed, and hide no run that failed."""
+    names = [f"bs0032-lr0.01-seed{seed}" for seed in range(60)]
+    sweep = make_sweep(
+        tmp_path / "s",
+        batch_sizes=[32],
+        seeds=range(60),
+        epochs=2,
+        finished=dict.fromkeys(names[1:], 0),
+        states=dict.fromkeys(names[1:50], RunState())
+        | {names[59]: RunState(state="failed", error="no GPU")},
+    )
+    missing = build_report([sweep]).missing
+    assert missing[0] == "bs0032-lr0.01-seed59: failed with no epoch yet: no GPU"
+    assert missing[1] == "bs0032-lr0.01-seed1: queued, no epoch yet"
+    assert missing[20:] == ["and 39 more runs: 30 queued, 9 running"]
 
 
 def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:

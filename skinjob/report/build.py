@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from skinjob.errors import RunError
 from skinjob.files import replacing
-from skinjob.report.findings import compare, differences, missing
+from skinjob.report.findings import compare_by_lr, differences, missing
 from skinjob.report.page import Picture, write_page
-from skinjob.report.plots import UNTRAINED, common_scale, draw_batch, draw_comparison
-from skinjob.report.tables import Series, SweepTable, all_series, read_sweep, summarize
+from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison
+from skinjob.report.tables import Series, SweepTable, all_series, by_lr, read_sweep, summarize
 from skinjob.report.text import percent, printed
-from skinjob.runs import Sweep
+from skinjob.runs import METRICS, Sweep
+
+MOST_LINES = 8  # in a comparison; of more, the eye finds none again in the legend
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Report:
 
     folder: Path
     summary: pd.DataFrame
-    """One row per batch size: summary.csv."""
+    """One row per batch size and lr: summary.csv."""
     columns: list[str]
     rows: list[list[str]]
     """The summary for a terminal."""
@@ -55,12 +58,13 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarize(series)
     notes = _notes(tables, series)
-    pictures = _draw(folder, tables, series)
-    _write_csv(folder / "metrics.csv", pd.concat([table.texts for table in tables]))
-    _write_csv(folder / "summary.csv", summary)
-    write_page(folder / "index.html", tables, summary, lacks, notes, pictures)
+    comparisons, batches = _draw(folder, tables, series)
+    _write_metrics(folder / "metrics.csv", tables)
+    _write_summary(folder / "summary.csv", summary)
+    write_page(folder / "index.html", tables, summary, lacks, notes, comparisons, batches)
     files = [folder / name for name in ("metrics.csv", "summary.csv", "index.html")]
-    files += [file for picture in pictures for file in picture.files]
+    for picture in (*comparisons, *batches):
+        files += [*picture.files, *picture.copies]
     columns, rows = printed(summary, shutil.get_terminal_size().columns)
     warnings = [f"{UNTRAINED}."] if any(table.untrained for table in tables) else []
     return Report(folder, summary, columns, rows, lacks, [*warnings, *notes], files)
@@ -104,7 +108,7 @@ def _notes(tables: Sequence[SweepTable], series: Sequence[Series]) -> list[str]:
 
 def _compare(table: SweepTable, series: Sequence[Series]) -> list[str]:
     own = [one for one in series if one.table is table]
-    return compare(own) if own else []
+    return compare_by_lr(own) if own else []
 
 
 def _for_each(tables: Sequence[SweepTable], say: Callable[[SweepTable], list[str]]) -> list[str]:
@@ -116,28 +120,84 @@ def _for_each(tables: Sequence[SweepTable], say: Callable[[SweepTable], list[str
     ]
 
 
-def _draw(folder: Path, tables: Sequence[SweepTable], series: Sequence[Series]) -> list[Picture]:
-    """Writes the comparison and a picture per series, all to one scale."""
+def _draw(
+    folder: Path, tables: Sequence[SweepTable], series: Sequence[Series]
+) -> tuple[list[Picture], list[Picture]]:
+    """Writes the comparisons and a picture per series, all to one scale, and returns both."""
     scale = common_scale(series)
-    many = len(tables) > 1
-    labels = [f"{s.table.sweep.name} {s.batch_size}" if many else str(s.batch_size) for s in series]
-    files = draw_comparison(series, labels, scale, folder / "comparison")
+    labels, stems = _names(tables, series)
+    batches = []
+    for label, stem, one in zip(labels, stems, series, strict=True):
+        files = draw_batch(one, scale, folder / stem)
+        description = f"Curves of loss and accuracy, train and test. {_ends(one)}"
+        batches.append(Picture(f"Batch size {label}", description, files))
+    return _compared(folder, series, labels, scale), batches
+
+
+def _names(tables: Sequence[SweepTable], series: Sequence[Series]) -> tuple[list[str], list[str]]:
+    """Returns each series' label and file name: of sweep, batch size and lr what tells it apart."""
+    many_sweeps, many_lrs = len(tables) > 1, len(by_lr(series)) > 1
+    labels, stems = [], []
+    for one in series:
+        sweep = one.table.sweep.name
+        label, stem = f"{one.batch_size}", f"batch-{one.batch_size:04d}"
+        if many_sweeps:
+            label, stem = f"{sweep} {label}", f"{sweep}-{stem}"
+        if many_lrs:
+            label, stem = f"{label}, lr {one.lr!r}", f"{stem}-lr{one.lr!r}"
+        labels.append(label)
+        stems.append(stem)
+    return labels, stems
+
+
+def _compared(
+    folder: Path, series: Sequence[Series], labels: Sequence[str], scale: Scale
+) -> list[Picture]:
+    """Writes the comparison; of more series than one picture holds, one for each lr.
+
+    comparison.* is then a copy of the one for the best lr, which comes first.
+    """
+    parts = by_lr(series)
+    if len(series) <= MOST_LINES or len(parts) in (1, len(series)):
+        what = "All batch sizes" if len(parts) == 1 else "All batch sizes and learning rates"
+        return [_comparison(folder / "comparison", what, series, labels, scale)]
+    pictures = {}
+    for lr, own in parts.items():
+        stem, what = folder / f"comparison-lr{lr!r}", f"All batch sizes with lr {lr!r}"
+        own_labels = [label for label, one in zip(labels, series, strict=True) if one.lr == lr]
+        pictures[lr] = _comparison(stem, what, own, own_labels, scale)
+    best = max(parts, key=lambda lr: _mean_accuracy(parts[lr]))
+    first = pictures.pop(best)
+    why = (
+        f"{first.caption}. Of {len(parts)} lrs this one has the highest mean accuracy at the last "
+        "epoch, found by looking at these very test images; comparison.png is the same picture"
+    )
+    copies = [_copied(file, folder / f"comparison{file.suffix}") for file in first.files]
+    return [replace(first, caption=why, copies=copies), *pictures.values()]
+
+
+def _comparison(
+    stem: Path, what: str, series: Sequence[Series], labels: Sequence[str], scale: Scale
+) -> Picture:
+    files = draw_comparison(series, labels, scale, stem)
     ends = ", ".join(
         f"{label}: {_final_accuracy(one)} %" for label, one in zip(labels, series, strict=True)
     )
-    pictures = [
-        Picture(
-            "All batch sizes on the test images, by epoch and by update",
-            f"Curves of test loss and test accuracy. Final test accuracy by batch size: {ends}.",
-            files,
-        )
-    ]
-    for label, one in zip(labels, series, strict=True):
-        prefix = f"{one.table.sweep.name}-" if many else ""
-        files = draw_batch(one, scale, folder / f"{prefix}batch-{one.batch_size:04d}")
-        description = f"Curves of loss and accuracy, train and test. {_ends(one)}"
-        pictures.append(Picture(f"Batch size {label}", description, files))
-    return pictures
+    return Picture(
+        f"{what} on the test images, by epoch and by update",
+        f"Curves of test loss and test accuracy. Final test accuracy by batch size: {ends}.",
+        files,
+    )
+
+
+def _copied(file: Path, copy: Path) -> Path:
+    with replacing(copy) as partial:
+        shutil.copyfile(file, partial)
+    return copy
+
+
+def _mean_accuracy(series: Sequence[Series]) -> float:
+    return statistics.fmean(statistics.fmean(one.final("test_accuracy")) for one in series)
 
 
 def _ends(series: Series) -> str:
@@ -147,9 +207,17 @@ def _ends(series: Series) -> str:
 
 
 def _final_accuracy(series: Series) -> str:
-    return percent(statistics.fmean(series.final("test_accuracy")))
+    return percent(_mean_accuracy([series]))
 
 
-def _write_csv(file: Path, frame: pd.DataFrame) -> None:
+def _write_metrics(file: Path, tables: Sequence[SweepTable]) -> None:
+    with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(METRICS)
+        for table in tables:
+            writer.writerows(table.texts)
+
+
+def _write_summary(file: Path, summary: pd.DataFrame) -> None:
     with replacing(file) as partial:
-        frame.to_csv(partial, index=False, float_format="%.6g", lineterminator="\r\n")
+        summary.to_csv(partial, index=False, float_format="%.6g", lineterminator="\r\n")

@@ -4,32 +4,60 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skinjob.report.tables import Series, SweepTable, wilson_interval
+from skinjob.report.tables import Series, SweepTable, by_lr, wilson_interval
 from skinjob.runs import Run, RunState
 
 SHUFFLES = 9_999
 FEWEST_SEEDS = 3  # with two runs a side, no arrangement is rarer than one in three
 FEWEST_EPOCHS = 3  # of two, the second half is one epoch, and has no change in it
 P_SHOWN = 0.05
-
-Statistic = Callable[[NDArray[np.float64], NDArray[np.int64]], float]
+ALONE = "One batch size alone: there is nothing to compare yet."
+FEW_SEEDS = (
+    f"With fewer than {FEWEST_SEEDS} seeds per batch size, a difference cannot be told "
+    "from chance. To find out: skinjob submit --seeds 0-4"
+)
+MOST_LACKS = 20  # named one by one; a big sweep just submitted has a thousand
 
 
 def missing(table: SweepTable) -> list[str]:
-    """Returns a sentence for each run whose epochs are not all there."""
+    """Returns a sentence for each run whose epochs are not all there, the failed first if many.
+
+    Of many runs the last sentence counts those that would be too many to name.
+    """
     done = table.rows.groupby("run")["epoch"].max().to_dict()
-    runs = table.sweep.runs()
-    lacks = [_lack(run, int(done.get(run.name, 0)), table.planned) for run in runs]
-    return [lack for lack in lacks if lack]
+    found = [
+        (run, lack)
+        for run in table.sweep.runs()
+        if (lack := _lack(run, int(done.get(run.name, 0)), table.planned))
+    ]
+    if len(found) <= MOST_LACKS:
+        return [lack for _, lack in found]
+    found.sort(key=lambda pair: _word(pair[0]) != "failed")
+    rest = Counter(_word(run) for run, _ in found[MOST_LACKS:])
+    words = ", ".join(f"{count} {word}" for word, count in rest.items())
+    return [*(lack for _, lack in found[:MOST_LACKS]), f"and {rest.total()} more runs: {words}"]
+
+
+def compare_by_lr(series: Sequence[Series]) -> list[str]:
+    """Returns what `compare` says of the series of each lr, and once what it says of every lr."""
+    said = {lr: compare(own) for lr, own in by_lr(series).items()}
+    if len(said) == 1:
+        return said.popitem()[1]
+    of_all = [line for line in (ALONE, FEW_SEEDS) if all(line in lines for lines in said.values())]
+    of_one = [
+        f"lr {lr!r}: {line}" for lr, lines in said.items() for line in lines if line not in of_all
+    ]
+    return [*of_one, *of_all]
 
 
 def compare(series: Sequence[Series]) -> list[str]:
-    """Returns what the series of one sweep, smallest batch first, say on stability and accuracy.
+    """Returns what the series of one lr, smallest batch first, say on stability and accuracy.
 
     Only batch sizes at the same epoch are compared: the change from epoch to epoch, like the
     accuracy, depends on how long a run has trained.
@@ -41,15 +69,12 @@ def compare(series: Sequence[Series]) -> list[str]:
     if behind:
         lines.append(f"Not compared, for not being at epoch {reached}: {', '.join(behind)}.")
     if len(alike) < 2:
-        return [*lines, "One batch size alone: there is nothing to compare yet."]
+        return [*lines, ALONE]
     if reached >= FEWEST_EPOCHS and alike[-1] is series[-1]:
         lines.append(_stability(alike))
     lines.append(_accuracy(alike))
     if _fewest_runs(alike) < FEWEST_SEEDS:
-        lines.append(
-            f"With fewer than {FEWEST_SEEDS} seeds per batch size, a difference cannot be told "
-            "from chance. To find out: skinjob submit --seeds 0-4"
-        )
+        lines.append(FEW_SEEDS)
     return lines
 
 
@@ -67,17 +92,25 @@ def differences(tables: Sequence[SweepTable]) -> list[str]:
     ]
 
 
-def permutation_p(
-    values: NDArray[np.float64], labels: NDArray[np.int64], statistic: Statistic
-) -> float:
-    """Returns how often shuffled labels give a statistic at least as large as the true ones do.
+def permutation_p(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Returns how often shuffled labels part the values at least as far as the true ones do.
+
+    How far is the sum of squares between the labels, as an analysis of variance has it; with two
+    labels it orders the shuffles as the gap between their means does.
 
     Phipson & Smyth (2010), "Permutation P-values should never be zero": the true arrangement counts
     as one of the shuffles. The shuffles are the same each time.
     """
     draw = np.random.default_rng(0)
-    seen = statistic(values, labels) - 1e-12  # sums in another order differ in the last digits
-    hits = sum(statistic(values, draw.permutation(labels)) >= seen for _ in range(SHUFFLES))
+    counts = np.bincount(labels)
+    centred = values - values.mean()
+
+    def between(arrangement: NDArray[np.int64]) -> float:
+        sums = np.bincount(arrangement, centred)
+        return float(sums @ (sums / counts))
+
+    seen = between(labels) - 1e-12  # sums in another order differ in the last digits
+    hits = sum(between(draw.permutation(labels)) >= seen for _ in range(SHUFFLES))
     return (1 + hits) / (1 + SHUFFLES)
 
 
@@ -106,6 +139,12 @@ def known_state(run: Run) -> RunState | None:
         return None
 
 
+def _word(run: Run) -> str:
+    """Returns a run's state in a word."""
+    state = known_state(run)
+    return state.state if state else "without a readable state.json"
+
+
 def _stability(series: Sequence[Series]) -> str:
     """Returns a sentence on the recipe's claim that the largest batch is the less stable one.
 
@@ -122,9 +161,10 @@ def _stability(series: Sequence[Series]) -> str:
     )
     if _fewest_runs(series) < FEWEST_SEEDS:
         return f"{said}."
-    numbers, labels = _flat([changes[size] for size in changes], list(changes))
-    more = numbers[labels == largest].mean() - numbers[labels != largest].mean()
-    p = permutation_p(numbers, (labels == largest).astype(np.int64), _gap)
+    numbers, labels = _flat(list(changes.values()))
+    is_largest = labels == labels.max()
+    more = numbers[is_largest].mean() - numbers[~is_largest].mean()
+    p = permutation_p(numbers, is_largest.astype(np.int64))
     verdict = "no difference shown" if p > P_SHOWN else "less stable" if more > 0 else "more stable"
     return f"{said}; {largest} minus the rest: {100 * more:+.2f} ({_p(p, series)}): {verdict}."
 
@@ -145,8 +185,7 @@ def _accuracy(series: Sequence[Series]) -> str:
         "percentage points apart"
     )
     if _fewest_runs(series) >= FEWEST_SEEDS:
-        numbers, labels = _flat(list(finals.values()), list(finals))
-        p = permutation_p(numbers, labels, _spread)
+        p = permutation_p(*_flat(list(finals.values())))
         verdict = "no difference shown" if p > P_SHOWN else "they differ on these test images"
         return f"{said} ({_p(p, series)}): {verdict}."
     num_images = series[0].table.test_images
@@ -159,23 +198,10 @@ def _accuracy(series: Sequence[Series]) -> str:
     return f"{said}; the 95 % {verdict} ({num_images} test images)."
 
 
-def _gap(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Returns how far apart the means of the labels 0 and 1 are."""
-    return float(abs(values[labels == 1].mean() - values[labels == 0].mean()))
-
-
-def _spread(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Returns the sum of squares between the labels, as an analysis of variance has it."""
-    groups = [values[labels == label] for label in np.unique(labels)]
-    return float(sum(len(group) * (group.mean() - values.mean()) ** 2 for group in groups))
-
-
-def _flat(
-    groups: Sequence[Sequence[float]], labels: Sequence[int]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Returns all values in one row, and beside each its label."""
+def _flat(groups: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Returns all values in one row, and beside each the number of its group."""
     values = np.concatenate([np.asarray(group, np.float64) for group in groups])
-    return values, np.repeat(np.asarray(labels, np.int64), [len(group) for group in groups])
+    return values, np.repeat(np.arange(len(groups)), [len(group) for group in groups])
 
 
 def _fewest_runs(series: Sequence[Series]) -> int:

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -71,6 +72,8 @@ class Picture:
     description: str
     """Says in words what the picture shows, to whoever cannot see it."""
     files: Sequence[Path]
+    copies: Sequence[Path] = ()
+    """The same files under another name."""
 
 
 def write_page(
@@ -79,9 +82,10 @@ def write_page(
     summary: pd.DataFrame,
     missing: Sequence[str],
     notes: Sequence[str],
-    pictures: Sequence[Picture],
+    comparisons: Sequence[Picture],
+    batches: Sequence[Picture],
 ) -> None:
-    """Writes the page: numbers, then *pictures*, the comparison first, then what was run."""
+    """Writes the page: numbers, then pictures, the comparisons first, then what was run."""
     title = "Batch sizes compared: " + ", ".join(table.sweep.name for table in tables)
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -89,8 +93,8 @@ def write_page(
         _html_table(*complete(summary)),
         _html_list(notes),
         _missing(missing),
-        _figure(pictures[0]),
-        f'<div class="beside">\n{"".join(map(_figure, pictures[1:]))}</div>',
+        "".join(map(_figure, comparisons)),
+        f'<div class="beside">\n{"".join(map(_figure, batches))}</div>',
         "<h2>How to read it</h2>",
         _html_list(_reading(tables)),
         *map(_what_was_run, tables),
@@ -163,7 +167,8 @@ def _what_was_run(table: SweepTable) -> str:
         "sweep": table.sweep.name,
         "submitted": info.get("created_utc"),
         "recipe": _pairs(info["recipe"], leave_out=("data", "weights")),
-        "seeds": ", ".join(str(seed) for seed in info.get("seeds", [])),
+        "lr": ", ".join(str(lr) for lr in info.get("lrs", [])),
+        "seeds": _ranges(info.get("seeds", [])),
         "backbone": weights.get("architecture"),
         "weights": weights.get("source") or weights.get("path"),
         "weights SHA-256": _short(weights.get("sha256")),
@@ -179,6 +184,21 @@ def _what_was_run(table: SweepTable) -> str:
         if value
     )
     return f"<h2>What was run</h2>\n<dl>\n{items}\n</dl>"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Returns numbers as --seeds takes them.
+
+    >>> _ranges([0, 1, 2, 3, 7, 8])
+    '0-3, 7, 8'
+    """
+    # Numbers in a row have one difference to their places.
+    rows = [
+        [number for _, number in row]
+        for _, row in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    ]
+    parts = [[f"{row[0]}-{row[-1]}"] if len(row) > 2 else map(str, row) for row in rows]
+    return ", ".join(chain.from_iterable(parts))
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -27,6 +28,8 @@ FORMATS = ("png", "svg")
 WIDTH_IN = 7.0  # the text width of an A4 page with its margins
 DOTS_PER_IN = 150
 NOTICE_IN = 0.32
+PANEL_PT = 210.0  # the width of one of two panels side by side
+DIGIT_PT = 5.6  # a digit of a tick's label, with its share of the gap to the next label
 
 LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     "solid",
@@ -38,6 +41,7 @@ LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LIGHTEST = 0.75  # of cividis, which darkens evenly in grey; above it, yellow is lost on white
 MOST_MARKERS = 10
+MOST_BEHIND = 10  # runs drawn beside a mean; more of them bury it
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -93,10 +97,10 @@ class Scale:
 def common_scale(series: Sequence[Series]) -> Scale:
     """Returns limits that hold every value of every series."""
     epochs = max(one.table.planned for one in series)
-    updates = [int(value) for one in series for value in one.rows["updates"]]
+    updates = np.concatenate([one.rows["updates"] for one in series])
     return Scale(
         epochs=max(epochs, max(one.epochs for one in series)),
-        updates=(min(updates) / 1.25, max(updates) * 1.25),
+        updates=(float(updates.min()) / 1.25, float(updates.max()) * 1.25),
         loss=_limits(series, "loss", 1.0, (0.0, math.inf)),
         accuracy=_limits(series, "accuracy", 100.0, (0.0, 100.0)),
         majority=_majority(series),
@@ -139,8 +143,7 @@ def draw_batch(series: Series, scale: Scale, stem: Path) -> list[Path]:
                 _plot_behind(axes, series, f"{part}_{quantity}", look)
                 _plot(axes, curve.epochs, curve, look, part, quantity)
             _dress(axes, scale, quantity, by="epoch")
-        thin = "thin: a run that is behind" if len(series.behind) else ""
-        _legend(area, panels[0], title="; ".join(filter(None, (_meaning([series]), thin))))
+        _legend(area, panels[0], title="; ".join(filter(None, (_meaning([series]), _thin(series)))))
     return files
 
 
@@ -149,6 +152,7 @@ def draw_comparison(
 ) -> list[Path]:
     """Writes test loss and accuracy of all series by epoch and by update; returns the files."""
     files = _files(stem)
+    what = "batch size" if len({one.lr for one in series}) == 1 else "batch size and lr"
     with _picture(files, scale, height_in=5.6) as area:
         panels = area.subplots(2, 2, sharey="row", sharex="col")
         for row, quantity in zip(panels, ("loss", "accuracy"), strict=True):
@@ -159,7 +163,7 @@ def draw_comparison(
                     _plot(axes, places, curve, look, label, quantity)
                 _dress(axes, scale, quantity, by=by, part="test ")
                 axes.label_outer()
-        _legend(area, panels[0][0], title="; ".join(filter(None, ("batch size", _meaning(series)))))
+        _legend(area, panels[0][0], title="; ".join(filter(None, (what, _meaning(series)))))
     return files
 
 
@@ -184,8 +188,10 @@ def _picture(files: Sequence[Path], scale: Scale, *, height_in: float) -> Iterat
             place = {"x": 0.5, "y": 0.5, "ha": "center", "va": "center"}
             notice.text(s=UNTRAINED, color="white", weight="bold", size=10, **place)
         yield area
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # found once: it is slow, and both files shall be alike
+        pads.execute(figure)
+        # Found once: it is slow, and both files shall be alike. Of None, and not of "none", savefig
+        # knows that there is no layout left to find by drawing the figure once more.
+        figure.set_layout_engine(None)
         metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
         for file, suffix in zip(files, FORMATS, strict=True):
             with replacing(file) as partial:
@@ -219,11 +225,20 @@ def _marked(number: int) -> list[int]:
 
 
 def _plot_behind(axes: Axes, series: Series, column: str, look: Look) -> None:
-    """Adds a thin line for each run that the mean leaves out."""
+    """Adds a thin line for each run that the mean leaves out, unless there are too many."""
     factor = 100.0 if column.endswith("accuracy") else 1.0
+    if series.num_behind > MOST_BEHIND:
+        return
     for _, rows in series.behind.groupby("run"):
         values = [factor * value for value in rows[column]]
         axes.plot(list(rows["epoch"]), values, color=look.color, linestyle=look.line, linewidth=0.6)
+
+
+def _thin(series: Series) -> str:
+    """Returns what thin lines are, or how many there would be."""
+    if series.num_behind > MOST_BEHIND:
+        return f"{series.num_behind} runs that are behind: not drawn"
+    return "thin: a run that is behind" if series.num_behind else ""
 
 
 def _dress(axes: Axes, scale: Scale, quantity: str, *, by: str, part: str = "") -> None:
@@ -239,12 +254,20 @@ def _dress(axes: Axes, scale: Scale, quantity: str, *, by: str, part: str = "") 
     else:
         axes.set_xscale("log")
         axes.set_xlim(scale.updates)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=_steps(*scale.updates)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("updates (log scale)")
     if quantity == "accuracy" and scale.majority is not None:
         _mark_majority(axes, scale.majority)
+
+
+def _steps(low: float, high: float) -> tuple[int, ...]:
+    """Returns the numbers of each decade that get a label: as many as have room side by side."""
+    decade_pt = PANEL_PT / math.log10(high / low)
+    label_pt = DIGIT_PT * len(f"{high:.0f}")
+    room = [steps for steps in ((1, 2, 5), (1, 3)) if math.log10(steps[1]) * decade_pt > label_pt]
+    return room[0] if room else (1,)
 
 
 def _mark_majority(axes: Axes, majority: float) -> None:
@@ -298,9 +321,9 @@ def _limits(
 ) -> tuple[float, float]:
     """Returns the least and greatest finite value of train and test, with a margin."""
     columns = (f"train_{quantity}", f"test_{quantity}")
-    values = [factor * float(v) for one in series for column in columns for v in one.rows[column]]
-    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
+    values = factor * np.concatenate([one.rows[column] for one in series for column in columns])
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.05 * factor
     return max(bounds[0], low - margin), min(bounds[1], high + margin)
 

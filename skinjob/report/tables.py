@@ -1,4 +1,4 @@
-"""A sweep's metrics.csv files as tables: every row, one series per batch size, one summary.
+"""A sweep's metrics.csv files as tables: every row, a series per batch size and lr, one summary.
 
 Accuracies are fractions 0..1, times seconds, throughout. Percent is for people: see `text`.
 """
@@ -10,12 +10,14 @@ import io
 import re
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from skinjob.errors import RunError
 from skinjob.runs import METRICS, Run, Sweep
@@ -28,7 +30,12 @@ OPTIONAL = ("train_loss", "test_loss", *QUALITIES)
 
 Z_95 = statistics.NormalDist().inv_cdf(0.975)  # 1.96
 
+NAMED_LR = re.compile(r"-lr(.+)-seed")
+
 COMPLETE_END = re.compile(r",\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\r?$")
+
+
+Value = str | int | float
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,12 @@ class SweepTable:
     sweep: Sweep
     info: dict[str, Any]
     """sweep.json."""
-    texts: pd.DataFrame
+    texts: list[list[str]]
     """The rows as they stand in the files: METRICS, all text."""
     rows: pd.DataFrame
-    """The same rows as numbers; a blank is NaN."""
+    """The same rows as numbers; a blank is NaN. Their lr is the optimizer's in that epoch."""
+    lrs: dict[str, float]
+    """The lr that each run with a row was asked for, which a schedule starts from."""
 
     @property
     def planned(self) -> int:
@@ -78,7 +87,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Series:
-    """The runs of one batch size, which differ in their seed alone.
+    """The runs of one batch size and lr, which differ in their seed alone.
 
     Numbers are over the runs that got furthest, so that no mean mixes epochs: a run that failed or
     is behind counts for nothing until it is there, and the report names it as missing.
@@ -86,59 +95,75 @@ class Series:
 
     table: SweepTable
     batch_size: int
+    lr: float
+    rows: pd.DataFrame
+    """The rows of all its runs."""
 
-    @property
-    def rows(self) -> pd.DataFrame:
-        """The rows of all its runs."""
-        return self.table.rows[self.table.rows["batch_size"] == self.batch_size]
-
-    @property
+    @cached_property
     def epochs(self) -> int:
         """The last epoch that any of its runs finished."""
         return int(self.rows["epoch"].max())
 
-    @property
+    @cached_property
     def counted(self) -> pd.DataFrame:
         """The rows of the runs that reached the last epoch."""
-        rows = self.rows
-        return rows[_last_epochs(rows) == self.epochs]
+        return self.rows[self._last_epochs == self.epochs]
 
     @property
     def num_counted(self) -> int:
         """The runs that reached the last epoch."""
-        return int(self.counted["run"].nunique())
+        return len(self.counted) // self.epochs
 
-    @property
+    @cached_property
     def behind(self) -> pd.DataFrame:
         """The rows of the runs that did not."""
-        rows = self.rows
-        return rows[_last_epochs(rows) < self.epochs]
+        return self.rows[self._last_epochs < self.epochs]
+
+    @property
+    def num_behind(self) -> int:
+        """The runs that did not."""
+        return int((self.behind["epoch"] == 1).sum())
 
     def final(self, column: str) -> list[float]:
         """Returns a column at the last epoch, a value per run."""
-        counted = self.counted
-        return [float(value) for value in counted.loc[counted["epoch"] == self.epochs, column]]
+        return [float(value) for value in self._by_run(column)[:, -1]]
 
     def accuracy_changes(self, first_epoch: int = 1) -> list[float]:
         """Returns each run's mean absolute change of test accuracy from an epoch to the next.
 
         Changes count from *first_epoch* on; where there is none it is NaN.
         """
-        counted = self.counted
-        by_run = counted[counted["epoch"] >= first_epoch].groupby("run")["test_accuracy"]
-        return [float(accuracies.diff().abs().mean()) for _, accuracies in by_run]
+        changes = np.abs(np.diff(self._by_run("test_accuracy")[:, first_epoch - 1 :]))
+        if not changes.size:
+            return [float("nan")] * self.num_counted
+        return [float(change) for change in changes.mean(axis=1)]
 
     def curve(self, column: str) -> Curve:
-        """Returns a column against epochs and updates."""
-        epochs = self.counted.groupby("epoch")
-        values = epochs[column]
+        """Returns a column against epochs and updates.
+
+        Its mean is NaN where a run's value is missing: passing over it in silence would flatter.
+        """
+        values = self._by_run(column)
         return Curve(
-            epochs=[int(epoch) for epoch in epochs.groups],
-            updates=[int(updates) for updates in epochs["updates"].max()],
-            mean=values.agg(_mean).tolist(),
-            low=values.min().tolist(),
-            high=values.max().tolist(),
+            epochs=list(range(1, self.epochs + 1)),
+            updates=[int(updates) for updates in self._by_run("updates").max(axis=0)],
+            mean=values.mean(axis=0).tolist(),
+            low=np.fmin.reduce(values).tolist(),
+            high=np.fmax.reduce(values).tolist(),
         )
+
+    @cached_property
+    def _last_epochs(self) -> pd.Series:
+        """For each row the last epoch of its run."""
+        return self.rows.groupby("run")["epoch"].transform("max")
+
+    def _by_run(self, column: str) -> NDArray[np.float64]:
+        """Returns a column of the counted runs, a line per run: (num_counted, epochs).
+
+        Each of them has the epochs 1, 2, ... in this order: `read_run` accepts no other.
+        """
+        values: NDArray[np.float64] = self.counted[column].to_numpy(np.float64)
+        return values.reshape(-1, self.epochs)
 
 
 def read_sweep(sweep: Sweep) -> SweepTable:
@@ -152,41 +177,61 @@ def read_sweep(sweep: Sweep) -> SweepTable:
             f"{sweep.sweep_file}: no 'runs' or no 'recipe' with 'epochs' in it",
             f"cat {shlex.quote(str(sweep.sweep_file))}",
         )
-    cells = [row for run in sweep.runs() for row in read_run(run)]
-    texts = pd.DataFrame(cells, columns=list(METRICS), dtype=str)
-    rows = pd.DataFrame({name: [_value(name, cell) for cell in texts[name]] for name in METRICS})
-    return SweepTable(sweep, info, texts, rows)
+    texts: list[list[str]] = []
+    rows: list[list[Value]] = []
+    lrs = {}
+    for run in sweep.runs():
+        own_texts, own_rows = read_run(run)
+        texts += own_texts
+        rows += own_rows
+        if own_rows:
+            lrs[run.name] = _lr(run)
+    return SweepTable(sweep, info, texts, pd.DataFrame(rows, columns=list(METRICS)), lrs)
 
 
-def read_run(run: Run) -> list[list[str]]:
-    """Returns the rows of a run's metrics.csv as text, in the order of METRICS.
+def read_run(run: Run) -> tuple[list[list[str]], list[list[Value]]]:
+    """Returns the rows of a run's metrics.csv, in the order of METRICS: as text, and as values.
 
     Raises: RunError, naming file and line, when a row is ill-formed or an epoch is not the next.
     """
     try:
-        text = _whole_lines(run.metrics_file.read_bytes())
+        content = _whole_lines(run.metrics_file.read_bytes())
     except FileNotFoundError:
-        return []
-    reader = csv.reader(io.StringIO(text, newline=""))
+        return [], []
+    reader = csv.reader(io.StringIO(content, newline=""))
     header = next(reader, list(METRICS))
     if header != list(METRICS):
         raise _damaged(run, 1, "the header is not " + ",".join(METRICS))
-    rows: list[list[str]] = []
-    for row in reader:
-        fault = _fault(run, row, epoch=len(rows) + 1)
-        if fault:
-            raise _damaged(run, reader.line_num, fault)
-        rows.append(row)
-    return rows
+    texts: list[list[str]] = []
+    rows: list[list[Value]] = []
+    for text_row in reader:
+        try:
+            rows.append(_values(run, text_row, epoch=len(rows) + 1))
+        except ValueError as fault:
+            raise _damaged(run, reader.line_num, str(fault)) from None
+        texts.append(text_row)
+    return texts, rows
 
 
 def all_series(tables: Sequence[SweepTable]) -> list[Series]:
-    """Returns the series that have rows: sweep by sweep, the smallest batch size first."""
+    """Returns the series that have rows: sweep by sweep, lr by lr, the smallest batch size first.
+
+    A run's lr is the one it was asked for; the column lr follows its schedule.
+    """
     return [
-        Series(table, int(batch_size))
+        Series(table, int(batch_size), float(lr), rows)
         for table in tables
-        for batch_size in sorted(table.rows["batch_size"].unique())
+        for (lr, batch_size), rows in table.rows.groupby(
+            [table.rows["run"].map(table.lrs).rename("asked_lr"), "batch_size"]
+        )
     ]
+
+
+def by_lr(series: Sequence[Series]) -> dict[float, list[Series]]:
+    """Returns the series of each lr, in their order; the smallest lr first."""
+    return {
+        lr: [one for one in series if one.lr == lr] for lr in sorted({one.lr for one in series})
+    }
 
 
 def summarize(series: Sequence[Series]) -> pd.DataFrame:
@@ -217,16 +262,6 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), sd
 
 
-def _last_epochs(rows: pd.DataFrame) -> pd.Series:
-    """Returns for each row the last epoch of its run."""
-    return rows.groupby("run")["epoch"].transform("max")
-
-
-def _mean(values: pd.Series) -> float:
-    """Returns the mean; NaN when one is missing, where pandas would pass over it in silence."""
-    return float(values.mean(skipna=False))
-
-
 def _summary_row(series: Series) -> dict[str, Any]:
     accuracy, accuracy_sd = mean_and_sd(series.final("test_accuracy"))
     low, high = wilson_interval(accuracy, series.table.test_images)
@@ -237,6 +272,7 @@ def _summary_row(series: Series) -> dict[str, Any]:
     return {
         "sweep": series.table.sweep.name,
         "batch_size": series.batch_size,
+        "lr": series.lr,
         "runs": series.num_counted,
         "epochs": series.epochs,
         "updates": test_curve.updates[-1],
@@ -266,35 +302,61 @@ def _whole_lines(content: bytes) -> str:
     return text if COMPLETE_END.search(text) else text[: text.rfind("\n") + 1]
 
 
-def _fault(run: Run, row: list[str], *, epoch: int) -> str | None:
-    """Returns what is wrong with a row of metrics.csv, or None."""
-    if len(row) != len(METRICS):
-        return f"{len(row)} values, not {len(METRICS)}"
-    cells = dict(zip(METRICS, row, strict=True))
-    for name, cell in cells.items():
+def _lr(run: Run) -> float:
+    """Returns the lr that a run was asked for.
+
+    It is in config.json; the name carries it where a copied folder came without that file.
+    """
+    named = NAMED_LR.search(run.name)
+    if named and not run.config_file.exists():
+        return float(named[1])
+    return float(run.config().lr)
+
+
+def _values(run: Run, texts: list[str], *, epoch: int) -> list[Value]:
+    """Returns a row of metrics.csv as values. Raises: ValueError, saying what is wrong with it."""
+    if len(texts) != len(METRICS):
+        raise ValueError(f"{len(texts)} values, not {len(METRICS)}")
+    values: list[Value] = []
+    for name, read, text in zip(METRICS, READERS, texts, strict=True):
         try:
-            _value(name, cell)
+            values.append(read(text))
         except ValueError:
-            return f"{name} is {cell!r}"
-    if cells["run"] != run.name:
-        return f"a row of run {cells['run']!r}"
-    if int(cells["epoch"]) != epoch:
-        return f"epoch {cells['epoch']} where epoch {epoch} is due"
-    return None
+            raise ValueError(f"{name} is {text!r}") from None
+    if values[RUN] != run.name:
+        raise ValueError(f"a row of run {values[RUN]!r}")
+    if values[EPOCH] != epoch:
+        raise ValueError(f"epoch {values[EPOCH]} where epoch {epoch} is due")
+    return values
 
 
-def _value(name: str, cell: str) -> str | int | float:
-    """Returns a cell of metrics.csv as what its column holds. Raises: ValueError."""
-    if name in TEXTS:
-        return cell
-    if name in INTEGERS:
-        return int(cell)
-    value = float("nan") if name in OPTIONAL and not cell else float(cell)
-    if name.endswith("_accuracy") and not 0 <= value <= 1:
-        raise ValueError(cell)
+def _float_or_blank(text: str) -> float:
+    return float(text or "nan")
+
+
+def _accuracy(text: str) -> float:
+    """Returns a fraction. Raises: ValueError for what is none: NaN, or a value in percent."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
     return value
+
+
+def _reader(name: str) -> Callable[[str], Value]:
+    """Returns what turns a column's text into its value, or raises ValueError."""
+    if name in TEXTS:
+        return str
+    if name in INTEGERS:
+        return int
+    if name in OPTIONAL:
+        return _float_or_blank
+    return _accuracy if name.endswith("_accuracy") else float
 
 
 def _damaged(run: Run, line: int, fault: str) -> RunError:
     file = run.metrics_file
     return RunError(f"{file}, line {line}: {fault}", f"sed -n {line}p {shlex.quote(str(file))}")
+
+
+READERS = tuple(map(_reader, METRICS))
+RUN, EPOCH = METRICS.index("run"), METRICS.index("epoch")

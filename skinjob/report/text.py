@@ -79,8 +79,8 @@ def _seeds(summary: pd.DataFrame) -> dict[str, Cell]:
 
 def _cells(summary: pd.DataFrame, cells: dict[str, Cell]) -> tuple[list[str], list[list[str]]]:
     rows: Sequence[dict[str, Any]] = summary.to_dict("records")
-    names = {row["sweep"] for row in rows}
-    labels = {"sweep": lambda row: str(row["sweep"])} if len(names) > 1 else {}
+    names, lrs = {row["sweep"] for row in rows}, {row["lr"] for row in rows}
+    labels = (SWEEP if len(names) > 1 else {}) | BATCH_SIZE | (LR if len(lrs) > 1 else {})
     cells = labels | cells
     return list(cells), [[cell(row) for cell in cells.values()] for row in rows]
 
@@ -93,8 +93,10 @@ def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 
 # A line break in a heading keeps the column as narrow as its numbers.
+SWEEP: dict[str, Cell] = {"sweep": lambda row: str(row["sweep"])}
+BATCH_SIZE: dict[str, Cell] = {"batch\nsize": lambda row: str(row["batch_size"])}
+LR: dict[str, Cell] = {"lr": lambda row: repr(row["lr"])}
 ACCURACY: dict[str, Cell] = {
-    "batch\nsize": lambda row: str(row["batch_size"]),
     "epoch": lambda row: str(row["epochs"]),
     "test accuracy %\n(95 % interval)": _accuracy,
     "best %\n(epoch)": lambda row: f"{percent(row['best_test_accuracy'])} ({row['best_epoch']})",
@@ -117,5 +119,5 @@ UPDATES: dict[str, Cell] = {
     "updates": lambda row: str(row["updates"]),
     "runs": lambda row: str(row["runs"]),
 }
-FIRST_TO_GO = ("train\nloss", "time", "test\nloss", "best %\n(epoch)")
+FIRST_TO_GO = ("train\nloss", "time", "test\nloss", "best %\n(epoch)", "epoch")
 TIME: dict[str, Cell] = {"time": lambda row: duration(row["seconds"])}
