@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +21,17 @@ from skinjob.train import features as features_module
 from skinjob.train.cache import ViewCache
 from skinjob.train.device import Device, choose_device
 from skinjob.train.features import Features
+from skinjob.train.forward import (
+    COMPILED_BATCH,
+    TRIALS,
+    WORTH_IMAGES,
+    BatchSize,
+    Forward,
+    choose_forward,
+)
 from skinjob.train.model import build_backbone, build_resnet18
 from skinjob.train.pixels import TEST, Pixels, Store
-from skinjob.train.streams import TRIALS, BatchSize, Streams
+from skinjob.train.streams import Streams
 from skinjob.train.views import Views
 
 KEY = {"what": "a test"}
@@ -42,8 +52,8 @@ def features(
     backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, device: Device, size: int
 ) -> Tensor:
     """Returns a view's features, (40, 512), computed with batches of *size*."""
-    streams = Streams(backbone, device, Pixels(images, 0, tmp_path, keeps_test=False))
-    streams.batch_size = BatchSize((size,))
+    forward = Forward(backbone, torch.float32, BatchSize((size,)), pads=False)
+    streams = Streams(forward, device, Pixels(images, 0, tmp_path, keeps_test=False))
     found = torch.zeros(40, 512)
 
     def put(first: int, part: Tensor) -> None:
@@ -88,6 +98,47 @@ def test_the_quickest_batch_size_is_kept() -> None:
     assert sizes.words() == (
         "8 images per forward pass (images/s of a stream by size: 4: 2.0, 8: 8.0)"
     )
+
+
+def test_a_compiled_backbone_gives_the_same_features(
+    backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A large sweep compiles the backbone if that is quicker here; no feature changes by it."""
+    caplog.set_level("INFO", "skinjob")
+    device = choose_device("cpu", "fp32")
+    folder = tmp_path / "compiled"
+    folder.mkdir(mode=0o700)
+    file = folder / f"fp32-{os.uname().nodename}.json"
+    file.write_text('{"plain": 1, "compiled": 2}')
+    forward = choose_forward(backbone, device, WORTH_IMAGES, folder)
+    if not forward.pads:
+        pytest.skip(f"torch compiles nothing here: {caplog.text}")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    pictures = torch.randn(COMPILED_BATCH, 3, 224, 224).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        wanted, found = backbone(pictures), forward(pictures)
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        assert torch.equal(forward(pictures[:3]), found[:3])  # a last batch that is not full
+
+    file.write_text('{"plain": 2, "compiled": 1}')
+    assert not choose_forward(backbone, device, WORTH_IMAGES, folder).pads
+    assert "not compiled (images/s of a stream: 1.0 compiled, 2.0 not" in caplog.text
+
+
+def test_a_machine_that_cannot_compile_says_why_and_goes_on(
+    backbone: torch.nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A compute node without a C++ compiler trains all the same."""
+    caplog.set_level("INFO", "skinjob")
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    forward = choose_forward(backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, tmp_path)
+    assert not forward.pads
+    assert "backbone: not compiled (" in caplog.text
 
 
 def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
@@ -139,8 +190,9 @@ def read(cache: ViewCache, num_images: int) -> Features:
 
 def make_views(backbone: torch.nn.Module, images: ImageSet, cache: Path, epochs: int = 3) -> Views:
     pixels = Pixels(images, 0, cache, keeps_test=False)
+    forward = Forward(backbone, torch.float32, BatchSize((8,)), pads=False)
     return Views(
-        Streams(backbone, choose_device("cpu", "fp32"), pixels),
+        Streams(forward, choose_device("cpu", "fp32"), pixels),
         images=images,
         weights_sha256="0" * 64,
         epochs=epochs,

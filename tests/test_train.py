@@ -28,6 +28,7 @@ from skinjob.train import transforms
 from skinjob.train.cache import ViewCache
 from skinjob.train.device import choose_device
 from skinjob.train.features import Features
+from skinjob.train.forward import choose_forward
 from skinjob.train.job import run_job
 from skinjob.train.loop import Epoch, HeadTraining, order
 from skinjob.train.metrics import auc
@@ -54,9 +55,9 @@ def views_of(run: Run) -> Views:
     classes = tuple(info["images"]["classes"])
     images = read_index(run.sweep.images_file, Path(config.data), classes)
     pixels = Pixels(images, config.augmentation_seed, run.sweep.cache_folder, keeps_test=False)
-    backbone = build_backbone(Path(config.weights))
+    backbone, device = build_backbone(Path(config.weights)), choose_device("cpu", "fp32")
     return Views(
-        Streams(backbone, choose_device("cpu", "fp32"), pixels),
+        Streams(choose_forward(backbone, device, 0, Path()), device, pixels),
         images=images,
         weights_sha256=info["weights"]["sha256"],
         epochs=config.epochs,

@@ -27,6 +27,7 @@ from skinjob.train.cache import ViewCache
 from skinjob.train.checkpoint import restore_checkpoint, save_checkpoint
 from skinjob.train.device import Device, choose_device
 from skinjob.train.finetune import FullTraining
+from skinjob.train.forward import choose_forward
 from skinjob.train.loop import Epoch, HeadTraining
 from skinjob.train.model import build_backbone
 from skinjob.train.outputs import csv_row, write_predictions, write_trained
@@ -141,7 +142,9 @@ def _train_heads(
     faults: list[SkinjobError] = []
     with progress(_label(configs), num_images, unit="images") as draw:
         reporter = Reporter(list(configs), epochs, draw)
-        streams = Streams(build_backbone(weights), device, pixels)
+        compiled_folder = first.sweep.cache_folder / "compiled"
+        forward = choose_forward(build_backbone(weights), device, num_images, compiled_folder)
+        streams = Streams(forward, device, pixels)
         views = Views(
             streams,
             images=images,

@@ -1,0 +1,152 @@
+"""How a batch goes through the backbone: layer by layer, or compiled where that is worth it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skinjob.files import write_json
+from skinjob.train.device import Device
+
+log = logging.getLogger("skinjob")
+
+COMPILED_BATCH = 8  # fits a core's cache; a size is compiled for, so it is not tried out
+WORTH_IMAGES = 20_000  # 5 minutes of two cores, of which compiling saves a tenth and takes 10 s
+TRIALS = 6  # batches by which a batch size, or a compiled backbone, is judged
+
+Network = Callable[[Tensor], Tensor]
+
+
+class BatchSize:
+    """How many images go through the backbone at once: tried on the work itself, not beside it."""
+
+    def __init__(self, candidates: tuple[int, ...]) -> None:
+        self._seconds: dict[int, list[float]] = {size: [] for size in candidates}
+        self._lock = Lock()
+        self.chosen = candidates[0] if len(candidates) == 1 else None
+
+    def next(self) -> int:
+        """Returns the chosen size, or, until there is one, that which was tried the least."""
+        with self._lock:
+            return self.chosen or min(self._seconds, key=lambda size: len(self._seconds[size]))
+
+    def record(self, size: int, seconds: float) -> None:
+        """Notes how long a batch took, and chooses once every size has had its trials."""
+        with self._lock:
+            if self.chosen is None and size in self._seconds:
+                self._seconds[size].append(seconds)
+                if all(len(tried) >= TRIALS for tried in self._seconds.values()):
+                    self.chosen = max(self._seconds, key=self._images_per_s)
+                    log.info("batch: %s", self.words())
+
+    def words(self) -> str:
+        """Returns the choice and its reason, for the log."""
+        rates = ", ".join(f"{size}: {self._images_per_s(size):.1f}" for size in self._seconds)
+        return f"{self.chosen} images per forward pass (images/s of a stream by size: {rates})"
+
+    def _images_per_s(self, size: int) -> float:
+        """Returns the rate of a stream by its best batch: the first ones warm up."""
+        return size / min(self._seconds[size])
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A backbone that is ready for batches on its device."""
+
+    network: Network
+    dtype: torch.dtype
+    batch_size: BatchSize
+    pads: bool
+    """Whether the network takes batches of one size alone."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Returns the features, (B, 512) float32 on the CPU, of (B, 3, 224, 224) float32."""
+        images = images.to(self.dtype)
+        lacking = self.batch_size.next() - len(images) if self.pads else 0
+        if lacking > 0:
+            images = torch.cat([images, images[:1].expand(lacking, -1, -1, -1)])
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(images)[: len(images) - lacking].float().cpu()
+
+
+def choose_forward(backbone: nn.Module, device: Device, num_images: int, folder: Path) -> Forward:
+    """Returns the quicker of the backbone as it is and compiled for this CPU.
+
+    *num_images* is what all views of the sweep come to, whoever computes them. What was found
+    stays in *folder*: all jobs of a machine do alike, so that their features are alike to the bit.
+    """
+    backbone = backbone.to(device.type, device.dtype)
+    plain = Forward(backbone, device.dtype, BatchSize(device.batches), pads=False)
+    if device.type != "cpu":
+        return plain
+    if num_images < WORTH_IMAGES:
+        log.info("backbone: not compiled (%d images, worth it from %d)", num_images, WORTH_IMAGES)
+        return plain
+    compiled = _compiled(backbone, device, folder)
+    if compiled is None or not _is_quicker(backbone, compiled, device, folder):
+        return plain
+    return Forward(compiled, device.dtype, BatchSize((COMPILED_BATCH,)), pads=True)
+
+
+def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | None:
+    """Returns the backbone compiled with its weights as constants; None where that fails."""
+    # What is compiled is kept in here and executed by later jobs: nobody else may write to it.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
+    options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
+    start = time.perf_counter()
+    try:
+        torch.set_num_threads(1)  # compiled into the code: a stream has one core
+        network = torch.compile(backbone, dynamic=False, options=options)
+        with torch.inference_mode():
+            network(_example(device))
+    except Exception as fault:  # no C++ compiler, no Python headers, no room: all kinds
+        log.info("backbone: not compiled (%s)", str(fault).strip().split("\n")[0])
+        return None
+    log.info("backbone: compiled in %.1f s, kept in %s", time.perf_counter() - start, folder)
+    return network
+
+
+def _is_quicker(plain: Network, compiled: Network, device: Device, folder: Path) -> bool:
+    """Says whether to use the compiled backbone: as found before on such a machine, or now."""
+    file = folder / f"{device.precision}-{os.uname().nodename}.json"
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        found = {"plain": _images_per_s(plain, device), "compiled": _images_per_s(compiled, device)}
+        write_json(file, found)
+    is_quicker = bool(found["compiled"] > found["plain"])
+    log.info(
+        "backbone: %s (images/s of a stream: %.1f compiled, %.1f not; batches of %d)",
+        "compiled" if is_quicker else "not compiled",
+        found["compiled"],
+        found["plain"],
+        COMPILED_BATCH,
+    )
+    return is_quicker
+
+
+@torch.inference_mode()
+def _images_per_s(network: Network, device: Device) -> float:
+    """Returns the rate of the quickest of some batches."""
+    images, seconds = _example(device), []
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        network(images)
+        seconds.append(time.perf_counter() - start)
+    return COMPILED_BATCH / min(seconds)
+
+
+def _example(device: Device) -> Tensor:
+    images = torch.zeros(COMPILED_BATCH, 3, 224, 224, dtype=device.dtype)
+    return images.contiguous(memory_format=torch.channels_last)
