@@ -97,7 +97,7 @@ def plain_loop(config: TrainConfig, views: Views) -> list[dict[str, float]]:
         seen = pixels_of(views, view, indices) / 255
         return normalize(seen, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
-    labels, test_labels = views.labels(1), views.labels(TEST)
+    labels, test_labels = views.streams.pixels.labels(1), views.streams.pixels.labels(TEST)
     found = []
     for epoch in range(1, config.epochs + 1):
         losses, hits = [], []
@@ -135,9 +135,9 @@ def test_head_on_views_gives_the_metrics_of_a_plain_loop(
     training = HeadTraining(
         config,
         num_classes=2,
-        labels=views.labels(1),
+        labels=views.streams.pixels.labels(1),
         test_features=views.get(TEST),
-        test_labels=views.labels(TEST),
+        test_labels=views.streams.pixels.labels(TEST),
     )
     ours = [training.epoch(number, views.get(number)).row for number in (1, 2, 3)]
     for mine, plain in zip(ours, plain_loop(config, views), strict=True):

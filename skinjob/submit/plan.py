@@ -313,7 +313,8 @@ def _fresh(plan: Plan, runs: Path) -> Sweep:
     sizes = _listed(sorted({config.batch_size for config in configs}))
     lrs = _listed(sorted({config.lr for config in configs}))
     seeds = {config.seed for config in configs}
-    base = f"{date.today()}-bs{sizes}-ep{config.epochs}-lr{lrs}"
+    layers = "all-" if config.train == "all" else ""
+    base = f"{date.today()}-{layers}bs{sizes}-ep{config.epochs}-lr{lrs}"
     base += f"-{len(seeds)}seeds" if len(seeds) > 1 else ""
     number, name = 1, base
     while (runs / name).exists():

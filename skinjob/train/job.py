@@ -155,13 +155,14 @@ def _train_heads(
         )
         with closing(views.in_turn([TEST, *range(1, epochs + 1)])) as coming:
             test_features = next(coming)
+            labels, test_labels = pixels.labels(1), pixels.labels(TEST)
             trainings = {
                 run: HeadTraining(
                     config,
                     num_classes=len(images.classes),
-                    labels=views.labels(1),
+                    labels=labels,
                     test_features=test_features,
-                    test_labels=views.labels(TEST),
+                    test_labels=test_labels,
                 )
                 for run, config in configs.items()
             }

@@ -106,10 +106,6 @@ class Views:
             else:
                 self._compute_claimed(mine)
 
-    def labels(self, view: int) -> Tensor:
-        """Returns the labels in the order of the features, (num_images,) int64."""
-        return self.streams.pixels.labels(view)
-
     def key(self, view: int) -> dict[str, str]:
         """Returns all that a view's features depend on."""
         if view == TEST:
