@@ -74,6 +74,26 @@ def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> No
     assert sweep.info()["jobs"] == jobs
 
 
+def test_learning_rates_and_seeds_share_the_task_of_their_batch_size(
+    slurm: Slurm, project: Path
+) -> None:
+    """A grid of eight runs is an array of two tasks, and each view is computed once for all."""
+    grid = ("--batch-sizes", "4,8", "--lr", "0.01,0.1", "--seeds", "0-1", "--epochs", "2")
+    result = skinjob(
+        slurm, "submit", *grid, "--device", "cpu", "--cpus", "1", "--mem", "2", cwd=project
+    )
+    assert result.returncode == 0, result.stderr
+    sweep = only_sweep(project / "runs")
+    jobs = sweep.info()["jobs"]
+    array = jobs["bs0004-lr0.01-seed0"].split("_")[0]
+    assert len(jobs) == 8
+    for name, job in jobs.items():
+        assert job == f"{array}_{0 if name.startswith('bs0004') else 1}"
+    wait_for_end(slurm, sweep)
+    assert set(states(sweep).values()) == {"done"}
+    assert sum(run.state().views_computed for run in sweep.runs()) == 3
+
+
 def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
     """With GPUs asked for, SLURM gives each task one; a GPU that torch cannot see is an error.
 

@@ -21,7 +21,7 @@ from skinjob.train.device import Device
 log = logging.getLogger("skinjob")
 
 COMPILED_BATCH = 8  # fits a core's cache; a size is compiled for, so it is not tried out
-WORTH_IMAGES = 20_000  # 5 minutes of two cores, of which compiling saves a tenth and takes 10 s
+WORTH_IMAGES = 15_000  # 4 minutes of two cores, of which compiling saves a tenth and takes 8 s
 TRIALS = 6  # batches by which a batch size, or a compiled backbone, is judged
 
 Network = Callable[[Tensor], Tensor]
