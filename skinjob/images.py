@@ -29,6 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 """The file types that torchvision's ImageFolder takes."""
 
 COLUMNS = ("path", "split", "label", "bytes", "sha256")
+AT_ONCE = 1000  # images that wait for a thread: a pool holds on to all that it is given
 SHOWN = 3  # faulty images named in an error; the count says how many there are
 
 
@@ -104,7 +105,11 @@ def scan(root: Path) -> ImageSet:
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
         progress("checking images", len(entries)) as draw,
     ):
-        results = pool.map(_examine, (path for _, _, path in entries))
+        results = (
+            result
+            for first in range(0, len(entries), AT_ONCE)
+            for result in pool.map(_examine, [e[2] for e in entries[first : first + AT_ONCE]])
+        )
         for done, ((split, label, path), result) in enumerate(
             zip(entries, results, strict=True), 1
         ):

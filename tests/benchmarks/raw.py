@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
 
 BATCH_SIZES = (4, 8, 16, 32)
+COMPILED = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Setting:
     streams: int
     """Batches at the same time, each on its share of the cores."""
     precision: str
+    is_compiled: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -37,14 +39,19 @@ class Setting:
 
     def __str__(self) -> str:
         streams = "a stream per core" if self.streams > 1 else "one stream"
-        return f"{self.precision}, batches of {self.batch_size}, {streams}"
+        how = "compiled" if self.is_compiled else "as it is"
+        return f"{how}, {self.precision}, batches of {self.batch_size}, {streams}"
 
 
 def settings(precision: str) -> list[Setting]:
     """Returns the ways that may be the fastest; bf16 only where asked for, or where it is fast."""
     precisions = {"auto": ("fp32", "bf16") if has_amx() else ("fp32",)}.get(precision, (precision,))
     streams = sorted({1, num_cores()})
-    return [Setting(*choice) for choice in itertools.product(BATCH_SIZES, streams, precisions)]
+    compiled = itertools.product(COMPILED, streams[-1:], precisions, (True,))
+    return [
+        *(Setting(*choice) for choice in itertools.product(BATCH_SIZES, streams, precisions)),
+        *(Setting(*choice) for choice in compiled),
+    ]
 
 
 def forward_rates(weights: Path, precision: str, seconds: float) -> dict[Setting, float]:
@@ -55,6 +62,8 @@ def forward_rates(weights: Path, precision: str, seconds: float) -> dict[Setting
 def forward_rate(weights: Path, setting: Setting, seconds: float) -> float:
     """Returns the images a second that all streams together put through the net."""
     backbone = folded_backbone(weights, setting.dtype)
+    if setting.is_compiled:
+        backbone = compiled_backbone(backbone, setting)
     rates = [0.0] * setting.streams
     ready = threading.Barrier(setting.streams)
 
@@ -78,6 +87,17 @@ def forward_rate(weights: Path, setting: Setting, seconds: float) -> float:
         thread.join()
     torch.set_num_threads(num_cores())
     return sum(rates)
+
+
+def compiled_backbone(backbone: nn.Module, setting: Setting) -> nn.Module:
+    """Returns the backbone compiled for batches of one size on one core."""
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    images = torch.randn(setting.batch_size, 3, 224, 224, dtype=setting.dtype)
+    compiled: nn.Module = torch.compile(backbone, dynamic=False, options={"freezing": True})
+    with torch.inference_mode():
+        compiled(images.to(memory_format=torch.channels_last))
+    return compiled
 
 
 def folded_backbone(weights: Path, dtype: torch.dtype) -> nn.Module:
