@@ -7,7 +7,8 @@ PIP := .venv/bin/pip --disable-pip-version-check install --quiet --constraint co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help fetch-weights demo test check clean
+.PHONY: help fetch-weights demo test bench check clean
+BENCHMARKS := startup report memory heads sweep accuracy finetune
 
 help:
 	@awk -F ' *## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2}' \
@@ -21,6 +22,10 @@ demo: .venv/train  ## Train a small sweep on drawn images, here
 
 test: .venv/test  ## Run the tests; ARGS="-k name" for some
 	.venv/bin/pytest $(ARGS)
+
+bench: .venv/train  ## Measure this machine, 25 minutes; ARGS="--json FILE" keeps it
+	set -e; for name in $(BENCHMARKS); do echo "== $$name"; \
+		.venv/bin/python tests/benchmarks/$$name.py $(ARGS); done
 
 check: .venv/dev  ## Check format, lint, types and docs
 	.venv/bin/ruff format --check .

@@ -131,7 +131,7 @@ def test_set_up_is_two_make_targets() -> None:
     """README's two commands exist, and every target of the Makefile is listed by `make` alone."""
     assert commands("Set up") == ["make demo", "make test"]
     listed = make()
-    for target in ("fetch-weights", "demo", "test", "check", "clean"):
+    for target in ("fetch-weights", "demo", "test", "bench", "check", "clean"):
         assert f"make {target} " in listed
 
 

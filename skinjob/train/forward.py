@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +102,14 @@ def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | No
     # What is compiled is kept in here and executed by later jobs: nobody else may write to it.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
-    options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
     start = time.perf_counter()
     try:
+        from torch._inductor import config as inductor  # takes seconds: only here
+
         torch.set_num_threads(1)  # compiled into the code: a stream has one core
-        network = torch.compile(backbone, dynamic=False, options=options)
-        with torch.inference_mode():
+        network: Network = torch.compile(backbone, dynamic=False)
+        # Not as options of torch.compile: its front end would not see that weights are constants.
+        with inductor.patch(freezing=True, compile_threads=1), torch.inference_mode():
             network(_example(device))
     except Exception as fault:  # no C++ compiler, no Python headers, no room: all kinds
         log.info("backbone: not compiled (%s)", str(fault).strip().split("\n")[0])

@@ -16,6 +16,7 @@ import torch
 from common import num_cores
 from rivals import has_amx, pretrained
 from torch import nn
+from torch._inductor import config as inductor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -94,8 +95,8 @@ def compiled_backbone(backbone: nn.Module, setting: Setting) -> nn.Module:
     torch.set_num_threads(1)
     torch._dynamo.reset()
     images = torch.randn(setting.batch_size, 3, 224, 224, dtype=setting.dtype)
-    compiled: nn.Module = torch.compile(backbone, dynamic=False, options={"freezing": True})
-    with torch.inference_mode():
+    compiled: nn.Module = torch.compile(backbone, dynamic=False)
+    with inductor.patch(freezing=True), torch.inference_mode():
         compiled(images.to(memory_format=torch.channels_last))
     return compiled
 
