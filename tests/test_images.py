@@ -19,8 +19,12 @@ def tree(tmp_path: Path) -> Path:
     return make_tree(tmp_path / "skin_cancer", num_train=3, num_test=2)
 
 
-def test_scan_counts_every_image_by_split_and_class(tree: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 4, 1000])
+def test_scan_counts_every_image_by_split_and_class(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     """The counts that a person sees before queueing are those of the folders."""
+    monkeypatch.setattr("skinjob.images.AT_ONCE", at_once)
     assert scan(tree).counts() == {
         "train": {"benign": 3, "malignant": 3},
         "test": {"benign": 2, "malignant": 2},

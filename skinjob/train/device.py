@@ -10,7 +10,7 @@ import torch
 from skinjob.errors import ConfigError
 
 MOST_CUDA_STREAMS = 8  # each keeps a batch on the GPU and a core of the CPU busy
-BATCHES = {"cuda": (64, 128, 256), "cpu": (4, 8, 16, 32)}
+BATCHES = {"cuda": (32, 64, 128), "cpu": (4, 8, 16, 32)}
 """Images per forward pass to choose from. In eval mode images do not meet: rounding at most."""
 
 

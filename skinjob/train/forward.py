@@ -21,7 +21,8 @@ log = logging.getLogger("skinjob")
 
 COMPILED_BATCH = 8  # fits a core's cache; a size is compiled for, so it is not tried out
 WORTH_IMAGES = 15_000  # 4 minutes of two cores, of which compiling saves a tenth and takes 8 s
-TRIALS = 6  # batches by which a batch size, or a compiled backbone, is judged
+TRIALS = 6  # batches by which a batch size is judged
+COMPILED_TRIALS = 3  # batches by which a compiled backbone is judged, with nothing beside them
 
 Network = Callable[[Tensor], Tensor]
 
@@ -141,7 +142,7 @@ def _is_quicker(plain: Network, compiled: Network, device: Device, folder: Path)
 def _images_per_s(network: Network, device: Device) -> float:
     """Returns the rate of the quickest of some batches."""
     images, seconds = _example(device), []
-    for _ in range(TRIALS):
+    for _ in range(COMPILED_TRIALS):
         start = time.perf_counter()
         network(images)
         seconds.append(time.perf_counter() - start)
