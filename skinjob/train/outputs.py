@@ -54,15 +54,16 @@ def write_predictions(
             )
 
 
-def write_trained(run: Run, trained: nn.Module, part: str, info: dict[str, Any]) -> None:
+def write_trained(run: Run, trained: nn.Module, info: dict[str, Any]) -> None:
     """Writes head.safetensors or model.safetensors, with torchvision's names of ResNet18."""
+    is_head = isinstance(trained, nn.Linear)
     metadata = {
         "architecture": "resnet18",
         "classes": ",".join(info["images"]["classes"]),
         "backbone_sha256": info["weights"]["sha256"],
         "run": f"{run.sweep.name}/{run.name}",
     }
-    prefix = "fc." if part == "head" else ""
+    prefix = "fc." if is_head else ""
     tensors = {f"{prefix}{name}": t.cpu().contiguous() for name, t in trained.state_dict().items()}
-    with replacing(run.trained_file(part)) as partial:
+    with replacing(run.trained_file("head" if is_head else "model")) as partial:
         save_file(tensors, partial, metadata=metadata)
