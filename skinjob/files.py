@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from skinjob.errors import RunError
 
 
 @contextlib.contextmanager
@@ -53,6 +56,19 @@ def sha256_file(path: Path) -> str:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder, if it is not there, that nobody but the user can put files into.
+
+    Raises: RunError when it is somebody else's, or others may write to it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise RunError(f"{folder} is not a private folder of yours", f"ls -ld {folder}")
 
 
 def _umask() -> int:

@@ -141,6 +141,19 @@ def test_a_machine_that_cannot_compile_says_why_and_goes_on(
     assert "backbone: not compiled (" in caplog.text
 
 
+def test_nothing_is_executed_that_others_may_have_written(
+    backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Compiled code is kept in a private folder; where that is not private, none is used."""
+    caplog.set_level("INFO", "skinjob")
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    folder.chmod(0o777)
+    assert not choose_forward(backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, folder).pads
+    assert "is not a private folder of yours" in caplog.text
+    assert list(folder.iterdir()) == []
+
+
 def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
     """Later epochs take the decoded image, whatever became of its file, and so do other threads."""
     copy = shutil.copytree(images.root, tmp_path / "copy")

@@ -10,13 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -24,6 +23,7 @@ from typing import Any
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import RunError
+from skinjob.files import make_private
 from skinjob.runs import FINAL, Run, Sweep, utc_now
 from skinjob.submit.executor import start_local
 from skinjob.submit.gpus import visible_gpus
@@ -160,11 +160,7 @@ def slot_folder() -> Path:
     Raises: RunError when somebody else could have put files into it.
     """
     folder = Path(tempfile.gettempdir()) / f"skinjob-{os.getuid()}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise RunError(f"{folder} is not a private folder of yours", f"ls -ld {folder}")
+    make_private(folder)
     return folder
 
 

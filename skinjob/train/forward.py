@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
-from skinjob.files import write_json
+from skinjob.files import make_private, write_json
 from skinjob.train.device import Device
 
 log = logging.getLogger("skinjob")
@@ -100,11 +100,10 @@ def choose_forward(backbone: nn.Module, device: Device, num_images: int, folder:
 
 def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | None:
     """Returns the backbone compiled with its weights as constants; None where that fails."""
-    # What is compiled is kept in here and executed by later jobs: nobody else may write to it.
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
     start = time.perf_counter()
     try:
+        make_private(folder)  # what is compiled is kept in here, and executed by later jobs
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
         from torch._inductor import config as inductor  # takes seconds: only here
 
         torch.set_num_threads(1)  # compiled into the code: a stream has one core
