@@ -136,12 +136,12 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
     help="Return when all runs have ended; exit 1 if one failed.",
 )
 def submit(
-    layers: str,
+    train: str,
     data: str,
     weights: str,
     batch_sizes: tuple[int, ...],
     epochs: int,
-    lrs: tuple[float, ...] | None,
+    lr: tuple[float, ...] | None,
     schedule: str | None,
     seeds: tuple[int, ...],
     device: str,
@@ -163,22 +163,22 @@ def submit(
     """
     from skinjob.submit.plan import make_plan
 
-    lrs = lrs or (DEFAULTS[layers]["lr"],)
-    train = TrainConfig(
-        train=layers,
+    lrs = lr or (DEFAULTS[train]["lr"],)
+    config = TrainConfig(
+        train=train,
         data=data,
         weights=weights,
         batch_size=batch_sizes[0],
         epochs=epochs,
         lr=lrs[0],
-        schedule=schedule or DEFAULTS[layers]["schedule"],
+        schedule=schedule or DEFAULTS[train]["schedule"],
         seed=seeds[0],
         device=device,
         precision=precision,
     )
     cluster["setup"] = tuple(cluster["setup"])
     plan = make_plan(
-        train=train,
+        train=config,
         batch_sizes=batch_sizes,
         lrs=lrs,
         seeds=seeds,

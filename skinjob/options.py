@@ -136,8 +136,6 @@ def _by_layers(name: str) -> str:
 recipe_options = options(
     click.option(
         "--train",
-        "layers",
-        envvar="SKINJOB_SUBMIT_TRAIN",
         type=click.Choice(LAYERS),
         default=TRAIN["train"],
         show_default=True,
@@ -171,8 +169,6 @@ recipe_options = options(
     ),
     click.option(
         "--lr",
-        "lrs",
-        envvar="SKINJOB_SUBMIT_LR",
         type=NumberList(),
         help=f"Learning rate; a run for each, such as 0.01,0.1. {_by_layers('lr')}",
     ),

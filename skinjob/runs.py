@@ -132,15 +132,19 @@ class Run:
 
     def start_metrics(self, keep: int = 0) -> None:
         """Makes metrics.csv anew: its header, and the rows of the first *keep* epochs."""
-        kept = []
-        if keep:
-            with self.metrics_file.open(newline="", encoding="utf-8") as rows:
-                kept = list(csv.reader(rows))[1 : 1 + keep]
+        kept = self.metric_rows()[:keep] if keep else []
         with (
             replacing(self.metrics_file) as partial,
             partial.open("w", newline="", encoding="utf-8") as rows,
         ):
             csv.writer(rows).writerows([METRICS, *kept])
+
+    def metric_rows(self) -> list[list[str]]:
+        """Returns the rows of metrics.csv as they stand there; none where there is no such file."""
+        if not self.metrics_file.exists():
+            return []
+        with self.metrics_file.open(newline="", encoding="utf-8") as rows:
+            return list(csv.reader(rows))[1:]
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one row to metrics.csv; it is on disk when this returns."""

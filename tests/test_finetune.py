@@ -148,6 +148,19 @@ def test_a_checkpoint_of_another_configuration_is_not_taken(
     assert "of another configuration" in run.log_file.read_text()
 
 
+def test_a_checkpoint_without_its_rows_is_not_taken(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose metrics.csv was lost has all its epochs in it when it is done."""
+    run = make_run(data, weights, tmp_path)
+    stop_after_one(run, monkeypatch)
+    run.metrics_file.unlink()
+    run_job([run.folder])
+    with run.metrics_file.open(newline="") as lines:
+        assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2"]
+    assert "further than metrics.csv" in run.log_file.read_text()
+
+
 def stop_after_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves a run as a kill after its first epoch does."""
     epoch = FullTraining.epoch

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from trees import make_sweep, make_tree
 
 from skinjob.config import TrainConfig
-from skinjob.errors import RunError
+from skinjob.errors import ConfigError, RunError
 from skinjob.runs import Run, Sweep
-from skinjob.submit.plan import jobs_of
+from skinjob.submit.plan import jobs_of, record_jobs
 from skinjob.train.job import run_job
+from skinjob.train.telling import telling
 
 CLOCKS = ("seconds", "images_per_s", "time_utc")
 
@@ -75,8 +76,49 @@ def test_a_fault_that_all_share_fails_them_all(data: Path, weights: Path, tmp_pa
     assert {run.state().state for run in sweep.runs()} == {"failed"}
 
 
+def test_a_run_that_another_job_has_by_now_is_left_alone(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """The end of a job says nothing of a run that failed in it and was submitted again."""
+    sweep = make_sweep(data, weights, tmp_path)
+    mine, other = sweep.runs()
+
+    def end_badly() -> None:
+        with telling([mine, other], "1"):
+            other.update_state(state="running", job_id="2", pid=1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        end_badly()
+    assert mine.state().state == "failed"
+    assert (other.state().state, other.state().job_id) == ("running", "2")
+
+
+def test_a_job_that_is_started_again_trains_what_is_left(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A requeued job repeats no run that is done, and takes none that another job has."""
+    sweep = make_sweep(data, weights, tmp_path, batch_sizes=[4, 8, 16], epochs=1)
+    done, other, left_over = sweep.runs()
+    record_jobs(sweep, {done.name: "1", other.name: "2", left_over.name: "1"})
+    run_job([done.folder], job_id="1")
+    before = done.metrics_file.stat().st_mtime_ns
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run_job([run.folder for run in sweep.runs()], job_id="1")
+    assert left_over.state().state == "done"
+    assert not other.metrics_file.exists()
+    assert done.metrics_file.stat().st_mtime_ns == before
+
+
+def test_runs_of_two_sweeps_do_not_share_a_job(data: Path, weights: Path, tmp_path: Path) -> None:
+    """A run is trained by its own sweep's recipe or not at all."""
+    one, two = (make_sweep(data, weights, tmp_path / name).runs()[0] for name in "ab")
+    with pytest.raises(ConfigError, match="runs of 2 sweeps"):
+        run_job([one.folder, two.folder])
+
+
 def test_the_jobs_of_a_grid() -> None:
-    """Heads of a batch size share a job; runs that train all layers have one each."""
+    """Heads of a batch size share a job, up to a limit; runs of all layers have one each."""
 
     def jobs(train: str) -> list[tuple[str, ...]]:
         configs = {
@@ -87,6 +129,8 @@ def test_the_jobs_of_a_grid() -> None:
         return jobs_of(configs)
 
     assert jobs("head") == [("32-0.1", "32-1.0"), ("64-0.1", "64-1.0")]
+    seeds = {str(seed): TrainConfig(data="d", weights="w", batch_size=1) for seed in range(300)}
+    assert [len(names) for names in jobs_of(seeds)] == [128, 128, 44]
     assert jobs("all") == [("32-0.1",), ("32-1.0",), ("64-0.1",), ("64-1.0",)]
 
 

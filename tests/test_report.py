@@ -344,6 +344,25 @@ def test_several_sweeps_make_one_report(tmp_path: Path) -> None:
     assert report.notes[0] == "The sweeps differ in their epochs: compare them with care."
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train", "all", "trained layers"),
+        ("schedule", "cosine", "schedules"),
+        ("precision", "fp32", "precisions"),
+    ],
+)
+def test_sweeps_of_two_recipes_are_compared_with_a_warning(
+    tmp_path: Path, key: str, value: str, words: str
+) -> None:
+    """What was trained, and how, is never mixed up in silence."""
+    one, two = (make_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
+    info = two.info()
+    two.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | {key: value}}))
+    notes = build_report([one, two]).notes
+    assert f"The sweeps differ in their {words}: compare them with care." in notes
+
+
 def test_two_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
     """Series that could not be told apart are not drawn."""
     sweeps = [make_sweep(tmp_path / at / "s", batch_sizes=[32], epochs=1) for at in "ab"]

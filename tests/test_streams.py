@@ -28,6 +28,7 @@ from skinjob.train.forward import (
     BatchSize,
     Forward,
     choose_forward,
+    cpu_digest,
 )
 from skinjob.train.model import build_backbone, build_resnet18
 from skinjob.train.pixels import TEST, Pixels, Store
@@ -52,8 +53,8 @@ def features(
     backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, device: Device, size: int
 ) -> Tensor:
     """Returns a view's features, (40, 512), computed with batches of *size*."""
-    forward = Forward(backbone, torch.float32, BatchSize((size,)), pads=False)
-    streams = Streams(forward, device, Pixels(images, 0, tmp_path, keeps_test=False))
+    forward = Forward(backbone, torch.float32, BatchSize((size,)))
+    streams = Streams(lambda: forward, device, Pixels(images, 0, tmp_path, keeps_test=False))
     found = torch.zeros(40, 512)
 
     def put(first: int, part: Tensor) -> None:
@@ -106,12 +107,14 @@ def test_a_compiled_backbone_gives_the_same_features(
     """A large sweep compiles the backbone if that is quicker here; no feature changes by it."""
     caplog.set_level("INFO", "skinjob")
     device = choose_device("cpu", "fp32")
-    folder = tmp_path / "compiled"
-    folder.mkdir(mode=0o700)
-    file = folder / f"fp32-{os.uname().nodename}.json"
+    top = tmp_path / "compiled"
+    folder = top / cpu_digest()
+    folder.mkdir(mode=0o700, parents=True)
+    top.chmod(0o700)
+    file = folder / f"fp32-{device.num_threads}.json"
     file.write_text('{"plain": 1, "compiled": 2}')
-    forward = choose_forward(backbone, device, WORTH_IMAGES, folder)
-    if not forward.pads:
+    forward = choose_forward(backbone, device, WORTH_IMAGES, top)
+    if not forward.padded_to:
         pytest.skip(f"torch compiles nothing here: {caplog.text}")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     pictures = torch.randn(COMPILED_BATCH, 3, 224, 224).to(memory_format=torch.channels_last)
@@ -121,7 +124,7 @@ def test_a_compiled_backbone_gives_the_same_features(
         assert torch.equal(forward(pictures[:3]), found[:3])  # a last batch that is not full
 
     file.write_text('{"plain": 2, "compiled": 1}')
-    assert not choose_forward(backbone, device, WORTH_IMAGES, folder).pads
+    assert not choose_forward(backbone, device, WORTH_IMAGES, top).padded_to
     assert "not compiled (images/s of a stream: 1.0 compiled, 2.0 not" in caplog.text
 
 
@@ -137,7 +140,7 @@ def test_a_machine_that_cannot_compile_says_why_and_goes_on(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     forward = choose_forward(backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, tmp_path)
-    assert not forward.pads
+    assert not forward.padded_to
     assert "backbone: not compiled (" in caplog.text
 
 
@@ -149,7 +152,9 @@ def test_nothing_is_executed_that_others_may_have_written(
     folder = tmp_path / "compiled"
     folder.mkdir()
     folder.chmod(0o777)
-    assert not choose_forward(backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, folder).pads
+    assert not choose_forward(
+        backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, folder
+    ).padded_to
     assert "is not a private folder of yours" in caplog.text
     assert list(folder.iterdir()) == []
 
@@ -175,6 +180,25 @@ def test_images_that_do_not_fit_are_decoded_again(images: ImageSet, tmp_path: Pa
     for index in [*range(40), *range(40)]:
         assert torch.equal(half.get(index), whole.get(index))
     assert 0 < (half._starts >= 0).sum() < 40
+
+
+def test_a_full_disk_costs_time_alone(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of which only a part could be kept is decoded again, and never read back torn."""
+    whole = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
+    torn = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
+    wanted = [whole.get(index) for index in range(10)]
+    pwrite, written = os.pwrite, []
+
+    def until_full(handle: int, content: memoryview, start: int) -> int:
+        written.append(start)
+        return pwrite(handle, content if len(written) < 4 else content[:5], start)
+
+    monkeypatch.setattr(os, "pwrite", until_full)
+    for index in [*range(10), *range(10)]:
+        assert torch.equal(torn.get(index), wanted[index])
+    assert len(written) == 4
 
 
 @pytest.mark.parametrize("held_bytes", [0, 1 << 30])
@@ -203,9 +227,9 @@ def read(cache: ViewCache, num_images: int) -> Features:
 
 def make_views(backbone: torch.nn.Module, images: ImageSet, cache: Path, epochs: int = 3) -> Views:
     pixels = Pixels(images, 0, cache, keeps_test=False)
-    forward = Forward(backbone, torch.float32, BatchSize((8,)), pads=False)
+    forward = Forward(backbone, torch.float32, BatchSize((8,)))
     return Views(
-        Streams(forward, choose_device("cpu", "fp32"), pixels),
+        Streams(lambda: forward, choose_device("cpu", "fp32"), pixels),
         images=images,
         weights_sha256="0" * 64,
         epochs=epochs,

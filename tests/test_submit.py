@@ -148,6 +148,27 @@ def test_job_file_flag_and_environment_take_their_turn(project: Path) -> None:
         assert words in result.stdout
 
 
+def test_a_job_file_may_say_all_that_options_can(project: Path) -> None:
+    """Every key of a job file reaches the runs, and none is passed over in silence."""
+    (project / "job.toml").write_text(
+        "[train]\ntrain = 'all'\nlr = [0.5, 0.25]\nschedule = 'constant'\nepochs = 3\n"
+        "batch_sizes = [4]\nseeds = [7]\nprecision = 'fp32'\n"
+        "[cluster]\ncluster = 'local'\ncpus = 3\n"
+    )
+    result = skinjob("submit", "--job", "job.toml", "--dry-run", cwd=project)
+    assert result.returncode == 0, result.stderr
+    for words in (
+        "train = all",
+        "schedule = constant",
+        "epochs = 3",
+        "precision = fp32",
+        "cpus = 3",
+        "bs0004-lr0.5-seed7",
+        "bs0004-lr0.25-seed7",
+    ):
+        assert words in result.stdout
+
+
 def test_a_fraction_of_an_epoch_in_a_job_file_is_refused(project: Path) -> None:
     """A job file's 2.9 epochs are not quietly cut down to 2."""
     (project / "job.toml").write_text("[train]\nepochs = 2.9\n")

@@ -57,7 +57,7 @@ def views_of(run: Run) -> Views:
     pixels = Pixels(images, config.augmentation_seed, run.sweep.cache_folder, keeps_test=False)
     backbone, device = build_backbone(Path(config.weights)), choose_device("cpu", "fp32")
     return Views(
-        Streams(choose_forward(backbone, device, 0, Path()), device, pixels),
+        Streams(lambda: choose_forward(backbone, device, 0, Path()), device, pixels),
         images=images,
         weights_sha256=info["weights"]["sha256"],
         epochs=config.epochs,

@@ -84,6 +84,9 @@ def differences(tables: Sequence[SweepTable]) -> list[str]:
         "images": {table.info.get("images", {}).get("fingerprint") for table in tables},
         "weights": {table.info.get("weights", {}).get("sha256") for table in tables},
         "epochs": {table.planned for table in tables},
+        "trained layers": {table.info["recipe"].get("train") for table in tables},
+        "schedules": {table.info["recipe"].get("schedule") for table in tables},
+        "precisions": {table.info["recipe"].get("precision") for table in tables},
     }
     return [
         f"The sweeps differ in their {name}: compare them with care."

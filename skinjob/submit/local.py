@@ -8,6 +8,7 @@ locked by the machine's user, so two sweeps wait for each other.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import subprocess
@@ -27,7 +28,7 @@ from skinjob.files import make_private
 from skinjob.runs import FINAL, Run, Sweep, utc_now
 from skinjob.submit.executor import start_local
 from skinjob.submit.gpus import visible_gpus
-from skinjob.submit.plan import record_jobs
+from skinjob.submit.plan import MOST_HEADS, record_jobs
 
 LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave
 
@@ -105,7 +106,8 @@ def _jobs(sweep: Sweep, runs: Sequence[str], num_slots: int) -> list[tuple[str, 
     """Returns the runs of each job: heads are shared out over the slots, to start torch once."""
     if Run(sweep.folder / runs[0]).config().train == "all":
         return [(name,) for name in runs]
-    return [tuple(runs[slot::num_slots]) for slot in range(min(num_slots, len(runs)))]
+    num_jobs = max(min(num_slots, len(runs)), math.ceil(len(runs) / MOST_HEADS))
+    return [tuple(runs[number::num_jobs]) for number in range(num_jobs)]
 
 
 def _serve(

@@ -25,6 +25,7 @@ from skinjob.runs import Run, RunState, Sweep, run_name, sweeps, utc_now
 from skinjob.submit.gpus import visible_gpus
 
 FORMAT = 1
+MOST_HEADS = 128  # in one job: they are trained one after another, on one core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +147,14 @@ def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
     A job per batch size: the heads of all its learning rates and seeds cost little more than one.
     Where all layers are trained runs share nothing, and each has a job.
     """
-    jobs: dict[object, list[str]] = {}
+    groups: dict[object, list[str]] = {}
     for name, config in configs.items():
-        jobs.setdefault(config.batch_size if config.train == "head" else name, []).append(name)
-    return [tuple(names) for names in jobs.values()]
+        groups.setdefault(config.batch_size if config.train == "head" else name, []).append(name)
+    return [
+        tuple(names[first : first + MOST_HEADS])
+        for names in groups.values()
+        for first in range(0, len(names), MOST_HEADS)
+    ]
 
 
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:

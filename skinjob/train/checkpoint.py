@@ -36,6 +36,9 @@ def restore_checkpoint(run: Run, training: FullTraining) -> int:
     if content["config"] != asdict(training.config):
         log.info("checkpoint is of another configuration, training starts anew")
         return 0
+    if len(run.metric_rows()) < content["epoch"]:
+        log.info("checkpoint goes further than metrics.csv, training starts anew")
+        return 0
     training.restore(content)
     log.info("checkpoint: goes on after epoch %d", content["epoch"])
     return int(content["epoch"])

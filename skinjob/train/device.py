@@ -63,7 +63,6 @@ def choose_device(device: str, precision: str) -> Device:
     if kind == "cuda":
         # Asked for fp32, get fp32: without this, cuDNN's convolutions round to TF32's 10 bits.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
-        torch.backends.cudnn.benchmark = True  # every batch but the last has one shape
     return Device(
         type=kind,
         precision=precision,

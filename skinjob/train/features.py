@@ -75,7 +75,11 @@ class Features:
 
     def _read(self, first: int, count: int) -> Tensor:
         found = np.empty((count, NUM_FEATURES), np.float32)
-        os.preadv(self._file.fileno(), [found.data], self._start + first * ROW_BYTES)
+        if (
+            os.preadv(self._file.fileno(), [found.data], self._start + first * ROW_BYTES)
+            < found.nbytes
+        ):
+            raise OSError(f"{self._file.name}: features cannot be read back")
         return torch.from_numpy(found)
 
 

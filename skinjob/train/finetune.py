@@ -131,7 +131,8 @@ class FullTraining:
             return transforms.batch(crops, self.device.type)
 
         coming: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(AHEAD) as pool:
+        # A thread each: the cores belong to the network, whose threads are others.
+        with ThreadPoolExecutor(AHEAD, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 for part in parts:
                     coming.append(pool.submit(make, part))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,13 +68,13 @@ class Forward:
     network: Network
     dtype: torch.dtype
     batch_size: BatchSize
-    pads: bool
-    """Whether the network takes batches of one size alone."""
+    padded_to: int | None = None
+    """The one batch size that the network takes; None where it takes all."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the features, (B, 512) float32 on the CPU, of (B, 3, 224, 224) float32."""
         images = images.to(self.dtype)
-        lacking = self.batch_size.next() - len(images) if self.pads else 0
+        lacking = self.padded_to - len(images) if self.padded_to else 0
         if lacking > 0:
             images = torch.cat([images, images[:1].expand(lacking, -1, -1, -1)])
             images = images.contiguous(memory_format=torch.channels_last)
@@ -82,27 +84,38 @@ class Forward:
 def choose_forward(backbone: nn.Module, device: Device, num_images: int, folder: Path) -> Forward:
     """Returns the quicker of the backbone as it is and compiled for this CPU.
 
-    *num_images* is what all views of the sweep come to, whoever computes them. What was found
-    stays in *folder*: all jobs of a machine do alike, so that their features are alike to the bit.
+    *num_images* is what all views of the sweep come to, whoever computes them. What is compiled
+    and what was measured stay in *folder*, apart for each kind of CPU: later jobs do alike.
     """
     backbone = backbone.to(device.type, device.dtype)
-    plain = Forward(backbone, device.dtype, BatchSize(device.batches), pads=False)
+    plain = Forward(backbone, device.dtype, BatchSize(device.batches))
     if device.type != "cpu":
         return plain
     if num_images < WORTH_IMAGES:
         log.info("backbone: not compiled (%d images, worth it from %d)", num_images, WORTH_IMAGES)
         return plain
+    folder = folder / cpu_digest()
     compiled = _compiled(backbone, device, folder)
     if compiled is None or not _is_quicker(backbone, compiled, device, folder):
         return plain
-    return Forward(compiled, device.dtype, BatchSize((COMPILED_BATCH,)), pads=True)
+    return Forward(compiled, device.dtype, BatchSize((COMPILED_BATCH,)), COMPILED_BATCH)
+
+
+def cpu_digest() -> str:
+    """Returns a digest of this CPU's instructions and of torch: what compiled code depends on."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    said = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    words = [platform.machine(), torch.__version__, *sorted(said)]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | None:
     """Returns the backbone compiled with its weights as constants; None where that fails."""
     start = time.perf_counter()
     try:
-        make_private(folder)  # what is compiled is kept in here, and executed by later jobs
+        for place in (folder.parent, folder):  # what is kept in here is executed by later jobs
+            make_private(place)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
         from torch._inductor import config as inductor  # takes seconds: only here
 
@@ -114,13 +127,14 @@ def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | No
     except Exception as fault:  # no C++ compiler, no Python headers, no room: all kinds
         log.info("backbone: not compiled (%s)", str(fault).strip().split("\n")[0])
         return None
-    log.info("backbone: compiled in %.1f s, kept in %s", time.perf_counter() - start, folder)
+    kept = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    log.info("backbone: compiled in %.1f s, kept in %s", time.perf_counter() - start, kept)
     return network
 
 
 def _is_quicker(plain: Network, compiled: Network, device: Device, folder: Path) -> bool:
     """Says whether to use the compiled backbone: as found before on such a machine, or now."""
-    file = folder / f"{device.precision}-{os.uname().nodename}.json"
+    file = folder / f"{device.precision}-{device.num_threads}.json"
     if file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
     else:

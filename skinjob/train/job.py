@@ -20,7 +20,7 @@ from torch import nn
 from skinjob import __version__
 from skinjob.config import TrainConfig
 from skinjob.console import progress
-from skinjob.errors import SkinjobError, WeightsError
+from skinjob.errors import ConfigError, SkinjobError, WeightsError
 from skinjob.files import sha256_file
 from skinjob.images import ImageSet, read_index
 from skinjob.runs import Run
@@ -29,7 +29,7 @@ from skinjob.train.checkpoint import restore_checkpoint, save_checkpoint
 from skinjob.train.device import Device, choose_device
 from skinjob.train.features import Features
 from skinjob.train.finetune import FullTraining
-from skinjob.train.forward import choose_forward
+from skinjob.train.forward import Forward, choose_forward
 from skinjob.train.loop import Epoch, HeadTraining
 from skinjob.train.model import build_backbone
 from skinjob.train.outputs import csv_row, write_predictions, write_trained
@@ -76,12 +76,38 @@ def run_job(folders: Sequence[Path], job_id: str | None = None) -> None:
 
     Raises: what went wrong first, after it is written to the state and the log.
     """
-    configs = {run: run.config() for run in map(Run, folders)}
-    with logging_to(list(configs)), telling(list(configs), job_id):
+    runs = [Run(folder) for folder in folders]
+    _require_one_sweep(runs)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        runs = _left_over(runs, job_id)
+    configs = {run: run.config() for run in runs}
+    with logging_to(runs), telling(runs, job_id):
+        if not runs:
+            return
         job = _prepare(configs)
         faults = _train_heads(job) if job.recipe.train == "head" else _train_all(job)
         if faults:
             raise faults[0]
+
+
+def _require_one_sweep(runs: Sequence[Run]) -> None:
+    sweeps = sorted({str(run.sweep.folder.resolve()) for run in runs})
+    if len(sweeps) > 1:
+        raise ConfigError(
+            f"runs of {len(sweeps)} sweeps in one job: {', '.join(sweeps)}",
+            "skinjob train RUN..., for each sweep by itself",
+        )
+
+
+def _left_over(runs: Sequence[Run], job_id: str | None) -> list[Run]:
+    """Returns the runs that are still this job's, once SLURM has started it again.
+
+    Others are done, or failed and were submitted again: then another job has them.
+    """
+    jobs = runs[0].sweep.info()["jobs"]
+    return [
+        run for run in runs if run.state().state != "done" and jobs.get(run.name, job_id) == job_id
+    ]
 
 
 def _prepare(configs: Mapping[Run, TrainConfig]) -> Job:
@@ -118,8 +144,8 @@ def _train_heads(job: Job) -> list[SkinjobError]:
                         epoch = training.epoch(number, features)
                     except SkinjobError as fault:
                         faults.append(fault)
-                        tell_failed(run, fault)
                         reporter.ended(run)
+                        tell_failed(run, fault)
                         del trainings[run]
                     else:
                         _write_epoch(job, run, epoch, share_s, reporter)
@@ -133,10 +159,13 @@ def _train_heads(job: Job) -> list[SkinjobError]:
 
 def _views(job: Job, num_images: int, reporter: Reporter) -> Views:
     """Returns the views that the job's runs share with the other jobs of the sweep."""
-    backbone = build_backbone(job.weights)
-    forward = choose_forward(backbone, job.device, num_images, job.cache / "compiled")
+
+    def choose() -> Forward:
+        backbone = build_backbone(job.weights)
+        return choose_forward(backbone, job.device, num_images, job.cache / "compiled")
+
     return Views(
-        Streams(forward, job.device, job.pixels),
+        Streams(choose, job.device, job.pixels),
         images=job.images,
         weights_sha256=job.info["weights"]["sha256"],
         epochs=job.recipe.epochs,
@@ -196,7 +225,7 @@ def _train_layers(job: Job, run: Run) -> None:
     run.start_metrics(keep=done)
     num_images = config.epochs * len(job.images.split("train"))
     with progress(run.name, num_images, unit="images") as draw:
-        reporter = Reporter([run], config.epochs, draw)
+        reporter = Reporter([run], config.epochs, draw, done=done)
         for number in range(done + 1, config.epochs + 1):
             epoch = training.epoch(number, reporter.training)
             _write_epoch(job, run, epoch, 0.0, reporter)

@@ -22,7 +22,7 @@ from skinjob.train import transforms
 
 TEST = 0
 """The view of the test images; those of the training images count from 1, as epochs do."""
-MOST_BYTES = 4 << 30  # 28,000 images of 224 x 224
+MOST_BYTES = 8 << 30  # half of it is for training images: 28,000 of 224 x 224
 SHARE_OF_DISK = 4  # and no more than a quarter of what is free
 
 
@@ -34,7 +34,7 @@ class Pixels:
     ) -> None:
         """Decoded images are kept in *folder*; those for testing where they are seen again."""
         self.augmentation_seed = augmentation_seed
-        room = room_in(folder)
+        room = room_in(folder) // 2  # for each of the two
         self._stores = {
             "train": Store(images.root, images.split("train"), folder, room),
             "test": Store(images.root, images.split("test"), folder, room if keeps_test else 0),
@@ -72,6 +72,7 @@ class Store:
         self._lock = Lock()
         self._starts = np.full(len(files), -1, np.int64)
         self._shapes = np.zeros((len(files), 2), np.int32)
+        self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         # It has no name: whatever ends the process, nothing is left to clean up.
         self._kept = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as we are
@@ -84,7 +85,8 @@ class Store:
             self._keep(index, pixels)
             return pixels
         found = np.empty((*self._shapes[index], 3), np.uint8)
-        os.preadv(self._kept.fileno(), [found.data], start)
+        if os.preadv(self._kept.fileno(), [found.data], start) < found.nbytes:
+            raise OSError(f"decoded images in {self._folder} cannot be read back")
         return torch.from_numpy(found)
 
     def _keep(self, index: int, pixels: Tensor) -> None:
@@ -94,8 +96,10 @@ class Store:
                 return
             self._used = end
         try:
-            os.pwrite(self._kept.fileno(), pixels.numpy().data, start)
-        except OSError:  # the disk is full, or the quota is: what is kept already stays
+            written = os.pwrite(self._kept.fileno(), pixels.numpy().data, start)
+        except OSError:
+            written = 0
+        if written < pixels.numel():  # the disk is full, or the quota is: what is kept stays
             self._room = 0
             return
         self._shapes[index] = pixels.shape[:2]
@@ -106,3 +110,12 @@ def room_in(folder: Path) -> int:
     """Returns the bytes that decoded images may take in a folder, or where it is going to be."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return min(MOST_BYTES, shutil.disk_usage(there).free // SHARE_OF_DISK)
+
+
+def view_name(view: int) -> str:
+    """Returns a view's name for people.
+
+    >>> view_name(0), view_name(3)
+    ('test view', 'view 3')
+    """
+    return "test view" if view == TEST else f"view {view}"

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from threading import Lock
 
 from skinjob.runs import Run
 from skinjob.train.loop import Epoch
-from skinjob.train.pixels import TEST
+from skinjob.train.pixels import view_name
 from skinjob.train.views import Watcher
 
 log = logging.getLogger("skinjob")
@@ -24,10 +23,13 @@ LOG_EVERY_S = 30
 class Reporter(Watcher):
     """Hears of every view and epoch, of views from another thread than that of the epochs."""
 
-    def __init__(self, runs: Sequence[Run], epochs: int, draw: Callable[[int], None]) -> None:
-        """*draw* is told how many images are done, of the job's views in all."""
+    def __init__(
+        self, runs: Sequence[Run], epochs: int, draw: Callable[[int], None], done: int = 0
+    ) -> None:
+        """*draw* is told how many images are done, of all; *done* are epochs done before."""
         self.first = runs[0]
-        self.epochs_done = dict.fromkeys(runs, 0)
+        self.done = done
+        self.epochs_done = dict.fromkeys(runs, done)
         self.epochs = epochs
         self.draw = draw
         self.started = self.logged = time.monotonic()
@@ -41,13 +43,18 @@ class Reporter(Watcher):
         self.beat()
         self.draw(self.images_done + done)
         if self.is_time_to_log():
-            log.info("%s: %d of %d images, %.1f images/s", name(view), done, total, done / seconds)
+            log.info(
+                "%s: %d of %d images, %.1f images/s", view_name(view), done, total, done / seconds
+            )
 
     def computed(self, view: int, num_images: int, seconds: float) -> None:
         self.computed_views.add(view)
         self.images_done += num_images
         log.info(
-            "%s computed: %d images, %.1f images/s", name(view), num_images, num_images / seconds
+            "%s computed: %d images, %.1f images/s",
+            view_name(view),
+            num_images,
+            num_images / seconds,
         )
 
     def read(self, view: int, num_images: int) -> None:
@@ -60,7 +67,9 @@ class Reporter(Watcher):
     def waiting(self, view: int, owner: str) -> None:
         self.beat()
         if self.is_time_to_log():
-            log.info("waiting for %s, which %s is computing", name(view), owner or "another job")
+            log.info(
+                "waiting for %s, which %s is computing", view_name(view), owner or "another job"
+            )
 
     def training(self, number: int, done: int, total: int) -> None:
         """Called after every update of all layers with the epoch's images done and in all."""
@@ -71,7 +80,7 @@ class Reporter(Watcher):
 
     def epoch(self, run: Run, epoch: Epoch) -> None:
         row = epoch.row
-        per_epoch_s = (time.monotonic() - self.started) / epoch.number
+        per_epoch_s = (time.monotonic() - self.started) / (epoch.number - self.done)
         left = timedelta(seconds=round(per_epoch_s * (self.epochs - epoch.number)))
         log.info(
             "epoch %d/%d: train loss %.4f accuracy %.4f, test loss %.4f accuracy %.4f, %.1f s, "
@@ -122,15 +131,6 @@ class Reporter(Watcher):
             )
 
 
-def name(view: int) -> str:
-    """Returns a view's name in the log.
-
-    >>> name(0), name(3)
-    ('test view', 'view 3')
-    """
-    return "test view" if view == TEST else f"view {view}"
-
-
 @contextmanager
 def logging_to(runs: Sequence[Run]) -> Iterator[None]:
     """Sends the log to each run's file, after what earlier attempts left in it, and to stdout.
@@ -138,8 +138,7 @@ def logging_to(runs: Sequence[Run]) -> Iterator[None]:
     A record with a `run` goes to that run's file alone; on stdout the run is named where there are
     several.
     """
-    handlers: list[logging.Handler] = [_RunLog(run.log_file, run.name) for run in runs]
-    handlers.append(_Printer(names_runs=len(runs) > 1))
+    handlers: list[logging.Handler] = [_RunLogs(runs), _Printer(names_runs=len(runs) > 1)]
     for handler in handlers:
         handler.setFormatter(_utc_formatter())
         log.addHandler(handler)
@@ -152,12 +151,18 @@ def logging_to(runs: Sequence[Run]) -> Iterator[None]:
             handler.close()
 
 
-class _RunLog(logging.FileHandler):
-    """Writes what concerns one run, or all of them."""
+class _RunLogs(logging.Handler):
+    """Adds a record to the log of the run that it concerns, or of all; keeps no file open."""
 
-    def __init__(self, file: Path, run: str) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.addFilter(lambda record: getattr(record, "run", run) == run)
+    def __init__(self, runs: Sequence[Run]) -> None:
+        super().__init__()
+        self.files = {run.name: run.log_file for run in runs}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        run = getattr(record, "run", None)
+        for file in self.files.values() if run is None else [self.files[run]]:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(self.format(record) + "\n")
 
 
 class _Printer(logging.Handler):

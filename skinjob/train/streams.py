@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,11 +27,18 @@ TELL_S = 0.5
 class Streams:
     """Computes the features of views on a device."""
 
-    def __init__(self, forward: Forward, device: Device, pixels: Pixels) -> None:
-        self.forward = forward
+    def __init__(self, choose: Callable[[], Forward], device: Device, pixels: Pixels) -> None:
+        """*choose* gives the backbone; it is asked when the first view has to be computed."""
         self.device = device
         self.pixels = pixels
+        self._choose = choose
         self._local = threading.local()
+        # One for all views: cuDNN finds its kernels anew in every new thread.
+        self._pool = ThreadPoolExecutor(device.num_streams)
+
+    @cached_property
+    def forward(self) -> Forward:
+        return self._choose()
 
     def compute(
         self, view: int, put: Callable[[int, Tensor], None], tell: Callable[[int], None]
@@ -47,16 +56,17 @@ class Streams:
                 put(part.start, self._features(view, part))
                 work.done(part, time.perf_counter() - start)
 
-        with ThreadPoolExecutor(self.device.num_streams) as pool:
-            try:
-                open_streams = {pool.submit(stream) for _ in range(self.device.num_streams)}
-                while open_streams:
-                    ended, open_streams = wait(open_streams, TELL_S, FIRST_EXCEPTION)
-                    for one in ended:
-                        one.result()
-                    tell(work.num_done)
-            finally:
-                work.stop()
+        streams = [self._pool.submit(stream) for _ in range(self.device.num_streams)]
+        try:
+            at_work = set(streams)
+            while at_work:
+                ended, at_work = wait(at_work, TELL_S, FIRST_EXCEPTION)
+                for one in ended:
+                    one.result()
+                tell(work.num_done)
+        finally:
+            work.stop()
+            wait(streams)
 
     def _features(self, view: int, part: range) -> Tensor:
         """Returns the features of some images of a view, (B, 512) float32 on the CPU."""
@@ -64,11 +74,16 @@ class Streams:
         with self._on_own_stream(), torch.inference_mode():
             return self.forward(transforms.batch(crops, self.device.type))
 
-    def _on_own_stream(self) -> torch.cuda.StreamContext:
+    def _on_own_stream(self) -> AbstractContextManager[object]:
+        """Returns what keeps a thread's work on a GPU apart from that of the others."""
+        torch.set_num_threads(1)  # of this thread: its neighbours have the other cores
+        if self.device.type == "cpu":
+            return nullcontext()
         if not hasattr(self._local, "stream"):
-            torch.set_num_threads(1)  # of this thread alone: its neighbours have the other cores
-            self._local.stream = torch.cuda.Stream() if self.device.type == "cuda" else None
-        return torch.cuda.stream(self._local.stream)  # does nothing where there is none
+            self._local.stream = torch.cuda.Stream()
+            # The backbone was copied to the GPU on the default stream.
+            self._local.stream.wait_stream(torch.cuda.default_stream())
+        return torch.cuda.stream(self._local.stream)
 
 
 class _Work:

@@ -18,21 +18,21 @@ log = logging.getLogger("skinjob")
 @contextmanager
 def telling(runs: Sequence[Run], job_id: str | None) -> Iterator[None]:
     """Writes the runs' states: running, and, of those without a last word, failed or queued."""
-    for run in runs:
-        run.update_state(
-            state="running",
-            job_id=job_id,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            epoch=0,
-            views_computed=0,
-            views_read=0,
-            started_utc=utc_now(),
-            finished_utc=None,
-            error=None,
-            remedy=None,
-        )
     try:
+        for run in runs:
+            run.update_state(
+                state="running",
+                job_id=job_id,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                epoch=0,
+                views_computed=0,
+                views_read=0,
+                started_utc=utc_now(),
+                finished_utc=None,
+                error=None,
+                remedy=None,
+            )
         yield
     except SystemExit:  # submitit leaves so once it has requeued a preempted job
         for run in _at_work(runs):
@@ -65,4 +65,7 @@ def tell_done(run: Run) -> None:
 
 
 def _at_work(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.state().state == "running"]
+    """Returns the runs that this process has in hand: one that failed may be another's by now."""
+    mine = ("running", socket.gethostname(), os.getpid())
+    states = {run: run.state() for run in runs}
+    return [run for run, said in states.items() if (said.state, said.host, said.pid) == mine]

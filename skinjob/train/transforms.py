@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ ATTEMPTS = 10
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-TRAIN = f"Resize({SIZE}) RandomResizedCrop({SIZE}) RandomHorizontalFlip(0.5)"
-TEST = f"Resize({SIZE}) CenterCrop({SIZE})"
+TRAIN_STEPS = f"Resize({SIZE}) RandomResizedCrop({SIZE}) RandomHorizontalFlip(0.5)"
+TEST_STEPS = f"Resize({SIZE}) CenterCrop({SIZE})"
 """What the two do, in torchvision's names; part of a view's key."""
 
 
@@ -71,9 +72,15 @@ def normalise(images: Tensor) -> Tensor:
 
     Keeps the memory format.
     """
-    mean = 255 * torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = 255 * torch.tensor(STD, device=images.device).view(3, 1, 1)
+    mean, std = _constants(images.device)
     return torch.sub(images, mean).div_(std)
+
+
+@lru_cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns ImageNet's mean and deviation on a scale of 255, (3, 1, 1) each."""
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return mean.to(device), std.to(device)
 
 
 def _scaled_each(crops: Sequence[Crop]) -> Tensor:
@@ -98,9 +105,11 @@ def scaled_at_once(crops: Sequence[Crop], device: str) -> Tensor:
     """
     sizes = torch.tensor([crop.pixels.shape[:2] for crop in crops])  # (B, 2)
     height, width = sizes.amax(dim=0).tolist()
-    padded = torch.zeros(len(crops), height, width, 3, dtype=torch.uint8)
-    if device == "cuda":
-        padded = padded.pin_memory()  # copied while the device works at another stream's batch
+    padded = torch.zeros(
+        (len(crops), height, width, 3),
+        dtype=torch.uint8,
+        pin_memory=device == "cuda",  # copied while the GPU works at another stream's batch
+    )
     for place, crop in zip(padded, crops, strict=True):
         place[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
     flips = torch.tensor([crop.is_flipped for crop in crops])

@@ -19,7 +19,7 @@ from skinjob.images import ImageSet
 from skinjob.train import transforms
 from skinjob.train.cache import ViewCache
 from skinjob.train.features import Features, FeaturesWriter
-from skinjob.train.pixels import TEST
+from skinjob.train.pixels import TEST, view_name
 from skinjob.train.streams import Streams
 
 FORMAT = "2"  # to be raised when the same key would give other features
@@ -109,11 +109,11 @@ class Views:
     def key(self, view: int) -> dict[str, str]:
         """Returns all that a view's features depend on."""
         if view == TEST:
-            own = {"images": self._fingerprints["test"], "transform": transforms.TEST}
+            own = {"images": self._fingerprints["test"], "transform": transforms.TEST_STEPS}
         else:
             own = {
                 "images": self._fingerprints["train"],
-                "transform": transforms.TRAIN,
+                "transform": transforms.TRAIN_STEPS,
                 "augmentation_seed": str(self.streams.pixels.augmentation_seed),
                 "epoch": str(view),
             }
@@ -164,7 +164,7 @@ class Views:
         bad = (~features.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if bad:
             raise RunError(
-                f"view {view}: the backbone gives features that are no numbers, in "
+                f"{view_name(view)}: the backbone gives features that are no numbers, in "
                 f"{self.streams.device.precision}, of "
                 f"{self.streams.pixels.files(view)[first + bad[0]].path}",
                 "submit again with --precision fp32; check the weights with sha256sum -c",
