@@ -1,7 +1,9 @@
-"""Compares the test accuracies of the fast path with those of fp32, batch size by batch size.
+"""Compares the test accuracies of the fast path with those of plain fp32, batch size by batch size.
 
-The same sweep, with the same seeds, is trained with --precision and with fp32. The difference is
-given in percentage points, with the least and the greatest of the seeds.
+The same sweep, with the same seeds, crops and flips, is trained as it is, in --precision, and once
+more WITH PARTS REPLACED by what they stand for: torchvision's ResNet18 in fp32 with its batch norm,
+neither folded nor compiled, and Pillow's scaling of crops. The difference is given in percentage
+points, with the least and the greatest of the seeds.
 
 Example:
   python tests/benchmarks/accuracy.py --data skin_cancer --weights weights/resnet18.safetensors
@@ -10,11 +12,20 @@ Example:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import os
 import statistics
+import sys
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
+import torch
 from common import (
     BATCH_SIZES,
     Inputs,
@@ -27,6 +38,9 @@ from common import (
     report,
     submit_s,
 )
+from PIL import Image
+from rivals import pretrained
+from torch import nn
 
 Accuracies = dict[int, list[float]]
 """The last epoch's test accuracy of every seed, by batch size."""
@@ -36,17 +50,13 @@ def main() -> None:
     """Trains both and prints the differences."""
     options = command_line()
     with inputs(options) as given:
-        fast_name, fast = trained(given, options, options.precision)
-        slow_name, slow = trained(given, options, "fp32")
-    if fast_name == slow_name:
-        print(f"note: --precision {options.precision} is {fast_name} here, the same arithmetic")
-    report(
-        [
-            difference(size, fast_name, fast[size], slow_name, slow[size])
-            for size in numbers(options.batch_sizes)
-        ],
-        options.json,
-    )
+        fast_name, fast = trained(given, options, submit_s, options.precision)
+        _, plain = trained(given, options, train_plainly, "fp32")
+    differences = [
+        difference(size, fast_name, fast[size], plain[size])
+        for size in numbers(options.batch_sizes)
+    ]
+    report(differences, options.json)
 
 
 def command_line() -> argparse.Namespace:
@@ -55,6 +65,7 @@ def command_line() -> argparse.Namespace:
     arguments = parser(__doc__, num_train=512, num_test=128, n=None)
     arguments.add_argument("--batch-sizes", default=BATCH_SIZES, help="[default: %(default)s]")
     arguments.add_argument("--seeds", default="0-4", help="[default: %(default)s]")
+    arguments.add_argument("--lr", default="0.01", help="[default: %(default)s]")
     arguments.add_argument("--epochs", type=int, default=5, help="[default: %(default)s]")
     arguments.add_argument(
         "--precision", default="auto", help="the fast path [default: %(default)s]"
@@ -62,13 +73,16 @@ def command_line() -> argparse.Namespace:
     return arguments.parse_args()
 
 
-def trained(given: Inputs, options: argparse.Namespace, precision: str) -> tuple[str, Accuracies]:
+def trained(
+    given: Inputs, options: argparse.Namespace, train: Callable[..., object], precision: str
+) -> tuple[str, Accuracies]:
     """Returns the precision that a sweep was trained in, and its accuracies."""
     with TemporaryDirectory(dir=given.folder) as folder:
-        submit_s(
+        train(
             given,
             Path(folder),
             batch_sizes=options.batch_sizes,
+            lr=options.lr,
             seeds=options.seeds,
             epochs=options.epochs,
             precision=precision,
@@ -82,14 +96,75 @@ def trained(given: Inputs, options: argparse.Namespace, precision: str) -> tuple
     return used, found
 
 
-def difference(
-    batch_size: int, fast_name: str, fast: list[float], slow_name: str, slow: list[float]
-) -> Result:
+def train_plainly(given: Inputs, runs: Path, **options: Any) -> None:
+    """Trains such a sweep in a process in which the fast parts are replaced by plain ones."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+        pool.submit(_train_plainly, given, runs, options).result()
+
+
+def _train_plainly(given: Inputs, runs: Path, options: dict[str, Any]) -> None:
+    from skinjob.runs import sweeps
+    from skinjob.train import forward, job, transforms
+
+    job.build_backbone = unfolded_backbone
+    transforms._scaled_each = scaled_by_pillow
+    forward.WORTH_IMAGES = sys.maxsize
+    dry = {"data": given.data, "weights": given.weights, "runs": runs} | options
+    make_sweep(**dry)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        job.run_job([run.folder for sweep in sweeps(runs) for run in sweep.runs()])
+
+
+def make_sweep(**options: Any) -> None:
+    """Makes a checked sweep, as `skinjob submit` does before it queues anything."""
+    from skinjob.config import ClusterConfig, TrainConfig
+    from skinjob.options import IntegerList, NumberList
+    from skinjob.submit.plan import make_plan, write_plan
+
+    config = TrainConfig(
+        data=str(options["data"]),
+        weights=str(options["weights"]),
+        batch_size=1,
+        epochs=options["epochs"],
+        device="cpu",
+        precision=options["precision"],
+    )
+    plan = make_plan(
+        train=config,
+        batch_sizes=IntegerList().convert(options["batch_sizes"], None, None),
+        lrs=NumberList().convert(options["lr"], None, None),
+        seeds=IntegerList().convert(options["seeds"], None, None),
+        cluster=ClusterConfig(cluster="local"),
+        runs=options["runs"],
+    )
+    write_plan(plan)
+
+
+def unfolded_backbone(weights: Path) -> Any:
+    """Returns ResNet18 without its last layer, as torchvision has it."""
+    backbone = pretrained(weights).eval().requires_grad_(False)
+    backbone.fc = nn.Identity()
+    return backbone
+
+
+def scaled_by_pillow(crops: Sequence[Any]) -> torch.Tensor:
+    """Returns (B, 3, 224, 224) uint8, each crop scaled as torchvision scales a PIL image."""
+    images = []
+    for crop in crops:
+        image = Image.fromarray(crop.pixels.numpy()).resize((224, 224), Image.Resampling.BILINEAR)
+        if crop.is_flipped:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        images.append(torch.from_numpy(np.array(image)))
+    return torch.stack(images).permute(0, 3, 1, 2)
+
+
+def difference(batch_size: int, fast_name: str, fast: list[float], plain: list[float]) -> Result:
     """Returns the mean difference of a batch size's accuracies, seed against the same seed."""
-    points = [100 * (a - b) for a, b in zip(fast, slow, strict=True)]
+    points = [100 * (a - b) for a, b in zip(fast, plain, strict=True)]
     means = (
-        f"{fast_name} {100 * statistics.mean(fast):.2f} %, "
-        f"{slow_name} {100 * statistics.mean(slow):.2f} %"
+        f"fast {fast_name} {100 * statistics.mean(fast):.2f} %, "
+        f"plain fp32 {100 * statistics.mean(plain):.2f} %"
     )
     return Result(
         name=f"batch size {batch_size}",
