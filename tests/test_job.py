@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
 from skinjob.runs import Run, Sweep
 from skinjob.submit.plan import jobs_of, record_jobs
+from skinjob.train import forward
 from skinjob.train.job import run_job
 from skinjob.train.telling import telling
 
@@ -24,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=10, num_test=4)
 
 
-def left(run: Run) -> tuple[object, ...]:
+def left(run: Run) -> tuple[Any, ...]:
     """Returns what a run leaves, without what differs from one attempt to the next."""
     with run.metrics_file.open(newline="") as lines:
         rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
@@ -132,6 +134,23 @@ def test_the_jobs_of_a_grid() -> None:
     seeds = {str(seed): TrainConfig(data="d", weights="w", batch_size=1) for seed in range(300)}
     assert [len(names) for names in jobs_of(seeds)] == [128, 128, 44]
     assert jobs("all") == [("32-0.1",), ("32-1.0",), ("64-0.1",), ("64-1.0",)]
+
+
+def test_a_large_sweep_is_trained_on_a_compiled_backbone(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done for speed in a large sweep alone gives the numbers of a small one."""
+    small = make_sweep(data, weights, tmp_path / "small").runs()[0]
+    run_job([small.folder])
+    large = make_sweep(data, weights, tmp_path / "large").runs()[0]
+    monkeypatch.setattr(forward, "WORTH_IMAGES", 1)
+    monkeypatch.setattr(forward, "_is_quicker", lambda *_: True)
+    run_job([large.folder])
+    if "backbone: compiled in" not in large.log_file.read_text():
+        pytest.skip("torch compiles nothing here: no C++ compiler or no Python headers")
+    for wanted, found in zip(left(small)[0], left(large)[0], strict=True):
+        for column in ("train_loss", "test_loss", "test_auc"):
+            assert float(found[column]) == pytest.approx(float(wanted[column]), abs=1e-4)
 
 
 def test_a_cosine_takes_the_learning_rate_down(data: Path, weights: Path, tmp_path: Path) -> None:
