@@ -474,7 +474,9 @@ FETCH = textwrap.dedent("""
 
 
 def _start(out: Path, url: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", FETCH, str(out), url]
+    # Whoever starts the tests in the background has them ignore SIGINT, and all that they start.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", heed + FETCH, str(out), url]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

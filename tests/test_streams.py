@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from trees import make_tree
 from skinjob.errors import ImagesError
 from skinjob.images import ImageSet, scan
 from skinjob.train import features as features_module
+from skinjob.train import transforms
 from skinjob.train.cache import ViewCache
 from skinjob.train.device import Device, choose_device
 from skinjob.train.features import Features
@@ -238,27 +241,49 @@ def make_views(backbone: torch.nn.Module, images: ImageSet, cache: Path, epochs:
 
 
 def test_a_fault_in_one_stream_ends_them_all_and_leaves_nothing(
-    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image that has gone stops the view by its name; no half view and no claim stay behind."""
+    """An image that has gone stops the view by its name; no half view, claim or thread goes on."""
     copy = shutil.copytree(images.root, tmp_path / "copy")
     views = make_views(backbone, replace(images, root=copy), tmp_path / "cache")
     gone = copy / images.split("train")[17].path
     gone.unlink()
+    crop, at_work = Pixels.crop, []
+
+    def counted_crop(pixels: Pixels, view: int, index: int) -> transforms.Crop:
+        at_work.append(index)
+        time.sleep(0.02)
+        found = crop(pixels, view, index)
+        at_work.remove(index)
+        return found
+
+    monkeypatch.setattr(Pixels, "crop", counted_crop)
     with pytest.raises(ImagesError, match=gone.name):
         views.get(1)
+    assert at_work == [17]
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_views_that_are_no_longer_wanted_are_not_finished(
-    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that ends in the middle does not stay to compute the view that was on its way."""
-    views = make_views(backbone, images, tmp_path, epochs=200)
-    coming = views.in_turn([TEST, *range(1, 201)])
+    views = make_views(backbone, images, tmp_path, epochs=2)
+    crop, begun, go_on = Pixels.crop, threading.Event(), threading.Event()
+
+    def slow_crop(pixels: Pixels, view: int, index: int) -> transforms.Crop:
+        if view == 1:
+            begun.set()
+            go_on.wait(0.2)  # 40 images on 2 threads: without a stop, seconds
+        return crop(pixels, view, index)
+
+    monkeypatch.setattr(Pixels, "crop", slow_crop)
+    coming = views.in_turn([TEST, 1, 2])
     next(coming)
+    assert begun.wait(60)
     coming.close()
-    assert len(list(tmp_path.glob("*.safetensors"))) < 5
+    go_on.set()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1  # that of the test images
     assert not list(tmp_path.glob("*.claim"))
 
 
