@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
-from trees import make_sweep, make_tree
+from trees import left, make_sweep, make_tree
 
 from skinjob.config import TrainConfig
 from skinjob.images import read_index
@@ -24,8 +24,6 @@ from skinjob.train.job import run_job
 from skinjob.train.loop import Epoch, order
 from skinjob.train.pixels import TEST, Pixels
 
-CLOCKS = ("seconds", "images_per_s", "time_utc")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,15 +33,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(data: Path, weights: Path, runs: Path, epochs: int = 2) -> Run:
     options = {"train": "all", "schedule": "cosine", "lrs": [0.001], "batch_sizes": [5]}
     return make_sweep(data, weights, runs, epochs=epochs, **options).runs()[0]
-
-
-def left(run: Run) -> tuple[object, ...]:
-    """Returns what a run leaves, without what differs from one attempt to the next."""
-    with run.metrics_file.open(newline="") as lines:
-        rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
-    tensors = load_file(run.trained_file("model"))  # the file's metadata come in any order
-    numbers = {name: tensor.tolist() for name, tensor in tensors.items()}
-    return rows, run.predictions_file.read_bytes(), numbers
 
 
 def plain_loop(config: TrainConfig, pixels: Pixels) -> list[dict[str, float]]:

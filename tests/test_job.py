@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors.torch import load_file
-from trees import make_sweep, make_tree
+from trees import left, make_sweep, make_tree
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
-from skinjob.runs import Run, Sweep
+from skinjob.runs import Sweep
 from skinjob.submit.plan import jobs_of, record_jobs
 from skinjob.train import forward
 from skinjob.train.job import run_job
 from skinjob.train.telling import telling
 
-CLOCKS = ("seconds", "images_per_s", "time_utc")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=10, num_test=4)
-
-
-def left(run: Run) -> tuple[Any, ...]:
-    """Returns what a run leaves, without what differs from one attempt to the next."""
-    with run.metrics_file.open(newline="") as lines:
-        rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
-    tensors = load_file(run.trained_file("head"))  # the file's metadata come in any order
-    numbers = {name: tensor.tolist() for name, tensor in tensors.items()}
-    return rows, run.predictions_file.read_bytes(), numbers
 
 
 def test_runs_in_one_job_are_those_of_jobs_of_their_own(

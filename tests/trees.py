@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 from skinjob.config import ClusterConfig, TrainConfig
-from skinjob.runs import Sweep
+from skinjob.runs import Run, Sweep
 from skinjob.submit.plan import make_plan, write_plan
 
+CLOCKS = ("seconds", "images_per_s", "time_utc")
 COLOURS = {"benign": (150, 110, 90), "malignant": (90, 40, 60), "other": (60, 90, 150)}
 
 
@@ -69,3 +73,13 @@ def make_sweep(
     )
     write_plan(plan)
     return plan.sweep
+
+
+def left(run: Run) -> tuple[Any, ...]:
+    """Returns what a finished run leaves, without what differs from one attempt to the next."""
+    with run.metrics_file.open(newline="") as lines:
+        rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
+    part = "head" if run.config().train == "head" else "model"
+    tensors = load_file(run.trained_file(part))  # the file's metadata come in any order
+    numbers = {name: tensor.tolist() for name, tensor in tensors.items()}
+    return rows, run.predictions_file.read_bytes(), numbers

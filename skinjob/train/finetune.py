@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +16,7 @@ from torch.nn import functional
 from skinjob.config import TrainConfig
 from skinjob.train import transforms
 from skinjob.train.device import Device
-from skinjob.train.loop import Epoch, order, require_finite, set_lr
-from skinjob.train.metrics import evaluate
+from skinjob.train.loop import Epoch, Tally, order, set_lr
 from skinjob.train.model import build_head, build_resnet18
 from skinjob.train.pixels import TEST, Pixels
 
@@ -59,10 +57,9 @@ class FullTraining:
 
         Raises: RunError at the first loss that is not a number.
         """
-        start = time.perf_counter()
+        tally = Tally(number)
         config, labels = self.config, self.pixels.labels(number)  # (num_train,) int64
         num_updates = config.epochs * math.ceil(len(labels) / config.batch_size)
-        loss_sum, num_correct, num_done = 0.0, 0, 0
         parts = order(len(labels), config.seed, number).split(config.batch_size)
         self.model.train()
         for part, images in zip(parts, self._batches(number, parts), strict=True):
@@ -75,24 +72,11 @@ class FullTraining:
             loss.backward()
             self.optimizer.step()
             self.updates += 1
-            require_finite(loss, number, self.updates)
-            loss_sum += loss.item() * len(part)
-            num_correct += int((logits.argmax(dim=1) == wanted).sum())
-            num_done += len(part)
-            tell(number, num_done, len(labels))
+            tally.add(loss, logits, wanted, self.updates)
+            tell(number, tally.num_images, len(labels))
 
-        test_logits = self._test_logits()
-        row = {
-            "epoch": number,
-            "updates": self.updates,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            # As they were met in training, before each update: what the recipe's loop adds up.
-            "train_loss": loss_sum / len(labels),
-            "train_accuracy": num_correct / len(labels),
-            **evaluate(test_logits, self.pixels.labels(TEST)),
-            "seconds": time.perf_counter() - start,
-        }
-        return Epoch(number=number, row=row, num_train=len(labels), test_logits=test_logits)
+        test_labels = self.pixels.labels(TEST)
+        return tally.epoch(self.optimizer, self.updates, self._test_logits(), test_labels)
 
     def state(self) -> dict[str, Any]:
         """Returns what `restore` needs to go on as if nothing had happened.

@@ -29,6 +29,50 @@ class Epoch:
     test_logits: Tensor  # (num_test, num_classes) float32
 
 
+class Tally:
+    """What an epoch comes to, as its batches are met: before each update, as the recipe's loop."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.start = time.perf_counter()
+        self.num_images, self.num_correct, self.loss_sum = 0, 0, 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, update: int) -> None:
+        """Counts a batch in; *logits* (B, num_classes), *labels* (B,) int64.
+
+        Raises: RunError when the loss is not a number.
+        """
+        if not loss.isfinite():
+            raise RunError(
+                f"the loss is {loss.item()} at update {update}, in epoch {self.number}",
+                "submit again with a smaller --lr",
+            )
+        self.num_images += len(labels)
+        self.num_correct += int((logits.argmax(dim=1) == labels).sum())
+        self.loss_sum += loss.item() * len(labels)
+
+    def epoch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        updates: int,
+        test_logits: Tensor,
+        test_labels: Tensor,
+    ) -> Epoch:
+        """Returns the epoch, with what its test says: (num_test, num_classes) and (num_test,)."""
+        row = {
+            "epoch": self.number,
+            "updates": updates,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": self.loss_sum / self.num_images,
+            "train_accuracy": self.num_correct / self.num_images,
+            **evaluate(test_logits, test_labels),
+            "seconds": time.perf_counter() - self.start,
+        }
+        return Epoch(
+            number=self.number, row=row, num_train=self.num_images, test_logits=test_logits
+        )
+
+
 class HeadTraining:
     """A new head in training, an epoch at a time.
 
@@ -58,10 +102,9 @@ class HeadTraining:
 
         Raises: RunError at the first loss that is not a number.
         """
-        start = time.perf_counter()
+        tally = Tally(number)
         config, labels = self.config, self.labels
         num_updates = config.epochs * math.ceil(len(labels) / config.batch_size)
-        loss_sum, num_correct = 0.0, 0
         for batch in order(len(labels), config.seed, number).split(config.batch_size):
             logits = self.head(features.rows(batch))  # (B, num_classes)
             loss = functional.cross_entropy(logits, labels[batch])
@@ -70,24 +113,12 @@ class HeadTraining:
             loss.backward()
             self.optimizer.step()
             self.updates += 1
-            require_finite(loss, number, self.updates)
-            loss_sum += loss.item() * len(batch)
-            num_correct += int((logits.argmax(dim=1) == labels[batch]).sum())
+            tally.add(loss, logits, labels[batch], self.updates)
 
         with torch.inference_mode():
             parts = [self.head(part) for part in self.test_features.in_turn()]
         test_logits = torch.cat(parts)  # (num_test, num_classes)
-        row = {
-            "epoch": number,
-            "updates": self.updates,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            # As they were met in training, before each update: what the recipe's loop adds up.
-            "train_loss": loss_sum / len(labels),
-            "train_accuracy": num_correct / len(labels),
-            **evaluate(test_logits, self.test_labels),
-            "seconds": time.perf_counter() - start,
-        }
-        return Epoch(number=number, row=row, num_train=len(labels), test_logits=test_logits)
+        return tally.epoch(self.optimizer, self.updates, test_logits, self.test_labels)
 
 
 def order(num_images: int, seed: int, epoch: int) -> Tensor:
@@ -107,11 +138,3 @@ def set_lr(
         share = 0.5 * (1 + math.cos(math.pi * update / num_updates))
     for group in optimizer.param_groups:
         group["lr"] = config.lr * share
-
-
-def require_finite(loss: Tensor, epoch: int, update: int) -> None:
-    if not loss.isfinite():
-        raise RunError(
-            f"the loss is {loss.item()} at update {update}, in epoch {epoch}",
-            "submit again with a smaller --lr",
-        )

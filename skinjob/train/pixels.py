@@ -22,8 +22,8 @@ from skinjob.train import transforms
 
 TEST = 0
 """The view of the test images; those of the training images count from 1, as epochs do."""
-MOST_BYTES = 8 << 30  # half of it is for training images: 28,000 of 224 x 224
-SHARE_OF_DISK = 4  # and no more than a quarter of what is free
+MOST_BYTES = 4 << 30  # for each split: 28,000 images of 224 x 224
+SHARE_OF_DISK = 8  # and no more than an eighth of what is free
 
 
 class Pixels:
@@ -34,7 +34,7 @@ class Pixels:
     ) -> None:
         """Decoded images are kept in *folder*; those for testing where they are seen again."""
         self.augmentation_seed = augmentation_seed
-        room = room_in(folder) // 2  # for each of the two
+        room = room_in(folder)
         self._stores = {
             "train": Store(images.root, images.split("train"), folder, room),
             "test": Store(images.root, images.split("test"), folder, room if keeps_test else 0),
@@ -107,7 +107,7 @@ class Store:
 
 
 def room_in(folder: Path) -> int:
-    """Returns the bytes that decoded images may take in a folder, or where it is going to be."""
+    """Returns the bytes that a split may take in a folder, or where that is going to be."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return min(MOST_BYTES, shutil.disk_usage(there).free // SHARE_OF_DISK)
 

@@ -160,9 +160,12 @@ class _RunLogs(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         run = getattr(record, "run", None)
-        for file in self.files.values() if run is None else [self.files[run]]:
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(self.format(record) + "\n")
+        try:
+            for file in self.files.values() if run is None else [self.files[run]]:
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.write(self.format(record) + "\n")
+        except OSError:  # a log that cannot be written ends no training
+            self.handleError(record)
 
 
 class _Printer(logging.Handler):

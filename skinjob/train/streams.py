@@ -6,6 +6,7 @@ copies and the network overlap without any of them being told to, and no core wa
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from skinjob.train import transforms
 from skinjob.train.device import Device
 from skinjob.train.forward import BatchSize, Forward
 from skinjob.train.pixels import Pixels
+
+log = logging.getLogger("skinjob")
 
 TELL_S = 0.5
 
@@ -38,6 +41,10 @@ class Streams:
 
     @cached_property
     def forward(self) -> Forward:
+        log.info(
+            "views: %d batches at a time, a thread each; channels_last, batch norm folded",
+            self.device.num_streams,
+        )
         return self._choose()
 
     def compute(
