@@ -154,8 +154,8 @@ def _reading(tables: Sequence[SweepTable]) -> list[str]:
         "Change per epoch is the mean absolute change of test accuracy from one epoch to the next, "
         "in percentage points, over all epochs. It includes the climb of the first ones, which "
         "takes longer with larger batches; stability is therefore judged on the second half.",
-        "Time is over all runs of a row. A run that finds features computed by another is "
-        "faster for it, so that times do not compare batch sizes.",
+        "Time is over all runs of a row. The runs of a job share the time that features took, and "
+        "who finds them computed already is faster for it: times do not compare batch sizes.",
         "All pictures have the same axes for the same quantity.",
     ]
 
