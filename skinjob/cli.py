@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as fault:
+        for line in fault.details:
+            click.echo(line)
         code = _tell(fault.message, fault.remedy, 1)
     except click.UsageError as fault:
         command = fault.ctx.command_path if fault.ctx else "skinjob"

@@ -8,14 +8,20 @@ The library raises these; `skinjob.cli.main` alone prints them, as two lines:
 Anything else that is raised is a bug and shows its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class SkinjobError(Exception):
     """A fault that the user can mend: what was found, and the command that mends it."""
 
-    def __init__(self, message: str, remedy: str) -> None:
+    def __init__(self, message: str, remedy: str, details: Sequence[str] = ()) -> None:
+        """*details* are lines for stdout, where the fault has more parts than fit a sentence."""
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.details = details
 
 
 class ConfigError(SkinjobError):

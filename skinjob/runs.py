@@ -43,6 +43,21 @@ METRICS = (
 FINAL = ("done", "failed")
 """States that a run leaves only by being submitted again."""
 
+FAULTS = (
+    "exception",
+    "out of memory",
+    "out of GPU memory",
+    "disk full",
+    "time limit",
+    "preempted",
+    "cancelled",
+    "node failure",
+    "killed",
+    "never started",
+    "gone",
+)
+"""What can end a run before its time; gone is a job that ended without a word from anybody."""
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -52,8 +67,16 @@ class RunState:
     """queued, running, done or failed."""
     job_id: str | None = None
     """SLURM's job id (12_0: task 0 of array 12), or the local job's process id."""
+    holder: str | None = None
+    """A word of the process that has the run in hand; no two processes have the same."""
     host: str | None = None
     pid: int | None = None
+    attempts: int = 0
+    """How often a job has begun on it."""
+    time_limits: int = 0
+    """How often a job of it was ended by its time limit."""
+    resumed_epoch: int = 0
+    """Epochs that were finished when the last attempt began."""
     epoch: int = 0
     """Epochs finished."""
     device: str | None = None
@@ -66,6 +89,8 @@ class RunState:
     started_utc: str | None = None
     heartbeat_utc: str | None = None
     finished_utc: str | None = None
+    fault: str | None = None
+    """What ended it, one of FAULTS."""
     error: str | None = None
     """Why it failed, in a sentence."""
     remedy: str | None = None
