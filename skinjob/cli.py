@@ -265,13 +265,17 @@ def _tell_end(sweep: Sweep) -> Callable[[str, str], None]:
 def train(run: tuple[Path, ...]) -> None:
     """Train submitted runs of one sweep here and now, as their job would.
 
+    A run goes on after its last finished epoch.
+
     \b
     Example:
       skinjob train runs/my-sweep/bs0032-lr0.01-seed0
     """
     from skinjob.train.job import run_job
 
-    run_job(run)
+    left_alone = run_job(run)
+    if left_alone:
+        raise RunError("; ".join(left_alone), f"tail -n 40 {shlex.quote(str(run[0]))}/train.log")
 
 
 @cli.command()

@@ -120,6 +120,8 @@ class ClusterConfig:
     """Memory per job, GB."""
     time_min: int = 120
     """Time limit per job, minutes."""
+    requeues: int = 3
+    """How often a job that reaches its time limit is queued again, to go on where it was."""
     setup: tuple[str, ...] = ()
     """Shell lines that the job runs first, as they are (module load ...)."""
     python: str | None = None
@@ -144,7 +146,9 @@ class ClusterConfig:
             "above 0 (GB)",
             "--mem 8",
         )
-        _require(self.time_min >= 1, "time", self.time_min, "at least 1 (minutes)", "--time 120")
+        # A job needs a minute to start, and is warned up to two and a half before its end.
+        _require(self.time_min >= 5, "time", self.time_min, "at least 5 (minutes)", "--time 120")
+        _require(self.requeues >= 0, "requeues", self.requeues, "0 or more", "--requeues 3")
         _require(
             self.array_parallelism >= 1,
             "array parallelism",

@@ -42,3 +42,14 @@ class ClusterError(SkinjobError):
 
 class RunError(SkinjobError):
     """A sweep or a run that is missing, in the way, or cannot go on."""
+
+
+class Stopped(BaseException):  # as KeyboardInterrupt: nobody on the way may catch it
+    """A job that has to end, and why; raised where a signal finds it."""
+
+    def __init__(self, fault: str, message: str, remedy: str) -> None:
+        """*fault* is one of `skinjob.runs.FAULTS`."""
+        super().__init__(message)
+        self.fault = fault
+        self.message = message
+        self.remedy = remedy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -34,7 +35,18 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
         partial.replace(path)
+        if is_durable:
+            _sync_folder(path.parent)
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path, name: str = "") -> None:
+    """Removes what writers that were killed left in a folder, of the file *name* or of all.
+
+    A writer that is at work there loses its file and fails.
+    """
+    for partial in folder.glob(f".{glob.escape(name) or '*'}.*.part"):
         partial.unlink(missing_ok=True)
 
 
@@ -69,6 +81,17 @@ def make_private(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise RunError(f"{folder} is not a private folder of yours", f"ls -ld {folder}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in a folder outlast a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems cannot; the rename is theirs to keep
+        pass
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -26,7 +26,7 @@ from skinjob.config import (
 )
 from skinjob.errors import ConfigError
 
-WHOLE = {"epochs", "gpus", "cpus", "time_min", "array_parallelism"}
+WHOLE = {"epochs", "gpus", "cpus", "time_min", "requeues", "array_parallelism"}
 DEFAULT_JOB = Path("jobs/default.toml")
 JOB_FILE_KEYS = {
     "train": {
@@ -234,6 +234,13 @@ cluster_options = options(
         default=CLUSTER["time_min"],
         show_default=True,
         help="Time limit per job, minutes.",
+    ),
+    click.option(
+        "--requeues",
+        type=int,
+        default=CLUSTER["requeues"],
+        show_default=True,
+        help="Times that a job at its time limit is queued again, to go on.",
     ),
     click.option(
         "--setup",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,8 +73,6 @@ class RunState:
     pid: int | None = None
     attempts: int = 0
     """How often a job has begun on it."""
-    time_limits: int = 0
-    """How often a job of it was ended by its time limit."""
     resumed_epoch: int = 0
     """Epochs that were finished when the last attempt began."""
     epoch: int = 0
@@ -85,6 +83,8 @@ class RunState:
     """Views that this run put through the backbone itself."""
     views_read: int = 0
     """Views that it found in the cache."""
+    images_per_s: float | None = None
+    """Images per second, of those that this run put through the backbone or trained on itself."""
     queued_utc: str | None = None
     started_utc: str | None = None
     heartbeat_utc: str | None = None
@@ -131,8 +131,9 @@ class Run:
         return self.folder / f"{part}.safetensors"
 
     @property
-    def checkpoint_file(self) -> Path:
-        return self.folder / "checkpoint.pt"
+    def checkpoint_files(self) -> tuple[Path, Path]:
+        """Where the run goes on from: the last finished epoch, and the one before."""
+        return self.folder / "checkpoint.pt", self.folder / "checkpoint-before.pt"
 
     @property
     def log_file(self) -> Path:
@@ -155,28 +156,13 @@ class Run:
         write_json(self.state_file, asdict(state), is_durable=is_durable)
         return state
 
-    def start_metrics(self, keep: int = 0) -> None:
-        """Makes metrics.csv anew: its header, and the rows of the first *keep* epochs."""
-        kept = self.metric_rows()[:keep] if keep else []
+    def write_metrics(self, rows: Sequence[Sequence[str]], *, is_durable: bool = True) -> None:
+        """Replaces metrics.csv by its header and *rows*, one an epoch, in the order of METRICS."""
         with (
-            replacing(self.metrics_file) as partial,
-            partial.open("w", newline="", encoding="utf-8") as rows,
+            replacing(self.metrics_file, is_durable=is_durable) as partial,
+            partial.open("w", newline="", encoding="utf-8") as lines,
         ):
-            csv.writer(rows).writerows([METRICS, *kept])
-
-    def metric_rows(self) -> list[list[str]]:
-        """Returns the rows of metrics.csv as they stand there; none where there is no such file."""
-        if not self.metrics_file.exists():
-            return []
-        with self.metrics_file.open(newline="", encoding="utf-8") as rows:
-            return list(csv.reader(rows))[1:]
-
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one row to metrics.csv; it is on disk when this returns."""
-        with self.metrics_file.open("a", newline="", encoding="utf-8") as rows:
-            csv.DictWriter(rows, METRICS).writerow(row)
-            rows.flush()
-            os.fsync(rows.fileno())
+            csv.writer(lines).writerows([METRICS, *rows])
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,18 @@ def test_all_layers_give_the_metrics_of_a_plain_loop(
     assert rows[1]["train_loss"] != rows[0]["train_loss"]  # it moves
 
 
-@pytest.mark.parametrize("damage", [b"torn", None])
-def test_an_interrupted_run_goes_on_from_its_checkpoint(
-    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+@pytest.mark.parametrize(
+    ("damaged", "repeated"), [(0, []), (1, [2]), (2, [1, 2])], ids=["none", "newest", "both"]
+)
+def test_an_interrupted_run_goes_on_from_its_newest_checkpoint_that_loads(
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: int,
+    repeated: list[int],
 ) -> None:
-    """After an interruption the run ends in the same bytes, also with a checkpoint that is lost."""
+    """A damaged checkpoint costs an epoch, two cost them all, and none changes a byte."""
     whole = make_run(data, weights, tmp_path / "whole", epochs=3)
     run_job([whole.folder])
     broken = make_run(data, weights, tmp_path / "broken", epochs=3)
@@ -104,7 +111,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(
     epoch = FullTraining.epoch
 
     def interrupted(
-        training: FullTraining, number: int, tell: Callable[[int, int, int], None]
+        training: FullTraining, number: int, tell: Callable[[int, int, int, float], None]
     ) -> Epoch:
         seen.append(number)
         if seen == [1, 2, 3]:
@@ -114,40 +121,49 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(
     monkeypatch.setattr(FullTraining, "epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_job([broken.folder])
-    if damage is not None:
-        broken.checkpoint_file.write_bytes(damage)
+    for file in broken.checkpoint_files[:damaged]:
+        flip_a_byte(file)
     run_job([broken.folder])
-    assert seen == [1, 2, 3, *([3] if damage is None else [1, 2, 3])]
+    assert seen == [1, 2, 3, *repeated, 3]
+    assert broken.log_file.read_text().count("is not used") == damaged
     assert left(broken) == left(whole)
-    assert not broken.checkpoint_file.exists()
+    assert not any(file.exists() for file in broken.checkpoint_files)
+
+
+def flip_a_byte(file: Path) -> None:
+    """Changes a number in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def test_a_checkpoint_of_another_configuration_is_not_taken(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers of two recipes are never mixed in one run."""
-    run = make_run(data, weights, tmp_path, epochs=2)
-    run_job([run.folder])
-    wanted = left(run)
+    whole, run = (make_run(data, weights, tmp_path / name, epochs=2) for name in "ab")
+    run_job([whole.folder])
     other = make_run(data, weights, tmp_path / "other", epochs=3)
     stop_after_one(other, monkeypatch)
-    run.checkpoint_file.write_bytes(other.checkpoint_file.read_bytes())
+    run.checkpoint_files[0].write_bytes(other.checkpoint_files[0].read_bytes())
     run_job([run.folder])
-    assert left(run) == wanted
+    assert left(run) == left(whole)
     assert "of another configuration" in run.log_file.read_text()
 
 
-def test_a_checkpoint_without_its_rows_is_not_taken(
+def test_rows_that_were_lost_come_back_with_the_checkpoint(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run whose metrics.csv was lost has all its epochs in it when it is done."""
+    """A metrics.csv that was removed, or torn, is whole again when the run goes on."""
     run = make_run(data, weights, tmp_path)
     stop_after_one(run, monkeypatch)
-    run.metrics_file.unlink()
+    first = run.metrics_file.read_text()
+    run.metrics_file.write_text(first[:-20])
     run_job([run.folder])
+    assert run.metrics_file.read_text().startswith(first)
+    assert "goes on after epoch 1" in run.log_file.read_text()
     with run.metrics_file.open(newline="") as lines:
         assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2"]
-    assert "further than metrics.csv" in run.log_file.read_text()
 
 
 def stop_after_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +171,7 @@ def stop_after_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = FullTraining.epoch
 
     def first_alone(
-        training: FullTraining, number: int, tell: Callable[[int, int, int], None]
+        training: FullTraining, number: int, tell: Callable[[int, int, int, float], None]
     ) -> Epoch:
         if number > 1:
             raise KeyboardInterrupt

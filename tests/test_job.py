@@ -74,7 +74,7 @@ def test_a_run_that_another_job_has_by_now_is_left_alone(
 
     def end_badly() -> None:
         with telling([mine, other], "1"):
-            other.update_state(state="running", job_id="2", pid=1)
+            other.update_state(state="running", job_id="2", holder="another")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

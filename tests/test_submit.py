@@ -304,6 +304,8 @@ def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:
     """A run can be looked at while it trains, without any queue."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     run = only_sweep(project / "runs").runs()[0]
+    assert "is done" in refusal(skinjob("train", run.folder, cwd=project))
+    run.update_state(state="failed")
     run.metrics_file.unlink()
     result = skinjob("train", run.folder, cwd=project)
     assert result.returncode == 0, result.stderr

@@ -4,53 +4,91 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from skinjob.config import ClusterConfig
-from skinjob.errors import ClusterError
+from skinjob.errors import ClusterError, Stopped
 from skinjob.runs import Run, Sweep, utc_now
+from skinjob.submit.limits import WARNED_S, require_another_start, seconds_left
+
+log = logging.getLogger("skinjob")
 
 JOB_NAME = "skinjob"
+OURS = 1000  # time-outs that submitit grants; how many there may be is decided in `Task`
 
 
 class Task:
-    """What a job executes. Its pickle holds the paths of its runs' folders and nothing else."""
+    """What a job executes. Its pickle holds the paths of its runs' folders, and a number or two."""
 
-    def __init__(self, folders: Sequence[Path], gpu: str | None = None) -> None:
-        """*gpu* is what CUDA_VISIBLE_DEVICES is to be; SLURM has set it already."""
+    def __init__(self, folders: Sequence[Path], *, gpu: str | None = None, requeues: int) -> None:
+        """*gpu* is what CUDA_VISIBLE_DEVICES is to be; SLURM has set it already.
+
+        *requeues* is how often the job may still be queued again at its time limit.
+        """
         self.folders = [folder.resolve() for folder in folders]
         self.gpu = gpu
+        self.requeues = requeues
+        self.ended_by: str | None = None
 
     def __call__(self) -> None:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        # submitit passes SIGTERM over, and would be killed half a minute later.
+        signal.signal(signal.SIGTERM, _leave)
         try:
             from skinjob.train.job import run_job  # only here: the login node has no torch
         except Exception as fault:  # whatever a broken installation raises
             for folder in self.folders:
                 Run(folder).update_state(
                     state="failed",
+                    fault="exception",
                     error=f"{sys.executable} cannot load torch: {type(fault).__name__}: {fault}",
                     remedy="skinjob submit --python /path/to/venv/bin/python",
                     finished_utc=utc_now(),
                 )
             raise
-        run_job(self.folders, job_id=submitit.JobEnvironment().job_id)
+        try:
+            run_job(self.folders, submitit.JobEnvironment().job_id, lambda: self.ended_by)
+        except Stopped:  # told by the runs' states
+            raise SystemExit(1) from None
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Returns the same task: preempted runs start again from their folders, the views kept."""
-        return submitit.helpers.DelayedSubmission(self)
+        """Returns the same task, which goes on from the runs' folders.
+
+        submitit calls it from a signal's handler, when SLURM preempts the job or is about to end
+        it at its time limit, and queues what it returns in place of the job.
+
+        Raises: Stopped when the job must not be queued again.
+        """
+        runs = [Run(folder) for folder in self.folders]
+        is_time_limit = seconds_left(runs[0]) < WARNED_S
+        self.ended_by = "time limit" if is_time_limit else "preempted"
+        if is_time_limit:
+            require_another_start(runs, self.requeues)
+        log.warning("%s: leaves, to be queued again", self.ended_by)
+        return submitit.helpers.DelayedSubmission(
+            Task(self.folders, gpu=self.gpu, requeues=self.requeues - is_time_limit)
+        )
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    """Ends the job: its runs go on after their last finished epoch, whoever starts them next."""
+    log.warning("told to end: %s", signal.Signals(signum).name)
+    raise SystemExit(128 + signum)
 
 
 def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -> dict[str, str]:
@@ -58,13 +96,13 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
 
     Raises: ClusterError with sbatch's own words when it refuses.
     """
-    executor = submitit.SlurmExecutor(sweep.submission_folder, python=job_python(cluster))
+    executor = submitit.SlurmExecutor(
+        sweep.submission_folder, max_num_timeout=OURS, python=job_python(cluster)
+    )
     executor.update_parameters(**_parameters(cluster))
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
-            queued = executor.submit_array(
-                [Task([sweep.folder / name for name in names]) for names in jobs]
-            )
+            queued = executor.submit_array([_task(sweep, names, cluster) for names in jobs])
     except (FailedJobError, FailedSubmissionError, OSError) as refusal:
         raise ClusterError(
             f"sbatch refused: {_sbatch_words(str(refusal))}",
@@ -100,13 +138,21 @@ def start_local(
     sweep: Sweep, runs: Sequence[str], cluster: ClusterConfig, gpu: str | None
 ) -> submitit.Job[None]:
     """Starts a job on this machine, on the given GPU, and returns it at once."""
-    executor = submitit.LocalExecutor(sweep.submission_folder, python=job_python(cluster))
+    executor = submitit.LocalExecutor(
+        sweep.submission_folder, max_num_timeout=OURS, python=job_python(cluster)
+    )
     executor.update_parameters(
         timeout_min=cluster.time_min,
         setup=list(cluster.setup),
         stderr_to_stdout=True,
     )
-    return executor.submit(Task([sweep.folder / name for name in runs], gpu))
+    return executor.submit(_task(sweep, runs, cluster, gpu))
+
+
+def _task(
+    sweep: Sweep, names: Sequence[str], cluster: ClusterConfig, gpu: str | None = None
+) -> Task:
+    return Task([sweep.folder / name for name in names], gpu=gpu, requeues=cluster.requeues)
 
 
 def jobs_in_queue() -> set[str] | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from skinjob.files import replacing
+from skinjob.files import remove_partials, replacing
 from skinjob.train.features import Features, FeaturesWriter, read_features
 
 STALE_S = 60  # a claim is touched every second or so
@@ -60,6 +60,7 @@ class ViewCache:
         claim = self._claim_file(key)
         claim.parent.mkdir(parents=True, exist_ok=True)
         if claim.exists() and self._is_stale(claim):
+            remove_partials(self.folder, self.file(key).name)
             claim.unlink(missing_ok=True)
         try:
             handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -95,7 +96,7 @@ class ViewCache:
             age_s = self._now() - claim.stat().st_mtime
         except OSError:
             return False  # gone in between
-        if host == socket.gethostname() and pid.isdecimal() and not _is_alive(int(pid)):
+        if host == socket.gethostname() and pid.isdecimal() and not is_alive(int(pid)):
             return True
         return age_s > STALE_S
 
@@ -108,7 +109,8 @@ class ViewCache:
         return now
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Says whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

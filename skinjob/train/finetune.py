@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from skinjob.config import TrainConfig
@@ -49,11 +50,14 @@ class FullTraining:
         self.model = model.to(device.type, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr)
         self.updates = 0
+        # Taken up again, a run has to end in the bytes that it would have ended in.
+        torch.backends.cudnn.deterministic = True
 
-    def epoch(self, number: int, tell: Callable[[int, int, int], None]) -> Epoch:
+    def epoch(self, number: int, tell: Callable[[int, int, int, float], None]) -> Epoch:
         """Trains on every image once, evaluates on the test images, and returns what it left.
 
-        *tell* hears of the epoch's number, and of its images done and in all, after each update.
+        *tell* hears after each update of the epoch's number, its images done and in all, and the
+        seconds since it began.
 
         Raises: RunError at the first loss that is not a number.
         """
@@ -73,16 +77,18 @@ class FullTraining:
             self.optimizer.step()
             self.updates += 1
             tally.add(loss, logits, wanted, self.updates)
-            tell(number, tally.num_images, len(labels))
+            tell(number, tally.num_images, len(labels), time.perf_counter() - tally.start)
 
         test_labels = self.pixels.labels(TEST)
-        return tally.epoch(self.optimizer, self.updates, self._test_logits(), test_labels)
+        return tally.epoch(self.optimizer, self.updates, self.test_logits(), test_labels)
+
+    @property
+    def trained(self) -> nn.Module:
+        trained: nn.Module = self.model
+        return trained
 
     def state(self) -> dict[str, Any]:
-        """Returns what `restore` needs to go on as if nothing had happened.
-
-        Orders, crops and flips are drawn from seeds and positions: no random state is among it.
-        """
+        """Returns what `restore` needs to go on as if nothing had happened."""
         return {
             "updates": self.updates,
             "model": self.model.state_dict(),
@@ -95,8 +101,11 @@ class FullTraining:
         self.optimizer.load_state_dict(state["optimizer"])
 
     @torch.no_grad()
-    def _test_logits(self) -> Tensor:
-        """Returns the logits of all test images, (num_test, num_classes) float32 on the CPU."""
+    def test_logits(self) -> Tensor:
+        """Returns what the network says of all test images.
+
+        (num_test, num_classes) float32 on the CPU.
+        """
         self.model.eval()
         parts = torch.arange(len(self.pixels.files(TEST))).split(TEST_BATCH)
         with self._autocast():

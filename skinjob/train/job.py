@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor
 
 from skinjob import __version__
 from skinjob.config import TrainConfig
@@ -23,16 +23,18 @@ from skinjob.console import progress
 from skinjob.errors import ConfigError, SkinjobError, WeightsError
 from skinjob.files import sha256_file
 from skinjob.images import ImageSet, read_index
-from skinjob.runs import Run
+from skinjob.runs import Run, Sweep
 from skinjob.train.cache import ViewCache
-from skinjob.train.checkpoint import restore_checkpoint, save_checkpoint
+from skinjob.train.checkpoint import Checkpoint, read_checkpoint, remove_checkpoints
+from skinjob.train.course import Course, T
 from skinjob.train.device import Device, choose_device
 from skinjob.train.features import Features
 from skinjob.train.finetune import FullTraining
 from skinjob.train.forward import Forward, choose_forward
+from skinjob.train.holding import Hold, TakenError, wait_for_holder
 from skinjob.train.loop import Epoch, HeadTraining
 from skinjob.train.model import build_backbone
-from skinjob.train.outputs import csv_row, write_predictions, write_trained
+from skinjob.train.outputs import write_predictions, write_trained
 from skinjob.train.pixels import TEST, Pixels
 from skinjob.train.reporter import Reporter, logging_to
 from skinjob.train.streams import Streams
@@ -49,14 +51,11 @@ class Job:
     configs: Mapping[Run, TrainConfig]
     info: dict[str, Any]
     """sweep.json."""
+    hold: Hold
     device: Device
     images: ImageSet
     weights: Path
     pixels: Pixels
-
-    @property
-    def runs(self) -> list[Run]:
-        return list(self.configs)
 
     @property
     def recipe(self) -> TrainConfig:
@@ -64,30 +63,39 @@ class Job:
         return next(iter(self.configs.values()))
 
     @property
-    def cache(self) -> Path:
-        return self.runs[0].sweep.cache_folder
+    def sweep(self) -> Sweep:
+        return next(iter(self.configs)).sweep
 
 
-def run_job(folders: Sequence[Path], job_id: str | None = None) -> None:
+def run_job(
+    folders: Sequence[Path],
+    job_id: str | None = None,
+    why_queued: Callable[[], str | None] = lambda: None,
+) -> list[str]:
     """Trains the runs in *folders*, of one sweep; writes their metrics, predictions and layers.
 
-    Heads are trained side by side on the same views, those in the cache not computed again. Each
-    folder's state.json says how its run goes; one that fails does not stop the others.
+    Each goes on after its last finished epoch. Heads are trained side by side on the same views,
+    those in the cache not computed again. Each folder's state.json says how its run goes; one that
+    fails does not stop the others. Runs that are done, or in another process's hands, are left
+    alone: returns why, a sentence for each.
 
     Raises: what went wrong first, after it is written to the state and the log.
     """
     runs = [Run(folder) for folder in folders]
     _require_one_sweep(runs)
-    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        runs = _left_over(runs, job_id)
     configs = {run: run.config() for run in runs}
-    with logging_to(runs), telling(runs, job_id):
-        if not runs:
-            return
-        job = _prepare(configs)
-        faults = _train_heads(job) if job.recipe.train == "head" else _train_all(job)
-        if faults:
-            raise faults[0]
+    left_alone = {run: why for run in runs if (why := _why_left_alone(run, job_id))}
+    runs = [run for run in runs if run not in left_alone]
+    with logging_to(runs):
+        for run, why in left_alone.items():
+            log.info("left alone: %s", why, extra={"run": run.name})
+        if runs:
+            with telling(runs, job_id, why_queued) as hold:
+                job = _prepare({run: configs[run] for run in runs}, hold)
+                faults = _train_heads(job) if job.recipe.train == "head" else _train_all(job)
+                if faults:
+                    raise faults[0]
+    return list(left_alone.values())
 
 
 def _require_one_sweep(runs: Sequence[Run]) -> None:
@@ -99,18 +107,30 @@ def _require_one_sweep(runs: Sequence[Run]) -> None:
         )
 
 
-def _left_over(runs: Sequence[Run], job_id: str | None) -> list[Run]:
-    """Returns the runs that are still this job's, once SLURM has started it again.
+def _why_left_alone(run: Run, job_id: str | None) -> str | None:
+    """Returns why a run is not this job's to train, or None when it is.
 
-    Others are done, or failed and were submitted again: then another job has them.
+    SLURM starts a job again after preemption, a time limit or a node's failure, and now and then
+    while the first is still at work on a node that it has lost sight of.
     """
-    jobs = runs[0].sweep.info()["jobs"]
-    return [
-        run for run in runs if run.state().state != "done" and jobs.get(run.name, job_id) == job_id
-    ]
+    state = run.state()
+    if state.state == "done":
+        return f"{run.folder} is done"
+    is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    if is_restart and (state.state == "failed" or _newer_job(run, job_id)):
+        return f"{run.folder} has failed, or is another job's since"
+    holder = wait_for_holder(run, is_restart_of=job_id if is_restart else None)
+    if holder is None:
+        return None
+    job = f"job {holder.job_id}, " if holder.job_id else ""
+    return f"{run.folder} is at work in {job}process {holder.pid} on {holder.host}"
 
 
-def _prepare(configs: Mapping[Run, TrainConfig]) -> Job:
+def _newer_job(run: Run, job_id: str | None) -> bool:
+    return bool(run.sweep.info()["jobs"].get(run.name, job_id) != job_id)
+
+
+def _prepare(configs: Mapping[Run, TrainConfig], hold: Hold) -> Job:
     """Returns the job, its images listed and its weights checked."""
     sweep, recipe = next(iter(configs)).sweep, next(iter(configs.values()))
     info = sweep.info()
@@ -118,77 +138,83 @@ def _prepare(configs: Mapping[Run, TrainConfig]) -> Job:
     images = read_index(sweep.images_file, Path(recipe.data), tuple(info["images"]["classes"]))
     _introduce(configs, device, images)
     for run in configs:
-        run.update_state(device=device.type, precision=device.precision)
+        hold.note(run, device=device.type, precision=device.precision)
     weights = _checked_weights(recipe, info["weights"]["sha256"])
     pixels = Pixels(
         images, recipe.augmentation_seed, sweep.cache_folder, keeps_test=recipe.train == "all"
     )
-    return Job(configs, info, device, images, weights, pixels)
+    return Job(configs, info, hold, device, images, weights, pixels)
 
 
 def _train_heads(job: Job) -> list[SkinjobError]:
     """Trains a head for each run, epoch by epoch on the same views; returns what failed."""
     torch.set_num_threads(1)  # a head is too small to share out; the cores belong to the views
+    checkpoints = {run: read_checkpoint(run, config) for run, config in job.configs.items()}
+    first = 1 + min(checkpoint.epoch for checkpoint in checkpoints.values())
     epochs, faults = job.recipe.epochs, []
-    num_images = len(job.images.split("test")) + epochs * len(job.images.split("train"))
-    label = job.runs[0].name + (f" and {len(job.runs) - 1} more" if len(job.runs) > 1 else "")
-    with progress(label, num_images, unit="images") as draw:
-        reporter = Reporter(job.runs, epochs, draw)
-        views = _views(job, num_images, reporter)
-        with closing(views.in_turn([TEST, *range(1, epochs + 1)])) as coming:
-            trainings = _new_heads(job, next(coming))
-            for number, (features, waited_s) in enumerate(_timed(coming), 1):
-                share_s = waited_s / len(trainings)
-                for run, training in list(trainings.items()):
+    num_test, num_train = (len(job.images.split(split)) for split in ("test", "train"))
+    label = job.hold.runs[0].name + (f" and {len(job.configs) - 1} more" * (len(job.configs) > 1))
+    with progress(label, num_test + (epochs - first + 1) * num_train, unit="images") as draw:
+        reporter = Reporter(job.hold, epochs, first, draw)
+        views = _views(job, num_test + epochs * num_train, reporter)
+        with closing(views.in_turn([TEST, *range(first, epochs + 1)])) as coming:
+            courses = _heads(job, next(coming), checkpoints)
+            for number, (features, waited_s) in enumerate(_timed(coming), first):
+                at_work = [course for course in courses if course.done < number]
+                for course in at_work:
                     try:
-                        epoch = training.epoch(number, features)
+                        epoch = course.training.epoch(number, features)
                     except SkinjobError as fault:
                         faults.append(fault)
-                        reporter.ended(run)
-                        tell_failed(run, fault)
-                        del trainings[run]
-                    else:
-                        _write_epoch(job, run, epoch, share_s, reporter)
-                        if number == epochs:
-                            reporter.ended(run)
-                            _finish(job, run, epoch, training.head)
-                if not trainings:
+                        tell_failed(job.hold, course.run, fault)
+                        courses.remove(course)
+                        continue
+                    epoch.row["seconds"] += waited_s / len(at_work)
+                    if not _keep(job, course, epoch, reporter):
+                        courses.remove(course)
+                if not courses:
                     break
+            for course in courses:
+                _finish(job, course, course.training.test_logits())
     return faults
 
 
 def _views(job: Job, num_images: int, reporter: Reporter) -> Views:
-    """Returns the views that the job's runs share with the other jobs of the sweep."""
+    """Returns the views that the job's runs share with the other jobs of the sweep.
+
+    *num_images* is what the views of the sweep come to, whoever computes them and when.
+    """
 
     def choose() -> Forward:
         backbone = build_backbone(job.weights)
-        return choose_forward(backbone, job.device, num_images, job.cache / "compiled")
+        return choose_forward(backbone, job.device, num_images, job.sweep.cache_folder / "compiled")
 
     return Views(
         Streams(choose, job.device, job.pixels),
         images=job.images,
         weights_sha256=job.info["weights"]["sha256"],
         epochs=job.recipe.epochs,
-        cache=ViewCache(job.runs[0].sweep.views_folder),
+        cache=ViewCache(job.sweep.views_folder),
         watcher=reporter,
     )
 
 
-def _new_heads(job: Job, test_features: Features) -> dict[Run, HeadTraining]:
-    """Returns the training of each run before its first epoch, and makes its metrics.csv."""
+def _heads(
+    job: Job, test_features: Features, checkpoints: Mapping[Run, Checkpoint]
+) -> list[Course[HeadTraining]]:
+    """Returns the course of each run, from its checkpoint on."""
     labels, test_labels = job.pixels.labels(1), job.pixels.labels(TEST)
-    for run in job.runs:
-        run.start_metrics()
-    return {
-        run: HeadTraining(
+    courses = []
+    for run, config in job.configs.items():
+        training = HeadTraining(
             config,
             num_classes=len(job.images.classes),
             labels=labels,
             test_features=test_features,
             test_labels=test_labels,
         )
-        for run, config in job.configs.items()
-    }
+        courses.append(_begin(job, run, training, checkpoints[run]))
+    return courses
 
 
 def _timed(coming: Iterable[Features]) -> Iterator[tuple[Features, float]]:
@@ -202,17 +228,19 @@ def _timed(coming: Iterable[Features]) -> Iterator[tuple[Features, float]]:
 def _train_all(job: Job) -> list[SkinjobError]:
     """Trains all layers of the runs, one after another; returns what failed."""
     faults = []
-    for run in job.runs:
+    for run in job.configs:
         try:
             _train_layers(job, run)
+        except TakenError:
+            continue
         except SkinjobError as fault:
             faults.append(fault)
-            tell_failed(run, fault)
+            tell_failed(job.hold, run, fault)
     return faults
 
 
 def _train_layers(job: Job, run: Run) -> None:
-    """Trains all layers of one run, from its checkpoint where there is one."""
+    """Trains all layers of one run. Raises: TakenError once another process has it."""
     config = job.configs[run]
     training = FullTraining(
         config,
@@ -221,33 +249,43 @@ def _train_layers(job: Job, run: Run) -> None:
         pixels=job.pixels,
         num_classes=len(job.images.classes),
     )
-    done = restore_checkpoint(run, training)
-    run.start_metrics(keep=done)
-    num_images = config.epochs * len(job.images.split("train"))
+    course = _begin(job, run, training, read_checkpoint(run, config))
+    first, test_logits = course.done + 1, None
+    num_images = (config.epochs - course.done) * len(job.images.split("train"))
     with progress(run.name, num_images, unit="images") as draw:
-        reporter = Reporter([run], config.epochs, draw, done=done)
-        for number in range(done + 1, config.epochs + 1):
+        reporter = Reporter(job.hold, config.epochs, first, draw)
+        for number in range(first, config.epochs + 1):
             epoch = training.epoch(number, reporter.training)
-            _write_epoch(job, run, epoch, 0.0, reporter)
-            if number < config.epochs:
-                save_checkpoint(run, training, number)
-        reporter.ended(run)
-    _finish(job, run, epoch, training.model)
-    run.checkpoint_file.unlink(missing_ok=True)
+            if not _keep(job, course, epoch, reporter):
+                raise TakenError(run)
+            test_logits = epoch.test_logits
+    _finish(job, course, training.test_logits() if test_logits is None else test_logits)
 
 
-def _write_epoch(job: Job, run: Run, epoch: Epoch, shared_s: float, reporter: Reporter) -> None:
-    """Writes an epoch to metrics.csv; *shared_s* is the run's share of the time for its view."""
-    epoch.row["seconds"] += shared_s
-    run.append_metrics(csv_row(run, job.configs[run], epoch))
-    reporter.epoch(run, epoch)
+def _begin(job: Job, run: Run, training: T, checkpoint: Checkpoint) -> Course[T]:
+    job.hold.say(run, epoch=checkpoint.epoch, resumed_epoch=checkpoint.epoch)
+    return Course(run, training, checkpoint)
 
 
-def _finish(job: Job, run: Run, epoch: Epoch, trained: nn.Module) -> None:
-    """Writes what the last epoch left."""
-    write_predictions(run, job.pixels.files(TEST), epoch, job.images.classes)
-    write_trained(run, trained, job.info)
-    tell_done(run)
+def _keep(job: Job, course: Course[T], epoch: Epoch, reporter: Reporter) -> bool:
+    """Writes an epoch, unless another process has the run by now; returns whether it did."""
+    if not job.hold.check(course.run):
+        return False
+    course.keep(epoch)
+    reporter.epoch(course.run, epoch)
+    return True
+
+
+def _finish(job: Job, course: Course[T], test_logits: Tensor) -> None:
+    """Writes what the last epoch left, (num_test, num_classes) *test_logits* among it."""
+    run = course.run
+    if not job.hold.check(run):
+        return
+    write_predictions(run, job.pixels.files(TEST), test_logits, job.images.classes)
+    write_trained(run, course.training.trained, job.info)
+    run.write_metrics(course.rows)
+    if tell_done(job.hold, run):
+        remove_checkpoints(run)
 
 
 def _checked_weights(config: TrainConfig, sha256: str) -> Path:

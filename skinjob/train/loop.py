@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from skinjob.config import TrainConfig
@@ -115,10 +116,29 @@ class HeadTraining:
             self.updates += 1
             tally.add(loss, logits, labels[batch], self.updates)
 
-        with torch.inference_mode():
-            parts = [self.head(part) for part in self.test_features.in_turn()]
-        test_logits = torch.cat(parts)  # (num_test, num_classes)
-        return tally.epoch(self.optimizer, self.updates, test_logits, self.test_labels)
+        return tally.epoch(self.optimizer, self.updates, self.test_logits(), self.test_labels)
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.head
+
+    @torch.inference_mode()
+    def test_logits(self) -> Tensor:
+        """Returns what the head says of all test images, (num_test, num_classes) float32."""
+        return torch.cat([self.head(part) for part in self.test_features.in_turn()])
+
+    def state(self) -> dict[str, Any]:
+        """Returns what `restore` needs to go on as if nothing had happened."""
+        return {
+            "updates": self.updates,
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def order(num_images: int, seed: int, epoch: int) -> Tensor:

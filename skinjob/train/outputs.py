@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from skinjob.config import TrainConfig
 from skinjob.files import replacing
 from skinjob.images import ImageFile
-from skinjob.runs import Run, utc_now
+from skinjob.runs import METRICS, Run, utc_now
 from skinjob.train.loop import Epoch
 
 
-def csv_row(run: Run, config: TrainConfig, epoch: Epoch) -> dict[str, object]:
-    """Returns a row of metrics.csv; a metric that has no value is left empty."""
+def metrics_row(run: Run, config: TrainConfig, epoch: Epoch) -> list[str]:
+    """Returns a row of metrics.csv, in the order of METRICS; what has no value is left empty."""
     measured = {
         column: value if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6f}"
         for column, value in epoch.row.items()
     }
-    return {
+    values = {
         "sweep": run.sweep.name,
         "run": run.name,
         "batch_size": config.batch_size,
@@ -34,13 +34,17 @@ def csv_row(run: Run, config: TrainConfig, epoch: Epoch) -> dict[str, object]:
         "images_per_s": f"{epoch.num_train / epoch.row['seconds']:.1f}",
         "time_utc": utc_now(),
     }
+    return [str(values[column]) for column in METRICS]
 
 
 def write_predictions(
-    run: Run, files: Sequence[ImageFile], epoch: Epoch, classes: Sequence[str]
+    run: Run, files: Sequence[ImageFile], test_logits: Tensor, classes: Sequence[str]
 ) -> None:
-    """Writes predictions.csv: what the last epoch's network says of every test image."""
-    probabilities = epoch.test_logits.softmax(dim=1)  # (num_test, num_classes)
+    """Writes predictions.csv: what the last epoch's network says of every test image.
+
+    *test_logits* (num_test, num_classes), in the order of *files*.
+    """
+    probabilities = test_logits.softmax(dim=1)  # (num_test, num_classes)
     with (
         replacing(run.predictions_file) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as rows,

@@ -7,41 +7,37 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import Lock
+from pathlib import Path
 
 from skinjob.runs import Run
+from skinjob.train.holding import Hold, TakenError
 from skinjob.train.loop import Epoch
 from skinjob.train.pixels import view_name
 from skinjob.train.views import Watcher
 
 log = logging.getLogger("skinjob")
 
-HEARTBEAT_S = 5
 LOG_EVERY_S = 30
 
 
 class Reporter(Watcher):
     """Hears of every view and epoch, of views from another thread than that of the epochs."""
 
-    def __init__(
-        self, runs: Sequence[Run], epochs: int, draw: Callable[[int], None], done: int = 0
-    ) -> None:
-        """*draw* is told how many images are done, of all; *done* are epochs done before."""
-        self.first = runs[0]
-        self.done = done
-        self.epochs_done = dict.fromkeys(runs, done)
+    def __init__(self, hold: Hold, epochs: int, first: int, draw: Callable[[int], None]) -> None:
+        """*first* is the epoch that is begun with; *draw* is told the images done, of all."""
+        self.hold = hold
+        self.counting = hold.runs[0]  # views are computed once for all runs of a job
         self.epochs = epochs
+        self.first = first
         self.draw = draw
         self.started = self.logged = time.monotonic()
-        self.beaten = 0.0
         self.images_done = 0
         self.computed_views: set[int] = set()
         self.read_views: set[int] = set()
-        self._lock = Lock()
 
     def computing(self, view: int, done: int, total: int, seconds: float) -> None:
-        self.beat()
         self.draw(self.images_done + done)
+        self.hold.note(self.counting, images_per_s=round(done / seconds, 1))
         if self.is_time_to_log():
             log.info(
                 "%s: %d of %d images, %.1f images/s", view_name(view), done, total, done / seconds
@@ -50,6 +46,11 @@ class Reporter(Watcher):
     def computed(self, view: int, num_images: int, seconds: float) -> None:
         self.computed_views.add(view)
         self.images_done += num_images
+        self.hold.note(
+            self.counting,
+            views_computed=len(self.computed_views),
+            images_per_s=round(num_images / seconds, 1),
+        )
         log.info(
             "%s computed: %d images, %.1f images/s",
             view_name(view),
@@ -62,25 +63,36 @@ class Reporter(Watcher):
             self.read_views.add(view)
             self.images_done += num_images
             self.draw(self.images_done)
-        self.beat()
 
     def waiting(self, view: int, owner: str) -> None:
-        self.beat()
         if self.is_time_to_log():
             log.info(
                 "waiting for %s, which %s is computing", view_name(view), owner or "another job"
             )
 
-    def training(self, number: int, done: int, total: int) -> None:
-        """Called after every update of all layers with the epoch's images done and in all."""
-        self.beat()
-        self.draw((number - 1) * total + done)
+    def training(self, number: int, done: int, total: int, seconds: float) -> None:
+        """Called after every update of all layers with the epoch's images done and in all.
+
+        Raises: TakenError when another process has the run by now.
+        """
+        if not self.hold.has(self.counting):
+            raise TakenError(self.counting)
+        self.draw((number - self.first) * total + done)
+        self.hold.note(self.counting, images_per_s=round(done / seconds, 1))
         if self.is_time_to_log():
-            log.info("epoch %d/%d: %d of %d images", number, self.epochs, done, total)
+            log.info(
+                "epoch %d/%d: %d of %d images, %.1f images/s",
+                number,
+                self.epochs,
+                done,
+                total,
+                done / seconds,
+            )
 
     def epoch(self, run: Run, epoch: Epoch) -> None:
+        """Called when an epoch of a run is on disk."""
         row = epoch.row
-        per_epoch_s = (time.monotonic() - self.started) / (epoch.number - self.done)
+        per_epoch_s = (time.monotonic() - self.started) / (epoch.number - self.first + 1)
         left = timedelta(seconds=round(per_epoch_s * (self.epochs - epoch.number)))
         log.info(
             "epoch %d/%d: train loss %.4f accuracy %.4f, test loss %.4f accuracy %.4f, %.1f s, "
@@ -95,40 +107,15 @@ class Reporter(Watcher):
             left,
             extra={"run": run.name},
         )
-        self.epochs_done[run] = epoch.number
-        self._say(run)
-
-    def ended(self, run: Run) -> None:
-        """Called when a run has its last word, after which it gets no heartbeat."""
-        with self._lock:
-            del self.epochs_done[run]
+        views_read = len(self.read_views | (set() if run == self.counting else self.computed_views))
+        # Not flushed to disk: a word that the next one overtakes in seconds.
+        self.hold.say(run, is_durable=False, epoch=epoch.number, views_read=views_read)
 
     def is_time_to_log(self) -> bool:
         if time.monotonic() - self.logged < LOG_EVERY_S:
             return False
         self.logged = time.monotonic()
         return True
-
-    def beat(self) -> None:
-        """Writes a heartbeat to every run at work, at most once in five seconds."""
-        if time.monotonic() - self.beaten > HEARTBEAT_S:
-            self.beaten = time.monotonic()
-            for run in list(self.epochs_done):
-                self._say(run)
-
-    def _say(self, run: Run) -> None:
-        with self._lock:
-            if run not in self.epochs_done:
-                return
-            # Views are computed once for all runs of a job: they count for its first.
-            num_computed = len(self.computed_views) if run == self.first else 0
-            num_read = len(self.computed_views | self.read_views) - num_computed
-            run.update_state(
-                is_durable=False,  # a word that the next one overtakes in seconds
-                epoch=self.epochs_done[run],
-                views_computed=num_computed,
-                views_read=num_read,
-            )
 
 
 @contextmanager
@@ -161,11 +148,16 @@ class _RunLogs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         run = getattr(record, "run", None)
         try:
-            for file in self.files.values() if run is None else [self.files[run]]:
+            for file in self._files(run):
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(self.format(record) + "\n")
         except OSError:  # a log that cannot be written ends no training
             self.handleError(record)
+
+    def _files(self, run: str | None) -> list[Path]:
+        if run is None:
+            return list(self.files.values())
+        return [self.files[run]] if run in self.files else []
 
 
 class _Printer(logging.Handler):

@@ -2,70 +2,112 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
+import shutil
 import socket
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from skinjob.errors import SkinjobError
+import torch
+
+from skinjob.errors import SkinjobError, Stopped
 from skinjob.runs import Run, utc_now
+from skinjob.train.holding import Hold, beating
 
 log = logging.getLogger("skinjob")
 
+NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_?alloc|Cannot allocate memory")
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
+FULL_BYTES = 1 << 20  # a disk with less than this takes no checkpoint
+
 
 @contextmanager
-def telling(runs: Sequence[Run], job_id: str | None) -> Iterator[None]:
-    """Writes the runs' states: running, and, of those without a last word, failed or queued."""
+def telling(
+    runs: Sequence[Run],
+    job_id: str | None = None,
+    why_queued: Callable[[], str | None] = lambda: None,
+) -> Iterator[Hold]:
+    """Takes the runs in hand; says running, and, of those without a last word, failed or queued.
+
+    *why_queued* is asked what ended a job that leaves in order to be started again.
+    """
+    hold = Hold(
+        runs,
+        state="running",
+        job_id=job_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        views_computed=0,
+        views_read=0,
+        images_per_s=None,
+        started_utc=utc_now(),
+        finished_utc=None,
+        fault=None,
+        error=None,
+        remedy=None,
+    )
     try:
-        for run in runs:
-            run.update_state(
-                state="running",
-                job_id=job_id,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                epoch=0,
-                views_computed=0,
-                views_read=0,
-                started_utc=utc_now(),
-                finished_utc=None,
-                error=None,
-                remedy=None,
-            )
-        yield
-    except SystemExit:  # submitit leaves so once it has requeued a preempted job
-        for run in _at_work(runs):
-            run.update_state(state="queued", pid=None)
+        with beating(hold):
+            yield hold
+    except SystemExit:  # told to leave: by SLURM, to be started again, or by whoever cancelled it
+        for run in hold.runs:
+            hold.end(run, state="queued", pid=None, fault=why_queued())
         raise
     except BaseException as fault:
-        for run in _at_work(runs):
-            tell_failed(run, fault)
+        for run in hold.runs:
+            tell_failed(hold, run, fault)
         raise
 
 
-def tell_failed(run: Run, fault: BaseException) -> None:
+def tell_failed(hold: Hold, run: Run, fault: BaseException) -> None:
     """Writes what went wrong to a run's log and state."""
-    if isinstance(fault, SkinjobError):
-        log.error("error: %s", fault.message, extra={"run": run.name})
-        log.error("fix:   %s", fault.remedy, extra={"run": run.name})
-        error, remedy = fault.message, fault.remedy
+    kind, error, remedy = explain(run, fault)
+    if isinstance(fault, SkinjobError | Stopped):
+        log.error("error: %s", error, extra={"run": run.name})
+        log.error("fix:   %s", remedy, extra={"run": run.name})
     else:
         log.error("%s", "".join(traceback.format_exception(fault)), extra={"run": run.name})
-        reason = str(fault).strip().split("\n")[-1]
-        error = f"{type(fault).__name__}: {reason}".rstrip(": ")
-        remedy = f"tail -n 40 {run.log_file}"
-    run.update_state(state="failed", error=error, remedy=remedy, finished_utc=utc_now())
+    try:
+        hold.end(
+            run, state="failed", fault=kind, error=error, remedy=remedy, finished_utc=utc_now()
+        )
+    except OSError as full:  # whoever asks next finds a job that is gone, and a full disk
+        log.error("the state cannot be written: %s", full, extra={"run": run.name})
 
 
-def tell_done(run: Run) -> None:
-    """Writes a run's last word when all is well."""
-    run.update_state(state="done", finished_utc=utc_now())
+def explain(run: Run, fault: BaseException) -> tuple[str, str, str]:
+    """Returns the kind of a fault, one of FAULTS, what happened in a sentence, and a remedy."""
+    again = "submit again: the run goes on after its last finished epoch"
+    if isinstance(fault, Stopped):
+        return fault.fault, fault.message, fault.remedy
+    if isinstance(fault, KeyboardInterrupt):
+        return "killed", "interrupted with Ctrl-C", again
+    text = f"{type(fault).__name__}: {str(fault).strip()}".rstrip(": ")
+    line = text.split("\n")[0]
+    if isinstance(fault, torch.OutOfMemoryError):
+        return "out of GPU memory", line, "smaller --batch-sizes, or a GPU with more memory"
+    if isinstance(fault, MemoryError) or NO_MEMORY.search(text):
+        return "out of memory", line, "skinjob submit --mem with more than the job had"
+    if _is_full(run, fault, text):
+        return "disk full", line, f"df -h {run.folder}; quota -s; make room and {again}"
+    if isinstance(fault, SkinjobError):
+        return "exception", fault.message, fault.remedy
+    return "exception", line, f"tail -n 40 {run.log_file}"
+
+
+def tell_done(hold: Hold, run: Run) -> bool:
+    """Writes a run's last word when all is well; returns whether it was still in hand."""
+    if not hold.end(run, state="done", finished_utc=utc_now()):
+        return False
     log.info("done: %s", run.folder, extra={"run": run.name})
+    return True
 
 
-def _at_work(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs that this process has in hand: one that failed may be another's by now."""
-    mine = ("running", socket.gethostname(), os.getpid())
-    states = {run: run.state() for run in runs}
-    return [run for run, said in states.items() if (said.state, said.host, said.pid) == mine]
+def _is_full(run: Run, fault: BaseException, text: str) -> bool:
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return bool(NO_SPACE.search(text)) or shutil.disk_usage(run.folder).free < FULL_BYTES
