@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 SCRIPTS = Path(__file__).parent / "slurm"
 MISSING = 3  # exit status of up.sh when this machine cannot run SLURM
@@ -101,9 +105,34 @@ class Slurm:
                 raise TimeoutError(f"job {job_id} is still in the queue:\n{queue}")
             time.sleep(0.2)
 
+    def restart(self) -> None:
+        """Starts those of the daemons again that were killed, and puts the node back to work."""
+        subprocess.run([SCRIPTS / "up.sh", self.state], check=True, capture_output=True)
+
     def stop(self) -> None:
         """Cancels what is queued and stops the daemons; *state* and its logs stay."""
         _stop(self.state)
+
+
+@contextlib.contextmanager
+def slurm_of_its_own(state: Path, *, accounting: str) -> Iterator[Slurm]:
+    """Yields a cluster and stops it afterwards.
+
+    Where there is none a test is skipped, and with SKINJOB_REQUIRE_SLURM=1 it fails: a machine
+    that is meant to run these tests must not pass by leaving them out.
+    """
+    with contextlib.ExitStack() as undo:
+        # A time limit's SIGTERM would end Python at once and leave the daemons running.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        undo.callback(signal.signal, signal.SIGTERM, before)
+        try:
+            cluster = Slurm.start(state, accounting=accounting)
+        except SlurmMissingError as missing:
+            if os.environ.get("SKINJOB_REQUIRE_SLURM") == "1":
+                pytest.fail(str(missing), pytrace=False)
+            pytest.skip(str(missing))
+        undo.callback(cluster.stop)
+        yield cluster
 
 
 def _stop(state: Path) -> None:
