@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,17 @@ from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError, SkinjobError, WeightsError
 from skinjob.options import cluster_options, read_job, recipe_options
-from skinjob.runs import Run, Sweep, sweeps
+from skinjob.runs import Sweep, sweeps
 
 if TYPE_CHECKING:
     from skinjob.submit.plan import Plan
+    from skinjob.submit.state import Standing
     from skinjob.submit.submit import Submission
 
 # Images are per class. At the recipe's lr of 0.01 a head barely moves in so few updates.
 DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
+
+MOST_TOLD = 5  # faults told one by one; a job that fails takes many runs along
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -223,6 +226,13 @@ def _submit(plan: Plan, is_waiting: bool) -> None:
 
     submission = submit_plan(plan)
     click.echo()
+    again = [one for name, one in submission.before.items() if name in submission.queued]
+    for one in again[:MOST_TOLD]:
+        _tell_standing(one)
+    if len(again) > MOST_TOLD:
+        click.echo(f"and {len(again) - MOST_TOLD} more that ended so")
+    if again:
+        click.echo()
     print_table(
         ("run", "batch size", "lr", "seed", "updates", "state", "job"),
         [_row(plan, submission, name) for name in plan.configs],
@@ -230,7 +240,7 @@ def _submit(plan: Plan, is_waiting: bool) -> None:
     folder = shlex.quote(str(submission.sweep.folder))
     if is_waiting:
         click.echo(f"\nwaiting; Ctrl-C leaves the jobs at work. Logs: tail -f {folder}/*/train.log")
-        ok = wait(submission.sweep, tuple(plan.configs), _tell_end(submission.sweep))
+        ok = wait(submission.sweep, tuple(plan.configs), _tell_standing)
         click.echo(f"\nnext: skinjob report {folder}")
         if not ok:
             raise RunError(
@@ -245,19 +255,17 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
     """Returns a run's line in the table that `submit` prints."""
     config = plan.configs[name]
     numbers = (config.batch_size, config.lr, config.seed, plan.num_updates(config))
-    if name in submission.others:
-        state = (submission.others[name], "not repeated")
-    else:
+    if name in submission.queued:
         state = ("queued", submission.jobs.get(name, "this machine"))
+    else:
+        state = (submission.before[name].state, "not repeated")
     return (name, *map(str, numbers), *state)
 
 
-def _tell_end(sweep: Sweep) -> Callable[[str, str], None]:
-    def tell(name: str, stands: str) -> None:
-        state = Run(sweep.folder / name).state()
-        click.echo(f"{name} {stands}{': ' + state.error if state.error else ''}")
-
-    return tell
+def _tell_standing(one: Standing) -> None:
+    """Prints how a run stands, in a line."""
+    words = f"{one.state}, {one.fault}" if one.fault not in (None, one.state) else one.state
+    click.echo(f"{one.run} {words}{': ' + one.error if one.error else ''}")
 
 
 @cli.command()

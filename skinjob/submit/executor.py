@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,21 +106,6 @@ def start_local(
         stderr_to_stdout=True,
     )
     return executor.submit(Task([sweep.folder / name for name in runs], gpu))
-
-
-def jobs_in_queue() -> set[str] | None:
-    """Returns the ids of the user's jobs in SLURM's queue, or None when it does not answer."""
-    try:
-        answer = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return set(answer.stdout.split())
 
 
 def job_python(cluster: ClusterConfig) -> str:
