@@ -6,8 +6,10 @@ Heavy libraries are imported inside the commands that use them, so that `--help`
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,14 @@ from skinjob.runs import Run, Sweep, sweeps
 
 if TYPE_CHECKING:
     from skinjob.submit.plan import Plan
+    from skinjob.submit.state import Standing
     from skinjob.submit.submit import Submission
 
 # Images are per class. At the recipe's lr of 0.01 a head barely moves in so few updates.
 DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
+
+MOST_TOLD = 5  # faults told one by one; a job that fails takes many runs along
+LINES_TOLD = 5  # of a log
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -223,6 +229,13 @@ def _submit(plan: Plan, is_waiting: bool) -> None:
 
     submission = submit_plan(plan)
     click.echo()
+    again = [one for name, one in submission.before.items() if name in submission.queued]
+    for one in again[:MOST_TOLD]:
+        _tell_standing(one)
+    if len(again) > MOST_TOLD:
+        click.echo(f"and {len(again) - MOST_TOLD} more that ended so")
+    if again:
+        click.echo()
     print_table(
         ("run", "batch size", "lr", "seed", "updates", "state", "job"),
         [_row(plan, submission, name) for name in plan.configs],
@@ -230,12 +243,10 @@ def _submit(plan: Plan, is_waiting: bool) -> None:
     folder = shlex.quote(str(submission.sweep.folder))
     if is_waiting:
         click.echo(f"\nwaiting; Ctrl-C leaves the jobs at work. Logs: tail -f {folder}/*/train.log")
-        ok = wait(submission.sweep, tuple(plan.configs), _tell_end(submission.sweep))
+        ok = wait(submission.sweep, tuple(plan.configs), _tell_standing)
         click.echo(f"\nnext: skinjob report {folder}")
         if not ok:
-            raise RunError(
-                f"not every run of {folder} is done", f"tail -n 40 {folder}/submission/*_log.out"
-            )
+            raise RunError(f"not every run of {folder} is done", f"skinjob status {folder}")
         return
     click.echo(f"\nfollow: tail -f {folder}/*/train.log")
     click.echo(f"next:   skinjob report {folder}")
@@ -245,19 +256,17 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
     """Returns a run's line in the table that `submit` prints."""
     config = plan.configs[name]
     numbers = (config.batch_size, config.lr, config.seed, plan.num_updates(config))
-    if name in submission.others:
-        state = (submission.others[name], "not repeated")
-    else:
+    if name in submission.queued:
         state = ("queued", submission.jobs.get(name, "this machine"))
+    else:
+        state = (submission.before[name].state, "not repeated")
     return (name, *map(str, numbers), *state)
 
 
-def _tell_end(sweep: Sweep) -> Callable[[str, str], None]:
-    def tell(name: str, stands: str) -> None:
-        state = Run(sweep.folder / name).state()
-        click.echo(f"{name} {stands}{': ' + state.error if state.error else ''}")
-
-    return tell
+def _tell_standing(one: Standing) -> None:
+    """Prints how a run stands, in a line."""
+    words = f"{one.state}, {one.fault}" if one.fault not in (None, one.state) else one.state
+    click.echo(f"{one.run} {words}{': ' + one.error if one.error else ''}")
 
 
 @cli.command()
@@ -276,6 +285,89 @@ def train(run: tuple[Path, ...]) -> None:
     left_alone = run_job(run)
     if left_alone:
         raise RunError("; ".join(left_alone), f"tail -n 40 {shlex.quote(str(run[0]))}/train.log")
+
+
+@cli.command()
+@click.argument("sweep", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Folder of all sweeps.",
+)
+@click.pass_context
+def status(ctx: click.Context, sweep: Path | None, runs: Path) -> None:
+    """Show how the runs of a sweep stand, by default the newest, and what ended those that failed.
+
+    Exit code 0: all are done; 3: some wait or are at work; 1: some failed and no other is left.
+
+    \b
+    Example:
+      skinjob status
+      skinjob status runs/my-sweep
+    """
+    from skinjob.submit.state import standings
+
+    chosen = Sweep(sweep) if sweep else newest(runs)
+    found = standings(chosen)
+    _print_standings(found)
+    _print_faults(chosen, found)
+    states = {one.state for one in found}
+    ctx.exit(3 if states & {"queued", "running"} else 0 if states <= {"done"} else 1)
+
+
+def _print_standings(found: Sequence[Standing]) -> None:
+    """Prints a line for each run; the jobs are left out where the terminal is narrow."""
+    is_narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < 80
+    columns = ("run", "state", "epoch", *(() if is_narrow else ("job",)), "why")
+    rows = [
+        (
+            one.run,
+            one.state,
+            f"{one.epoch}/{one.epochs}",
+            *(() if is_narrow else (one.job or "none",)),
+            one.why,
+        )
+        for one in found
+    ]
+    print_table(columns, rows, words=("state", "why"))
+
+
+def _print_faults(sweep: Sweep, found: Sequence[Standing]) -> None:
+    """Prints what is wrong with runs and what to do, once for all runs that one job took along."""
+    from skinjob.submit.faults import last_words
+
+    groups: dict[tuple[str | None, ...], list[Standing]] = {}
+    for one in found:
+        if one.error or one.state == "failed":
+            groups.setdefault((one.state, one.fault, one.job or one.run), []).append(one)
+    for one, *others in list(groups.values())[:MOST_TOLD]:
+        more = f" and {len(others)} more of its job" if others else ""
+        click.echo(f"\n{one.run}{more}: {one.fault or one.state}")
+        click.echo(_indented(one.error or "it does not say why"))
+        for file, lines in last_words(Run(sweep.folder / one.run), one.job, LINES_TOLD):
+            click.echo(f"  {_shown(file)}:")
+            for line in lines:
+                click.echo(f"  | {line}")
+        if one.remedy:
+            click.echo(f"  fix: {one.remedy}")
+    rest = sum(map(len, list(groups.values())[MOST_TOLD:]))
+    if rest:
+        click.echo(f"\nand {rest} more; the reasons are in the state.json of each")
+
+
+def _indented(sentence: str) -> str:
+    """Returns a sentence two columns in; broken between words where a terminal needs it."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(sentence) + 2
+    return textwrap.fill(
+        sentence,
+        width,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @cli.command()

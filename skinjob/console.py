@@ -12,14 +12,25 @@ from collections.abc import Callable, Iterator, Sequence
 PIPE_WIDTH = 400  # columns; a pipe has no width, and a cut table is useless to grep
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a plain table to stdout: the first column to the left, the others to the right."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str] = ()
+) -> None:
+    """Prints a plain table to stdout: the first column to the left, the others to the right.
+
+    Columns named in *words* hold words: they are to the left, and alone are broken into lines.
+    """
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        is_left = not number or name in words
+        table.add_column(
+            name,
+            justify="left" if is_left else "right",
+            overflow="fold",
+            no_wrap=bool(words) and name not in words,
+        )
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else PIPE_WIDTH

@@ -92,7 +92,9 @@ def test_a_heavy_library_has_one_door(library: str) -> None:
             assert place.startswith(doors), f"{place} imports {library}"
 
 
-@pytest.mark.parametrize("command", [[], ["submit"], ["report"], ["fetch-weights"], ["train"]])
+@pytest.mark.parametrize(
+    "command", [[], ["submit"], ["status"], ["report"], ["fetch-weights"], ["train"]]
+)
 def test_help_loads_no_heavy_library(command: list[str]) -> None:
     """`skinjob --help` answers at once, of every command."""
     code = (

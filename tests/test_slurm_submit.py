@@ -192,8 +192,8 @@ def test_another_python_starts_the_tasks_of_an_array(slurm: Slurm, project: Path
     assert set(states(sweep).values()) == {"done"}
 
 
-def test_a_cancelled_run_is_lost_and_queued_again(slurm: Slurm, project: Path) -> None:
-    """scancel leaves no word in the folder; submitted again, the run is trained after all."""
+def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project: Path) -> None:
+    """A job that was killed leaves no word; submitted again, the run is, and what ended it said."""
     long = ("--batch-sizes", "4", "--epochs", "300", "--device", "cpu", "--cpus", "1", "--mem", "2")
     assert skinjob(slurm, "submit", *long, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
@@ -206,6 +206,7 @@ def test_a_cancelled_run_is_lost_and_queued_again(slurm: Slurm, project: Path) -
     _age(run)
     result = skinjob(slurm, "submit", *long, cwd=project)
     assert "not repeated" not in result.stdout
+    assert f"{run.name} failed, cancelled: job {job} was cancelled by " in result.stdout
     new = run.sweep.info()["jobs"][run.name]
     assert new != job
     slurm.run(["scancel", "--signal=KILL", new])

@@ -127,7 +127,8 @@ def _lack(run: Run, done: int, planned: int) -> str | None:
         return None if done >= planned else f"{run.name}: {epochs}, and no readable state.json"
     if state.state == "failed":
         cause = (state.error or f"see {run.log_file}").strip().splitlines()[0]
-        return f"{run.name}: failed with {epochs}: {cause}"
+        fault = f" ({state.fault})" if state.fault else ""
+        return f"{run.name}: failed{fault} with {epochs}: {cause}"
     if done >= planned:
         return None
     heard = f", last heard of at {state.heartbeat_utc}" if state.heartbeat_utc else ""

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,21 +152,6 @@ def _task(
     sweep: Sweep, names: Sequence[str], cluster: ClusterConfig, gpu: str | None = None
 ) -> Task:
     return Task([sweep.folder / name for name in names], gpu=gpu, requeues=cluster.requeues)
-
-
-def jobs_in_queue() -> set[str] | None:
-    """Returns the ids of the user's jobs in SLURM's queue, or None when it does not answer."""
-    try:
-        answer = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return set(answer.stdout.split())
 
 
 def job_python(cluster: ClusterConfig) -> str:

@@ -25,10 +25,12 @@ from typing import Any
 from skinjob.config import ClusterConfig
 from skinjob.errors import RunError
 from skinjob.files import make_private
-from skinjob.runs import FINAL, Run, Sweep, utc_now
+from skinjob.runs import FINAL, Run, Sweep
 from skinjob.submit.executor import start_local
+from skinjob.submit.faults import local_ending, tail, write_ending
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.plan import MOST_HEADS, record_jobs
+from skinjob.submit.state import is_working, queue_lock
 
 LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave
 
@@ -41,7 +43,7 @@ def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
     """
     slot_folder()
     with (
-        _lock_file(sweep).open("wb") as lock,
+        queue_lock(sweep).open("wb") as lock,
         (sweep.submission_folder / "queue.log").open("ab") as output,
     ):
         try:
@@ -70,18 +72,6 @@ def require_free(sweep: Sweep) -> None:
         if time.monotonic() > end:
             raise _busy(sweep)
         time.sleep(0.1)
-
-
-def is_working(sweep: Sweep) -> bool:
-    """Says whether a queue's process has this sweep in hand."""
-    try:
-        with _lock_file(sweep).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def work(sweep: Sweep, runs: Sequence[str]) -> None:
@@ -128,19 +118,21 @@ def _serve(
                 record_jobs(sweep, dict.fromkeys(names, job.job_id))
             job.wait()
             for name in names:
-                _close(Run(sweep.folder / name), job.paths.stdout)
+                _close(
+                    Run(sweep.folder / name),
+                    job.paths.stdout,
+                    has_result=job.paths.result_pickle.exists(),
+                )
 
 
-def _close(run: Run, output: Path) -> None:
-    """Says failed of a run whose process has ended without a word: it was killed, mostly."""
-    if run.state().state not in FINAL:
-        lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
-        run.update_state(
-            state="failed",
-            error=f"the process ended without a word, after: {lines[-1] if lines else 'nothing'}",
-            remedy=f"tail -n 40 {output}",
-            finished_utc=utc_now(),
-        )
+def _close(run: Run, output: Path, *, has_result: bool) -> None:
+    """Says of a run that its process left unfinished what ended it."""
+    said = run.state()
+    if said.state not in FINAL:
+        # What never came to be a Python writes to where the queue does.
+        if not tail(output, 1):
+            output = run.sweep.submission_folder / "queue.log"
+        write_ending(run, said, local_ending(run, said, output, has_result=has_result))
 
 
 @contextmanager
@@ -168,10 +160,6 @@ def slot_folder() -> Path:
 
 def _busy(sweep: Sweep) -> RunError:
     return RunError(f"sweep {sweep.folder} is being worked on", "wait for it, then submit again")
-
-
-def _lock_file(sweep: Sweep) -> Path:
-    return sweep.submission_folder / "queue.lock"
 
 
 def _cluster_values(sweep: Sweep) -> dict[str, Any]:

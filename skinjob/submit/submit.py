@@ -12,7 +12,7 @@ from skinjob.runs import Run, RunState, Sweep
 from skinjob.submit import local
 from skinjob.submit.executor import queue
 from skinjob.submit.plan import Plan, discard, jobs_of, record_jobs, write_plan
-from skinjob.submit.state import standing
+from skinjob.submit.state import Standing, standings
 
 REPEATED = ("failed", "lost")
 WAIT_S = {"local": 0.5, "slurm": 15}  # squeue answers for a whole site: it is asked seldom
@@ -26,7 +26,8 @@ class Submission:
     queued: tuple[str, ...]
     jobs: dict[str, str]
     """Job ids by run name; of a local queue there are none yet."""
-    others: dict[str, str]
+    before: dict[str, Standing]
+    """How the runs stood that were there already, by name, those that were queued again too."""
 
 
 def submit(plan: Plan) -> Submission:
@@ -35,11 +36,13 @@ def submit(plan: Plan) -> Submission:
     Raises: ClusterError when SLURM refuses; then nothing is left of a new sweep.
     """
     sweep, is_new = plan.sweep, plan.is_new
-    stands = {} if is_new else standing(sweep)
-    todo = tuple(name for name in plan.configs if stands.get(name, "lost") in REPEATED)
-    others = {name: stands[name] for name in plan.configs if name not in todo}
+    found = [] if is_new else standings(sweep)
+    stands = {one.run: one for one in found if one.run in plan.configs}
+    todo = tuple(
+        name for name in plan.configs if name not in stands or stands[name].state in REPEATED
+    )
     if not todo:
-        return Submission(sweep=sweep, queued=(), jobs={}, others=others)
+        return Submission(sweep=sweep, queued=(), jobs={}, before=stands)
     if plan.cluster.cluster == "local" and not is_new:
         local.require_free(sweep)
     before = {name: Run(sweep.folder / name).state() for name in todo}
@@ -52,21 +55,28 @@ def submit(plan: Plan) -> Submission:
         else:
             _restore(sweep, before)
         raise
-    return Submission(sweep=sweep, queued=todo, jobs=jobs, others=others)
+    return Submission(sweep=sweep, queued=todo, jobs=jobs, before=stands)
 
 
-def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[str, str], None]) -> bool:
-    """Waits until these runs have ended, tells each as it does; returns whether all are done."""
-    open_runs = list(names)
+def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[Standing], None]) -> bool:
+    """Waits until these runs have ended, tells each as it does; returns whether all are done.
+
+    One that never starts by itself is told too, once, and waited for: it may be released.
+    """
+    open_runs, never = set(names), set[str]()
     pause_s = WAIT_S[sweep.info()["cluster"]["cluster"]]
-    stands: dict[str, str] = {}
+    is_done = True
     while open_runs:
-        stands |= standing(sweep)
-        for name in [name for name in open_runs if stands[name] in ("done", *REPEATED)]:
-            tell(name, stands[name])
-            open_runs.remove(name)
+        for one in [one for one in standings(sweep) if one.run in open_runs]:
+            if one.state in ("done", *REPEATED):
+                tell(one)
+                open_runs.remove(one.run)
+                is_done = is_done and one.state == "done"
+            elif one.state == "never started" and one.run not in never:
+                tell(one)
+                never.add(one.run)
         time.sleep(pause_s if open_runs else 0)
-    return all(stands[name] == "done" for name in names)
+    return is_done
 
 
 def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:

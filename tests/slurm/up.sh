@@ -135,12 +135,16 @@ if [ "$accounting" = dbd ]; then
   storage="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePass=$state/munge/munge.socket
-JobAcctGatherType=jobacct_gather/linux"
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill"
 else
   storage="AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none"
 fi
 
+# Memory is given out, 1 GB to a job that does not ask, and with accounting a job that takes more is
+# killed within a second: by slurmd itself, as clusters side by side would share cgroups.
 # cred_expire: a requeued job waits until its old credential is void; the default is 120 s.
 # MinJobAge: scontrol remembers finished jobs for as long as any test asks.
 # batch_sched_delay and the intervals: a test's job starts within a second, not within a minute.
@@ -163,7 +167,8 @@ TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerNode=1000
 GresTypes=gpu
 ReturnToService=2
 SlurmdParameters=config_overrides

@@ -1,0 +1,323 @@
+"""What ended a run, in words: a fault, a sentence with the facts, and a command that mends it.
+
+A run says itself what ended it where it can. This is for one that was ended from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from skinjob.files import write_json
+from skinjob.runs import Run, RunState, Sweep, utc_now
+from skinjob.submit.again import submit_again
+from skinjob.submit.slurm import JobEnd
+
+FULL_BYTES = 1_000_000  # a disk with less free is full: no state.json and no log fits it
+TAIL_BYTES = 20_000
+
+BY_HAND_OR_KERNEL = "by hand or by the kernel for want of memory"
+
+SAID = (
+    (r"oom[-_]kill event|[Ee]xceeded (job )?memory limit", "OUT_OF_MEMORY"),
+    (r"CANCELLED AT \S+ DUE TO TIME LIMIT", "TIMEOUT"),
+    (r"CANCELLED AT \S+ DUE TO PREEMPTION", "PREEMPTED"),
+    (r"CANCELLED AT \S+ DUE TO NODE FAILURE", "NODE_FAIL"),
+    (r"CANCELLED AT \S+ \*\*\*", "CANCELLED"),
+)
+"""What SLURM writes into a job's output, and the state that it stands for."""
+
+WAITING = {
+    "BeginTime": "not before its begin time",
+    "Cleaning": "its last attempt is being cleared up",
+    "Dependency": "waits for another job",
+    "JobArrayTaskLimit": "as many are at work as --array-parallelism allows",
+    "None": "SLURM has not looked at it yet",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition is closed",
+    "Priority": "others are before it",
+    "ReqNodeNotAvail": "its nodes are down or reserved",
+    "Resources": "no GPU, cores or memory free for it yet",
+}
+"""Why a job waits that will start by itself, by squeue's reason."""
+
+NEVER = (
+    (r"JobHeldUser", "held by you", "scontrol release {job}"),
+    (
+        r"JobHeldAdmin",
+        "held by an admin",
+        "scontrol show job {job}  # and ask the cluster's admins",
+    ),
+    (r"launch failed requeued held", "held: it could not be launched", "scontrol release {job}"),
+    (r"JobHoldMaxRequeue", "held: requeued too often", "scontrol release {job}"),
+    (r"BadConstraints", "asks for what no node has", "scancel {job}; {again}"),
+    (r"DependencyNeverSatisfied", "waits for a job that failed", "scancel {job}; {again}"),
+    (
+        r"PartitionTimeLimit",
+        "--time is over its partition's limit",
+        "sinfo -o '%P %l'; scancel {job}; {again} --time LESS",
+    ),
+    (
+        r"PartitionNodeLimit|(Account|QOS)NotAllowed|Invalid(Account|QOS)",
+        "its partition does not take it",
+        "scancel {job}; {again} --partition OTHER",
+    ),
+    (
+        r"(QOS|Assoc)\w*(PerJob|WallDuration)\w*",
+        "asks for more than a job may have",
+        "sacctmgr show assoc user=$USER; scancel {job}; {again} --time LESS",
+    ),
+)
+"""Of a job that never starts by itself: squeue's reason, words, and what to do."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ended a run."""
+
+    fault: str
+    """One of FAULTS."""
+    error: str
+    remedy: str
+    finished_utc: str
+
+
+def ending(run: Run, state: RunState, job: str | None, end: JobEnd | None) -> Ending:
+    """Returns what ended a run whose job is no more; *end* is SLURM's word, None where it has none.
+
+    Where SLURM has forgotten the job, the job's own output may still say.
+    """
+    output = job_output(run.sweep, job) if job else None
+    word = _word(end, output)
+    if word in (None, "FAILED", "COMPLETED"):
+        told = _untold(run, state, job, end, output)
+    else:
+        told = _told(run, state, f"job {job}", word, end)
+    return Ending(*told, _ended_utc(end, state))
+
+
+def local_ending(run: Run, state: RunState, output: Path, *, has_result: bool) -> Ending:
+    """Returns what ended a run whose process on this machine has ended and left it unfinished.
+
+    *has_result* says that Python itself came to the end of the job, be it by an exception.
+    """
+    now, where = utc_now(), _where(run, state)
+    if full := _full_disk(run):
+        return Ending("disk full", *full, now)
+    process = f"process {state.pid or output.name.partition('_')[0]}"
+    see = f"tail -n 40 {shlex.quote(str(output))}"
+    if state.started_utc is None or has_result:
+        fault = "exception" if state.started_utc else "never started"
+        return Ending(fault, f"{process} ended with an error{where}{_last(output)}", see, now)
+    # One that had the time to say queued was told to end by a signal that it could heed.
+    by = "told to end" if state.state == "queued" else f"killed ({BY_HAND_OR_KERNEL})"
+    return Ending("killed", f"{process} was {by}{where}", submit_again(run), now)
+
+
+def orphan_ending(run: Run, state: RunState) -> Ending:
+    """Returns what ended a run on this machine whose process and whose queue are both no more."""
+    if full := _full_disk(run):
+        return Ending("disk full", *full, _ended_utc(None, state))
+    if state.started_utc is None:
+        fault, error = "never started", "this machine's queue was ended before the run's turn"
+    else:
+        fault, where = "gone", _where(run, state, heard=state.heartbeat_utc)
+        process = f"process {state.pid}" if state.pid else "its process"
+        error = f"{process} and its queue are gone{where}: killed, or the machine went down"
+    return Ending(fault, error, submit_again(run), _ended_utc(None, state))
+
+
+def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
+    """Writes what ended a run, if it still stands as it *said*, and returns how it stands."""
+    now = run.state()
+    if now != said:  # it has spoken meanwhile, and knows better
+        return now
+    told = replace(now, state="failed", **vars(found))
+    with contextlib.suppress(OSError):  # another user's run, or a full disk: told and not written
+        write_json(run.state_file, asdict(told))
+    return told
+
+
+def why_pending(reason: str) -> str:
+    """Returns why a pending job has not started, in words, with squeue's own after them.
+
+    >>> why_pending("Resources")
+    'no GPU, cores or memory free for it yet (Resources)'
+    """
+    word = reason.split(",")[0].strip("()")
+    limit = re.match(r"QOS|Assoc", word)
+    words = WAITING.get(word) or (limit and "at a limit of your account or QOS, until others end")
+    return f"{words} ({word})" if words else word
+
+
+def why_never(run: Run, job: str, reason: str) -> tuple[str, str] | None:
+    """Returns why a pending job never starts by itself and what to do; None if it may start."""
+    for pattern, words, remedy in NEVER:
+        if re.fullmatch(pattern, reason.split(",")[0].strip("()")):
+            again = submit_again(run)
+            return f"{words} ({reason})", remedy.format(job=job, again=again)
+    return None
+
+
+def job_output(sweep: Sweep, job: str) -> Path:
+    """Returns the file that a job's stdout and stderr go to."""
+    return sweep.submission_folder / f"{job}_0_log.out"
+
+
+def tail(file: Path, count: int) -> list[str]:
+    """Returns the last lines of a file; none where it cannot be read."""
+    try:
+        with file.open("rb") as content:
+            content.seek(0, 2)
+            content.seek(max(0, content.tell() - TAIL_BYTES))
+            text = content.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def last_words(run: Run, job: str | None, count: int) -> Sequence[tuple[Path, list[str]]]:
+    """Returns the last lines of a run's log, and of its job's output what the log does not have.
+
+    A crash before the first line of the log, a segfault and SLURM's own words are in the output
+    alone.
+    """
+    log = tail(run.log_file, 10_000)
+    found = [(run.log_file, log[-count:])]
+    if job:
+        output = job_output(run.sweep, job)
+        own = [line for line in tail(output, 10_000) if not _is_known(line, log)]
+        found.append((output, own[-count:]))
+    return [(file, lines) for file, lines in found if lines]
+
+
+def _word(end: JobEnd | None, output: Path | None) -> str | None:
+    """Returns the state that a job ended in.
+
+    Where memory is watched by slurmd itself, SLURM says FAILED and only the job's output why.
+    """
+    if end and end.state != "FAILED":
+        return end.state
+    text = "\n".join(tail(output, 40)) if output else ""
+    for pattern, state in SAID:
+        if (end is None or state == "OUT_OF_MEMORY") and re.search(pattern, text):
+            return state
+    return end.state if end else None
+
+
+def _told(
+    run: Run, state: RunState, job: str, word: str, end: JobEnd | None
+) -> tuple[str, str, str]:
+    """Returns fault, error and remedy of a job of which SLURM says what ended it."""
+    cluster, where = run.sweep.info()["cluster"], _where(run, state, end)
+    if word == "TIMEOUT":
+        limit = end.time_limit if end else f"{cluster['time_min']} minutes"
+        more = submit_again(run, time_min=2 * cluster["time_min"])
+        return "time limit", f"{job} reached its time limit of {limit}{where}", more
+    if word == "OUT_OF_MEMORY":
+        had = f"the {cluster['mem_gb']:g} GB of memory that it had"
+        more = submit_again(run, mem_gb=2 * cluster["mem_gb"])
+        return "out of memory", f"{job} took more than {had}{where}", more
+    fault, what = {
+        "CANCELLED": ("cancelled", f"was cancelled{f' by {end.by}' if end and end.by else ''}"),
+        "REVOKED": ("cancelled", "was revoked, as another cluster took it"),
+        "DEADLINE": ("time limit", "reached its deadline"),
+        "PREEMPTED": ("preempted", "had to make room for another job"),
+        "NODE_FAIL": ("node failure", "lost its node"),
+        "BOOT_FAIL": ("node failure", "got a node that did not boot"),
+    }[word]
+    return fault, f"{job} {what}{where}", submit_again(run)
+
+
+def _untold(
+    run: Run, state: RunState, job: str | None, end: JobEnd | None, output: Path | None
+) -> tuple[str, str, str]:
+    """Returns fault, error and remedy of a job of which SLURM says no more than its exit code."""
+    where, said = _where(run, state, end), _last(output)
+    if full := _full_disk(run):
+        return "disk full", *full
+    if end is None or end.state == "COMPLETED":
+        return "gone", _gone(run, state, job, end), submit_again(run)
+    if end.signal == signal.SIGKILL:
+        error = f"job {job} was killed by signal 9 ({BY_HAND_OR_KERNEL}){where}"
+        return "killed", error, submit_again(run)
+    see = f"tail -n 40 {shlex.quote(str(output))}"
+    if end.signal:
+        return "killed", f"job {job} was killed by signal {_signal(end.signal)}{where}{said}", see
+    fault = "exception" if state.started_utc else "never started"
+    return fault, f"job {job} ended with exit code {end.exit_code}{where}{said}", see
+
+
+def _gone(run: Run, state: RunState, job: str | None, end: JobEnd | None) -> str:
+    """Returns a sentence on a run of which nobody knows what ended it."""
+    if job is None:
+        return "no job has the run: what submitted it was broken off"
+    if end:
+        return (
+            f"job {job} ended without an error and left the run unfinished{_where(run, state, end)}"
+        )
+    if state.started_utc is None:
+        return f"job {job} left the queue before it began, and SLURM does not say why"
+    where = _where(run, state, heard=state.heartbeat_utc)
+    return f"job {job} is gone{where}, and SLURM does not say why"
+
+
+def _where(
+    run: Run, state: RunState, end: JobEnd | None = None, *, heard: str | None = None
+) -> str:
+    """Returns on which node, after which epoch and when, as the end of a sentence."""
+    node = end.node if end and end.node else state.host
+    at = f", at {end.ended_utc}" if end and end.ended_utc else ""
+    if state.started_utc is None:
+        return f" before it began to train{at}"
+    last = f", last heard of at {heard}" if heard else ""
+    on = f" on {node}" if node else ""
+    return f"{on} after epoch {state.epoch} of {run.config().epochs}{at}{last}"
+
+
+def _last(output: Path | None) -> str:
+    """Returns the last that a job said, as the end of a sentence."""
+    last = tail(output, 1) if output else []
+    return f"; the last it said: {last[0].strip()}" if last else ""
+
+
+def _full_disk(run: Run) -> tuple[str, str] | None:
+    """Returns error and remedy where the disk of a run is full: its job could not say so."""
+    try:
+        free = shutil.disk_usage(run.folder).free
+    except OSError:
+        return None
+    if free >= FULL_BYTES:
+        return None
+    folder = shlex.quote(str(run.folder))
+    return f"the disk of {run.folder} is full: {free:,} bytes are free", f"df -h {folder}"
+
+
+def _ended_utc(end: JobEnd | None, state: RunState) -> str:
+    """Returns when it ended, as SLURM or the run's last heartbeat says."""
+    return (end and end.ended_utc) or state.heartbeat_utc or utc_now()
+
+
+def _signal(number: int) -> str:
+    """Returns a signal's number and name.
+
+    >>> _signal(11)
+    '11 (SIGSEGV)'
+    """
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        return str(number)
+
+
+def _is_known(line: str, log: Sequence[str]) -> bool:
+    """Says whether a line of a job's output is of the log, or is submitit's chatter."""
+    return line in log or bool(
+        re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ |submitit (INFO|W)", line)
+    )

@@ -1,0 +1,250 @@
+"""What SLURM says of jobs: of those in its queue, and of how others ended.
+
+None, or a job that is left out of an answer, means that SLURM did not say; nothing may be concluded
+from it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import signal
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+TIMEOUT_S = 20
+ENDS = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}
+"""States that a job does not leave. SLURM has others, of jobs that are not over."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that is in SLURM's queue."""
+
+    state: str
+    """SLURM's word: PENDING, RUNNING, COMPLETING or another."""
+    reason: str
+    """Why a pending job has not started: Resources, JobHeldUser or another of squeue's words."""
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended, in SLURM's words."""
+
+    state: str
+    """One of ENDS."""
+    by: str = ""
+    """Who cancelled it, where SLURM says so."""
+    exit_code: int = 0
+    signal: int = 0
+    """The signal that killed it, or 0."""
+    node: str = ""
+    time_limit: str = ""
+    ended_utc: str | None = None
+
+
+def jobs_in_queue() -> dict[str, QueuedJob] | None:
+    """Returns the user's jobs in SLURM's queue by their ids, or None when it does not answer."""
+    answer = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
+    if answer is None or answer.returncode:
+        return None
+    rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
+    return {job: QueuedJob(state, reason) for job, state, reason in rows}
+
+
+def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:
+    """Returns how jobs that left the queue ended; None of one that SLURM does not know any more.
+
+    sacct is asked first, and of what it does not know slurmctld, which remembers jobs for some
+    minutes. A job that is not in the answer is one of which they did not say.
+    """
+    if not jobs:
+        return {}
+    accounted = _accounted(jobs)
+    known = accounted or {}
+    ends: dict[str, JobEnd | None] = {job: known[job] for job in jobs if known.get(job)}
+    rest = [job for job in jobs if job not in ends]
+    remembered = {array: _remembered(array) for array in _arrays(rest)}
+    for job in rest:
+        found = remembered[_array(job)]
+        if found is None:
+            continue  # slurmctld does not answer
+        if found.get(job):
+            ends[job] = found[job]
+        elif accounted is not None and job not in {**known, **found}:
+            ends[job] = None
+    return ends
+
+
+def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
+    """Returns what accounting has of the jobs, None of one that it takes to be at work.
+
+    It is empty where the cluster keeps no accounting, and None where that does not answer.
+    """
+    answer = _ask(
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--format=JobID,State,ExitCode,NodeList,Timelimit,End",
+        # Asked for a task of an array that never began, sacct does not find it: its row is that
+        # of the whole array, 12_[0-3].
+        f"--jobs={','.join(_arrays(jobs))}",
+    )
+    if answer is None:
+        return {}
+    if answer.returncode:
+        return {} if "accounting storage is disabled" in answer.stdout + answer.stderr else None
+    found: dict[str, JobEnd | None] = {}
+    for row in (line.split("|") for line in answer.stdout.splitlines()):
+        if len(row) != 6:
+            continue
+        name, _, step = row[0].partition(".")
+        for job in _tasks(name):
+            if not step:
+                found[job] = _end(*row[1:])
+            elif end := found.get(job):
+                found[job] = _with_step(end, step, *row[1:3])
+    return found
+
+
+def _with_step(end: JobEnd, step: str, state: str, exit_code: str) -> JobEnd | None:
+    """Returns the end of a job with what accounting has of one of its steps, which come after it.
+
+    The job's own exit code is that of srun, which sacct cuts to seven bits: 137 becomes 9. Its
+    derived exit code, the step's, is missing when the job's end was written before the step's.
+    """
+    if state == "RUNNING":
+        return None  # not yet all is known
+    if state == "OUT_OF_MEMORY":
+        return replace(end, state=state)
+    code, number = _code(exit_code)
+    is_more = step.isdigit() and (code or number)
+    return replace(end, exit_code=code, signal=number) if is_more else end
+
+
+def _remembered(array: str) -> dict[str, JobEnd | None] | None:
+    """Returns what slurmctld remembers of a job or array, as `_accounted` does."""
+    answer = _ask("scontrol", "--oneliner", "show", "job", array)
+    if answer is None:
+        return None
+    if answer.returncode:
+        is_unknown = "Invalid job id" in answer.stderr or "not found" in answer.stderr
+        return {} if is_unknown else None
+    found: dict[str, JobEnd | None] = {}
+    for line in answer.stdout.splitlines():
+        said = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
+        if "JobState" not in said:
+            continue
+        name = said["JobId"]
+        if "ArrayTaskId" in said:
+            name = f"{said['ArrayJobId']}_[{said['ArrayTaskId']}]"
+        end = _end(
+            said["JobState"],
+            said["ExitCode"],
+            said.get("NodeList", ""),
+            said.get("TimeLimit", ""),
+            said.get("EndTime", ""),
+        )
+        found |= dict.fromkeys(_tasks(name), end)
+    return found
+
+
+def _end(state: str, exit_code: str, node: str, time_limit: str, ended: str) -> JobEnd | None:
+    """Returns a job's end from SLURM's words; None of a job that is not over."""
+    word, _, by = state.partition(" by ")
+    if word not in ENDS:
+        return None
+    code, number = _code(exit_code)
+    return JobEnd(
+        state=word,
+        by=_user(by) if by else "",
+        exit_code=code,
+        signal=number,
+        node="" if node.startswith(("None", "(null")) else node,
+        time_limit=time_limit,
+        ended_utc=_utc(ended),
+    )
+
+
+def _code(text: str) -> tuple[int, int]:
+    """Returns exit code and signal; a shell tells the signal of what it ran as 128 and more.
+
+    >>> _code("1:0"), _code("0:9"), _code("137:0"), _code("")
+    ((1, 0), (0, 9), (0, 9), (0, 0))
+    """
+    code, _, number = text.partition(":")
+    if not code.isdigit() or not number.isdigit():
+        return 0, 0
+    is_signal = 128 < int(code) < 128 + signal.NSIG
+    return (0, int(code) - 128) if is_signal else (int(code), int(number))
+
+
+def _tasks(name: str) -> list[str]:
+    """Returns the ids of jobs that SLURM writes as one.
+
+    >>> _tasks("12"), _tasks("12_3"), _tasks("12_[0,2-3%2]")
+    (['12'], ['12_3'], ['12_0', '12_2', '12_3'])
+    """
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
+    if not match:
+        return [name]
+    tasks: list[str] = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        tasks += [f"{match[1]}_{task}" for task in range(int(first), int(last or first) + 1)]
+    return tasks
+
+
+def _array(job: str) -> str:
+    """Returns the id of the array that a job is a task of, or its own."""
+    return job.split("_")[0]
+
+
+def _arrays(jobs: Collection[str]) -> list[str]:
+    return sorted({_array(job) for job in jobs})
+
+
+def _user(number: str) -> str:
+    try:
+        return pwd.getpwuid(int(number)).pw_name
+    except (KeyError, ValueError):
+        return f"user {number}"
+
+
+def _utc(seconds: str) -> str | None:
+    if not seconds.isdigit():
+        return None
+    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Returns what a command of SLURM's answers, times in seconds since 1970.
+
+    None where there is no such command. One that takes too long is given the exit code 124.
+    """
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=os.environ | {"SLURM_TIME_FORMAT": "%s"},
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", "")
+    except OSError:
+        return None

@@ -1,0 +1,430 @@
+"""What ended a run, where no SLURM is needed to find out: this machine's queue, words, displays."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import sweep_maker
+import trees
+from commands import only_sweep, refusal, skinjob
+
+from skinjob.config import ClusterConfig
+from skinjob.files import write_json
+from skinjob.report.findings import missing
+from skinjob.report.tables import read_sweep
+from skinjob.runs import FAULTS, Run, RunState, Sweep, utc_now
+from skinjob.submit.again import submit_again
+from skinjob.submit.faults import (
+    Ending,
+    ending,
+    local_ending,
+    tail,
+    why_never,
+    why_pending,
+    write_ending,
+)
+from skinjob.submit.slurm import ENDS, JobEnd, job_ends, jobs_in_queue
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
+LONG_AGO = "2020-01-01T00:00:00Z"
+NO_SLURM = "/nonexistent"  # a PATH
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def process_of(run: Run) -> int:
+    """Returns the process that has the run in hand, once it has."""
+    wait_until(lambda: run.state().state == "running")
+    pid = run.state().pid
+    assert pid
+    return pid
+
+
+def queue_of(sweep: Sweep) -> int:
+    """Returns the process of this machine's queue that has the sweep in hand."""
+    ours = os.fsencode(sweep.folder)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if b"skinjob.submit.local\0" in command and ours in command:
+                return int(process.name)
+    raise AssertionError("no queue")
+
+
+def say(run: Run, **words: object) -> None:
+    """Makes a run's last word, its heartbeat long ago."""
+    values = asdict(RunState(queued_utc=LONG_AGO, heartbeat_utc=LONG_AGO)) | words
+    write_json(run.state_file, values)
+
+
+def status(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob status` where there is no SLURM."""
+    return skinjob("status", *arguments, cwd=cwd, PATH=NO_SLURM)
+
+
+@pytest.fixture
+def slurm_sweep(tmp_path: Path) -> Sweep:
+    """The folder of a sweep on SLURM: one run failed and told, one runs, one is done."""
+    sweep = sweep_maker.make_sweep(
+        tmp_path / "runs/sweep", batch_sizes=(32, 64, 128), finished={"bs0128-lr0.01-seed0": 20}
+    )
+    info = sweep.info() | {"cluster": asdict(ClusterConfig(cluster="slurm", partition="gpu"))}
+    write_json(sweep.sweep_file, info)
+    failed, running, _ = sweep.runs()
+    say(
+        failed,
+        state="failed",
+        epoch=7,
+        fault="out of GPU memory",
+        error="a batch of 32 images does not fit the 16 GB of this GPU, which other jobs share",
+        remedy="skinjob submit --batch-sizes 16",
+    )
+    say(running, state="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
+    failed.log_file.write_text("2026-01-01T00:00:00Z the last that the log has\n")
+    sweep.submission_folder.mkdir()
+    (sweep.submission_folder / "12_0_0_log.out").write_text(
+        "submitit INFO (2026-01-01) - Starting\n2026-01-01T00:00:00Z the last that the log has\n"
+        "slurmstepd: error: Detected 1 oom-kill event(s)\n"
+    )
+    return sweep
+
+
+def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
+    """kill -9 on the queue leaves its job at work, which is said; on the job too, it is gone."""
+    assert skinjob("submit", *LONG, cwd=project).returncode == 0
+    sweep = only_sweep(project / "runs")
+    pid = process_of(sweep.runs()[0])
+    os.kill(queue_of(sweep), signal.SIGKILL)
+    at_work = skinjob("status", cwd=project)
+    assert at_work.returncode == 3, at_work.stdout
+    assert at_work.stdout.count(" running ") == 2
+    assert {run.state().state for run in sweep.runs()} == {"running"}
+
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    told = skinjob("status", cwd=project)
+    assert told.returncode == 1, told.stdout
+    for run in sweep.runs():
+        state = run.state()
+        assert (state.state, state.fault) == ("failed", "gone")
+        assert re.match(
+            rf"process {pid} and its queue are gone on \S+ after epoch", str(state.error)
+        )
+    assert "and 1 more of its job: gone" in told.stdout
+
+
+def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
+    """A setup line that fails ends the job before it trains; `submit --wait` says so as it does."""
+    result = skinjob(
+        "submit", *LONG, "--setup", "echo no such module; false", "--wait", cwd=project
+    )
+    assert result.returncode == 1
+    assert refusal(result).startswith("not every run of ")
+    state = only_sweep(project / "runs").runs()[0].state()
+    assert (state.state, state.fault) == ("failed", "never started")
+    assert "ended with an error before it began to train" in str(state.error)
+    assert f"bs0004-lr0.01-seed0 failed, never started: {state.error}\n" in result.stdout
+    queue_log = shlex.split(str(state.remedy))[-1]
+    assert "no such module" in (project / queue_log).read_text()
+
+
+def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
+    """A run that waited for a queue that is no more is not waited for."""
+    sweep = trees.make_sweep(
+        project / "skin_cancer", project / "weights/resnet18.safetensors", project / "runs"
+    )
+    first, second = sweep.runs()
+    say(first, state="queued")
+    say(second, state="queued", queued_utc=utc_now(), heartbeat_utc=None)
+    result = skinjob("status", cwd=project)
+    assert result.returncode == 3
+    assert first.state().fault == "never started"
+    assert second.state().state == "queued", "its queue may be about to start"
+
+
+def test_the_remedy_takes_the_very_sweep_up(project: Path) -> None:
+    """The command to paste names all that differs from the defaults, and makes no other sweep."""
+    sweep = trees.make_sweep(
+        project / "skin_cancer",
+        project / "weights/resnet18.safetensors",
+        project / "my runs",
+        batch_sizes=(2, 4),
+        seeds=(1, 2),
+        lrs=(0.25, 0.5),
+        epochs=7,
+        train="all",
+    )
+    os.chdir(project)
+    words = shlex.split(submit_again(sweep.runs()[0], mem_gb=16.0))
+    assert "--mem" in words
+    result = skinjob(*words[1:], "--dry-run", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "(there already, taken up again)" in result.stdout
+    listed = result.stdout.split("# runs\n")[1].split("\n\n")[0].splitlines()
+    assert sorted(listed) == [run.name for run in sweep.runs()]
+    assert "mem_gb = 16.0" in result.stdout
+
+
+def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
+    """When the disk is full no job can say so: whoever looks is told."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", small], check=True)
+    try:
+        sweep = trees.make_sweep(
+            project / "skin_cancer", project / "weights/resnet18.safetensors", small
+        )
+        run = sweep.runs()[0]
+        say(run, state="running", started_utc=LONG_AGO, host=os.uname().nodename, pid=2**22 + 1)
+        with (small / "fill").open("wb") as fill, contextlib.suppress(OSError):
+            fill.write(bytes(10_000_000))
+        result = skinjob("status", "--runs", small, cwd=project)
+        assert result.returncode == 1
+        assert f"{run.name}: disk full\n  the disk of " in result.stdout
+        assert f"  fix: df -h {run.folder}" in result.stdout
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_job_that_was_told_to_end_is_told_from_a_killed_one(slurm_sweep: Sweep) -> None:
+    """A run that had the time to say queued was ended by a signal that it could heed."""
+    run = slurm_sweep.runs()[1]
+    output = slurm_sweep.submission_folder / "77_0_log.out"
+    asked, killed = (
+        local_ending(run, replace(run.state(), state=state), output, has_result=False)
+        for state in ("queued", "running")
+    )
+    assert (asked.fault, killed.fault) == ("killed", "killed")
+    assert "process 1 was told to end on elsewhere after epoch 3 of 20" in asked.error
+    assert "process 1 was killed (by hand or by the kernel" in killed.error
+
+
+def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
+    """What was found out from outside never takes the place of the run's own last word."""
+    run = slurm_sweep.runs()[1]
+    said = run.state()
+    run.update_state(state="done")
+    found = Ending("gone", "job 12_1 is gone", "skinjob submit", utc_now())
+    assert write_ending(run, said, found).state == "done"
+    assert run.state().state == "done"
+
+
+@pytest.mark.parametrize("tools", ["none", "unable"])
+def test_without_an_answer_of_slurm_nothing_is_concluded(
+    slurm_sweep: Sweep, tmp_path: Path, tools: str
+) -> None:
+    """With no SLURM commands, or ones that fail, the runs' own words are shown and kept."""
+    before = {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()}
+    path = tmp_path / tools
+    if tools == "unable":  # a fake, as quick as a controller that refuses
+        path.mkdir()
+        (path / "squeue").write_text("#!/bin/sh\nexit 1\n")
+        (path / "squeue").chmod(0o755)
+    result = skinjob("status", cwd=tmp_path, PATH=str(path))
+    assert result.returncode == 3, result.stderr
+    assert re.search(r"^bs0064\S+ +running +3/20 +12_1 +SLURM does not answer", result.stdout, re.M)
+    assert {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()} == before
+
+
+def test_status_shows_the_last_words_of_log_and_job(slurm_sweep: Sweep, tmp_path: Path) -> None:
+    """Of the job's output only what the log does not say is shown: SLURM's words, or a crash."""
+    told = status(cwd=tmp_path).stdout
+    assert told.count("the last that the log has") == 1
+    assert "  | slurmstepd: error: Detected 1 oom-kill event(s)\n" in told
+    assert "Starting" not in told
+    assert "\n  fix: skinjob submit --batch-sizes 16\n" in told
+
+
+def test_a_line_that_is_being_written_does_no_harm(tmp_path: Path) -> None:
+    """The tail of a log is read from its end, whatever bytes are in it."""
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * 100_000 + b"\n\xff\xfe\n\nlast\n")
+    assert tail(log, 2) == ["\ufffd\ufffd", "last"]
+    assert tail(tmp_path / "none", 2) == []
+
+
+def test_exit_codes_of_status(slurm_sweep: Sweep, tmp_path: Path) -> None:
+    """A script can wait for 3 to end, and then tells 0, all done, from 1, some failed."""
+    failed, running, done = slurm_sweep.runs()
+    assert status(cwd=tmp_path).returncode == 3
+    say(running, state="done")
+    assert status(cwd=tmp_path).returncode == 1
+    say(failed, state="done")
+    result = status(done.sweep.folder, cwd=tmp_path)
+    assert result.returncode == 0
+    assert "fix:" not in result.stdout
+    assert "no sweep in elsewhere/" in refusal(status("--runs", "elsewhere", cwd=tmp_path))
+
+
+def test_of_many_faults_some_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    """A thousand runs that failed do not bury what ended them."""
+    sweep = sweep_maker.make_sweep(tmp_path / "runs/sweep", batch_sizes=range(1, 31))
+    for run in sweep.runs():
+        say(run, state="failed", fault="exception", error="no", remedy="tail")
+    told = status(cwd=tmp_path).stdout
+    assert told.count(": exception\n") == 5
+    assert "and 25 more" in told
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_status_fits_the_terminal(slurm_sweep: Sweep, tmp_path: Path, columns: int) -> None:
+    """No name is broken and no sentence cut, however narrow the terminal."""
+    lines = on_a_terminal(columns, "status", cwd=tmp_path).splitlines()
+    table = lines[: lines.index("")]
+    assert all(len(line) <= columns for line in table)
+    rows = [row for row in table if re.match(r"bs\d{4}-lr0.01-seed0 +(failed|running|done) ", row)]
+    assert len(rows) == 3
+    assert rows[1].index("SLURM does") == table[0].index("why")
+    text = " ".join(" ".join(lines).split())
+    assert "does not fit the 16 GB of this GPU, which other jobs share" in text
+    sentence = [line for line in lines if "of this GPU" in line or "does not fit" in line]
+    assert all(len(line) <= columns for line in sentence)
+    assert ("12_0" in lines[1]) == (columns >= 80)
+
+
+def on_a_terminal(columns: int, *arguments: str, cwd: Path) -> str:
+    """Returns what `skinjob` shows on a terminal of so many columns, without its colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "skinjob", *arguments],
+        cwd=cwd,
+        env=env | {"PYTHONPATH": ":".join(sys.path), "TERM": "xterm", "PATH": NO_SLURM},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ):
+        os.close(theirs)
+        shown = b"".join(_blocks(ours))
+    os.close(ours)
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
+
+
+def _blocks(terminal: int) -> Iterator[bytes]:
+    with contextlib.suppress(OSError):  # the other end is closed
+        while block := os.read(terminal, 4096):
+            yield block
+
+
+@pytest.mark.parametrize("word", sorted(ENDS))
+def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> None:
+    """Whatever ends a job, its run has one of the faults of README, a sentence and a remedy."""
+    run = slurm_sweep.runs()[1]
+    end = JobEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
+    found = ending(run, run.state(), "12_1", end)
+    assert found.fault in FAULTS
+    assert found.error.startswith("job 12_1 ")
+    assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in found.error
+    assert found.remedy
+
+
+def test_a_step_that_was_out_of_memory_tells_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where cgroups hold the memory, sacct may have the word in the row of the step alone.
+
+    The sacct is a fake: no cgroups could be given to the jobs of the tests' own cluster.
+    """
+    rows = (
+        "12_0|FAILED|0:125|node7|02:00:00|1764000000",
+        "12_0.batch|FAILED|0:125|node7||1764000000",
+        "12_0.0|OUT_OF_MEMORY|0:125|node7||1764000000",
+        "12_[1-2]|CANCELLED by 0|0:0|None assigned|02:00:00|1764000000",
+    )
+    fake = tmp_path / "sacct"
+    fake.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ends = job_ends({"12_0", "12_2"})
+    assert ends["12_0"] == JobEnd(
+        "OUT_OF_MEMORY", "", 0, 125, "node7", "02:00:00", "2025-11-24T16:00:00Z"
+    )
+    assert ends["12_2"] == JobEnd("CANCELLED", "root", 0, 0, "", "02:00:00", "2025-11-24T16:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "no GPU, cores or memory free for it yet (Resources)"),
+        ("Priority", "others are before it (Priority)"),
+        ("BeginTime", "not before its begin time (BeginTime)"),
+        (
+            "ReqNodeNotAvail, UnavailableNodes:vm",
+            "its nodes are down or reserved (ReqNodeNotAvail)",
+        ),
+        (
+            "QOSMaxCpuPerUserLimit",
+            "at a limit of your account or QOS, until others end (QOSMaxCpuPerUserLimit)",
+        ),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, words: str) -> None:
+    """SLURM's reasons are put in words, its own kept for a search; none is taken for a fault."""
+    assert why_pending(reason) == words
+    assert why_never(slurm_sweep.runs()[0], "12_0", reason) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("JobHeldUser", "scontrol release 12_0"),
+        ("JobHeldAdmin", "scontrol show job 12_0 "),
+        ("launch failed requeued held", "scontrol release 12_0"),
+        ("BadConstraints", "scancel 12_0; skinjob submit --name sweep"),
+        ("DependencyNeverSatisfied", "scancel 12_0; skinjob submit --name sweep"),
+        ("PartitionTimeLimit", "sinfo -o '%P %l'; scancel 12_0; skinjob submit --name sweep"),
+        ("QOSMaxWallDurationPerJobLimit", "sacctmgr show assoc user=$USER; scancel 12_0; "),
+        ("AssocMaxCpuPerJobLimit", "sacctmgr show assoc user=$USER; scancel 12_0; "),
+    ],
+)
+def test_a_job_that_waits_for_ever_has_a_remedy(
+    slurm_sweep: Sweep, reason: str, remedy: str
+) -> None:
+    """What never starts by itself is told from what waits, with a command."""
+    never = why_never(slurm_sweep.runs()[0], "12_0", reason)
+    assert never
+    assert f"({reason})" in never[0]
+    assert never[1].startswith(remedy)
+
+
+def test_every_fault_is_explained_in_readme() -> None:
+    """README's table has each fault that a state.json may name, and no other."""
+    (text,) = re.findall(r"## When a run does not end well\n(.*?)\n## ", README, re.S)
+    assert re.findall(r"^\| `([^`]+)` \|", text, re.M) == list(FAULTS)
+
+
+def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:
+    """Whoever reads a report months later learns what ended a run, with no SLURM asked."""
+    first = missing(read_sweep(slurm_sweep))[0]
+    assert first.startswith("bs0032-lr0.01-seed0: failed (out of GPU memory) with ")
+
+
+def test_jobs_are_not_asked_for_without_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is told from an empty queue."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert jobs_in_queue() is None
