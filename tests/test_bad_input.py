@@ -22,9 +22,24 @@ from state_dict_maker import write_old_layout
 from trees import make_tree
 
 from skinjob.cli import main
+from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.fetch.weights import write_untrained
 from skinjob.options import JOB_FILE_KEYS, LISTS, SINGLE
+from skinjob.submit.place import file_system
+from skinjob.submit.plan import (
+    CHECKPOINT_BYTES,
+    DECODED_BYTES,
+    KEPT_MOST_BYTES,
+    KEPT_SHARE,
+    MODEL_BYTES,
+    ROW_BYTES,
+    Plan,
+    bytes_needed,
+    make_plan,
+    write_plan,
+)
 
+ROOT = Path("/usr/share").resolve()  # on a file system of the machine's, not in memory
 HUGE = "9" * 5000
 LONG = "x" * 300
 SUBMIT = ("submit", "--batch-sizes", "4", "--cluster", "local")
@@ -506,6 +521,107 @@ def test_a_sweep_that_does_not_fit_is_refused_with_both_numbers(
         wanted = f"error: --runs disk: the sweep writes up to {megabytes} MB, and 2 MB are free\n"
         assert said.errors.startswith(wanted)
         assert said.code == 1
+
+
+def test_what_is_there_already_needs_no_room(shared: Path, tmp_path: Path) -> None:
+    """On a full disk the same submit again is not refused, and views that are there count."""
+
+    def plan(batch_sizes: tuple[int, ...], train: str) -> Plan:
+        return make_plan(
+            train=TrainConfig(
+                data=str(shared / "skin_cancer"),
+                weights=str(shared / "weights/resnet18.safetensors"),
+                batch_size=4,
+                train=train,
+                epochs=100,
+            ),
+            batch_sizes=batch_sizes,
+            lrs=(0.1,),
+            seeds=(0,),
+            cluster=ClusterConfig(cluster="local"),
+            runs=tmp_path / "runs",
+        )
+
+    rows, views = (100 + 8) * ROW_BYTES, (16 * 100 + 8) * 2048
+    assert bytes_needed(plan((4,), "head"), free=0) == rows + views
+    assert bytes_needed(plan((4,), "head"), free=2**40) == rows + views + 16 * DECODED_BYTES
+    write_plan(plan((4,), "head"))
+    assert bytes_needed(plan((4,), "head"), free=0) == 0
+    _write(tmp_path / "runs/.cache/views/0.safetensors", bytes(16 * 2048))
+    assert bytes_needed(plan((4, 8), "head"), free=0) == 2 * rows + views - 16 * 2048
+    each = 2 * CHECKPOINT_BYTES + MODEL_BYTES
+    assert bytes_needed(plan((4, 8), "all"), free=0) == 2 * (rows + each)
+
+
+def test_submit_reckons_with_what_a_job_keeps() -> None:
+    """The room for decoded images is reckoned without torch, by the numbers that a job goes by."""
+    from skinjob.train import pixels
+
+    assert (KEPT_MOST_BYTES, KEPT_SHARE) == (pixels.MOST_BYTES, pixels.SHARE_OF_DISK)
+
+
+@pytest.fixture
+def slurm_node(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project where there seems to be SLURM: sbatch is a fake, and never gets called here."""
+    borrow(shared, tmp_path)
+    fake = tmp_path / "bin/sbatch"
+    _write(fake, b"#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
+    monkeypatch.delenv("TMPDIR", raising=False)
+    return tmp_path
+
+
+def on_slurm(here: Path, *arguments: str, **env: str) -> Answer:
+    command = ("submit", "--batch-sizes", "4", "--cluster", "slurm", "--dry-run", *arguments)
+    return answer(Case("", command, "", env=env), here)
+
+
+def test_on_slurm_a_place_of_this_machine_alone_is_refused(slurm_node: Path) -> None:
+    """Below /tmp, $TMPDIR or in memory the nodes see nothing: each path is told with its reason."""
+    elsewhere = {"TMPDIR": str(ROOT)}
+    data = str(ROOT / "data")
+    for arguments, env, says in (
+        ((), {}, "--data skin_cancer ("),
+        (("--data", data, "--weights", "/var/tmp/w"), {}, "--weights /var/tmp/w is below /var/tmp"),
+        (("--data", data, "--weights", "/dev/shm/w"), {}, "--weights /dev/shm/w is below /dev/shm"),
+        (("--data", data), elsewhere, f"--data {data} is below $TMPDIR: compute nodes do not see"),
+    ):
+        said = on_slurm(slurm_node, *arguments, **env)
+        assert said.code == 1
+        assert says in said.errors
+        assert "fix:   " in said.errors
+        assert "--allow-node-local" in said.errors
+
+
+def test_on_slurm_the_user_may_say_that_nodes_share_such_a_place(slurm_node: Path) -> None:
+    """Where a site shares its /tmp, an option, a variable or the job file says so."""
+    _write(slurm_node / "site.toml", b"[cluster]\nallow_node_local = true\n")
+    for arguments, env in (
+        (("--allow-node-local",), {}),
+        ((), {"SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1"}),
+        (("--job", "site.toml"), {}),
+    ):
+        said = on_slurm(slurm_node, *arguments, **env)
+        assert said.code == 0, said.errors
+
+
+def test_a_file_system_is_known_by_its_innermost_mount(tmp_path: Path) -> None:
+    """A disk in memory is seen wherever it is mounted, and nothing above it is taken for one."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/sda1 / ext4 rw 0 0\nnfs:/home /home nfs4 rw 0 0\n"
+        "none /home/my\\040scratch tmpfs rw 0 0\nnone /home/twice tmpfs rw 0 0\n"
+        "nfs:/b /home/twice nfs4 rw 0 0\n"
+    )
+    for path, kind in {
+        "/data": "ext4",
+        "/home/me": "nfs4",
+        "/home/my scratch/runs": "tmpfs",
+        "/home/twice/runs": "nfs4",
+    }.items():
+        assert file_system(Path(path), mounts) == kind
+    assert file_system(Path("/data"), tmp_path / "none") == ""
 
 
 def main_table() -> None:

@@ -138,14 +138,14 @@ def _node_local(path: Path) -> str:
     for folder in NODE_LOCAL:
         if path.is_relative_to(folder):
             return f"below {folder}"
-    kind = _file_system(path)
+    kind = file_system(path)
     return f"in this machine's memory ({kind})" if kind in IN_MEMORY else ""
 
 
-def _file_system(path: Path) -> str:
+def file_system(path: Path, mounts: Path = MOUNTS) -> str:
     """Returns the kind of file system that a path is on, as Linux calls it; elsewhere nothing."""
     try:
-        lines = os.fsdecode(MOUNTS.read_bytes()).splitlines()
+        lines = os.fsdecode(mounts.read_bytes()).splitlines()
     except OSError:
         return ""
     kind, inmost = "", 0
