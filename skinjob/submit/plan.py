@@ -390,8 +390,8 @@ def _is_taken(folder: Path) -> bool:
 def _found(plan: Plan, runs: Path) -> Sweep | None:
     """Returns the newest sweep that has these runs already."""
     for sweep in reversed(sweeps(runs)):
-        info = sweep.info()
-        if info.get("identity") == plan.identity and set(plan.configs) <= set(info["runs"]):
+        is_alike = sweep.info().get("identity") == plan.identity
+        if is_alike and set(plan.configs) <= {run.name for run in sweep.runs()}:
             return sweep
     return None
 
