@@ -119,7 +119,8 @@ def make_plan(
 
     A sweep that is there already, of the same recipe, images and weights, is taken up again.
 
-    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's.
+    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
+    *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
     """
     for values, what in ((batch_sizes, "batch sizes"), (lrs, "lr"), (seeds, "seeds")):
         if not values or len(set(values)) < len(values):
@@ -170,8 +171,11 @@ def bytes_needed(plan: Plan, free: int) -> int:
 
     Views and kept images are shared by the runs of a head's sweep; the rest is each run's own.
     """
+    folder = plan.sweep.folder
     new = {
-        n: c for n, c in plan.configs.items() if not Run(plan.sweep.folder / n).config_file.exists()
+        name: config
+        for name, config in plan.configs.items()
+        if not Run(folder / name).config_file.exists()
     }
     if not new:
         return 0
@@ -207,7 +211,7 @@ def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
     """Makes the sweep's folder and a folder for each run, and says queued of those in *queued*.
 
-    Raises: RunError when the folder cannot be written.
+    Raises: RunError when the folder cannot be written, or others can write where jobs execute code.
     """
     sweep = plan.sweep
     try:
