@@ -19,7 +19,7 @@ from skinjob import __version__
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError, SkinjobError, WeightsError
-from skinjob.options import cluster_options, read_job, recipe_options
+from skinjob.options import cluster_options, read_job, recipe_options, told_in
 from skinjob.runs import Run, Sweep, sweeps
 
 if TYPE_CHECKING:
@@ -47,15 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _tell(fault.message, fault.remedy, 1)
     except click.UsageError as fault:
         command = fault.ctx.command_path if fault.ctx else "skinjob"
-        code = _tell(fault.format_message(), f"{command} --help", 2)
+        code = _tell(told_in(fault) + fault.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _tell(message: str, remedy: str, code: int) -> int:
-    click.echo(f"error: {message}\nfix:   {remedy}", err=True)
+    click.echo(f"error: {_in_a_line(message)}\nfix:   {_in_a_line(remedy)}", err=True)
     return code
+
+
+def _in_a_line(text: str) -> str:
+    r"""Returns a text with its line breaks and other controls as \n and the like."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @click.group(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
+import shlex
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -61,7 +63,7 @@ class TrainConfig:
             "at least 1",
             "--batch-sizes 32,64,128,256",
         )
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1", "--epochs 20")
+        _require(1 <= self.epochs <= 10**6, "epochs", self.epochs, "1 to 1000000", "--epochs 20")
         _require(
             math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a number above 0", "--lr 0.01"
         )
@@ -128,6 +130,8 @@ class ClusterConfig:
     """Shell words that start Python in a job; without it, the Python that submits."""
     array_parallelism: int = 256
     """Jobs of one sweep that may work at the same time."""
+    allow_node_local: bool = False
+    """Whether runs, images and weights may lie below /tmp and the like: the nodes share it here."""
 
     def __post_init__(self) -> None:
         _require(
@@ -140,14 +144,21 @@ class ClusterConfig:
         _require(self.gpus in (0, 1), "gpus", self.gpus, "0 or 1: a job uses one GPU", "--gpus 1")
         _require(self.cpus >= 1, "cpus", self.cpus, "at least 1", "--cpus 4")
         _require(
-            math.isfinite(self.mem_gb) and self.mem_gb > 0,
+            # Torch alone needs half a GB; SLURM takes --mem=0M for all the memory of a node.
+            math.isfinite(self.mem_gb) and 0.5 <= self.mem_gb <= 10**5,
             "mem",
             self.mem_gb,
-            "above 0 (GB)",
+            "0.5 to 100000 (GB)",
             "--mem 8",
         )
-        # A job needs a minute to start, and is warned up to two and a half before its end.
-        _require(self.time_min >= 5, "time", self.time_min, "at least 5 (minutes)", "--time 120")
+        _require(
+            # A job needs a minute to start, and is warned up to two and a half before its end.
+            5 <= self.time_min <= 525_600,
+            "time",
+            self.time_min,
+            "5 to 525600 (minutes; a year)",
+            "--time 120",
+        )
         _require(self.requeues >= 0, "requeues", self.requeues, "0 or more", "--requeues 3")
         _require(
             self.array_parallelism >= 1,
@@ -158,14 +169,28 @@ class ClusterConfig:
         )
         for name in ("partition", "account", "qos"):
             value = getattr(self, name)
-            # The value becomes one word of an #SBATCH line; a line break in it would end that line.
+            # It becomes one word of an #SBATCH line, which a line break would end.
             _require(
-                value is None or (value and value.isprintable()),
+                value is None or re.fullmatch(r"[\w.,:@+=/][\w.,:@+=/-]*", value),
                 name,
                 value,
-                "a name",
+                "a name, or several with commas between",
                 f"--{name} NAME",
             )
+        _require(
+            all("\0" not in line for line in self.setup),
+            "setup",
+            list(self.setup),
+            "shell lines without NUL bytes",
+            "--setup 'module load cuda'",
+        )
+        _require(
+            self.python is None or _are_shell_words(self.python),
+            "python",
+            self.python,
+            "shell words that start Python",
+            "--python /path/to/venv/bin/python",
+        )
 
 
 DEFAULTS: dict[str, Any] = {
@@ -188,7 +213,9 @@ def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"job file {path}: no such file", "ls jobs/*.toml") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
-        raise ConfigError(f"job file {path}: {fault}", f"${{EDITOR:-vi}} {path}") from None
+        raise ConfigError(
+            f"job file {path}: {fault}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
+        ) from None
     values: dict[str, Any] = {}
     for table, content in tables.items():
         _known(path, table, options, "table")
@@ -215,6 +242,13 @@ def _known(path: Path, name: str, valid: Any, kind: str) -> None:
 def _require(holds: Any, name: str, value: object, rule: str, option: str) -> None:
     if not holds:
         raise ConfigError(f"{name} is {value!r}, and must be {rule}", f"skinjob submit {option}")
+
+
+def _are_shell_words(text: str) -> bool:
+    try:
+        return text.isprintable() and bool(shlex.split(text))
+    except ValueError:  # a quote that is not closed
+        return False
 
 
 def train_config(values: dict[str, Any]) -> TrainConfig:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -80,7 +81,9 @@ def make_private(folder: Path) -> None:
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise RunError(f"{folder} is not a private folder of yours", f"ls -ld {folder}")
+        raise RunError(
+            f"{folder} is not a private folder of yours", f"ls -ld {shlex.quote(str(folder))}"
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,13 +5,16 @@ A flag wins over its SKINJOB_SUBMIT_* variable, that over the job file, that ove
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from skinjob.config import (
     CLUSTERS,
@@ -26,8 +29,8 @@ from skinjob.config import (
 )
 from skinjob.errors import ConfigError
 
-WHOLE = {"epochs", "gpus", "cpus", "time_min", "requeues", "array_parallelism"}
 DEFAULT_JOB = Path("jobs/default.toml")
+JOB_FILE = "skinjob.job_file"  # click keeps the one that was read under this name
 JOB_FILE_KEYS = {
     "train": {
         "train",
@@ -45,6 +48,28 @@ JOB_FILE_KEYS = {
 }
 TRAIN = {field.name: field.default for field in fields(TrainConfig)}
 CLUSTER = {field.name: field.default for field in fields(ClusterConfig)}
+
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text in quotes"),
+    "str | None": ((str,), "text in quotes"),
+}
+"""What a job file may say of a field of each type, in TOML's types and in words."""
+LISTS = {
+    "batch_sizes": ((int, str), "a list of whole numbers, such as [32, 64]"),
+    "lr": ((int, float, str), "a list of numbers, such as [0.01, 0.1]"),
+    "seeds": ((int, str), 'a list of whole numbers or "0-4"'),
+    "setup": ((str,), 'a list of shell lines, such as ["module load cuda"]'),
+}
+"""The same of the keys that take one value or a list; text in it is read as on the command line."""
+SINGLE = {
+    f.name: KINDS[str(f.type)]
+    for c in (TrainConfig, ClusterConfig)
+    for f in fields(c)
+    if f.name not in LISTS
+}
 
 
 MOST = 10_000  # numbers that a range may stand for; more is a slip, and fills the memory
@@ -72,7 +97,7 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
             value = ",".join(map(str, value))
         numbers: list[int] = []
         for part in str(value).split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            match = re.fullmatch(r"\s*(\d{1,30})(?:-(\d{1,30}))?\s*", part)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
             if not first <= last < first + MOST:
                 self.fail(
@@ -102,19 +127,40 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from cli
 
 def read_job(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Makes the job file's values the defaults of the other options."""
-    file = value or (DEFAULT_JOB if DEFAULT_JOB.is_file() else None)
+    file = value or (DEFAULT_JOB if os.access(DEFAULT_JOB, os.F_OK) else None)
     if file is not None:
+        ctx.meta[JOB_FILE] = file
         values = read_job_file(file, JOB_FILE_KEYS)
-        for name in WHOLE & values.keys():
-            if type(values[name]) is not int:  # click would cut 2.9 down to 2
-                raise ConfigError(
-                    f"job file {file}: {name} is {values[name]!r}, and must be a whole number",
-                    f"${{EDITOR:-vi}} {file}",
-                )
+        for name, value in values.items():
+            _require_kind(file, name, value)
         if isinstance(values.get("setup"), str):
             values["setup"] = [values["setup"]]
         ctx.default_map = values | dict(ctx.default_map or {})
     return file
+
+
+def _require_kind(file: Path, name: str, value: Any) -> None:
+    """Returns when a value is of its option's type: click would take 2.9 for 2, and true for 1."""
+    kinds, words = LISTS[name] if name in LISTS else SINGLE[name]
+    items = value if name in LISTS and isinstance(value, list) else [value]
+    if not all(type(item) in kinds for item in items):
+        raise ConfigError(
+            f"job file {file}: {name} is {value!r}, and must be {words}",
+            f"${{EDITOR:-vi}} {shlex.quote(str(file))}",
+        )
+
+
+def told_in(fault: click.UsageError) -> str:
+    """Returns where the value at fault was written, with a colon, unless on the command line."""
+    if not isinstance(fault, click.BadParameter) or not fault.ctx or not fault.param:
+        return ""
+    context, option = fault.ctx, fault.param
+    source = context.get_parameter_source(option.name or "")
+    if source == ParameterSource.DEFAULT_MAP:
+        return f"job file {context.meta[JOB_FILE]}: "
+    if source == ParameterSource.ENVIRONMENT:
+        return f"{option.envvar or f'{context.auto_envvar_prefix}_{option.name}'.upper()}: "
+    return ""
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -247,14 +293,22 @@ cluster_options = options(
         type=ShellLine(),
         multiple=True,
         metavar="LINE",
-        help="Shell line that a job runs first, as it is (module load cuda); may be repeated.",
+        help="A line for the job's shell, run first, as it is (module load cuda); may be repeated.",
     ),
-    click.option("--python", help="Starts Python in a job. [default: the Python that submits]"),
+    click.option(
+        "--python",
+        help="Words for the job's shell that start Python. [default: the Python that submits]",
+    ),
     click.option(
         "--array-parallelism",
         type=int,
         default=CLUSTER["array_parallelism"],
         show_default=True,
         help="Jobs that may work at the same time.",
+    ),
+    click.option(
+        "--allow-node-local",
+        is_flag=True,
+        help="Take paths below /tmp and the like: here the nodes share them.",
     ),
 )

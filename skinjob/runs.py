@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -202,12 +203,30 @@ class Sweep:
         return self.cache_folder / "views"
 
     def info(self) -> dict[str, Any]:
-        """Returns sweep.json. Raises: RunError when the folder is not a sweep's."""
-        return _read_json(self.sweep_file, f"{self.folder} is not a sweep")
+        """Returns sweep.json.
+
+        Raises: RunError when the folder is not a sweep's, or a run's name leads out of it.
+        """
+        info = _read_json(self.sweep_file, f"{self.folder} is not a sweep")
+        names = info.get("runs")
+        for name in names if isinstance(names, list) else ():
+            # Somebody else may have written it: a run is a folder right in its sweep's, or none.
+            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+                raise RunError(
+                    f"{self.sweep_file}: {name!r} is no run of this sweep",
+                    f"ls {shlex.quote(str(self.folder))}",
+                )
+        return info
 
     def runs(self) -> list[Run]:
-        """Returns the sweep's runs, in the order of sweep.json."""
-        return [Run(self.folder / name) for name in self.info()["runs"]]
+        """Returns the sweep's runs, in the order of sweep.json. Raises: RunError as `info` does."""
+        names = self.info().get("runs")
+        if not isinstance(names, list):
+            raise RunError(
+                f"{self.sweep_file}: no list of runs in it",
+                f"cat {shlex.quote(str(self.sweep_file))}",
+            )
+        return [Run(self.folder / name) for name in names]
 
 
 def run_name(batch_size: int, lr: float, seed: int) -> str:
@@ -240,7 +259,7 @@ def _read_json(file: Path, fault: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"{fault}: no {file.name} in it", "ls runs") from None
     except (OSError, ValueError) as problem:
-        raise RunError(f"{fault}: {file}: {problem}", f"cat {file}") from None
+        raise RunError(f"{fault}: {file}: {problem}", f"cat {shlex.quote(str(file))}") from None
     if not isinstance(values, dict):
-        raise RunError(f"{fault}: {file} holds no object", f"cat {file}")
+        raise RunError(f"{fault}: {file} holds no object", f"cat {shlex.quote(str(file))}")
     return values

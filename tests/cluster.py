@@ -75,13 +75,13 @@ class Slurm:
         """Runs a command as on the login node, and returns it with its output captured.
 
         *env* is added to the environment, in which no SLURM variable of ours is left: the tests
-        may themselves be a job.
+        may themselves be a job. The tests' folders lie below /tmp, which this one node shares.
         """
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         return subprocess.run(
             ["nsenter", f"--net={self.netns}", *argv],
             cwd=cwd,
-            env={**ours, **self.env, **(env or {})},
+            env={**ours, **self.env, "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1", **(env or {})},
             check=check,
             timeout=timeout_s,
             stdin=subprocess.DEVNULL,

@@ -253,7 +253,7 @@ def test_a_full_disk_is_said_and_leaves_no_sweep(project: Path) -> None:
         pytest.skip("mounting a small file system needs root")
     small = project / "small"
     small.mkdir()
-    assert os.system(f"mount -t tmpfs -o size=16k tmpfs '{small}'") == 0
+    assert os.system(f"mount -t tmpfs -o nr_inodes=4 tmpfs '{small}'") == 0
     try:
         result = skinjob("submit", *SMALL, "--runs", small, cwd=project)
         assert "No space left on device" in refusal(result)

@@ -59,6 +59,7 @@ STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8.5,
     "legend.fontsize": 9,
     "legend.frameon": False,
+    "text.parse_math": False,  # a sweep may be called anything
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "svg.fonttype": "none",  # words stay words: they can be searched, read aloud and edited
@@ -209,7 +210,7 @@ def _plot(
     axes.plot(
         places,
         mean,
-        label=label,
+        label=f" {label}" if label.startswith("_") else label,  # matplotlib would show no such
         color=look.color,
         linestyle=look.line,
         marker=look.marker,

@@ -39,9 +39,10 @@ def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
     """Starts the queue's process, which outlives this one, and returns its process id.
 
     Raises: RunError while another such process is at work on the sweep, or when the machine's
-    locks are not the user's own.
+    locks or the sweep's submission folder are not the user's own.
     """
     slot_folder()
+    make_private(sweep.submission_folder)
     with (
         queue_lock(sweep).open("wb") as lock,
         (sweep.submission_folder / "queue.log").open("ab") as output,
@@ -75,7 +76,11 @@ def require_free(sweep: Sweep) -> None:
 
 
 def work(sweep: Sweep, runs: Sequence[str]) -> None:
-    """Runs them all, a job in each slot, and returns when the last has ended."""
+    """Runs them all, a job in each slot, and returns when the last has ended.
+
+    Raises: RunError when others could have put pickles where the jobs read them.
+    """
+    make_private(sweep.submission_folder)
     cluster = ClusterConfig(**_cluster_values(sweep))
     slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
     slots = slots or [None]

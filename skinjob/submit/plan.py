@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,13 +21,31 @@ from skinjob import __version__
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.errors import ConfigError, RunError
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
-from skinjob.files import write_json
+from skinjob.files import make_private, write_json
 from skinjob.images import ImageSet, scan, write_index
 from skinjob.runs import Run, RunState, Sweep, run_name, sweeps, utc_now
 from skinjob.submit.gpus import visible_gpus
+from skinjob.submit.place import (
+    free_bytes,
+    require_for_sbatch,
+    require_kept_from_strangers,
+    require_path,
+    require_room,
+    require_shared,
+    require_writable,
+)
 
 FORMAT = 1
+MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
 MOST_HEADS = 128  # in one job: they are trained one after another, on one core
+
+VIEW_BYTES = 2048  # of an image in a view: 512 float32
+DECODED_BYTES = 224 * 224 * 3  # of an image with its shorter side at 224, and more where it is long
+KEPT_MOST_BYTES = 4 << 30  # decoded images of a split that a job keeps while at work
+KEPT_SHARE = 8  # and no more than this part of what is free
+CHECKPOINT_BYTES = 135_000_000  # ResNet18 with AdamW's two moments; while one is written, two
+MODEL_BYTES = 45_000_000
+ROW_BYTES = 250  # of metrics.csv and predictions.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +119,8 @@ def make_plan(
 
     A sweep that is there already, of the same recipe, images and weights, is taken up again.
 
-    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's.
+    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
+    *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
     """
     for values, what in ((batch_sizes, "batch sizes"), (lrs, "lr"), (seeds, "seeds")):
         if not values or len(set(values)) < len(values):
@@ -107,6 +128,9 @@ def make_plan(
                 f"{what} {list(values)}: each one once, and at least one", "skinjob submit --help"
             )
     cluster = replace(cluster, cluster=_resolve_cluster(cluster.cluster))
+    if str(runs).startswith("-"):
+        runs = runs.absolute()  # as a word of a command, a relative one would be an option
+    _require_places(train, runs, cluster)
     device, device_reason, cluster = _resolve_device(train.device, cluster)
     if cluster.cluster == "local" and _lacks_torch(cluster):
         raise ConfigError(
@@ -136,9 +160,36 @@ def make_plan(
         images=images,
         device_reason=device_reason,
     )
-    return replace(
-        plan, sweep=_named(plan, runs, name) if name else _found(plan, runs) or _fresh(plan, runs)
-    )
+    sweep = _found(plan, runs) or _fresh(plan, runs) if name is None else _named(plan, runs, name)
+    plan = replace(plan, sweep=sweep)
+    _require_fit(plan)
+    return plan
+
+
+def bytes_needed(plan: Plan, free: int) -> int:
+    """Returns the most that the sweep's new runs will write, where *free* bytes are free.
+
+    Views and kept images are shared by the runs of a head's sweep; the rest is each run's own.
+    """
+    folder = plan.sweep.folder
+    new = {
+        name: config
+        for name, config in plan.configs.items()
+        if not Run(folder / name).config_file.exists()
+    }
+    if not new:
+        return 0
+    recipe = next(iter(new.values()))
+    num_train, num_test = len(plan.images.split("train")), len(plan.images.split("test"))
+    at_once = min(len(jobs_of(new)), _most_jobs_at_once(plan.cluster))
+    decoded = num_train if recipe.train == "head" else num_train + num_test
+    kept = at_once * min(decoded * DECODED_BYTES, KEPT_MOST_BYTES, free // KEPT_SHARE)
+    rows = len(new) * (recipe.epochs + num_test) * ROW_BYTES
+    if recipe.train == "all":
+        return kept + rows + len(new) * (2 * CHECKPOINT_BYTES + MODEL_BYTES)
+    views = VIEW_BYTES * (num_train * recipe.epochs + num_test)
+    there = sum(file.stat().st_size for file in plan.sweep.views_folder.glob("*.safetensors"))
+    return kept + rows + max(0, views - there)  # those that are there may be these
 
 
 def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
@@ -160,13 +211,13 @@ def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
     """Makes the sweep's folder and a folder for each run, and says queued of those in *queued*.
 
-    Raises: RunError when the folder cannot be written.
+    Raises: RunError when the folder cannot be written, or others can write where jobs execute code.
     """
     sweep = plan.sweep
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         # Jobs execute the pickles in here: whoever can write to it runs code as the user.
-        sweep.submission_folder.mkdir(mode=0o700, exist_ok=True)
+        make_private(sweep.submission_folder)
         for name, config in plan.configs.items():
             run = Run(sweep.folder / name)
             if not run.config_file.exists():
@@ -181,7 +232,7 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
     except OSError as fault:
         raise RunError(
             f"sweep folder {sweep.folder}: {fault.strerror}",
-            f"df -h {sweep.folder.parent}; or choose another --runs",
+            f"df -h {shlex.quote(str(sweep.folder.parent))}; or choose another --runs",
         ) from None
 
 
@@ -241,6 +292,31 @@ def _resolve_cluster(cluster: str) -> str:
     return cluster
 
 
+def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig) -> None:
+    """Returns when the paths can be used at all, here and on the nodes."""
+    paths = {"--data": Path(train.data), "--weights": Path(train.weights), "--runs": runs}
+    for option, path in paths.items():
+        require_path(option, path)
+        if cluster.cluster == "slurm" and not cluster.allow_node_local:
+            require_shared(option, path)
+    require_writable(runs)
+
+
+def _require_fit(plan: Plan) -> None:
+    """Returns when the sweep's own folder can be used, and has room for its runs."""
+    folder = plan.sweep.folder
+    if plan.cluster.cluster == "slurm":
+        require_for_sbatch(folder)
+    require_kept_from_strangers(folder)
+    require_room(folder.parent, bytes_needed(plan, free_bytes(folder.parent)))
+
+
+def _most_jobs_at_once(cluster: ClusterConfig) -> int:
+    if cluster.cluster == "slurm":
+        return cluster.array_parallelism
+    return max(1, len(visible_gpus()) if cluster.gpus else 1)
+
+
 def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, ClusterConfig]:
     """Returns the device that every run will insist on, the reason, and the cluster with its GPUs.
 
@@ -289,24 +365,37 @@ def _require_batches_fit(batch_sizes: Sequence[int], images: ImageSet) -> None:
 
 
 def _named(plan: Plan, runs: Path, name: str) -> Sweep:
-    sweep = Sweep(runs / name)
-    if Path(name).name != name or name.startswith((".", "-")) or not name.isprintable():
+    is_plain = Path(name).name == name and not name.startswith((".", "-")) and name.isprintable()
+    if not name or not is_plain or len(os.fsencode(name)) > MOST_NAME_BYTES:
         raise ConfigError(
             f"sweep name {name!r} is not a plain folder name", "skinjob submit --name my-sweep"
+        )
+    sweep = Sweep(runs / name)
+    if not sweep.sweep_file.exists() and _is_taken(sweep.folder):
+        raise RunError(
+            f"{sweep.folder} is there, and is no sweep",
+            f"skinjob submit --name {shlex.quote(name + '-2')}",
         )
     if sweep.sweep_file.exists() and sweep.info().get("identity") != plan.identity:
         raise RunError(
             f"sweep {sweep.folder} is there, with another recipe, images or weights",
-            f"skinjob submit --name {name}-2",
+            f"skinjob submit --name {shlex.quote(name + '-2')}",
         )
     return sweep
+
+
+def _is_taken(folder: Path) -> bool:
+    """Says whether something is there that is not an empty folder."""
+    if folder.is_dir():
+        return any(folder.iterdir())
+    return folder.exists() or folder.is_symlink()
 
 
 def _found(plan: Plan, runs: Path) -> Sweep | None:
     """Returns the newest sweep that has these runs already."""
     for sweep in reversed(sweeps(runs)):
-        info = sweep.info()
-        if info.get("identity") == plan.identity and set(plan.configs) <= set(info["runs"]):
+        is_alike = sweep.info().get("identity") == plan.identity
+        if is_alike and set(plan.configs) <= {run.name for run in sweep.runs()}:
             return sweep
     return None
 
