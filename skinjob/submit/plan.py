@@ -20,7 +20,7 @@ from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.errors import ConfigError, RunError
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.files import write_json
-from skinjob.images import ImageSet, scan, write_index
+from skinjob.images import ImageSet, scan, shown, write_index
 from skinjob.runs import Run, RunState, Sweep, run_name, sweeps, utc_now
 from skinjob.submit.gpus import visible_gpus
 
@@ -71,6 +71,7 @@ class Plan:
             ("weights", f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{untrained}"),
             ("train", f"{counts['train']}{ignored}"),
             ("test", counts["test"]),
+            *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
             *(
@@ -94,6 +95,7 @@ def make_plan(
     cluster: ClusterConfig,
     runs: Path,
     name: str | None = None,
+    skip_bad_images: bool = False,
 ) -> Plan:
     """Returns the sweep of *train* over the grid of its axes, weights and images checked.
 
@@ -114,7 +116,7 @@ def make_plan(
             "pip install 'skinjob[train]'; or submit with --python /path/to/python",
         )
     weights = read_weights_info(Path(train.weights))
-    images = scan(Path(train.data))
+    images = scan(Path(train.data), skips_bad=skip_bad_images)
     train = replace(
         train,
         device=device,
@@ -223,11 +225,33 @@ def _sweep_info(plan: Plan) -> dict[str, Any]:
             "fingerprint": plan.images.fingerprint(),
             "classes": list(plan.images.classes),
             "counts": plan.images.counts(),
+            "skipped": [asdict(fault) for fault in plan.images.skipped],
         },
         "cluster": asdict(plan.cluster),
         "jobs": old.get("jobs", {}),
         "versions": {"skinjob": __version__, "python": platform.python_version()},
     }
+
+
+def _remarks(images: ImageSet) -> list[tuple[str, str]]:
+    """Returns what a person should know of the images, and may want, as label and words."""
+    remarks = []
+    if images.skipped:
+        first = images.skipped[0]
+        words = (
+            f"{_count(images.skipped, 'faulty image')} (first: {shown(first.path)}: {first.fault})"
+        )
+        remarks.append(("skipped", words))
+    return remarks
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    """Returns how many there are, in words.
+
+    >>> _count("ab", "image"), _count("a", "image")
+    ('2 images', '1 image')
+    """
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _resolve_cluster(cluster: str) -> str:
