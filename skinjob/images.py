@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError, _imaging
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
 from skinjob.console import progress
 from skinjob.errors import ImagesError
@@ -152,7 +152,7 @@ def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
 
 
 def decode(content: bytes) -> Image.Image:
-    """Returns an image file's first frame in RGB, without its transparency.
+    """Returns an image file's first frame in RGB, upright, without its transparency.
 
     Raises: ValueError for a size that is not trained on, before a pixel is decoded, and whatever
     Pillow raises for bytes that are not a whole image.
@@ -160,6 +160,8 @@ def decode(content: bytes) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     _require_size(*image.size)
     image.load()
+    with contextlib.suppress(Exception):  # EXIF that does not read turns nothing: as in a viewer
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit values to 255 on the way to RGB, which turns most of an image white.
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")

@@ -304,6 +304,36 @@ def test_of_an_animation_the_first_frame_is_seen(kind: str) -> None:
     assert abs(int(np.asarray(decode(content))[-1, -1, 0]) - 240) < 8
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_a_viewer_turns_it(kind: str, orientation: int) -> None:
+    """A photograph that was taken sideways is trained on upright, by what its EXIF says."""
+    turned = {  # how the camera held the picture, by the EXIF standard's table of orientations
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    upright = np.asarray(drawn(size=(32, 48)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(turned[orientation](upright)))
+    seen = decode(encoded(stored, kind, exif=exif))
+    assert seen.size == (32, 48)
+    assert np.abs(np.asarray(seen, int) - upright).max() < 12
+
+
+def test_exif_that_does_not_read_is_no_fault(tree: Path) -> None:
+    """Bytes that are not pixels never cost an image."""
+    content = encoded(drawn(), "PNG", exif=b"Exif\0\0no header")
+    (tree / "train/benign/new.jpg").write_bytes(content)
+    assert len(scan(tree).files) == 11
+
+
 def test_what_systems_leave_behind_is_passed_over(tree: Path) -> None:
     """Traces of Finder, Explorer and unzip are neither images nor classes nor faults."""
     for name in (".DS_Store", "._0.jpg", ".thumbs/0.jpg", "__MACOSX/0.jpg", "Thumbs.db"):
