@@ -112,6 +112,17 @@ class ImageSet:
             for split in SPLITS
         }
 
+    def in_train_too(self) -> tuple[ImageFile, ...]:
+        """Returns the test images that are, byte for byte, training images too."""
+        train = {file.sha256 for file in self.split("train")}
+        return tuple(file for file in self.split("test") if file.sha256 in train)
+
+    def in_two_classes(self) -> tuple[ImageFile, ...]:
+        """Returns the images that lie, byte for byte, in another class too."""
+        labels = {file.sha256: file.label for file in self.files}
+        torn = {file.sha256 for file in self.files if file.label != labels[file.sha256]}
+        return tuple(file for file in self.files if file.sha256 in torn)
+
     def fingerprint(self, split: str | None = None) -> str:
         """Returns a SHA-256 over every path below the root and its content, of one split or all."""
         digest = hashlib.sha256()

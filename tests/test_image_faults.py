@@ -466,3 +466,29 @@ def test_folders_are_not_skipped(project: Path) -> None:
     assert "1 faulty folder" in refusal(result)
     assert "--skip-bad-images" not in result.stderr
     assert not (project / "runs").exists()
+
+
+# Images that are there twice
+
+
+def test_an_image_in_both_splits_or_classes_is_told_and_not_refused(project: Path) -> None:
+    """Equal bytes in train and test, or under two labels, are counted in plan and sweep.json."""
+    tree = project / "skin_cancer"
+    shutil.copy(tree / "train/benign/0.jpg", tree / "test/benign/copy.jpg")
+    shutil.copy(tree / "train/benign/1.jpg", tree / "test/benign/copy2.jpg")
+    shutil.copy(tree / "train/malignant/0.jpg", tree / "train/benign/two.jpg")
+    result = skinjob("submit", *SMALL, "--dry-run", cwd=project)
+    assert result.returncode == 0, result.stderr
+    notes = [line for line in result.stdout.splitlines() if line.startswith("note ")]
+    assert "2 test images are in train too, byte for byte (first: test/benign/copy.jpg)" in notes[0]
+    assert "2 images are in two classes, byte for byte (first: train/benign/two.jpg)" in notes[1]
+    info = make_sweep(tree, project / "weights/resnet18.safetensors", project / "runs").info()
+    assert info["images"]["repeated"] == {"test_in_train": 2, "in_two_classes": 2}
+
+
+def test_of_images_that_are_there_once_nothing_is_told(project: Path) -> None:
+    """No note is printed where there is nothing to note."""
+    result = skinjob("submit", *SMALL, "--dry-run", cwd=project)
+    assert result.returncode == 0
+    assert "note " not in result.stdout
+    assert "skipped" not in result.stdout

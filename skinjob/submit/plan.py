@@ -226,6 +226,10 @@ def _sweep_info(plan: Plan) -> dict[str, Any]:
             "classes": list(plan.images.classes),
             "counts": plan.images.counts(),
             "skipped": [asdict(fault) for fault in plan.images.skipped],
+            "repeated": {
+                "test_in_train": len(plan.images.in_train_too()),
+                "in_two_classes": len(plan.images.in_two_classes()),
+            },
         },
         "cluster": asdict(plan.cluster),
         "jobs": old.get("jobs", {}),
@@ -242,6 +246,15 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
             f"{_count(images.skipped, 'faulty image')} (first: {shown(first.path)}: {first.fault})"
         )
         remarks.append(("skipped", words))
+    for what, where, so, repeated in (
+        ("test image", "in train too", "the test accuracy flatters", images.in_train_too()),
+        ("image", "in two classes", "a label is wrong", images.in_two_classes()),
+    ):
+        if repeated:
+            verb = "are" if len(repeated) > 1 else "is"
+            path = shown(repeated[0].path)
+            words = f"{_count(repeated, what)} {verb} {where}, byte for byte (first: {path}): {so}"
+            remarks.append(("note", words))
     return remarks
 
 
