@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import random
 import shutil
 import socket
 import struct
@@ -492,3 +493,58 @@ def test_of_images_that_are_there_once_nothing_is_told(project: Path) -> None:
     assert result.returncode == 0
     assert "note " not in result.stdout
     assert "skipped" not in result.stdout
+
+
+# Images that change while the job waits
+
+
+def _same_size(file: Path) -> None:
+    file.write_bytes(random.Random(0).randbytes(file.stat().st_size))
+
+
+def _same_clock(file: Path) -> None:
+    """Changes a byte behind the pixels, and puts the file's times back."""
+    times = file.stat()
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"\0")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "place", "train"),
+    [
+        (Path.unlink, "no such file", "train/benign/0.jpg", "head"),
+        (_same_size, "has changed", "test/malignant/1.jpg", "head"),
+        (_same_size, "has changed", "train/benign/0.jpg", "all"),
+        (_same_clock, "has changed", "train/benign/0.jpg", "head"),
+        (_replace_by(os.mkfifo), "a named pipe, not a file", "train/benign/0.jpg", "head"),
+        (_replace_by(Path.mkdir), "a folder, not a file", "test/malignant/1.jpg", "head"),
+    ],
+    ids=["removed", "garbage", "garbage, all layers", "one byte", "pipe", "folder"],
+)
+def test_an_image_that_changes_before_the_job_begins_fails_it_by_name(
+    weights: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    words: str,
+    place: str,
+    train: str,
+) -> None:
+    """No number comes from an image that is not the one that was submitted."""
+    data = make_tree(tmp_path / "data", num_train=2, num_test=2)
+    run = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[2], train=train).runs()[0]
+    change(data / place)
+    with pytest.raises(ImagesError, match=f"{place}.*{words}"):
+        run_job([run.folder])
+    state = run.state()
+    assert state.state == "failed"
+    assert place in str(state.error)
+    assert not run.metric_rows()
