@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import only_sweep, refusal, skinjob
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from trees import make_sweep, make_tree
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.errors import ImagesError
-from skinjob.images import MOST_PIXELS, decode, read_index, scan
+from skinjob.images import MOST_PIXELS, decode, read_index, scan, shown, write_index
 from skinjob.submit.plan import make_plan, write_plan
 from skinjob.train.job import run_job
 
@@ -548,3 +550,139 @@ def test_an_image_that_changes_before_the_job_begins_fails_it_by_name(
     assert state.state == "failed"
     assert place in str(state.error)
     assert not run.metric_rows()
+
+
+# Whatever else there may be
+
+Tree = dict[str, dict[str, dict[str, bytes]]]
+"""Split, class, file: content."""
+GOOD = [encoded(drawn(mode), kind) for mode, kind in (("RGB", "JPEG"), ("L", "PNG"), ("P", "GIF"))]
+BAD = [b"", b"GIF89a", b"<html>", GOOD[1][:50], encoded(drawn(size=(9, 9)), "PNG")]
+LETTERS = "aB-'\",;%\n\r\t\x1b\\\u2028\u202eé皮" + os.fsdecode(b"\x80\xff")
+STEMS = st.text(LETTERS, min_size=1, max_size=4)
+IMAGE_NAMES = st.builds(str.__add__, STEMS, st.sampled_from([".jpg", ".PNG", ".tiff", " x.jpg"]))
+CLASSES = ["a", "b", "c d"]
+
+
+def folders(contents: list[bytes], *, least: int) -> st.SearchStrategy[dict[str, bytes]]:
+    return st.dictionaries(IMAGE_NAMES, st.sampled_from(contents), min_size=least, max_size=3)
+
+
+def trees(folder: st.SearchStrategy[dict[str, bytes]]) -> st.SearchStrategy[Tree]:
+    """Returns trees whose splits have the same classes, of such folders."""
+    return st.lists(st.sampled_from(CLASSES), min_size=2, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries(
+            {s: st.fixed_dictionaries(dict.fromkeys(names, folder)) for s in ("train", "test")}
+        )
+    )
+
+
+WHOLE_TREES = trees(folders(GOOD, least=1))
+TREES_WITH_BAD_IMAGES = trees(folders([*GOOD, *BAD], least=0))
+ANY_TREES = st.dictionaries(
+    st.sampled_from(["train", "test"]),
+    st.dictionaries(st.sampled_from(CLASSES), folders([*GOOD, *BAD], least=0)),
+)
+
+
+def wrong(tree: Tree) -> set[str]:
+    """Returns the paths below the root at which a tree is faulty, said in another way."""
+    bad = {split for split in ("train", "test") if len(tree.get(split, {})) < 2}
+    for split, other in (("train", "test"), ("test", "train")):
+        for name, files in tree.get(split, {}).items():
+            if other in tree and name not in tree[other]:
+                bad.add(f"{split}/{name}")
+            if not any(content in GOOD for content in files.values()):
+                bad.add(f"{split}/{name}")
+            bad |= {f"{split}/{name}/{file}" for file in files if files[file] not in GOOD}
+    return bad
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(tree=WHOLE_TREES | TREES_WITH_BAD_IMAGES | ANY_TREES)
+def test_a_tree_is_taken_whole_or_its_faults_are_listed(
+    tmp_path_factory: pytest.TempPathFactory, tree: Tree
+) -> None:
+    """Of any tree the scan gives the images that a job will read, or a line for each fault."""
+    folder = tmp_path_factory.mktemp("tree")
+    root = folder / "skin_cancer"
+    root.mkdir()
+    for split, classes in tree.items():
+        (root / split).mkdir()
+        for name, files in classes.items():
+            (root / split / name).mkdir()
+            for file, content in files.items():
+                (root / split / name / file).write_bytes(content)
+    wanted = sorted(shown(path) for path in wrong(tree))
+    if wanted:
+        with pytest.raises(ImagesError) as fault:
+            scan(root)
+        lines = [line.removeprefix(f"{root}/") for line in fault.value.details]
+        assert sorted(line.split("  ")[0] for line in lines) == wanted
+        assert len(fault.value.message.splitlines()) == 1
+    else:
+        images = scan(root)
+        write_index(images, folder / "images.csv")
+        assert read_index(folder / "images.csv", root, images.classes) == images
+        assert {file.path for file in images.files} == {
+            f"{split}/{name}/{file}"
+            for split in tree
+            for name in tree[split]
+            for file in tree[split][name]
+        }
+    shutil.rmtree(folder)
+
+
+SAVED: list[tuple[str, dict[str, object]]] = [
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("PNG", {}),
+    ("GIF", {}),
+    ("WEBP", {}),
+    ("WEBP", {"lossless": True}),
+    ("BMP", {}),
+    ("PPM", {}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ("TIFF", {"compression": "jpeg"}),
+]
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """Returns a file with some bits turned, a part cut out, or a part of it put elsewhere."""
+    first, last = sorted(draw.sample(range(len(content) + 1), 2))
+    match draw.choice(["flip", "flip", "cut", "splice", "end"]):
+        case "flip":
+            spoilt = bytearray(content)
+            for _ in range(draw.randint(1, 8)):
+                # Most flips go to the head: what follows is pixels, of which any will do.
+                place = draw.randrange(len(spoilt) if draw.random() < 0.5 else min(64, len(spoilt)))
+                spoilt[place] ^= 1 << draw.randrange(8)
+            return bytes(spoilt)
+        case "cut":
+            return content[:first] + content[last:]
+        case "splice":
+            place = draw.randrange(len(content))
+            return content[:place] + content[first:last] + content[place:]
+        case _:
+            return content[:last]
+
+
+def test_damaged_files_are_taken_or_listed_and_never_more(tree: Path) -> None:
+    """No damage to a file ends the scan in another way, or prints a word beside the list."""
+    draw = random.Random(0)
+    picture = drawn(size=(18, 20))
+    whole = [encoded(picture, kind, **options) for kind, options in SAVED]
+    folder = tree / "train/benign"
+    for number in range(600):
+        content = damaged(whole[number % len(whole)], draw)
+        (folder / f"{number:03}.jpg").write_bytes(content)
+    code = (
+        "import sys; from pathlib import Path; from skinjob.images import scan\n"
+        "print(len(scan(Path(sys.argv[1]), skips_bad=True).skipped))\n"
+    )
+    words = [sys.executable, "-c", code, str(tree)]
+    result = subprocess.run(words, env=ENV, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert 100 < int(result.stdout) < 600  # neither all nor none: the damage is of all degrees
