@@ -151,6 +151,7 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
 def submit(
     train: str,
     data: str,
+    skip_bad_images: bool,
     weights: str,
     batch_sizes: tuple[int, ...],
     epochs: int,
@@ -198,6 +199,7 @@ def submit(
         cluster=ClusterConfig(**cluster),
         runs=runs,
         name=name,
+        skip_bad_images=skip_bad_images,
     )
     _print_plan(plan)
     if dry_run:

@@ -35,6 +35,7 @@ JOB_FILE_KEYS = {
     "train": {
         "train",
         "data",
+        "skip_bad_images",
         "weights",
         "batch_sizes",
         "epochs",
@@ -192,6 +193,11 @@ recipe_options = options(
         default="skin_cancer",
         show_default=True,
         help="Image folder: {train,test}/<class>/*.jpg.",
+    ),
+    click.option(
+        "--skip-bad-images",
+        is_flag=True,
+        help="Go on without the images that are faulty.",
     ),
     click.option(
         "--weights",

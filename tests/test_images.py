@@ -50,19 +50,6 @@ def test_fingerprint_follows_content_and_not_place(tree: Path, tmp_path: Path) -
     assert scan(copy).fingerprint("train") == scan(tree).fingerprint("train")
 
 
-def test_faulty_images_are_all_counted_and_named(tree: Path) -> None:
-    """Truncated, empty and false images are found at once, each with its reason."""
-    whole = (tree / "train/benign/0.jpg").read_bytes()
-    (tree / "train/benign/cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (tree / "train/benign/empty.jpg").write_bytes(b"")
-    (tree / "train/malignant/page.jpg").write_text("<html>")
-    with pytest.raises(ImagesError) as fault:
-        scan(tree)
-    assert fault.value.message.startswith("3 of 13 images do not open")
-    for word in ("cut.jpg (image file is truncated", "empty.jpg (empty file)", "page.jpg (not an"):
-        assert word in fault.value.message
-
-
 def test_files_that_are_not_images_are_ignored_and_counted(tree: Path) -> None:
     """A thumbnail database or a note beside the images does no harm, and is mentioned."""
     (tree / "train/benign/Thumbs.db").write_bytes(b"x")
@@ -71,27 +58,6 @@ def test_files_that_are_not_images_are_ignored_and_counted(tree: Path) -> None:
     images = scan(tree)
     assert len(images.files) == 10
     assert images.num_ignored == 1
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda tree: shutil.rmtree(tree), "no such folder"),
-        (lambda tree: shutil.rmtree(tree / "test"), "no test/ in it"),
-        (lambda tree: shutil.rmtree(tree / "test/benign"), "only one has train/benign"),
-        (lambda tree: (tree / "test/extra").mkdir(), "only one has test/extra"),
-        (lambda tree: [f.unlink() for f in (tree / "test/benign").iterdir()], "no image in it"),
-        (
-            lambda tree: [shutil.rmtree(tree / s / "benign") for s in ("train", "test")],
-            "1 class folders in train/, 2 or more wanted",
-        ),
-    ],
-)
-def test_a_tree_of_another_shape_is_refused(tree: Path, spoil: object, words: str) -> None:
-    """What is wrong with the folders is said in the words of the folders."""
-    spoil(tree)  # type: ignore[operator]
-    with pytest.raises(ImagesError, match=words):
-        scan(tree)
 
 
 def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:
@@ -105,7 +71,7 @@ def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     """Grey, palette, alpha, CMYK and 16-bit images train as they look."""
-    grey = np.linspace(0, 255, 64).reshape(8, 8)
+    grey = np.linspace(0, 255, 256).reshape(16, 16)
     if mode == "I;16":
         image = Image.fromarray((grey * 257).astype(np.uint16))
     else:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from skinjob.errors import RunError
 from skinjob.files import replacing
-from skinjob.report.findings import compare_by_lr, differences, missing
+from skinjob.report.findings import compare_by_lr, differences, missing, skipped
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison
 from skinjob.report.tables import Series, SweepTable, all_series, by_lr, read_sweep, summarize
@@ -103,7 +103,11 @@ def _nothing_yet(tables: Sequence[SweepTable], lacks: Sequence[str]) -> RunError
 
 def _notes(tables: Sequence[SweepTable], series: Sequence[Series]) -> list[str]:
     """Returns what the numbers say, sweep by sweep, after what speaks against comparing sweeps."""
-    return [*differences(tables), *_for_each(tables, lambda table: _compare(table, series))]
+    return [
+        *differences(tables),
+        *_for_each(tables, skipped),
+        *_for_each(tables, lambda table: _compare(table, series)),
+    ]
 
 
 def _compare(table: SweepTable, series: Sequence[Series]) -> list[str]:

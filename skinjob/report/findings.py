@@ -95,6 +95,15 @@ def differences(tables: Sequence[SweepTable]) -> list[str]:
     ]
 
 
+def skipped(table: SweepTable) -> list[str]:
+    """Returns a sentence on the images that the sweep was submitted without, if there are any."""
+    found = table.info.get("images", {}).get("skipped", [])
+    if not found:
+        return []
+    were = "image was" if len(found) == 1 else "images were"
+    return [f"{len(found)} faulty {were} skipped: neither trained nor tested on."]
+
+
 def permutation_p(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """Returns how often shuffled labels part the values at least as far as the true ones do.
 

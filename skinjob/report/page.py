@@ -175,6 +175,7 @@ def _what_was_run(table: SweepTable) -> str:
         "images": images.get("root"),
         "images' fingerprint": _short(images.get("fingerprint")),
         **{f"images, {split}": _counts(counts) for split, counts in table.counts.items()},
+        "images skipped": len(images.get("skipped", [])),
         "device": ", ".join(_devices(table)),
         "versions": _pairs(info.get("versions", {})),
     }

@@ -22,7 +22,7 @@ from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.errors import ConfigError, RunError
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.files import make_private, write_json
-from skinjob.images import ImageSet, scan, write_index
+from skinjob.images import ImageSet, scan, shown, write_index
 from skinjob.runs import Run, RunState, Sweep, run_name, sweeps, utc_now
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.place import (
@@ -91,6 +91,7 @@ class Plan:
             ("weights", f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{untrained}"),
             ("train", f"{counts['train']}{ignored}"),
             ("test", counts["test"]),
+            *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
             *(
@@ -114,6 +115,7 @@ def make_plan(
     cluster: ClusterConfig,
     runs: Path,
     name: str | None = None,
+    skip_bad_images: bool = False,
 ) -> Plan:
     """Returns the sweep of *train* over the grid of its axes, weights and images checked.
 
@@ -138,7 +140,7 @@ def make_plan(
             "pip install 'skinjob[train]'; or submit with --python /path/to/python",
         )
     weights = read_weights_info(Path(train.weights))
-    images = scan(Path(train.data))
+    images = scan(Path(train.data), skips_bad=skip_bad_images)
     train = replace(
         train,
         device=device,
@@ -274,11 +276,46 @@ def _sweep_info(plan: Plan) -> dict[str, Any]:
             "fingerprint": plan.images.fingerprint(),
             "classes": list(plan.images.classes),
             "counts": plan.images.counts(),
+            "skipped": [asdict(fault) for fault in plan.images.skipped],
+            "repeated": {
+                "test_in_train": len(plan.images.in_train_too()),
+                "in_two_classes": len(plan.images.in_two_classes()),
+            },
         },
         "cluster": asdict(plan.cluster),
         "jobs": old.get("jobs", {}),
         "versions": {"skinjob": __version__, "python": platform.python_version()},
     }
+
+
+def _remarks(images: ImageSet) -> list[tuple[str, str]]:
+    """Returns what a person should know of the images, and may want, as label and words."""
+    remarks = []
+    if images.skipped:
+        first = images.skipped[0]
+        words = (
+            f"{_count(images.skipped, 'faulty image')} (first: {shown(first.path)}: {first.fault})"
+        )
+        remarks.append(("skipped", words))
+    for what, where, so, repeated in (
+        ("test image", "in train too", "the test accuracy flatters", images.in_train_too()),
+        ("image", "in two classes", "a label is wrong", images.in_two_classes()),
+    ):
+        if repeated:
+            verb = "are" if len(repeated) > 1 else "is"
+            path = shown(repeated[0].path)
+            words = f"{_count(repeated, what)} {verb} {where}, byte for byte (first: {path}): {so}"
+            remarks.append(("note", words))
+    return remarks
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    """Returns how many there are, in words.
+
+    >>> _count("ab", "image"), _count("a", "image")
+    ('2 images', '1 image')
+    """
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _resolve_cluster(cluster: str) -> str:
