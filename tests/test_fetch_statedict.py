@@ -186,7 +186,7 @@ REBUILD = make.name("torch._utils", "_rebuild_tensor_v2")
         (make.state_dict({"a": make.sequence(make.text("storage")) + b"Q"}), "no state_dict"),
         (make.state_dict({"a": FLOATS.replace(b"storage", b"modules")}), "which is no storage"),
         (make.state_dict({"a": FLOATS}), "'a' is no tensor"),
-        (make.state_dict({"a": make.parameter(make.integer(1))}), "a parameter made of 1"),
+        (make.state_dict({"a": make.parameter(make.integer(1))}), "a parameter made of a int"),
         (make.state_dict({"a": make.tensor(make.integer(1), (2,), (1,))}), "a tensor of shape"),
         (make.state_dict({"a": make.tensor(FLOATS, (2, 3), (1,))}), "a tensor of shape"),
         (make.state_dict({"a": make.tensor(FLOATS, (-2,), (1,))}), "a tensor of shape"),
