@@ -48,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _tell(message: str, remedy: str, code: int) -> int:
-    click.echo(f"error: {message}\nfix:   {remedy}", err=True)
+    click.echo(f"error: {_in_one_line(message)}\nfix:   {_in_one_line(remedy)}", err=True)
     return code
+
+
+def _in_one_line(text: str) -> str:
+    """Returns a text that may quote a damaged file as one line that cannot steer a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @click.group(
