@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import pickle
 import random
@@ -31,8 +32,12 @@ import pytest
 import state_dict_maker as make
 from commands import refusal, skinjob
 
+from skinjob.config import TrainConfig
 from skinjob.errors import WeightsError
+from skinjob.fetch import weights as weights_module
 from skinjob.fetch.statedict import read_state_dict
+from skinjob.fetch.sums import promise_digest
+from skinjob.fetch.weights import read_weights_info
 from skinjob.files import sha256_file
 
 MOST_MEMORY = 1 << 30  # bytes, on top of what Python and its libraries have at the start
@@ -229,6 +234,10 @@ def hostile_pickles(mark: Path) -> dict[str, bytes]:
             make.name("torch._utils", "_rebuild_parameter"),
             _doubled_dicts(), make.TRUE, make.EMPTY,
         ) + b".",
+        "dicts doubled, as a storage's name": make.START + make.sequence(
+            make.text("storage"), make.name("torch", "FloatStorage"), _doubled_dicts(),
+            make.text("cpu"), make.integer(6),
+        ) + b"Q.",
         "memo slot 2**32 - 1": make.START + b"}r\xff\xff\xff\xff.",
         "memo slot 2**31 - 1": make.START + b"}r\xff\xff\xff\x7f.",
         "many memo slots": make.START + b"}" + b"".join(
@@ -474,6 +483,132 @@ def _refuse(file: Path, cwd: Path) -> str:
     said = refusal(result)
     assert [path.name for path in (cwd / "weights").iterdir()] == [".fetch.lock"]
     return said
+
+
+# --- the fetched file -------------------------------------------------------------------------
+
+NONSENSE: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 1.5, 2**31, 2**63, 2**64 - 1, 10**400, "", "x", "NaN", "F64", "BF16",
+    "null", "[]", "[1, 2]", "[1, 2, 3, 4]", "[1e999, 1, 1]", f"[{10**400}, 1, 1]", '["a", 1, 2]',
+    "[" * 5_000, "9" * 5_000, '{"a": 1, "b": 2, "c": 3}', [], [0], [-1], [1, 2], [3, 1], [2**63, 2],
+    [2**64 - 1, 2**64 - 1], [[1]], ["1"], {}, {"a": 1}, {"dtype": "F32"},
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a weights file, put before numbers of its size that take no disk."""
+
+    text: bytes
+    num_bytes: int
+    path: Path
+
+    def judge(self, text: bytes, length: int | None = None) -> str:
+        """Returns what becomes of the file with another header; *length* is what it claims."""
+        with self.path.open("wb") as file:
+            file.write((len(text) if length is None else length).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + self.num_bytes)
+        try:
+            # The digest, which would find all of this, is left out: it takes 0.1 s a file.
+            weights_module._checked_info(self.path, "", 0, listed=False)
+        except WeightsError:
+            return "refused"
+        same = self._tensors(text) == self._tensors(self.text)
+        return "equal" if same else "other tensors"
+
+    def _tensors(self, text: bytes) -> dict[str, Any]:
+        """Returns type, shape and place of each tensor, as any reader of JSON finds them."""
+        return {
+            name: [value[key] for key in ("dtype", "shape", "data_offsets")]
+            for name, value in json.loads(text).items()
+            if name != "__metadata__"
+        }
+
+
+@pytest.fixture(name="header", scope="module")
+def _header(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Header:
+    with weights.open("rb") as content:
+        text = content.read(int.from_bytes(content.read(8), "little"))
+    num_bytes = weights.stat().st_size - 8 - len(text)
+    return Header(text, num_bytes, tmp_path_factory.mktemp("header") / "resnet18.safetensors")
+
+
+def test_a_damaged_header_is_refused_or_says_the_same(header: Header) -> None:
+    """Where SHA256SUMS did not come along, no flipped byte of the header gives other tensors."""
+    said = Counter(
+        header.judge(damage(header.text, Draw(number)))
+        for number in range(1000)
+        for damage in (flip, draw_one(cut, drop, zero, repeat, splice, number=number))
+    )
+    assert set(said) == {"refused", "equal"}, said  # equal: the damage is in the metadata
+    assert said["refused"] > 1500
+
+
+def draw_one(*damages: Damage, number: int) -> Damage:
+    return Draw(number).choice(damages)
+
+
+def test_nonsense_in_a_header_is_refused(header: Header) -> None:
+    """A header that is sound JSON and says what cannot be is an error in words, not a traceback."""
+    said: Counter[str] = Counter()
+    for number in range(1000):
+        draw, parts = Draw(number), json.loads(header.text)
+        entry = draw.choice([*parts, "__metadata__", "__metadata__"])
+        value = draw.choice(NONSENSE)
+        if draw.random() < 0.1:
+            parts[draw.choice([entry, "x", ""])] = value
+        else:
+            parts[entry][draw.choice([*parts[entry], "x"])] = value
+        said[header.judge(json.dumps(parts).encode())] += 1
+    assert set(said) == {"refused", "equal"}, said
+    assert said["refused"] > 500
+
+
+def test_a_header_that_contradicts_itself_is_refused(header: Header) -> None:
+    """Lengths beyond the file, names told twice and numbers used twice are found."""
+    parts = json.loads(header.text)
+    end = len(header.text)
+    assert header.judge(header.text) == "equal"
+    for length in (0, 1, 7, end - 1, end + 1, 1 << 20, 100_000_001, 1 << 31, 1 << 63, 2**64 - 1):
+        assert header.judge(header.text, length) == "refused", length
+    first, second = list(parts)[1:3]
+    twice = header.text.rstrip()[:-1] + f', "{first}": {json.dumps(parts[second])}}}'.encode()
+    assert header.judge(twice) == "refused"
+    overlapping = parts | {first: parts[first] | {"data_offsets": parts[second]["data_offsets"]}}
+    assert header.judge(json.dumps(overlapping).encode()) == "refused"
+    assert header.judge(b"[" * 1_000_000) == "refused"
+    assert header.judge(b'{"a":' * 1_000_000) == "refused"
+
+
+def test_every_flipped_byte_is_found_before_the_queue(tmp_path: Path) -> None:
+    """The digest in SHA256SUMS is held against the file before anything in it is read."""
+    content = os.urandom(500)
+    file = tmp_path / "resnet18.safetensors"
+    file.write_bytes(content)
+    promise_digest(file, sha256_file(file))
+    for at in range(len(content)):
+        file.write_bytes(_flipped(content, at))
+        with pytest.raises(WeightsError, match=f"{file}: damaged: its SHA-256 is"):
+            read_weights_info(file)
+
+
+def test_every_flipped_byte_is_found_in_the_job(tmp_path: Path) -> None:
+    """A job holds the file against the digest that its sweep was submitted with."""
+    job = pytest.importorskip("skinjob.train.job")
+    content = os.urandom(500)
+    file = tmp_path / "resnet18.safetensors"
+    file.write_bytes(content)
+    digest = sha256_file(file)
+    config = TrainConfig(data="data", weights=str(file), batch_size=1)
+    assert job._checked_weights(config, digest) == file
+    for at in range(len(content)):
+        file.write_bytes(_flipped(content, at))
+        with pytest.raises(WeightsError, match="submitted was"):
+            job._checked_weights(config, digest)
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
 
 
 def main() -> None:

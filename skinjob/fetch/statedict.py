@@ -257,7 +257,7 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise _RefusedError("its pickle refers to something which is no storage")
         if not isinstance(key, str) or not _is_count(num_items):
-            raise _RefusedError(f"its storage {key!r:.40} has {num_items!r:.40} items")
+            raise _RefusedError("its pickle refers to a storage without a name or a size")
         return _Storage(key, storage_type.dtype, num_items)
 
 
