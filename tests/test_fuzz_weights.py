@@ -553,15 +553,19 @@ def test_nonsense_in_a_header_is_refused(header: Header) -> None:
     said: Counter[str] = Counter()
     for number in range(1000):
         draw, parts = Draw(number), json.loads(header.text)
-        entry = draw.choice([*parts, "__metadata__", "__metadata__"])
+        entry = draw.choice(["__metadata__", draw.choice(list(parts))])
         value = draw.choice(NONSENSE)
         if draw.random() < 0.1:
             parts[draw.choice([entry, "x", ""])] = value
         else:
-            parts[entry][draw.choice([*parts[entry], "x"])] = value
+            keys = (
+                ["mean", "std"] if "mean" in parts[entry] and draw.random() < 0.5 else parts[entry]
+            )
+            parts[entry][draw.choice([*keys, "x"])] = value
         said[header.judge(json.dumps(parts).encode())] += 1
     assert set(said) == {"refused", "equal"}, said
-    assert said["refused"] > 500
+    assert said["refused"] > 400
+    assert said["equal"] > 10
 
 
 def test_a_header_that_contradicts_itself_is_refused(header: Header) -> None:
