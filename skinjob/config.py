@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,8 @@ def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
             tables = tomllib.load(content)
     except FileNotFoundError:
         raise ConfigError(f"job file {path}: no such file", "ls jobs/*.toml") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+    # Not only TOMLDecodeError: dates that are none, numbers of 5,000 digits and deep nests.
+    except (OSError, ValueError, RecursionError) as fault:
         raise ConfigError(f"job file {path}: {fault}", f"${{EDITOR:-vi}} {path}") from None
     values: dict[str, Any] = {}
     for table, content in tables.items():
@@ -194,6 +195,10 @@ def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
             )
         for key, value in content.items():
             _known(path, key, options[table], f"key in [{table}]")
+            if any("\0" in str(word) for word in (value if isinstance(value, list) else [value])):
+                raise ConfigError(
+                    f"job file {path}: {key} has a NUL in it", f"${{EDITOR:-vi}} {path}"
+                )
             values[key] = value
     return values
 
@@ -211,8 +216,3 @@ def _known(path: Path, name: str, valid: Any, kind: str) -> None:
 def _require(holds: Any, name: str, value: object, rule: str, option: str) -> None:
     if not holds:
         raise ConfigError(f"{name} is {value!r}, and must be {rule}", f"skinjob submit {option}")
-
-
-def train_config(values: dict[str, Any]) -> TrainConfig:
-    """Returns the config of a run's config.json, whatever newer keys it has besides."""
-    return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig) if f.name in values})
