@@ -134,7 +134,7 @@ def test_a_pickle_that_would_run_code_is_refused_unrun(
     tmp_path: Path, kind: str, protocol: int
 ) -> None:
     """Code in a pickle is named in the error, and does not run."""
-    mark = tmp_path / "it ran"
+    mark = tmp_path / "it-ran"
     program = pickle.dumps({"weight": _hostile_calls(mark)[kind]}, protocol)
     path = make.write_archive(tmp_path / "hostile.pth", program, {})
     with pytest.raises(WeightsError, match=r"hostile\.pth: its pickle (asks for|uses) "):

@@ -295,15 +295,16 @@ def _doubled_dicts() -> bytes:
 def hostile_archives(folder: Path) -> dict[str, Path]:
     """Writes archives whose zip part is the weapon."""
     found = {}
+    sound = [("x/data.pkl", GOOD), ("x/data/0", bytes(24))]
     for name, entries, method in (
         ("bomb", [("x/data.pkl", GOOD), ("x/data/0", bytes(200_000_000))], zipfile.ZIP_DEFLATED),
         ("bomb in the pickle", [("x/data.pkl", bytes(100_000_000))], zipfile.ZIP_BZIP2),
         ("folder above", [("../../x/data.pkl", GOOD), ("../../x/data/0", bytes(24))], 0),
         ("absolute", [("/x/data.pkl", GOOD), ("/x/data/0", bytes(24))], 0),
         ("two pickles", [("x/data.pkl", GOOD), ("y/data.pkl", GOOD), ("x/data/0", bytes(24))], 0),
-        ("one name twice", [("x/data.pkl", GOOD), ("x/data/0", bytes(24))] * 2, 0),
+        ("one name twice", sound * 2, 0),
         ("nothing in it", [], 0),
-        ("many entries", [(f"x/{number}", b"") for number in range(20_000)], 0),
+        ("many entries", [*sound, *((f"x/{number}", b"") for number in range(20_000))], 0),
     ):
         path = found[name] = folder / f"{name}.pth"
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as archive:
@@ -369,7 +370,7 @@ def originals(folder: Path) -> list[Original]:
 
 def fuzz(count: int, folder: Path) -> Counter[str]:
     """Returns what became of *count* damaged files and of all hostile ones."""
-    mark = folder / "it ran"
+    mark = folder / "it-ran"
     files = originals(folder)
     pickles, archives = hostile_pickles(mark), hostile_archives(folder)
     _limit_memory()
@@ -460,7 +461,7 @@ def test_a_fetch_of_damaged_weights_leaves_nothing(
 @pytest.mark.parametrize("kind", ["REDUCE", "INST", "tuples doubled, as a key"])
 def test_a_fetch_of_hostile_weights_runs_nothing(tmp_path: Path, kind: str) -> None:
     """A pickle that was made to do harm ends in the two lines of any other error."""
-    mark = tmp_path / "it ran"
+    mark = tmp_path / "it-ran"
     program = hostile_pickles(mark)[kind]
     _refuse(make.write_archive(tmp_path / "hostile.pth", program, {"0": bytes(24)}), tmp_path)
     assert not mark.exists()
