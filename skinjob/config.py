@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,8 @@ def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
             tables = tomllib.load(content)
     except FileNotFoundError:
         raise ConfigError(f"job file {path}: no such file", "ls jobs/*.toml") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+    # Not only TOMLDecodeError: dates that are none, numbers of 5,000 digits and deep nests.
+    except (OSError, ValueError, RecursionError) as fault:
         raise ConfigError(
             f"job file {path}: {fault}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
         ) from None
@@ -225,6 +226,10 @@ def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
             )
         for key, value in content.items():
             _known(path, key, options[table], f"key in [{table}]")
+            if any("\0" in str(word) for word in (value if isinstance(value, list) else [value])):
+                raise ConfigError(
+                    f"job file {path}: {key} has a NUL in it", f"${{EDITOR:-vi}} {path}"
+                )
             values[key] = value
     return values
 
@@ -249,8 +254,3 @@ def _are_shell_words(text: str) -> bool:
         return text.isprintable() and bool(shlex.split(text))
     except ValueError:  # a quote that is not closed
         return False
-
-
-def train_config(values: dict[str, Any]) -> TrainConfig:
-    """Returns the config of a run's config.json, whatever newer keys it has besides."""
-    return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig) if f.name in values})

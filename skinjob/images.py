@@ -208,15 +208,32 @@ def write_index(images: ImageSet, file: Path) -> None:
 
 
 def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
-    """Returns the image set that `write_index` wrote; *classes* are sweep.json's."""
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as rows:
-        files = tuple(
-            ImageFile(
-                r["path"], r["split"], classes.index(r["label"]), int(r["bytes"]), r["sha256"]
-            )
-            for r in csv.DictReader(rows)
-        )
-    return ImageSet(root, classes, files)
+    """Returns the image set that `write_index` wrote; *classes* are sweep.json's.
+
+    That no row is missing or another, the set's fingerprint tells.
+
+    Raises: ImagesError, naming file and line, when it is missing or a row cannot be.
+    """
+    line = 0
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as content:
+            rows = csv.reader(content)
+            next(rows, None)
+            files = []
+            for path, split, name, num_bytes, sha256 in rows:
+                line = rows.line_num
+                if split not in SPLITS or not path.startswith(f"{split}/{name}/"):
+                    raise ValueError(f"{path!r:.80} in {split!r:.80}, {name!r:.80}")
+                files.append(ImageFile(path, split, classes.index(name), int(num_bytes), sha256))
+    except OSError as fault:
+        raise ImagesError(
+            f"{file}: {fault.strerror}", f"ls {shlex.quote(str(file.parent))}"
+        ) from None
+    except (ValueError, csv.Error) as fault:
+        raise ImagesError(
+            f"{file}, after line {line}: {fault}", "skinjob submit --name ANOTHER"
+        ) from None
+    return ImageSet(root, classes, tuple(files))
 
 
 def _classes(root: Path) -> tuple[tuple[str, ...], list[Fault]]:

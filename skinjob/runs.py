@@ -11,14 +11,16 @@ import csv
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
-from skinjob.config import TrainConfig, train_config
-from skinjob.errors import RunError
+from skinjob.config import TrainConfig
+from skinjob.errors import ConfigError, RunError
 from skinjob.files import replacing, write_json
+
+Record = TypeVar("Record")
 
 METRICS = (
     "sweep",
@@ -58,6 +60,22 @@ FAULTS = (
     "gone",
 )
 """What can end a run before its time; gone is a job that ended without a word from anybody."""
+
+
+SWEEP_SHAPE: dict[str, Any] = {
+    "created_utc": str,
+    "identity": str,
+    "runs": [str],
+    "recipe": {"epochs": int},
+    "weights": {"sha256": str, "untrained": bool},
+    "images": {"fingerprint": str, "classes": [str], "counts": {str: {str: int}}},
+    "cluster": {"cluster": str},
+    "jobs": {str: str},
+}
+"""The types of what is read of sweep.json, where it is there.
+
+[str] is a list of texts, {str: str} an object of texts; of another object these keys are looked at.
+"""
 
 
 @dataclass(frozen=True)
@@ -142,14 +160,16 @@ class Run:
 
     def config(self) -> TrainConfig:
         """Returns what the run was asked to do. Raises: RunError when the folder is not a run's."""
-        return train_config(_read_json(self.config_file, f"{self.folder} is not a run"))
+        return _read_record(TrainConfig, self.config_file, f"{self.folder} is not a run")
 
     def state(self) -> RunState:
-        """Returns the run's own word; a run that has not spoken yet is queued."""
+        """Returns the run's own word; a run that has not spoken yet is queued.
+
+        Raises: RunError when what it says cannot be read.
+        """
         if not self.state_file.exists():
             return RunState()
-        values = _read_json(self.state_file, f"{self.folder}: its state does not read")
-        return RunState(**{f.name: values[f.name] for f in fields(RunState) if f.name in values})
+        return _read_record(RunState, self.state_file, f"{self.folder}: its state does not read")
 
     def update_state(self, *, is_durable: bool = True, **changes: Any) -> RunState:
         """Writes the state with *changes* and a fresh heartbeat, and returns it."""
@@ -205,13 +225,17 @@ class Sweep:
     def info(self) -> dict[str, Any]:
         """Returns sweep.json.
 
-        Raises: RunError when the folder is not a sweep's, or a run's name leads out of it.
+        Raises: RunError when the folder is not a sweep's, when what is in the file has another
+        type than it should, or when a run's name leads out of the folder.
         """
         info = _read_json(self.sweep_file, f"{self.folder} is not a sweep")
-        names = info.get("runs")
-        for name in names if isinstance(names, list) else ():
+        show = f"cat {shlex.quote(str(self.sweep_file))}"
+        for name, shape in SWEEP_SHAPE.items():
+            if name in info and not _has_shape(info[name], shape):
+                raise RunError(f"{self.sweep_file}: {name} is {info[name]!r:.80}", show)
+        for name in info.get("runs", ()):
             # Somebody else may have written it: a run is a folder right in its sweep's, or none.
-            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            if name in ("", "..") or Path(name).name != name:
                 raise RunError(
                     f"{self.sweep_file}: {name!r} is no run of this sweep",
                     f"ls {shlex.quote(str(self.folder))}",
@@ -220,13 +244,12 @@ class Sweep:
 
     def runs(self) -> list[Run]:
         """Returns the sweep's runs, in the order of sweep.json. Raises: RunError as `info` does."""
-        names = self.info().get("runs")
-        if not isinstance(names, list):
+        info = self.info()
+        if "runs" not in info:
             raise RunError(
-                f"{self.sweep_file}: no list of runs in it",
-                f"cat {shlex.quote(str(self.sweep_file))}",
+                f"{self.sweep_file}: no 'runs' in it", f"cat {shlex.quote(str(self.sweep_file))}"
             )
-        return [Run(self.folder / name) for name in names]
+        return [Run(self.folder / name) for name in info["runs"]]
 
 
 def run_name(batch_size: int, lr: float, seed: int) -> str:
@@ -253,12 +276,52 @@ def utc_now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def _read_record(kind: type[Record], file: Path, fault: str) -> Record:
+    """Returns the record that *file* holds as JSON, whatever newer keys it has besides.
+
+    Raises: RunError when a value is missing, of another type, or cannot be.
+    """
+    values = _read_json(file, fault)
+    found = {name: values[name] for name in get_type_hints(kind) if name in values}
+    for name, wanted in get_type_hints(kind).items():
+        value = found.get(name)
+        fits = isinstance(value, int | float if wanted is float else wanted)
+        if name in found and (isinstance(value, bool) or not fits or not _is_time(name, value)):
+            raise RunError(f"{fault}: {file}: {name} is {value!r:.80}", f"cat {file}")
+    try:
+        return kind(**found)
+    except (TypeError, ConfigError) as problem:
+        raise RunError(f"{fault}: {file}: {problem}", f"cat {file}") from None
+
+
+def _is_time(name: str, value: object) -> bool:
+    """Says whether a value may have this name: the times are such as `utc_now` gives."""
+    if not name.endswith("_utc") or value is None:
+        return True
+    try:
+        return bool(datetime.strptime(str(value), "%Y-%m-%dT%H:%M:%SZ"))
+    except ValueError:
+        return False
+
+
+def _has_shape(value: object, shape: Any) -> bool:
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_has_shape(item, shape[0]) for item in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            _has_shape(item, shape[key])
+            for name, item in value.items()
+            if (key := str if str in shape else name) in shape
+        )
+    return type(value) is shape
+
+
 def _read_json(file: Path, fault: str) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{fault}: no {file.name} in it", "ls runs") from None
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise RunError(f"{fault}: {file}: {problem}", f"cat {shlex.quote(str(file))}") from None
     if not isinstance(values, dict):
         raise RunError(f"{fault}: {file} holds no object", f"cat {shlex.quote(str(file))}")

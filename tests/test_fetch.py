@@ -368,7 +368,7 @@ def test_a_source_that_cannot_be_held_to_a_digest_is_refused(
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     """A weights file with the right digest and code inside is refused, and the code not run."""
-    mark = tmp_path / "it ran"
+    mark = tmp_path / "it-ran"
     run = make.call(make.name("posix", "system"), make.text(f"touch '{mark}'"))
     path = make.write_archive(tmp_path / "w.pth", make.START + run + make.STOP, {})
     _refused(tmp_path / "weights", "asks for posix.system", str(path), _digest(path))

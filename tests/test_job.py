@@ -9,7 +9,7 @@ import pytest
 from trees import left, make_sweep, make_tree
 
 from skinjob.config import TrainConfig
-from skinjob.errors import ConfigError, RunError
+from skinjob.errors import ConfigError, ImagesError, RunError
 from skinjob.runs import Sweep
 from skinjob.submit.plan import jobs_of, record_jobs
 from skinjob.train import forward
@@ -60,7 +60,7 @@ def test_a_fault_that_all_share_fails_them_all(data: Path, weights: Path, tmp_pa
     """Whatever ends the job before its runs are done is said by each of them."""
     sweep = make_sweep(data, weights, tmp_path / "runs")
     sweep.images_file.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ImagesError, match=r"images\.csv: No such file"):
         run_job([run.folder for run in sweep.runs()])
     assert {run.state().state for run in sweep.runs()} == {"failed"}
 

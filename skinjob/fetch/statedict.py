@@ -31,7 +31,10 @@ Array = NDArray[Any]
 
 MAX_PICKLE_BYTES = 4_000_000  # ResNet18's is 15 kB, ResNet152's 120 kB
 MAX_OPCODES = 50_000  # ResNet18 has 4,300; a longer program could nest deep enough to crash Python
-MAX_TENSOR_BYTES = 1 << 30  # all tensors together; ResNet18 has 47 MB
+MAX_ENTRIES = 10_000  # in the zip archive; ResNet18's has 130, and each takes 1 kB of memory
+MAX_DIMENSIONS = 32  # of a tensor; numpy 1 takes no more
+MAX_TENSOR_BYTES = 1 << 28  # all tensors together; ResNet18 has 47 MB
+MAX_FAULT = 300  # characters; what is told of a fault may be quoted from the file
 
 _RESAVE = 'python -c \'import torch; torch.save(torch.load("{0}", weights_only=True), "new.pth")\''
 _SAVE_STATE_DICT = (
@@ -48,6 +51,9 @@ _INSTRUCTIONS = (
     "EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS BINFLOAT"
 )
 _OPCODES = frozenset(_INSTRUCTIONS.split())
+# The instructions whose values may be used again. torch.save repeats names, storage types and
+# tensors; a tuple of a tuple twice over, forty times, would take hours to hash or to print.
+_SHARED = frozenset(["GLOBAL", "STACK_GLOBAL", "BINUNICODE", "SHORT_BINUNICODE", "REDUCE"])
 
 # What malformed input raises out of zipfile, pickle, numpy and our own unpacking of tuples.
 _MALFORMED = (
@@ -100,24 +106,31 @@ def read_state_dict(path: Path) -> dict[str, Array]:
     Raises:
         WeightsError: the file is no state_dict, is damaged, or asks for anything else.
     """
-    _check_is_zip(path)
     try:
+        _check_is_zip(path)
         with zipfile.ZipFile(path) as archive:
             entries = _entries(archive)
             folder = _folder(entries)
             _check_byte_order(archive, entries.get(f"{folder}/byteorder"))
             views = _unpickle(_read(archive, entries[f"{folder}/data.pkl"], MAX_PICKLE_BYTES))
-            _check_total(views)
-            return {
-                name: _array(archive, entries.get(f"{folder}/data/{view.storage.key}"), name, view)
-                for name, view in views.items()
+            _check_totals(views)
+            # Each storage is read once, however many tensors are windows on it.
+            items = {
+                storage: _items(archive, entries.get(f"{folder}/data/{storage.key}"), storage)
+                for storage in {view.storage for view in views.values()}
             }
+            return {name: _array(items[view.storage], name, view) for name, view in views.items()}
     except _RefusedError as fault:
-        raise WeightsError(f"{path}: {fault}", _SAVE_STATE_DICT) from fault
+        raise WeightsError(f"{path}: {_short(fault)}", _SAVE_STATE_DICT) from fault
     except _MALFORMED as fault:
         raise WeightsError(
-            f"{path}: damaged, or no state_dict: {fault or type(fault).__name__}", _FETCH_AGAIN
+            f"{path}: damaged, or no state_dict: {_short(fault)}", _FETCH_AGAIN
         ) from fault
+
+
+def _short(fault: Exception) -> str:
+    text = str(fault) or type(fault).__name__
+    return text if len(text) <= MAX_FAULT else f"{text[:MAX_FAULT]}..."
 
 
 # --- the zip archive ------------------------------------------------------------------------
@@ -138,6 +151,17 @@ def _check_is_zip(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         size = path.stat().st_size
         raise WeightsError(f"{path}: cut off: its end is missing ({size:,} bytes)", _FETCH_AGAIN)
+    if _count(path, b"PK\x01\x02") > MAX_ENTRIES:  # zipfile would make an object of each
+        raise WeightsError(f"{path}: a zip archive of too many entries", _FETCH_AGAIN)
+
+
+def _count(path: Path, signature: bytes) -> int:
+    """Returns how often *signature* is in a file, but for those on the border of two blocks."""
+    found = 0
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            found += block.count(signature)
+    return found
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -195,8 +219,11 @@ def _unpickle(program: bytes) -> dict[str, _View]:
 def _check_opcodes(program: bytes) -> None:
     """Raises unless every instruction is one that a state_dict needs.
 
-    Also bounds the memo: one instruction can ask for slot 4,294,967,295 and get 32 GB.
+    Also bounds the memo: one instruction can ask for slot 4,294,967,295 and get 32 GB. And what
+    is used again out of it must be of a kind that cannot grow by that.
     """
+    made_by = ""
+    memo: dict[int, str] = {}  # by slot, the instruction that made what is in it
     for number, (opcode, argument, _) in enumerate(pickletools.genops(program)):
         if opcode.name in ("GLOBAL", "INST"):  # what it asks for says more than how
             _admitted(*str(argument).split(" ", 1))
@@ -205,6 +232,16 @@ def _check_opcodes(program: bytes) -> None:
         slot = int(argument or 0) if opcode.name == "LONG_BINPUT" else 0
         if number >= MAX_OPCODES or slot >= MAX_OPCODES:
             raise _RefusedError(f"its pickle is too long for a state_dict ({len(program):,} bytes)")
+        if opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else int(argument)] = made_by
+            continue
+        made_by = opcode.name
+        if made_by in ("BINGET", "LONG_BINGET"):
+            made_by = memo.get(int(argument or 0), "nothing")
+            if made_by not in _SHARED:
+                raise _RefusedError(
+                    f"its pickle uses again what {made_by} made, which no state_dict needs"
+                )
 
 
 class _Unpickler(pickle.Unpickler):
@@ -218,9 +255,9 @@ class _Unpickler(pickle.Unpickler):
         """Returns the storage that a reference ("storage", type, key, device, items) names."""
         kind, storage_type, key, _device, num_items = reference
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise _RefusedError(f"its pickle refers to {reference!r:.80}, which is no storage")
+            raise _RefusedError("its pickle refers to something which is no storage")
         if not isinstance(key, str) or not _is_count(num_items):
-            raise _RefusedError(f"its storage {key!r:.40} has {num_items!r:.40} items")
+            raise _RefusedError("its pickle refers to a storage without a name or a size")
         return _Storage(key, storage_type.dtype, num_items)
 
 
@@ -271,12 +308,16 @@ class _RebuildTensor(_Inert):
         hooks: Any,
         metadata: Any = None,
     ) -> _View:
-        counts = (offset, *shape, *strides)
-        if not isinstance(shape, tuple) or len(shape) != len(strides):
-            raise _RefusedError(f"a tensor of shape {shape!r:.80} and strides {strides!r:.80}")
-        if not isinstance(storage, _Storage) or not all(map(_is_count, counts)):
-            raise _RefusedError(f"a tensor of shape {shape!r:.80} and strides {strides!r:.80}")
-        return _View(storage, offset, shape, tuple(strides))
+        is_sound = (
+            isinstance(storage, _Storage)
+            and isinstance(shape, tuple)
+            and isinstance(strides, tuple)
+            and len(shape) == len(strides) <= MAX_DIMENSIONS
+            and all(map(_is_count, (offset, *shape, *strides)))
+        )
+        if not is_sound:
+            raise _RefusedError("a tensor of shape, strides or storage that no tensor has")
+        return _View(storage, offset, shape, strides)
 
 
 class _RebuildParameter(_Inert):
@@ -284,7 +325,7 @@ class _RebuildParameter(_Inert):
 
     def __call__(self, view: Any, requires_grad: Any, hooks: Any) -> _View:
         if not isinstance(view, _View):
-            raise _RefusedError(f"a parameter made of {view!r:.80}")
+            raise _RefusedError(f"a parameter made of a {type(view).__name__}, which is no tensor")
         return view
 
 
@@ -314,28 +355,34 @@ def _is_count(value: Any) -> bool:
 # --- the tensors ----------------------------------------------------------------------------
 
 
-def _check_total(views: dict[str, _View]) -> None:
-    total = sum(
-        math.prod(view.shape) * np.dtype(view.storage.dtype).itemsize for view in views.values()
-    )
-    if total > MAX_TENSOR_BYTES:
-        raise _RefusedError(f"its tensors take {total:,} bytes, {MAX_TENSOR_BYTES:,} at most")
+def _check_totals(views: dict[str, _View]) -> None:
+    for what, total in (
+        ("tensors", sum(_num_bytes(v.storage, math.prod(v.shape)) for v in views.values())),
+        ("storages", sum(_num_bytes(s, s.num_items) for s in {v.storage for v in views.values()})),
+    ):
+        if total > MAX_TENSOR_BYTES:
+            raise _RefusedError(f"its {what} take {total:,} bytes, {MAX_TENSOR_BYTES:,} at most")
 
 
-def _array(
-    archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None, name: str, view: _View
-) -> Array:
+def _num_bytes(storage: _Storage, num_items: int) -> int:
+    return num_items * np.dtype(storage.dtype).itemsize
+
+
+def _items(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None, storage: _Storage) -> Array:
+    """Returns a storage's numbers, in one row."""
     if entry is None:
-        raise _RefusedError(f"{name} has no numbers: data/{view.storage.key} is missing")
-    dtype = np.dtype(view.storage.dtype)
-    if entry.file_size != view.storage.num_items * dtype.itemsize:
+        raise _RefusedError(f"it has no numbers for a tensor: data/{storage.key} is missing")
+    num_bytes = _num_bytes(storage, storage.num_items)
+    if entry.file_size != num_bytes:
         raise _RefusedError(
-            f"{entry.filename} has {entry.file_size:,} bytes,"
-            f" {view.storage.num_items * dtype.itemsize:,} expected"
+            f"{entry.filename} has {entry.file_size:,} bytes, {num_bytes:,} expected"
         )
+    return np.frombuffer(_read(archive, entry, MAX_TENSOR_BYTES), storage.dtype)
+
+
+def _array(items: Array, name: str, view: _View) -> Array:
     _check_window(name, view)
-    items = np.frombuffer(_read(archive, entry, MAX_TENSOR_BYTES), dtype)
-    strides = tuple(stride * dtype.itemsize for stride in view.strides)
+    strides = tuple(stride * items.itemsize for stride in view.strides)
     window = np.lib.stride_tricks.as_strided(
         items[view.offset :], view.shape, strides, writeable=False
     )

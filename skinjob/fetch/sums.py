@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
-from skinjob.files import write_text
+from skinjob.errors import WeightsError
+from skinjob.files import replacing
 
 SUMS_NAME = "SHA256SUMS"
 
 
 def promised_digest(path: Path) -> str | None:
-    """Returns the digest that SHA256SUMS beside *path* promises for it, None when it has none."""
+    """Returns the digest that SHA256SUMS beside *path* promises for it, None when it has none.
+
+    Raises: WeightsError when SHA256SUMS is there and cannot be read.
+    """
     for line in _lines(path.parent):
         if (found := _entry(line)) and found[1] == path.name:
             return found[0]
@@ -23,17 +28,24 @@ def promise_digest(path: Path, digest: str) -> None:
     others = [
         line
         for line in _lines(path.parent)
-        if not ((found := _entry(line)) and found[1] == path.name)
+        if line and not ((found := _entry(line)) and found[1] == path.name)
     ]
     text = "".join(f"{line}\n" for line in [*others, f"{digest}  {path.name}"])
-    write_text(path.parent / SUMS_NAME, text)
+    with replacing(path.parent / SUMS_NAME) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _lines(folder: Path) -> list[str]:
+    file = folder / SUMS_NAME
     try:
-        return (folder / SUMS_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+        # As sha256sum splits them: a name may have what str.splitlines would take for an end.
+        return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return []
+    except OSError as fault:
+        raise WeightsError(
+            f"{file}: cannot be read: {fault.strerror}", f"ls -l {shlex.quote(str(folder))}"
+        ) from fault
 
 
 def _entry(line: str) -> tuple[str, str] | None:

@@ -134,6 +134,11 @@ def read_weights_info(path: Path) -> WeightsInfo:
         raise WeightsError(
             f"{path}: damaged: its SHA-256 is {digest}, {SUMS_NAME} says {promised}", _FETCH
         )
+    return _checked_info(path, digest, size_bytes, listed=promised is not None)
+
+
+def _checked_info(path: Path, digest: str, size_bytes: int, *, listed: bool) -> WeightsInfo:
+    """Returns what the header says, once it is that of a ResNet18 that we wrote."""
     tensors, metadata = _read_header(path)
     architecture = metadata.get("architecture", "not told")
     if architecture != ARCHITECTURE:
@@ -150,10 +155,12 @@ def read_weights_info(path: Path) -> WeightsInfo:
             untrained=metadata["untrained"] != "false",
             licence=metadata["licence"],
             preprocessing=_parse_preprocessing(metadata),
-            listed=promised is not None,
+            listed=listed,
         )
-    except (KeyError, ValueError, TypeError) as fault:
-        raise WeightsError(f"{path}: its metadata lacks or garbles {fault}", _FETCH) from fault
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as fault:
+        raise WeightsError(
+            f"{path}: its metadata lacks or garbles {fault!s:.200}", _FETCH
+        ) from fault
 
 
 def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:

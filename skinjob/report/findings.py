@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from skinjob.errors import RunError
 from skinjob.report.tables import Series, SweepTable, by_lr, wilson_interval
 from skinjob.runs import Run, RunState
 
@@ -148,7 +148,7 @@ def known_state(run: Run) -> RunState | None:
     """Returns a run's word on itself; None where a copied folder came without it."""
     try:
         return run.state() if run.state_file.exists() else None
-    except json.JSONDecodeError:
+    except RunError:
         return None
 
 

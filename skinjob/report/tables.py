@@ -33,7 +33,9 @@ Z_95 = statistics.NormalDist().inv_cdf(0.975)  # 1.96
 NAMED_LR = re.compile(r"-lr(.+)-seed")
 
 COMPLETE_END = re.compile(r",\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\r?$")
-
+NAMED_GRID = re.compile(r"bs(\d+)-lr.+-seed(\d+)")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|nan|inf)", re.ASCII)
+"""As jobs write them; Python would take 0_5 and full-width digits too."""
 
 Value = str | int | float
 
@@ -198,18 +200,19 @@ def read_run(run: Run) -> tuple[list[list[str]], list[list[Value]]]:
         content = _whole_lines(run.metrics_file.read_bytes())
     except FileNotFoundError:
         return [], []
+    except (OSError, ValueError) as fault:  # ValueError: a run's name with a NUL in it
+        raise _damaged(run, 1, str(fault)) from None
     reader = csv.reader(io.StringIO(content, newline=""))
-    header = next(reader, list(METRICS))
-    if header != list(METRICS):
-        raise _damaged(run, 1, "the header is not " + ",".join(METRICS))
     texts: list[list[str]] = []
     rows: list[list[Value]] = []
-    for text_row in reader:
-        try:
+    try:
+        if next(reader, list(METRICS)) != list(METRICS):
+            raise ValueError("the header is not " + ",".join(METRICS))
+        for text_row in reader:
             rows.append(_values(run, text_row, epoch=len(rows) + 1))
-        except ValueError as fault:
-            raise _damaged(run, reader.line_num, str(fault)) from None
-        texts.append(text_row)
+            texts.append(text_row)
+    except (ValueError, csv.Error) as fault:
+        raise _damaged(run, max(1, reader.line_num), str(fault)) from None
     return texts, rows
 
 
@@ -298,7 +301,7 @@ def _whole_lines(content: bytes) -> str:
 
     A last line may lack its line break and be whole, as editors leave it; it ends in a time then.
     """
-    text = content.decode("utf-8", errors="replace")
+    text = content.decode("utf-8-sig", errors="replace")  # Excel puts a mark before the first line
     return text if COMPLETE_END.search(text) else text[: text.rfind("\n") + 1]
 
 
@@ -322,21 +325,49 @@ def _values(run: Run, texts: list[str], *, epoch: int) -> list[Value]:
         try:
             values.append(read(text))
         except ValueError:
-            raise ValueError(f"{name} is {text!r}") from None
+            raise ValueError(f"{name} is {text!r:.80}") from None
     if values[RUN] != run.name:
-        raise ValueError(f"a row of run {values[RUN]!r}")
+        raise ValueError(f"a row of run {values[RUN]!r:.80}")
+    for name, asked in _named_grid(run).items():
+        if values[METRICS.index(name)] != asked:
+            raise ValueError(f"{name} {values[METRICS.index(name)]} in a run of {asked}")
     if values[EPOCH] != epoch:
         raise ValueError(f"epoch {values[EPOCH]} where epoch {epoch} is due")
     return values
 
 
+def _named_grid(run: Run) -> dict[str, int]:
+    """Returns the batch size and seed that a run's name tells, where it is one that we gave."""
+    named = NAMED_GRID.fullmatch(run.name)
+    return {"batch_size": int(named[1]), "seed": int(named[2])} if named else {}
+
+
+def _text(text: str) -> str:
+    if not text.isprintable() or "\ufffd" in text:
+        raise ValueError(text)
+    return text
+
+
+def _integer(text: str) -> int:
+    """Returns a count that a table holds. Raises: ValueError."""
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise ValueError(text)
+    return int(text)
+
+
+def _float(text: str) -> float:
+    if not NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return float(text)
+
+
 def _float_or_blank(text: str) -> float:
-    return float(text or "nan")
+    return _float(text or "nan")
 
 
 def _accuracy(text: str) -> float:
     """Returns a fraction. Raises: ValueError for what is none: NaN, or a value in percent."""
-    value = float(text)
+    value = _float(text)
     if not 0 <= value <= 1:
         raise ValueError(text)
     return value
@@ -345,12 +376,12 @@ def _accuracy(text: str) -> float:
 def _reader(name: str) -> Callable[[str], Value]:
     """Returns what turns a column's text into its value, or raises ValueError."""
     if name in TEXTS:
-        return str
+        return _text
     if name in INTEGERS:
-        return int
+        return _integer
     if name in OPTIONAL:
         return _float_or_blank
-    return _accuracy if name.endswith("_accuracy") else float
+    return _accuracy if name.endswith("_accuracy") else _float
 
 
 def _damaged(run: Run, line: int, fault: str) -> RunError:

@@ -43,7 +43,7 @@ VIEW_BYTES = 2048  # of an image in a view: 512 float32
 DECODED_BYTES = 224 * 224 * 3  # of an image with its shorter side at 224, and more where it is long
 KEPT_MOST_BYTES = 4 << 30  # decoded images of a split that a job keeps while at work
 KEPT_SHARE = 8  # and no more than this part of what is free
-CHECKPOINT_BYTES = 135_000_000  # ResNet18 with AdamW's two moments; while one is written, two
+CHECKPOINT_BYTES = 135_000_000  # ResNet18 with AdamW's two moments
 MODEL_BYTES = 45_000_000
 ROW_BYTES = 250  # of metrics.csv and predictions.csv
 
@@ -188,7 +188,7 @@ def bytes_needed(plan: Plan, free: int) -> int:
     kept = at_once * min(decoded * DECODED_BYTES, KEPT_MOST_BYTES, free // KEPT_SHARE)
     rows = len(new) * (recipe.epochs + num_test) * ROW_BYTES
     if recipe.train == "all":
-        return kept + rows + len(new) * (2 * CHECKPOINT_BYTES + MODEL_BYTES)
+        return kept + rows + len(new) * (3 * CHECKPOINT_BYTES + MODEL_BYTES)
     views = VIEW_BYTES * (num_train * recipe.epochs + num_test)
     there = sum(file.stat().st_size for file in plan.sweep.views_folder.glob("*.safetensors"))
     return kept + rows + max(0, views - there)  # those that are there may be these

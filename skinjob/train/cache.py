@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from skinjob.files import remove_partials, replacing
 from skinjob.train.features import Features, FeaturesWriter, read_features
+
+log = logging.getLogger("skinjob")
 
 STALE_S = 60  # a claim is touched every second or so
 
@@ -33,13 +36,14 @@ class ViewCache:
         return self.folder / f"{digest[:32]}.safetensors"
 
     def read(self, key: dict[str, str], num_images: int) -> Features | None:
-        """Returns the features of *num_images*, or None; removes a file that is damaged."""
+        """Returns the features of *num_images*, checked, or None; removes a damaged file."""
         file = self.file(key)
         try:
             return read_features(file, num_images)
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, OSError) as fault:
+            log.warning("a view is damaged, and computed anew: %s", fault)
             file.unlink(missing_ok=True)
             return None
 

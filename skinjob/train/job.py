@@ -20,7 +20,7 @@ from torch import Tensor
 from skinjob import __version__
 from skinjob.config import TrainConfig
 from skinjob.console import progress
-from skinjob.errors import ConfigError, SkinjobError, WeightsError
+from skinjob.errors import ConfigError, ImagesError, SkinjobError, WeightsError
 from skinjob.files import sha256_file
 from skinjob.images import ImageSet, read_index
 from skinjob.runs import Run, Sweep
@@ -136,6 +136,11 @@ def _prepare(configs: Mapping[Run, TrainConfig], hold: Hold) -> Job:
     info = sweep.info()
     device = choose_device(recipe.device, recipe.precision)
     images = read_index(sweep.images_file, Path(recipe.data), tuple(info["images"]["classes"]))
+    if images.fingerprint() != info["images"]["fingerprint"]:  # a cut would be a smaller data set
+        raise ImagesError(
+            f"{sweep.images_file} is not what {sweep.sweep_file} was submitted with",
+            "skinjob submit --name ANOTHER",
+        )
     _introduce(configs, device, images)
     for run in configs:
         hold.note(run, device=device.type, precision=device.precision)

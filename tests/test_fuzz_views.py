@@ -1,0 +1,130 @@
+"""A view whose file is damaged is computed anew: no bit that a disk lost becomes a number."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from trees import left, make_sweep, make_tree
+
+torch = pytest.importorskip("torch")
+
+from skinjob.train import features as features_module  # noqa: E402  (they import torch)
+from skinjob.train.cache import ViewCache  # noqa: E402
+from skinjob.train.features import ROW_BYTES  # noqa: E402
+from skinjob.train.job import run_job  # noqa: E402
+
+KEY = {"what": "a test", "of": "0123456789" * 10}
+NUM_IMAGES = 21
+
+
+@pytest.fixture(params=["in memory", "on disk"])
+def cache(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ViewCache:
+    """A cache whose small files are read as small ones are, and as large ones are."""
+    monkeypatch.setattr(features_module, "HELD_BYTES", (1 << 30) * (request.param == "in memory"))
+    return ViewCache(tmp_path)
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(NUM_IMAGES, 512, generator=torch.Generator().manual_seed(0))
+
+
+def write(cache: ViewCache) -> bytes:
+    """Writes a view in parts, the last first, and returns its file's bytes."""
+    with cache.writing(KEY, NUM_IMAGES) as writer:
+        for first in (16, 0, 8):
+            writer.put(first, rows()[first : first + 8])
+    return cache.file(KEY).read_bytes()
+
+
+def judge(cache: ViewCache, content: bytes) -> str:
+    """Returns what becomes of a view whose file holds *content*."""
+    cache.file(KEY).write_bytes(content)
+    found = cache.read(KEY, NUM_IMAGES)
+    if found is None:
+        return "kept" if cache.has(KEY) else "removed"
+    return "equal" if torch.equal(torch.cat(list(found.in_turn())), rows()) else "other numbers"
+
+
+def test_every_flipped_bit_is_found(cache: ViewCache) -> None:
+    """One bit, wherever it is, gives the rows that were put or none at all."""
+    good = write(cache)
+    start = len(good) - NUM_IMAGES * (ROW_BYTES + 4)
+    draw = random.Random(0)
+    said: Counter[str] = Counter()
+    for at in [*range(start), *draw.sample(range(start, len(good)), 1000), len(good) - 1]:
+        bad = good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :]
+        said[judge(cache, bad) if at < start else f"row, {judge(cache, bad)}"] += 1
+    assert set(said) == {"removed", "equal", "row, removed"}, said
+    assert said["equal"] > 50  # the words of the key, for people
+    assert said["row, removed"] == 1001
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good, at, to: good[:at] + bytes(to - at) + good[to:],
+        lambda good, at, to: good[:at] + good[to:],
+        lambda good, at, to: good[:to] + good[at:to] + good[to:],
+        lambda good, at, to: good[: -(to - at)],
+        lambda good, at, to: good + bytes(to - at),
+        lambda good, at, to: good[:at] + good[at + ROW_BYTES : to + ROW_BYTES] + good[to:],
+    ],
+    ids=["zeros", "gap", "twice", "cut", "longer", "other place"],
+)
+def test_damaged_blocks_are_found(
+    cache: ViewCache, damage: Callable[[bytes, int, int], bytes]
+) -> None:
+    """So do zeros, gaps and blocks that came to lie elsewhere, of whole rows too."""
+    good = write(cache)
+    start = len(good) - NUM_IMAGES * (ROW_BYTES + 4)
+    for at in range(0, 16 * ROW_BYTES, 512):
+        for size in (4, 512, ROW_BYTES, 3 * ROW_BYTES):
+            assert judge(cache, damage(good, start + at, start + at + size)) == "removed"
+
+
+def test_rows_that_never_came_are_found(cache: ViewCache) -> None:
+    """A part that was not written is no row of zeros."""
+    with cache.writing(KEY, NUM_IMAGES) as writer:
+        writer.put(0, rows()[:16])
+    assert cache.read(KEY, NUM_IMAGES) is None
+
+
+def test_a_disk_that_cannot_read_costs_time_alone(
+    cache: ViewCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector (a fake one) makes a view one that is not there."""
+    write(cache)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    assert cache.read(KEY, NUM_IMAGES) is None
+    assert not cache.has(KEY)
+
+
+def test_a_job_trains_on_no_damaged_view(tmp_path: Path, weights: Path) -> None:
+    """With one bit lost in each view of the cache, a run gives the numbers that it gave before."""
+    data = make_tree(tmp_path / "skin_cancer")
+    whole, damaged = (
+        make_sweep(data, weights, tmp_path / name, batch_sizes=[4]).runs()[0]
+        for name in ("whole", "damaged")
+    )
+    run_job([whole.folder])
+    damaged.sweep.views_folder.mkdir(parents=True)
+    for view in whole.sweep.views_folder.glob("*.safetensors"):
+        content = bytearray(view.read_bytes())
+        content[-5 * ROW_BYTES - 2] ^= 64  # a number's exponent
+        (damaged.sweep.views_folder / view.name).write_bytes(content)
+    run_job([damaged.folder])
+    assert left(damaged) == left(whole)
+    assert damaged.state().views_computed == whole.state().views_computed == 3
+    assert "a view is damaged, and computed anew" in damaged.log_file.read_text()
