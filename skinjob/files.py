@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import shlex
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +42,32 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Holds a lock on *file*, made if need be, once whoever had it has let go of it.
+
+    Where the file system has no locks, as some that clusters share, there is none.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        handle = os.open(file, flags | os.O_RDWR, 0o666)
+    except PermissionError:  # made by another user of the folder
+        handle = os.open(file, flags | os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_full(folder: Path) -> bool:
+    """Says whether the disk of a folder has no room for a file of a megabyte."""
+    free: int = shutil.disk_usage(folder).free
+    return free < 1_000_000
 
 
 def remove_partials(folder: Path, name: str = "") -> None:

@@ -20,6 +20,7 @@ LEVELS = {
     "console": 1,
     "config": 1,
     "runs": 2,
+    "again": 2,
     "images": 2,
     "fetch": 2,
     "demo": 2,

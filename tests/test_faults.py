@@ -23,12 +23,12 @@ import sweep_maker
 import trees
 from commands import only_sweep, refusal, skinjob
 
+from skinjob.again import submit_again
 from skinjob.config import ClusterConfig
 from skinjob.files import write_json
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_sweep
 from skinjob.runs import FAULTS, Run, RunState, Sweep, utc_now
-from skinjob.submit.again import submit_again
 from skinjob.submit.faults import (
     Ending,
     ending,

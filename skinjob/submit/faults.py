@@ -8,18 +8,16 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from skinjob.files import write_json
+from skinjob.again import submit_again
+from skinjob.files import is_full, write_json
 from skinjob.runs import Run, RunState, Sweep, utc_now
-from skinjob.submit.again import submit_again
 from skinjob.submit.slurm import JobEnd
 
-FULL_BYTES = 1_000_000  # a disk with less free is full: no state.json and no log fits it
 TAIL_BYTES = 20_000
 
 BY_HAND_OR_KERNEL = "by hand or by the kernel for want of memory"
@@ -290,13 +288,11 @@ def _last(output: Path | None) -> str:
 def _full_disk(run: Run) -> tuple[str, str] | None:
     """Returns error and remedy where the disk of a run is full: its job could not say so."""
     try:
-        free = shutil.disk_usage(run.folder).free
+        if not is_full(run.folder):
+            return None
     except OSError:
         return None
-    if free >= FULL_BYTES:
-        return None
-    folder = shlex.quote(str(run.folder))
-    return f"the disk of {run.folder} is full: {free:,} bytes are free", f"df -h {folder}"
+    return f"the disk of {run.folder} is full", f"df -h {shlex.quote(str(run.folder))}"
 
 
 def _ended_utc(end: JobEnd | None, state: RunState) -> str:

@@ -52,6 +52,10 @@ ROW_BYTES = 250  # of metrics.csv and predictions.csv
 class Plan:
     """A sweep that has been checked and not yet been written."""
 
+    runs: Path
+    """Folder of all sweeps."""
+    name: str | None
+    """What the user calls the sweep."""
     sweep: Sweep
     configs: dict[str, TrainConfig]
     """By run name."""
@@ -155,6 +159,8 @@ def make_plan(
     }
     _require_batches_fit(batch_sizes, images)
     plan = Plan(
+        runs=runs,
+        name=name,
         sweep=Sweep(runs / (name or "?")),
         configs=configs,
         cluster=cluster,
@@ -162,10 +168,19 @@ def make_plan(
         images=images,
         device_reason=device_reason,
     )
-    sweep = _found(plan, runs) or _fresh(plan, runs) if name is None else _named(plan, runs, name)
-    plan = replace(plan, sweep=sweep)
+    plan = placed(plan)
     _require_fit(plan)
     return plan
+
+
+def placed(plan: Plan) -> Plan:
+    """Returns the plan with the sweep that it is to be now: one that is there, or a new one.
+
+    Raises: RunError when the user's name for it is another sweep's.
+    """
+    if plan.name is not None:
+        return replace(plan, sweep=_named(plan, plan.runs, plan.name))
+    return replace(plan, sweep=_found(plan, plan.runs) or _fresh(plan, plan.runs))
 
 
 def bytes_needed(plan: Plan, free: int) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from skinjob.errors import SkinjobError
-from skinjob.files import write_json
+from skinjob.files import locked, write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.submit import local
 from skinjob.submit.executor import queue
-from skinjob.submit.plan import Plan, discard, jobs_of, record_jobs, write_plan
+from skinjob.submit.plan import Plan, discard, jobs_of, placed, record_jobs, write_plan
 from skinjob.submit.state import Standing, standings
 
 REPEATED = ("failed", "lost")
@@ -33,8 +35,15 @@ class Submission:
 def submit(plan: Plan) -> Submission:
     """Queues the plan's runs, but for those that are done, running or queued already.
 
+    Of two submits at the same time the second waits, and finds what the first has queued.
+
     Raises: ClusterError when SLURM refuses; then nothing is left of a new sweep.
     """
+    with locked(plan.runs / ".submit.lock"):
+        return _submit(placed(plan))
+
+
+def _submit(plan: Plan) -> Submission:
     sweep, is_new = plan.sweep, plan.is_new
     found = [] if is_new else standings(sweep)
     stands = {one.run: one for one in found if one.run in plan.configs}
@@ -83,9 +92,24 @@ def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
     if plan.cluster.cluster == "local":
         local.start_queue(plan.sweep, names)
         return {}
-    jobs = queue(plan.sweep, jobs_of({name: plan.configs[name] for name in names}), plan.cluster)
-    record_jobs(plan.sweep, jobs)
+    with _deaf_to_ctrl_c():
+        groups = jobs_of({name: plan.configs[name] for name in names})
+        jobs = queue(plan.sweep, groups, plan.cluster)
+        record_jobs(plan.sweep, jobs)
     return jobs
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Ignores Ctrl-C, in sbatch too: a job that is queued and not recorded would be queued twice.
+
+    sbatch gives up by itself when SLURM does not answer.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _restore(sweep: Sweep, states: dict[str, RunState]) -> None:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-import shutil
+import shlex
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,9 @@ from contextlib import contextmanager
 
 import torch
 
+from skinjob.again import submit_again
 from skinjob.errors import SkinjobError, Stopped
+from skinjob.files import is_full
 from skinjob.runs import Run, utc_now
 from skinjob.train.holding import Hold, beating
 
@@ -22,7 +24,6 @@ log = logging.getLogger("skinjob")
 
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_?alloc|Cannot allocate memory")
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
-FULL_BYTES = 1 << 20  # a disk with less than this takes no checkpoint
 
 
 @contextmanager
@@ -81,22 +82,23 @@ def tell_failed(hold: Hold, run: Run, fault: BaseException) -> None:
 
 def explain(run: Run, fault: BaseException) -> tuple[str, str, str]:
     """Returns the kind of a fault, one of FAULTS, what happened in a sentence, and a remedy."""
-    again = "submit again: the run goes on after its last finished epoch"
     if isinstance(fault, Stopped):
         return fault.fault, fault.message, fault.remedy
     if isinstance(fault, KeyboardInterrupt):
-        return "killed", "interrupted with Ctrl-C", again
+        return "killed", "interrupted with Ctrl-C", submit_again(run)
     text = f"{type(fault).__name__}: {str(fault).strip()}".rstrip(": ")
     line = text.split("\n")[0]
     if isinstance(fault, torch.OutOfMemoryError):
-        return "out of GPU memory", line, "smaller --batch-sizes, or a GPU with more memory"
+        return "out of GPU memory", line, "nvidia-smi; take smaller --batch-sizes or a larger GPU"
     if isinstance(fault, MemoryError) or NO_MEMORY.search(text):
-        return "out of memory", line, "skinjob submit --mem with more than the job had"
+        mem_gb = run.sweep.info()["cluster"]["mem_gb"]
+        return "out of memory", line, submit_again(run, mem_gb=2 * mem_gb)
     if _is_full(run, fault, text):
-        return "disk full", line, f"df -h {run.folder}; quota -s; make room and {again}"
+        folder = shlex.quote(str(run.folder))
+        return "disk full", line, f"df -h {folder}; quota -s; then {submit_again(run)}"
     if isinstance(fault, SkinjobError):
         return "exception", fault.message, fault.remedy
-    return "exception", line, f"tail -n 40 {run.log_file}"
+    return "exception", line, f"tail -n 40 {shlex.quote(str(run.log_file))}"
 
 
 def tell_done(hold: Hold, run: Run) -> bool:
@@ -110,4 +112,4 @@ def tell_done(hold: Hold, run: Run) -> bool:
 def _is_full(run: Run, fault: BaseException, text: str) -> bool:
     if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return bool(NO_SPACE.search(text)) or shutil.disk_usage(run.folder).free < FULL_BYTES
+    return bool(NO_SPACE.search(text)) or is_full(run.folder)
