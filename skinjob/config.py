@@ -228,7 +228,8 @@ def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
             _known(path, key, options[table], f"key in [{table}]")
             if any("\0" in str(word) for word in (value if isinstance(value, list) else [value])):
                 raise ConfigError(
-                    f"job file {path}: {key} has a NUL in it", f"${{EDITOR:-vi}} {path}"
+                    f"job file {path}: {key} has a NUL in it",
+                    f"${{EDITOR:-vi}} {shlex.quote(str(path))}",
                 )
             values[key] = value
     return values

@@ -70,7 +70,7 @@ SINGLE = {
     for c in (TrainConfig, ClusterConfig)
     for f in fields(c)
     if f.name not in LISTS
-}
+} | {"skip_bad_images": KINDS["bool"]}
 
 
 MOST = 10_000  # numbers that a range may stand for; more is a slip, and fills the memory
@@ -98,7 +98,7 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
             value = ",".join(map(str, value))
         numbers: list[int] = []
         for part in str(value).split(","):
-            match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
+            match = re.fullmatch(r"\s*(\d{1,30})(?:-(\d{1,30}))?\s*", part)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
             if not first <= last < first + MOST:
                 self.fail(
