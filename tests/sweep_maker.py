@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skinjob.config import TrainConfig
-from skinjob.runs import Run, RunState, Sweep, run_name
+from skinjob.runs import METRICS, Run, RunState, Sweep, run_name
 
 COUNTS = {
     "train": {"benign": 1440, "malignant": 1197},
@@ -76,9 +76,12 @@ def _make_run(
     )
     run.config_file.write_text(json.dumps(asdict(config)), encoding="utf-8")
     run.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    run.start_metrics()
-    for row in metric_rows(run, batch_size, seed, epochs, counts, lr):
-        run.append_metrics({name: _written(name, value) for name, value in row.items()})
+    write_rows(run, metric_rows(run, batch_size, seed, epochs, counts, lr))
+
+
+def write_rows(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a run's metrics.csv as a job does."""
+    run.write_metrics([[_written(name, row[name]) for name in METRICS] for row in rows])
 
 
 def _written(name: str, value: Any) -> str:

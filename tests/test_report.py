@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweep_maker import make_sweep, metric_rows
+from sweep_maker import make_sweep, metric_rows, write_rows
 
 from skinjob.errors import RunError
 from skinjob.report import findings
@@ -497,8 +497,7 @@ def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 7})
     before = build_report([sweep], tmp_path / "out")
     run = sweep.runs()[0]
-    for row in metric_rows(run, 32, 0, 20)[7:]:
-        run.append_metrics(row)
+    write_rows(run, metric_rows(run, 32, 0, 20))
     after = build_report([sweep], tmp_path / "out")
     assert after.folder == before.folder == tmp_path / "out"
     assert [list(built.summary["epochs"]) for built in (before, after)] == [[7], [20]]
@@ -509,6 +508,4 @@ def _set_column(run: Run, column: str, values: list[str]) -> None:
     """Rewrites one column of a run's metrics.csv."""
     with run.metrics_file.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    run.start_metrics()
-    for row, value in zip(rows, values, strict=True):
-        run.append_metrics({**row, column: value})
+    write_rows(run, [{**row, column: value} for row, value in zip(rows, values, strict=True)])

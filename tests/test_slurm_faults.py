@@ -74,9 +74,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 @pytest.fixture(scope="module")
 def hanging(slurm: Slurm, project: Path) -> Sweep:
     """A sweep whose job never comes to Python; it has a minute, SLURM's shortest time limit."""
-    small = (*LONG, "--mem", "1", "--time", "1", "--setup", "sleep 1000")
+    small = (*LONG, "--mem", "1", "--setup", "sleep 1000")
     skinjob(slurm, "submit", "--batch-sizes", "4", *small, "--name", "hanging", cwd=project)
-    return Sweep(project / "runs/hanging")
+    (run,) = Sweep(project / "runs/hanging").runs()
+    slurm.run(["scontrol", "update", f"jobid={job_of(run)}", "timelimit=1"], check=True)
+    return run.sweep
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_the_remedy_queues_the_run_again_and_says_why(
 def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
     """A job that took more than its --mem is told from one that was killed by hand."""
     skinjob(
-        slurm, "submit", "--batch-sizes", "4", *LONG, "--mem", "0.125", "--name", "fat", cwd=project
+        slurm, "submit", "--batch-sizes", "4", *LONG, "--mem", "0.5", "--name", "fat", cwd=project
     )
     sweep = Sweep(project / "runs/fat")
     (run,) = sweep.runs()
@@ -175,8 +177,8 @@ def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
     said = skinjob(slurm, "status", sweep.folder, cwd=project, code=1).stdout
     state = state_of(sweep, run.name)
     assert state.fault == "out of memory"
-    assert "took more than the 0.125 GB of memory that it had" in str(state.error)
-    assert "--mem 0.25" in str(state.remedy)
+    assert "took more than the 0.5 GB of memory that it had" in str(state.error)
+    assert "--mem 1" in str(state.remedy)
     assert "exceeded memory limit" in said
 
 
@@ -313,4 +315,4 @@ def test_a_time_limit_that_the_job_could_not_heed_is_told(
     state = state_of(hanging, run.name)
     assert state.fault == "time limit"
     assert "reached its time limit of 00:01:00 before it began to train" in str(state.error)
-    assert "--time 2 " in str(state.remedy)
+    assert "--time 240 " in str(state.remedy)

@@ -152,6 +152,7 @@ def lose_the_node(slurm: Slurm) -> None:
     """Kills slurmd, tells SLURM that the node is down, and brings it back a moment later."""
     slurmd = int((slurm.state / "pid/slurmd").read_text().split()[0])
     os.kill(slurmd, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{slurmd}").exists())
     node = slurm.run(["sinfo", "-h", "-o", "%n"], check=True).stdout.strip()
     slurm.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test"], check=True)
     slurm.restart()
