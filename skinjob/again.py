@@ -14,7 +14,7 @@ from skinjob.runs import Run
 USUAL_FILES = {"data": "skin_cancer", "weights": "weights/resnet18.safetensors"}
 USUAL_SIZES = [32, 64, 128, 256]
 TRAIN = {field.name: field.default for field in fields(TrainConfig)}
-SPELLINGS = {"mem_gb": "mem", "time_min": "time", "array_parallelism": "array-parallelism"}
+SPELLINGS = {"mem_gb": "mem", "time_min": "time"}
 
 
 def submit_again(run: Run, **changes: Any) -> str:
@@ -49,6 +49,8 @@ def _recipe_words(run: Run, info: dict[str, Any]) -> list[str]:
     for name in ("train", "epochs", "schedule", "precision"):
         if getattr(config, name) != usual[name]:
             words += [f"--{name}", str(getattr(config, name))]
+    if info["images"].get("skipped"):
+        words.append("--skip-bad-images")
     # cuda is what auto comes to where it was so at the first time.
     return [*words, "--device", "cpu"] if config.device == "cpu" else words
 
@@ -62,8 +64,9 @@ def _cluster_words(cluster: dict[str, Any]) -> list[str]:
         value = cluster.get(field.name, field.default)
         if field.name in ("cluster", "gpus", "setup") or value == field.default:
             continue  # without a GPU is what --device cpu comes to
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        words += [f"--{SPELLINGS.get(field.name, field.name)}", shown]
+        words.append(f"--{SPELLINGS.get(field.name, field.name.replace('_', '-'))}")
+        if value is not True:
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
     for line in cluster.get("setup", ()):
         words += ["--setup", line]
     return words

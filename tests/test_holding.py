@@ -1,0 +1,125 @@
+"""Two processes on one run: one works and the other leaves, whichever of them came first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import refusal, skinjob
+from trees import left, make_sweep, make_tree
+
+from skinjob.runs import Run
+from skinjob.train import cache, holding
+from skinjob.train.holding import Hold
+from skinjob.train.job import run_job
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=4, num_test=2)
+
+
+def make_run(data: Path, weights: Path, runs: Path, epochs: int = 20) -> Run:
+    return make_sweep(data, weights, runs, batch_sizes=[4], epochs=epochs).runs()[0]
+
+
+def start(run: Run) -> subprocess.Popen[bytes]:
+    """Starts `skinjob train` on a run, and returns once it has finished an epoch."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "skinjob", "train", run.folder],
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: run.state().epoch > 0)
+    return process
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_second_process_leaves_a_run_that_is_at_work(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """It is told who has the run, and the first goes on as if nothing had been."""
+    run = make_run(data, weights, tmp_path, epochs=2000)
+    first = start(run)
+    try:
+        words = refusal(skinjob("train", run.folder, cwd=tmp_path))
+        assert f"is at work in process {first.pid} on {os.uname().nodename}" in words
+        epoch = run.state().epoch
+        wait_until(lambda: run.state().epoch > epoch)
+    finally:
+        first.kill()
+    assert run.state().attempts == 1
+
+
+def test_a_process_that_wakes_up_on_a_run_of_another_leaves(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a node that was lost comes back: it writes no more, and spoils nothing."""
+    whole = make_run(data, weights, tmp_path / "whole")
+    run_job([whole.folder])
+    run = make_run(data, weights, tmp_path / "runs")
+    first = start(run)
+    try:
+        first.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(holding, "SILENCE_S", 0.5)
+        monkeypatch.setattr(cache, "STALE_S", 0.5)  # it may have claimed a view
+        run_job([run.folder])
+        assert run.state().state == "done"
+        files = {file: file.stat().st_mtime_ns for file in run.folder.iterdir()}
+        first.send_signal(signal.SIGCONT)
+        first.wait(timeout=60)
+    finally:
+        first.kill()
+    del files[run.log_file]
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    assert "left to whoever made it done" in run.log_file.read_text()
+    assert left(run) == left(whole)
+
+
+def test_a_run_whose_holder_is_gone_is_taken_at_once(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill -9 nobody waits for a heartbeat of a process that is known to have ended."""
+    run = make_run(data, weights, tmp_path)
+    first = start(run)
+    first.kill()
+    first.wait()
+    monkeypatch.setattr(holding.time, "sleep", lambda _: pytest.fail("it waits"))
+    assert holding.wait_for_holder(run) is None
+
+
+def test_a_holder_on_another_machine_is_believed_by_its_heartbeat(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number of a process says nothing of another machine, its heartbeat does."""
+    run = make_run(data, weights, tmp_path)
+    hold = Hold([run], state="running", host="another", pid=1, job_id="7")
+    monkeypatch.setattr(holding, "SILENCE_S", 3)
+    assert holding.wait_for_holder(run) is None  # silent for so long
+    monkeypatch.setattr(holding.time, "sleep", lambda _: run.update_state())
+    assert holding.wait_for_holder(run) is not None
+    assert holding.wait_for_holder(run, is_restart_of="7") is None  # SLURM has ended that attempt
+    assert hold.check(run)
+
+
+def test_the_last_to_take_a_run_has_it(data: Path, weights: Path, tmp_path: Path) -> None:
+    """Of two that begin at the same moment exactly one goes on."""
+    run = make_run(data, weights, tmp_path)
+    first, second = Hold([run]), Hold([run])
+    assert not first.say(run, epoch=1)
+    assert second.say(run, epoch=2)
+    assert not first.end(run, state="failed")
+    assert run.state().epoch == 2
