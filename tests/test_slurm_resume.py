@@ -21,7 +21,7 @@ from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 
 OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
-EPOCHS = {"head": 80, "all": 30}
+EPOCHS = {"head": 40, "all": 20}
 USR2 = 1 << (signal.SIGUSR2 - 1)
 
 

@@ -49,7 +49,11 @@ class Hold:
             remove_partials(run.folder)
             before = run.state()
             self._states[run] = replace(
-                before, holder=self.word, attempts=before.attempts + 1, **said
+                before,
+                holder=self.word,
+                attempts=before.attempts + 1,
+                resumed_epoch=before.epoch,
+                **said,
             )
             self._write(run)
 
