@@ -102,6 +102,52 @@ def test_a_killed_job_is_failed_and_not_running_for_ever(project: Path) -> None:
     assert first.state().fault == "killed"
 
 
+def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Path) -> None:
+    """SIGTERM, as `kill` sends it, costs the epoch at most; preempted, it goes on by itself."""
+    long = (*SMALL[:2], "--epochs", "200", *SMALL[4:])
+    skinjob("submit", *long, cwd=project)
+    first, second = only_sweep(project / "runs").runs()
+    os.kill(pid_after_an_epoch(first, attempts=1), signal.SIGUSR2)
+    os.kill(pid_after_an_epoch(first, attempts=2), signal.SIGTERM)
+    wait_for(first.sweep, "failed")
+    state = first.state()
+    assert (state.fault, state.attempts) == ("killed", 2)
+    assert "was told to end on" in str(state.error)
+    skinjob("submit", *long, cwd=project)
+    os.kill(pid_after_an_epoch(second, attempts=1), signal.SIGKILL)
+    assert second.state().resumed_epoch >= state.epoch
+    wait_for(first.sweep, "failed")
+    log = second.log_file.read_text()
+    assert "preempted: leaves, to be queued again" in log
+    assert "told to end: SIGTERM" in log
+    assert log.count("checkpoint: goes on after epoch") == 2
+
+
+def pid_after_an_epoch(run: Run, attempts: int) -> int:
+    """Returns the process that has a run in hand, once it has finished an epoch of it."""
+    end = time.monotonic() + 90
+    while True:
+        state = run.state()
+        if state.pid and state.attempts == attempts and state.epoch > state.resumed_epoch:
+            return state.pid
+        assert time.monotonic() < end, state
+        time.sleep(0.02)
+
+
+def test_two_submits_at_once_queue_a_sweep_once(project: Path) -> None:
+    """The second of two people, or of two terminals, finds what the first has queued."""
+    command = [sys.executable, "-m", "skinjob", "submit", *SMALL]
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    both = [
+        subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = "".join(str(one.communicate()[0]) for one in both)
+    assert [one.returncode for one in both] == [0, 0]
+    assert said.count("not repeated") == 2
+    wait_for(only_sweep(project / "runs"), "done")
+
+
 def test_a_killed_job_fails_all_its_runs(project: Path) -> None:
     """The heads that share a job share its end."""
     skinjob("submit", *SMALL[:2], "--epochs", "2000", *SMALL[4:], cwd=project)
