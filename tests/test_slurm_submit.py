@@ -154,6 +154,7 @@ GOLDEN = """\
 #SBATCH --output={folder}/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --qos=short
+#SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=45
 

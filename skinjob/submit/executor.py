@@ -174,5 +174,7 @@ def _parameters(cluster: ClusterConfig) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # SLURM 22.05 to 23.02: srun does not take over the batch script's own --cpus-per-task.
         "srun_args": [f"--cpus-per-task={cluster.cpus}"],
+        # A site may have it off by default, and a run goes on from its folder.
+        "additional_parameters": {"requeue": True},
         "wckey": None,  # submitit's own default is refused where accounting enforces wckeys
     }

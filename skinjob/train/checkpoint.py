@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from skinjob.files import replacing
 from skinjob.runs import METRICS, Run
 
 log = logging.getLogger("skinjob")
+
+UNUSABLE = (ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""What is raised of a checkpoint that does not load. A signal's handler may raise other things."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def _loaded(run: Run, config: TrainConfig) -> Iterator[Checkpoint]:
             yield _load(file, config)
         except FileNotFoundError:
             continue
-        except Exception as fault:  # whatever torch raises of a damaged file
+        except UNUSABLE as fault:
             reason = str(fault).strip().split("\n")[0]
             log.info("%s is not used: %s", file.name, reason, extra={"run": run.name})
             file.unlink(missing_ok=True)

@@ -130,22 +130,29 @@ def beating(hold: Hold) -> Iterator[None]:
         thread.join()
 
 
-def wait_for_holder(run: Run, *, is_restart_of: str | None = None) -> RunState | None:
-    """Returns the state of a run that a living process has in hand; None where it can be taken.
+def living_holders(runs: Sequence[Run], *, is_restart_of: str | None = None) -> dict[Run, RunState]:
+    """Returns the states of those runs that a living process has in hand; the others can be taken.
 
     Whether it lives is seen by its heartbeat, not by a clock that two machines might share. It
     takes a minute to see that there is none; less where its process is known to have ended, or
     where SLURM says so by starting the job *is_restart_of* again.
     """
-    first = run.state()
+    found: dict[Run, RunState] = {}
+    first = {run: run.state() for run in runs}
+    open_runs = list(runs)
     end = time.monotonic() + SILENCE_S
-    while _may_live(state := run.state(), is_restart_of):
-        if state.heartbeat_utc != first.heartbeat_utc or state.holder != first.holder:
-            return state
-        if time.monotonic() > end:
-            return None
+    while True:
+        states = {run: run.state() for run in open_runs}
+        open_runs = [run for run in open_runs if _may_live(states[run], is_restart_of)]
+        found |= {run: states[run] for run in open_runs if _has_spoken(first[run], states[run])}
+        open_runs = [run for run in open_runs if run not in found]
+        if not open_runs or time.monotonic() > end:
+            return found
         time.sleep(min(1.0, SILENCE_S / 10))
-    return None
+
+
+def _has_spoken(before: RunState, now: RunState) -> bool:
+    return (now.heartbeat_utc, now.holder) != (before.heartbeat_utc, before.holder)
 
 
 def _may_live(state: RunState, is_restart_of: str | None) -> bool:

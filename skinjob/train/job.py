@@ -31,7 +31,7 @@ from skinjob.train.device import Device, choose_device
 from skinjob.train.features import Features
 from skinjob.train.finetune import FullTraining
 from skinjob.train.forward import Forward, choose_forward
-from skinjob.train.holding import Hold, TakenError, wait_for_holder
+from skinjob.train.holding import Hold, TakenError, living_holders
 from skinjob.train.loop import Epoch, HeadTraining
 from skinjob.train.model import build_backbone
 from skinjob.train.outputs import write_predictions, write_trained
@@ -84,7 +84,7 @@ def run_job(
     runs = [Run(folder) for folder in folders]
     _require_one_sweep(runs)
     configs = {run: run.config() for run in runs}
-    left_alone = {run: why for run in runs if (why := _why_left_alone(run, job_id))}
+    left_alone = _left_alone(runs, job_id)
     runs = [run for run in runs if run not in left_alone]
     with logging_to(runs):
         for run, why in left_alone.items():
@@ -107,23 +107,27 @@ def _require_one_sweep(runs: Sequence[Run]) -> None:
         )
 
 
-def _why_left_alone(run: Run, job_id: str | None) -> str | None:
-    """Returns why a run is not this job's to train, or None when it is.
+def _left_alone(runs: Sequence[Run], job_id: str | None) -> dict[Run, str]:
+    """Returns the runs that are not this job's to train, and why.
 
     SLURM starts a job again after preemption, a time limit or a node's failure, and now and then
     while the first is still at work on a node that it has lost sight of.
     """
-    state = run.state()
-    if state.state == "done":
-        return f"{run.folder} is done"
     is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    if is_restart and (state.state == "failed" or _newer_job(run, job_id)):
-        return f"{run.folder} has failed, or is another job's since"
-    holder = wait_for_holder(run, is_restart_of=job_id if is_restart else None)
-    if holder is None:
-        return None
-    job = f"job {holder.job_id}, " if holder.job_id else ""
-    return f"{run.folder} is at work in {job}process {holder.pid} on {holder.host}"
+    states = {run: run.state() for run in runs}
+    found = {run: f"{run.folder} is done" for run in runs if states[run].state == "done"}
+    if is_restart:
+        found |= {
+            run: f"{run.folder} has failed, or is another job's since"
+            for run in runs
+            if states[run].state == "failed" or _newer_job(run, job_id)
+        }
+    others = [run for run in runs if run not in found]
+    holders = living_holders(others, is_restart_of=job_id if is_restart else None)
+    for run, holder in holders.items():
+        job = f"job {holder.job_id}, " if holder.job_id else ""
+        found[run] = f"{run.folder} is at work in {job}process {holder.pid} on {holder.host}"
+    return found
 
 
 def _newer_job(run: Run, job_id: str | None) -> bool:
@@ -158,9 +162,10 @@ def _train_heads(job: Job) -> list[SkinjobError]:
     first = 1 + min(checkpoint.epoch for checkpoint in checkpoints.values())
     epochs, faults = job.recipe.epochs, []
     num_test, num_train = (len(job.images.split(split)) for split in ("test", "train"))
-    label = job.hold.runs[0].name + (f" and {len(job.configs) - 1} more" * (len(job.configs) > 1))
+    names = [run.name for run in job.configs]
+    label = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     with progress(label, num_test + (epochs - first + 1) * num_train, unit="images") as draw:
-        reporter = Reporter(job.hold, epochs, first, draw)
+        reporter = Reporter(job.hold, next(iter(job.configs)), epochs, first, draw)
         views = _views(job, num_test + epochs * num_train, reporter)
         with closing(views.in_turn([TEST, *range(first, epochs + 1)])) as coming:
             courses = _heads(job, next(coming), checkpoints)
@@ -258,7 +263,7 @@ def _train_layers(job: Job, run: Run) -> None:
     first, test_logits = course.done + 1, None
     num_images = (config.epochs - course.done) * len(job.images.split("train"))
     with progress(run.name, num_images, unit="images") as draw:
-        reporter = Reporter(job.hold, config.epochs, first, draw)
+        reporter = Reporter(job.hold, run, config.epochs, first, draw)
         for number in range(first, config.epochs + 1):
             epoch = training.epoch(number, reporter.training)
             if not _keep(job, course, epoch, reporter):

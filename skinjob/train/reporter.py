@@ -23,10 +23,15 @@ LOG_EVERY_S = 30
 class Reporter(Watcher):
     """Hears of every view and epoch, of views from another thread than that of the epochs."""
 
-    def __init__(self, hold: Hold, epochs: int, first: int, draw: Callable[[int], None]) -> None:
-        """*first* is the epoch that is begun with; *draw* is told the images done, of all."""
+    def __init__(
+        self, hold: Hold, counting: Run, epochs: int, first: int, draw: Callable[[int], None]
+    ) -> None:
+        """*first* is the epoch that is begun with; *draw* is told the images done, of all.
+
+        Views are computed once for all runs of a job: *counting* is the one that counts them.
+        """
         self.hold = hold
-        self.counting = hold.runs[0]  # views are computed once for all runs of a job
+        self.counting = counting
         self.epochs = epochs
         self.first = first
         self.draw = draw

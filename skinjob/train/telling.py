@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 
 from skinjob.again import submit_again
-from skinjob.errors import SkinjobError, Stopped
+from skinjob.errors import RunError, SkinjobError, Stopped
 from skinjob.files import is_full
 from skinjob.runs import Run, utc_now
 from skinjob.train.holding import Hold, beating
@@ -76,7 +76,10 @@ def tell_failed(hold: Hold, run: Run, fault: BaseException) -> None:
         hold.end(
             run, state="failed", fault=kind, error=error, remedy=remedy, finished_utc=utc_now()
         )
-    except OSError as full:  # whoever asks next finds a job that is gone, and a full disk
+    except (
+        OSError,
+        RunError,
+    ) as full:  # whoever asks next finds a job that is gone, and a full disk
         log.error("the state cannot be written: %s", full, extra={"run": run.name})
 
 
