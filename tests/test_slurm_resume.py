@@ -21,7 +21,7 @@ from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 
 OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
-EPOCHS = {"head": 40, "all": 20}
+EPOCHS = {"head": 60, "all": 40}
 USR2 = 1 << (signal.SIGUSR2 - 1)
 
 
@@ -74,6 +74,7 @@ def once_further(run: Run, attempts: int) -> RunState:
 
     def is_further() -> bool:
         state = run.state()
+        assert state.state in ("queued", "running"), state
         at_work = state.state == "running" and state.attempts == attempts
         return at_work and state.epoch > state.resumed_epoch
 
