@@ -245,7 +245,10 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
             write_index(plan.images, sweep.images_file)
         write_json(sweep.sweep_file, _sweep_info(plan))
         for name in queued:
-            write_json(Run(sweep.folder / name).state_file, asdict(RunState(queued_utc=utc_now())))
+            run = Run(sweep.folder / name)
+            # Its holder is forgotten: a process that still has the run leaves it.
+            state = RunState(queued_utc=utc_now(), epoch=run.state().epoch)
+            write_json(run.state_file, asdict(state))
     except OSError as fault:
         raise RunError(
             f"sweep folder {sweep.folder}: {fault.strerror}",
