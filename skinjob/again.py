@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def submit_again(run: Run, **changes: Any) -> str:
     words = ["skinjob", "submit", "--name", sweep.name]
     if sweep.folder.parent.resolve() != Path("runs").resolve():
         words += ["--runs", str(sweep.folder.parent)]
-    words += _recipe_words(run, info) + _cluster_words(info["cluster"] | changes)
+    words += _recipe_words(run, info) + _cluster_words(info["cluster"] | changes, changes)
     return shlex.join(words)
 
 
@@ -55,14 +56,15 @@ def _recipe_words(run: Run, info: dict[str, Any]) -> list[str]:
     return [*words, "--device", "cpu"] if config.device == "cpu" else words
 
 
-def _cluster_words(cluster: dict[str, Any]) -> list[str]:
-    """Returns the options of what the jobs ask for."""
+def _cluster_words(cluster: dict[str, Any], spelt: Collection[str]) -> list[str]:
+    """Returns the options of what the jobs ask for, those in *spelt* at their defaults too."""
     words = []
     if cluster["cluster"] == "local" and shutil.which("sbatch"):
         words += ["--cluster", "local"]  # auto would be SLURM
     for field in fields(ClusterConfig):
         value = cluster.get(field.name, field.default)
-        if field.name in ("cluster", "gpus", "setup") or value == field.default:
+        is_usual = value == field.default and field.name not in spelt
+        if field.name in ("cluster", "gpus", "setup") or is_usual:
             continue  # without a GPU is what --device cpu comes to
         words.append(f"--{SPELLINGS.get(field.name, field.name.replace('_', '-'))}")
         if value is not True:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,15 @@ def is_full(folder: Path) -> bool:
     return free < 1_000_000
 
 
-def remove_partials(folder: Path, name: str = "") -> None:
+def remove_partials(folder: Path, name: str = "", *, older_s: float = 0) -> None:
     """Removes what writers that were killed left in a folder, of the file *name* or of all.
 
-    A writer that is at work there loses its file and fails.
+    A writer that is at work there would lose its file and fail: none was touched for *older_s*.
     """
     for partial in folder.glob(f".{glob.escape(name) or '*'}.*.part"):
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime >= older_s:
+                partial.unlink()
 
 
 def write_text(path: Path, text: str, *, is_durable: bool = True) -> None:

@@ -282,16 +282,17 @@ def _read_record(kind: type[Record], file: Path, fault: str) -> Record:
     Raises: RunError when a value is missing, of another type, or cannot be.
     """
     values = _read_json(file, fault)
+    show = f"cat {shlex.quote(str(file))}"
     found = {name: values[name] for name in get_type_hints(kind) if name in values}
     for name, wanted in get_type_hints(kind).items():
         value = found.get(name)
         fits = isinstance(value, int | float if wanted is float else wanted)
         if name in found and (isinstance(value, bool) or not fits or not _is_time(name, value)):
-            raise RunError(f"{fault}: {file}: {name} is {value!r:.80}", f"cat {file}")
+            raise RunError(f"{fault}: {file}: {name} is {value!r:.80}", show)
     try:
         return kind(**found)
     except (TypeError, ConfigError) as problem:
-        raise RunError(f"{fault}: {file}: {problem}", f"cat {file}") from None
+        raise RunError(f"{fault}: {file}: {problem}", show) from None
 
 
 def _is_time(name: str, value: object) -> bool:

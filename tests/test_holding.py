@@ -16,6 +16,7 @@ from trees import left, make_sweep, make_tree
 
 from skinjob.runs import Run
 from skinjob.train import cache, holding
+from skinjob.train import job as train_job
 from skinjob.train.holding import Hold
 from skinjob.train.job import run_job
 
@@ -123,3 +124,37 @@ def test_the_last_to_take_a_run_has_it(data: Path, weights: Path, tmp_path: Path
     assert second.say(run, epoch=2)
     assert not first.end(run, state="failed")
     assert run.state().epoch == 2
+
+
+def test_a_process_that_lost_its_run_before_it_began_touches_nothing(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent for long over its first view, it does not empty the CSV of a run that is done."""
+    run = make_run(data, weights, tmp_path, epochs=2)
+    read = train_job.read_index
+
+    def while_another_trains(*arguments: object) -> object:
+        monkeypatch.setattr(train_job, "read_index", read)
+        run.update_state(holder=None)  # as a submit leaves it
+        run_job([run.folder])
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train_job, "read_index", while_another_trains)
+    run_job([run.folder])
+    assert len(left(run)[0]) == 2
+    assert (run.state().state, run.state().attempts) == ("done", 2)
+
+
+def test_output_that_nobody_reads_ends_no_training(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """`skinjob train RUN > /dev/full`, or into a pager that was closed, trains to the end."""
+    run = make_run(data, weights, tmp_path, epochs=2)
+    with Path("/dev/full").open("wb") as full:
+        subprocess.run(
+            [sys.executable, "-u", "-m", "skinjob", "train", run.folder],
+            env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+            stdout=full,
+            stderr=subprocess.DEVNULL,
+        )
+    assert run.state().state == "done"

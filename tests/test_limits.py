@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,15 @@ def run(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
+def at_work(run: Run, **said: object) -> None:
+    """Makes a run one that this process has had in hand for long."""
+    mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
+    run.update_state(**mine, started_utc=LONG_AGO, **said)
+
+
 def test_a_job_at_its_time_limit_is_queued_again_and_once_less_often(run: Run) -> None:
     """What is left of its allowance travels with the job."""
-    run.update_state(state="running", started_utc=LONG_AGO, epoch=4, resumed_epoch=3)
+    at_work(run, epoch=4, resumed_epoch=3)
     task = Task([run.folder], requeues=2)
     again = task.checkpoint().function
     assert task.ended_by == "time limit"
@@ -46,9 +54,7 @@ def test_a_preempted_job_is_queued_again_as_often_as_it_takes(run: Run) -> None:
 
 def test_a_time_limit_shorter_than_an_epoch_is_told_and_not_tried_again(run: Run) -> None:
     """Another attempt would get as far as this one: nowhere."""
-    run.update_state(
-        state="running", started_utc=LONG_AGO, epoch=3, resumed_epoch=3, images_per_s=0.001
-    )
+    at_work(run, epoch=3, resumed_epoch=3, images_per_s=0.001)
     with pytest.raises(Stopped) as stop:
         Task([run.folder], requeues=2).checkpoint()
     assert stop.value.fault == "time limit"
@@ -61,13 +67,21 @@ def test_a_time_limit_shorter_than_an_epoch_is_told_and_not_tried_again(run: Run
 
 def test_a_view_is_as_good_as_an_epoch(run: Run) -> None:
     """A job that computed a view has brought the sweep further: it lies in the cache."""
-    run.update_state(state="running", started_utc=LONG_AGO, views_computed=1)
+    at_work(run, views_computed=1)
     Task([run.folder], requeues=2).checkpoint()
+
+
+def test_a_run_that_is_not_the_jobs_says_nothing_of_its_time(run: Run) -> None:
+    """Of a run that was done or taken before this attempt, the state is of another time."""
+    run.update_state(state="done", started_utc=LONG_AGO, epoch=9)
+    task = Task([run.folder], requeues=0)
+    assert task.checkpoint().function.requeues == 0
+    assert task.ended_by == "preempted"
 
 
 def test_the_allowance_comes_to_an_end(run: Run) -> None:
     """A job that is queued again and again is stopped, and told how it goes on."""
-    run.update_state(state="running", started_utc=LONG_AGO, epoch=4, resumed_epoch=3)
+    at_work(run, epoch=4, resumed_epoch=3)
     with pytest.raises(Stopped, match="once too often, after epoch 4 of 9") as stop:
         Task([run.folder], requeues=0).checkpoint()
     assert "--time 240" in stop.value.remedy

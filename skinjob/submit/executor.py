@@ -19,10 +19,11 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from skinjob.again import submit_again
 from skinjob.config import ClusterConfig
 from skinjob.errors import ClusterError, Stopped
-from skinjob.runs import Run, Sweep, utc_now
-from skinjob.submit.limits import WARNED_S, require_another_start, seconds_left
+from skinjob.runs import FINAL, Run, Sweep, utc_now
+from skinjob.submit.limits import WARNED_S, own_runs, require_another_start, seconds_left
 
 log = logging.getLogger("skinjob")
 
@@ -46,17 +47,19 @@ class Task:
     def __call__(self) -> None:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
-        # submitit passes SIGTERM over, and would be killed half a minute later.
-        signal.signal(signal.SIGTERM, _leave)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            # On SLURM it is passed over, as submitit has it: a job that SLURM preempts with a
+            # grace time is requeued at its end, and ended for good if it leaves before.
+            signal.signal(signal.SIGTERM, _leave)
         try:
             from skinjob.train.job import run_job  # only here: the login node has no torch
         except Exception as fault:  # whatever a broken installation raises
-            for folder in self.folders:
-                Run(folder).update_state(
+            for run in [run for run in map(Run, self.folders) if run.state().state not in FINAL]:
+                run.update_state(
                     state="failed",
                     fault="exception",
                     error=f"{sys.executable} cannot load torch: {type(fault).__name__}: {fault}",
-                    remedy="skinjob submit --python /path/to/venv/bin/python",
+                    remedy=submit_again(run, python="/path/to/venv/bin/python"),
                     finished_utc=utc_now(),
                 )
             raise
@@ -73,8 +76,8 @@ class Task:
 
         Raises: Stopped when the job must not be queued again.
         """
-        runs = [Run(folder) for folder in self.folders]
-        is_time_limit = seconds_left(runs[0]) < WARNED_S
+        runs = own_runs([Run(folder) for folder in self.folders])
+        is_time_limit = bool(runs) and seconds_left(runs[0]) < WARNED_S
         self.ended_by = "time limit" if is_time_limit else "preempted"
         if is_time_limit:
             require_another_start(runs, self.requeues)
@@ -105,7 +108,7 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
     except (FailedJobError, FailedSubmissionError, OSError) as refusal:
         raise ClusterError(
             f"sbatch refused: {_sbatch_words(str(refusal))}",
-            "sinfo; then skinjob submit --dry-run shows the script",
+            "sinfo; skinjob submit --dry-run   # shows the script",
         ) from None
     return {name: job.job_id for names, job in zip(jobs, queued, strict=True) for name in names}
 

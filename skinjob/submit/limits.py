@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -13,6 +14,13 @@ from skinjob.errors import Stopped
 from skinjob.runs import Run
 
 WARNED_S = 180  # SLURM gives its warning 90 s before the end, or up to a minute earlier
+
+
+def own_runs(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs that this process has in hand; of others their states say nothing of it."""
+    mine = ("running", socket.gethostname(), os.getpid())
+    states = {run: run.state() for run in runs}
+    return [run for run, said in states.items() if (said.state, said.host, said.pid) == mine]
 
 
 def seconds_left(run: Run) -> float:
@@ -69,6 +77,9 @@ def _squeue_left() -> float | None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return None
+    # One task of an array has the array's own number, by which squeue would list them all.
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+    job = f"{array}_{task}" if array and task else job
     try:
         answer = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format=%L"],

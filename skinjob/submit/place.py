@@ -112,7 +112,7 @@ def require_room(runs: Path, num_bytes: int) -> None:
         needed_mb, free_mb = -(-num_bytes // 10**6), free // 10**6
         raise RunError(
             f"--runs {runs}: the sweep writes up to {needed_mb:,} MB, and {free_mb:,} MB are free",
-            f"df -h {shlex.quote(str(_nearest(runs)))}; then another --runs, fewer --epochs, or "
+            f"df -h {shlex.quote(str(_nearest(runs)))}   # and another --runs, fewer --epochs, or "
             "fewer jobs at once (--array-parallelism)",
         )
 

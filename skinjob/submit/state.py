@@ -16,9 +16,9 @@ from skinjob.runs import FINAL, Run, RunState, Sweep
 from skinjob.submit.faults import ending, orphan_ending, why_never, why_pending, write_ending
 from skinjob.submit.slurm import JobEnd, QueuedJob, job_ends, jobs_in_queue
 
-SILENCE = timedelta(seconds=60)
+SILENCE = timedelta(seconds=75)
 """A run that is not in the queue and silent for so long has ended. Network file systems show what
-a job wrote last up to a minute late."""
+a job wrote last up to a minute late, and it speaks every five seconds."""
 
 NO_ANSWER = "SLURM does not answer: its own last word"
 
@@ -85,12 +85,14 @@ def standing(sweep: Sweep) -> dict[str, str]:
 def is_working(sweep: Sweep) -> bool:
     """Says whether the process of this machine's queue has the sweep in hand."""
     try:
-        with queue_lock(sweep).open("rb") as file:
+        with queue_lock(sweep).open("r+b") as file:  # to be written: else NFS gives no lock
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except (
+        OSError
+    ):  # no such file, another user's, or no locks there: the runs speak for themselves
+        return False
     return False
 
 

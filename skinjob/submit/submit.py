@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from skinjob.errors import SkinjobError
@@ -114,4 +114,5 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 def _restore(sweep: Sweep, states: dict[str, RunState]) -> None:
     for name, state in states.items():
-        write_json(Run(sweep.folder / name).state_file, asdict(state))
+        with suppress(OSError):  # the disk may be full: then they stand as queued, and are lost
+            write_json(Run(sweep.folder / name).state_file, asdict(state))

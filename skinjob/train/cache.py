@@ -22,6 +22,7 @@ from skinjob.train.features import Features, FeaturesWriter, read_features
 
 log = logging.getLogger("skinjob")
 
+ABANDONED_S = 24 * 3600
 STALE_S = 60  # a claim is touched every second or so
 
 
@@ -64,7 +65,8 @@ class ViewCache:
         claim = self._claim_file(key)
         claim.parent.mkdir(parents=True, exist_ok=True)
         if claim.exists() and self._is_stale(claim):
-            remove_partials(self.folder, self.file(key).name)
+            # A writer that only seems gone would fail without its file.
+            remove_partials(self.folder, self.file(key).name, older_s=ABANDONED_S)
             claim.unlink(missing_ok=True)
         try:
             handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

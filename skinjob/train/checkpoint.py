@@ -36,6 +36,8 @@ class Checkpoint:
     """The rows of metrics.csv, one an epoch."""
     state: dict[str, Any] = field(default_factory=dict)
     """What was trained, the optimizer, and the updates so far."""
+    precision: str = ""
+    """The arithmetic that it was computed in; `auto` may come to another on another node."""
 
     @property
     def epoch(self) -> int:
@@ -46,7 +48,8 @@ def save_checkpoint(run: Run, config: TrainConfig, checkpoint: Checkpoint) -> No
     """Writes the checkpoint of the epoch that was just finished; the one before is kept."""
     file = io.BytesIO()  # a full disk is told as such by Python's own write, not by torch's
     rows = [list(row) for row in checkpoint.rows]
-    torch.save({"config": asdict(config), "rows": rows, "state": checkpoint.state}, file)
+    held = {"rows": rows, "state": checkpoint.state, "precision": checkpoint.precision}
+    torch.save({"config": asdict(config), **held}, file)
     content = file.getvalue()
     newest, before = run.checkpoint_files
     # A head that a power cut took with it is trained again from its views in no time; flushing to
@@ -102,4 +105,4 @@ def _load(file: Path, config: TrainConfig) -> Checkpoint:
     rows, state = content["rows"], content["state"]
     if any(len(row) != len(METRICS) for row in rows) or not isinstance(state, dict):
         raise ValueError("it does not hold what a checkpoint holds")
-    return Checkpoint(rows, state)
+    return Checkpoint(rows, state, content["precision"])

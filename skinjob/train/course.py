@@ -34,9 +34,10 @@ T = TypeVar("T", bound=Training)
 class Course(Generic[T]):
     """A run, from its checkpoint to its last epoch."""
 
-    def __init__(self, run: Run, training: T, checkpoint: Checkpoint) -> None:
+    def __init__(self, run: Run, training: T, checkpoint: Checkpoint, precision: str) -> None:
         """Puts *training* where *checkpoint* left it, and metrics.csv with it."""
         self.run = run
+        self.precision = precision
         self.training = training
         self.rows = [list(row) for row in checkpoint.rows]
         if checkpoint.epoch:
@@ -51,6 +52,6 @@ class Course(Generic[T]):
     def keep(self, epoch: Epoch) -> None:
         """Writes an epoch that was just finished: the checkpoint first, from which all follows."""
         self.rows.append(metrics_row(self.run, self.training.config, epoch))
-        checkpoint = Checkpoint(self.rows, self.training.state())
+        checkpoint = Checkpoint(self.rows, self.training.state(), self.precision)
         save_checkpoint(self.run, self.training.config, checkpoint)
         self.run.write_metrics(self.rows, is_durable=False)

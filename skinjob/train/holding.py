@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,8 @@ class TakenError(RunError):
     """A run that another process has in hand by now."""
 
     def __init__(self, run: Run) -> None:
-        super().__init__(f"{run.folder} is another process's by now", f"cat {run.state_file}")
+        show = f"cat {shlex.quote(str(run.state_file))}"
+        super().__init__(f"{run.folder} is another process's by now", show)
 
 
 class Hold:

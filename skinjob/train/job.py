@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Job:
     info: dict[str, Any]
     """sweep.json."""
     hold: Hold
+    checkpoints: Mapping[Run, Checkpoint]
+    """Where each run goes on."""
     device: Device
     images: ImageSet
     weights: Path
@@ -113,7 +116,8 @@ def _left_alone(runs: Sequence[Run], job_id: str | None) -> dict[Run, str]:
     SLURM starts a job again after preemption, a time limit or a node's failure, and now and then
     while the first is still at work on a node that it has lost sight of.
     """
-    is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    # A shell on a node has the variable too: it is the job's own where there is a job.
+    is_restart = job_id is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     states = {run: run.state() for run in runs}
     found = {run: f"{run.folder} is done" for run in runs if states[run].state == "done"}
     if is_restart:
@@ -138,7 +142,8 @@ def _prepare(configs: Mapping[Run, TrainConfig], hold: Hold) -> Job:
     """Returns the job, its images listed and its weights checked."""
     sweep, recipe = next(iter(configs)).sweep, next(iter(configs.values()))
     info = sweep.info()
-    device = choose_device(recipe.device, recipe.precision)
+    checkpoints = {run: read_checkpoint(run, config) for run, config in configs.items()}
+    device = _device(recipe, checkpoints.values())
     images = read_index(sweep.images_file, Path(recipe.data), tuple(info["images"]["classes"]))
     if images.fingerprint() != info["images"]["fingerprint"]:  # a cut would be a smaller data set
         raise ImagesError(
@@ -152,14 +157,22 @@ def _prepare(configs: Mapping[Run, TrainConfig], hold: Hold) -> Job:
     pixels = Pixels(
         images, recipe.augmentation_seed, sweep.cache_folder, keeps_test=recipe.train == "all"
     )
-    return Job(configs, info, hold, device, images, weights, pixels)
+    return Job(configs, info, hold, checkpoints, device, images, weights, pixels)
+
+
+def _device(recipe: TrainConfig, checkpoints: Iterable[Checkpoint]) -> Device:
+    """Returns the recipe's device, in the arithmetic of the epochs that are done already."""
+    for checkpoint in checkpoints:
+        if checkpoint.precision:
+            device = choose_device(recipe.device, checkpoint.precision)
+            return replace(device, precision_reason="as in the epochs before")
+    return choose_device(recipe.device, recipe.precision)
 
 
 def _train_heads(job: Job) -> list[SkinjobError]:
     """Trains a head for each run, epoch by epoch on the same views; returns what failed."""
     torch.set_num_threads(1)  # a head is too small to share out; the cores belong to the views
-    checkpoints = {run: read_checkpoint(run, config) for run, config in job.configs.items()}
-    first = 1 + min(checkpoint.epoch for checkpoint in checkpoints.values())
+    first = 1 + min(checkpoint.epoch for checkpoint in job.checkpoints.values())
     epochs, faults = job.recipe.epochs, []
     num_test, num_train = (len(job.images.split(split)) for split in ("test", "train"))
     names = [run.name for run in job.configs]
@@ -168,19 +181,19 @@ def _train_heads(job: Job) -> list[SkinjobError]:
         reporter = Reporter(job.hold, next(iter(job.configs)), epochs, first, draw)
         views = _views(job, num_test + epochs * num_train, reporter)
         with closing(views.in_turn([TEST, *range(first, epochs + 1)])) as coming:
-            courses = _heads(job, next(coming), checkpoints)
+            courses = _heads(job, next(coming))
             for number, (features, waited_s) in enumerate(_timed(coming), first):
                 at_work = [course for course in courses if course.done < number]
                 for course in at_work:
                     try:
                         epoch = course.training.epoch(number, features)
+                        epoch.row["seconds"] += waited_s / len(at_work)
+                        is_kept = _keep(job, course, epoch, reporter)
                     except SkinjobError as fault:
                         faults.append(fault)
                         tell_failed(job.hold, course.run, fault)
-                        courses.remove(course)
-                        continue
-                    epoch.row["seconds"] += waited_s / len(at_work)
-                    if not _keep(job, course, epoch, reporter):
+                        is_kept = False
+                    if not is_kept:
                         courses.remove(course)
                 if not courses:
                     break
@@ -209,9 +222,7 @@ def _views(job: Job, num_images: int, reporter: Reporter) -> Views:
     )
 
 
-def _heads(
-    job: Job, test_features: Features, checkpoints: Mapping[Run, Checkpoint]
-) -> list[Course[HeadTraining]]:
+def _heads(job: Job, test_features: Features) -> list[Course[HeadTraining]]:
     """Returns the course of each run, from its checkpoint on."""
     labels, test_labels = job.pixels.labels(1), job.pixels.labels(TEST)
     courses = []
@@ -223,7 +234,8 @@ def _heads(
             test_features=test_features,
             test_labels=test_labels,
         )
-        courses.append(_begin(job, run, training, checkpoints[run]))
+        with suppress(TakenError):
+            courses.append(_begin(job, run, training))
     return courses
 
 
@@ -259,7 +271,7 @@ def _train_layers(job: Job, run: Run) -> None:
         pixels=job.pixels,
         num_classes=len(job.images.classes),
     )
-    course = _begin(job, run, training, read_checkpoint(run, config))
+    course = _begin(job, run, training)
     first, test_logits = course.done + 1, None
     num_images = (config.epochs - course.done) * len(job.images.split("train"))
     with progress(run.name, num_images, unit="images") as draw:
@@ -272,9 +284,12 @@ def _train_layers(job: Job, run: Run) -> None:
     _finish(job, course, training.test_logits() if test_logits is None else test_logits)
 
 
-def _begin(job: Job, run: Run, training: T, checkpoint: Checkpoint) -> Course[T]:
-    job.hold.say(run, epoch=checkpoint.epoch, resumed_epoch=checkpoint.epoch)
-    return Course(run, training, checkpoint)
+def _begin(job: Job, run: Run, training: T) -> Course[T]:
+    """Returns a run's course from its checkpoint on. Raises: TakenError if it is another's now."""
+    checkpoint = job.checkpoints[run]
+    if not job.hold.say(run, epoch=checkpoint.epoch, resumed_epoch=checkpoint.epoch):
+        raise TakenError(run)
+    return Course(run, training, checkpoint, job.device.precision)
 
 
 def _keep(job: Job, course: Course[T], epoch: Epoch, reporter: Reporter) -> bool:
@@ -302,13 +317,14 @@ def _checked_weights(config: TrainConfig, sha256: str) -> Path:
     weights = Path(config.weights)
     if not weights.is_file():
         raise WeightsError(
-            f"{weights}: no such file on {socket.gethostname()}", f"ls {weights.parent}"
+            f"{weights}: no such file on {socket.gethostname()}",
+            f"ls {shlex.quote(str(weights.parent))}",
         )
     found = sha256_file(weights)
     if found != sha256:
         raise WeightsError(
             f"{weights} has SHA-256 {found[:16]}..., submitted was {sha256[:16]}...",
-            f"cd {weights.parent} && sha256sum -c SHA256SUMS",
+            f"cd {shlex.quote(str(weights.parent))} && sha256sum -c SHA256SUMS",
         )
     return weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -175,7 +175,8 @@ class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         run = getattr(record, "run", None) if self.names_runs else None
         time_and_words = self.format(record)
-        print(f"{time_and_words}  ({run})" if run else time_and_words, flush=True)
+        with suppress(OSError):  # a reader that has gone, or a full disk, ends no training
+            print(f"{time_and_words}  ({run})" if run else time_and_words, flush=True)
 
 
 def _utc_formatter() -> logging.Formatter:

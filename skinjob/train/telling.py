@@ -10,7 +10,7 @@ import shlex
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -56,7 +56,8 @@ def telling(
             yield hold
     except SystemExit:  # told to leave: by SLURM, to be started again, or by whoever cancelled it
         for run in hold.runs:
-            hold.end(run, state="queued", pid=None, fault=why_queued())
+            with suppress(OSError, RunError):  # told or not, the job is asked to leave
+                hold.end(run, state="queued", pid=None, fault=why_queued())
         raise
     except BaseException as fault:
         for run in hold.runs:
@@ -98,7 +99,7 @@ def explain(run: Run, fault: BaseException) -> tuple[str, str, str]:
         return "out of memory", line, submit_again(run, mem_gb=2 * mem_gb)
     if _is_full(run, fault, text):
         folder = shlex.quote(str(run.folder))
-        return "disk full", line, f"df -h {folder}; quota -s; then {submit_again(run)}"
+        return "disk full", line, f"df -h {folder}; quota -s; {submit_again(run)}"
     if isinstance(fault, SkinjobError):
         return "exception", fault.message, fault.remedy
     return "exception", line, f"tail -n 40 {shlex.quote(str(run.log_file))}"
