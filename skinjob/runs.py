@@ -169,7 +169,13 @@ class Run:
         """
         if not self.state_file.exists():
             return RunState()
-        return _read_record(RunState, self.state_file, f"{self.folder}: its state does not read")
+        try:
+            return _read_record(
+                RunState, self.state_file, f"{self.folder}: its state does not read"
+            )
+        except RunError as fault:
+            remove = f"rm {shlex.quote(str(self.state_file))}"
+            raise RunError(fault.message, f"{remove}   # the run goes on where it was") from None
 
     def update_state(self, *, is_durable: bool = True, **changes: Any) -> RunState:
         """Writes the state with *changes* and a fresh heartbeat, and returns it."""

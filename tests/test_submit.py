@@ -135,6 +135,21 @@ def pid_after_an_epoch(run: Run, attempts: int) -> int:
         time.sleep(0.02)
 
 
+def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) -> None:
+    """A power cut may leave it empty; removed, as is said, the run is queued again."""
+    skinjob("submit", *SMALL, "--wait", cwd=project)
+    run = only_sweep(project / "runs").runs()[0]
+    run.state_file.write_text("")
+    result = skinjob("submit", *SMALL, cwd=project)
+    assert "its state does not read" in refusal(result)
+    subprocess.run(
+        result.stderr.splitlines()[1].removeprefix("fix:"), shell=True, check=True, cwd=project
+    )
+    result = skinjob("submit", *SMALL, "--wait", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert run.state().state == "done"
+
+
 def test_two_submits_at_once_queue_a_sweep_once(project: Path) -> None:
     """The second of two people, or of two terminals, finds what the first has queued."""
     command = [sys.executable, "-m", "skinjob", "submit", *SMALL]
