@@ -15,6 +15,7 @@ import pytest
 from commands import only_sweep, refusal, skinjob, wait_for
 
 from skinjob.runs import Run, sweeps
+from skinjob.submit.local import require_free
 from skinjob.submit.state import standing
 
 SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
@@ -139,6 +140,7 @@ def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) ->
     """A power cut may leave it empty; removed, as is said, the run is queued again."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     run = only_sweep(project / "runs").runs()[0]
+    require_free(run.sweep)  # its queue takes some seconds to leave
     run.state_file.write_text("")
     result = skinjob("submit", *SMALL, cwd=project)
     assert "its state does not read" in refusal(result)
