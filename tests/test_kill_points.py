@@ -22,7 +22,7 @@ from skinjob.fetch.weights import write_untrained
 from skinjob.runs import METRICS, Run, Sweep
 from skinjob.train.checkpoint import read_checkpoint
 
-SAMPLE = 20  # points of each kind in the tests; the script tries all of them
+SAMPLE = 12  # points of each kind in the tests; the script tries all of them
 SWEEPS = {
     "head": {"batch_sizes": (4, 8), "epochs": 3},
     "all": {"batch_sizes": (4,), "epochs": 3, "train": "all", "schedule": "cosine"},

@@ -174,7 +174,7 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 JobRequeue=1
-KillWait=5
+KillWait=2
 MinJobAge=86400
 InactiveLimit=0
 $storage
