@@ -17,7 +17,7 @@ import click
 
 from skinjob import __version__
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
-from skinjob.console import print_table
+from skinjob.console import print_table, shown
 from skinjob.errors import RunError, SkinjobError, WeightsError
 from skinjob.options import cluster_options, read_job, recipe_options, told_in
 from skinjob.runs import Run, Sweep, sweeps
@@ -32,6 +32,15 @@ DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
 
 MOST_TOLD = 5  # faults told one by one; a job that fails takes many runs along
 LINES_TOLD = 5  # of a log
+
+
+runs_option = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Folder of all sweeps.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,13 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _tell(message: str, remedy: str, code: int) -> int:
-    click.echo(f"error: {_in_a_line(message)}\nfix:   {_in_a_line(remedy)}", err=True)
+    click.echo(f"error: {shown(message)}\nfix:   {shown(remedy)}", err=True)
     return code
-
-
-def _in_a_line(text: str) -> str:
-    r"""Returns a text with its line breaks and other controls as \n and the like."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @click.group(
@@ -122,13 +126,7 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
 @cli.command()
 @recipe_options
 @cluster_options
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default="runs",
-    show_default=True,
-    help="Folder of all sweeps.",
-)
+@runs_option
 @click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
 @click.option(
     "--job",
@@ -296,13 +294,7 @@ def train(run: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("sweep", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default="runs",
-    show_default=True,
-    help="Folder of all sweeps.",
-)
+@runs_option
 @click.pass_context
 def status(ctx: click.Context, sweep: Path | None, runs: Path) -> None:
     """Show how the runs of a sweep stand, by default the newest, and what ended those that failed.
@@ -379,13 +371,7 @@ def _indented(sentence: str) -> str:
 
 @cli.command()
 @click.argument("sweep", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default="runs",
-    show_default=True,
-    help="Folder of all sweeps.",
-)
+@runs_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the report. [default: SWEEP/report]"
 )

@@ -68,3 +68,14 @@ def progress(label: str, total: int, *, unit: str = "") -> Iterator[Callable[[in
 
 def _silent(done: int) -> None:
     """Draws nothing."""
+
+
+def shown(text: str) -> str:
+    """Returns a text as it is shown in a line: what does not print is escaped.
+
+    Names of files may hold line breaks, colours of a terminal, and bytes that are no text.
+
+    >>> print(shown("a b\\n.jpg"))
+    a b\\n.jpg
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

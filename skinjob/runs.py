@@ -78,6 +78,16 @@ SWEEP_SHAPE: dict[str, Any] = {
 """
 
 
+SILENCE_S = 75
+"""A job that was silent for so long is gone: it speaks every five seconds, and some file systems
+show what it wrote up to a minute late."""
+
+KEPT_MOST_BYTES = 4 << 30
+KEPT_SHARE = 8
+"""Decoded images that a job keeps on disk while at work, of each split: so many bytes, 28,000
+images of 224 x 224, and no more than this part of what is free."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """What a run last said of itself (state.json). Times are UTC, ISO 8601."""

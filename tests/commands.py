@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from skinjob.runs import Sweep, sweeps
-from skinjob.submit.state import standing
+from skinjob.submit.state import standings
 
 
 def skinjob(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +38,19 @@ def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
 def only_sweep(runs: Path) -> Sweep:
     (found,) = sweeps(runs)
     return found
+
+
+def standing(sweep: Sweep) -> dict[str, str]:
+    """Returns the state of every run of a sweep, by name."""
+    return {one.run: one.state for one in standings(sweep)}
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
+    """Returns when something is so."""
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def wait_for(sweep: Sweep, state: str, timeout_s: float = 120) -> None:

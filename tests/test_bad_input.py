@@ -25,19 +25,10 @@ from skinjob.cli import main
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.fetch.weights import write_untrained
 from skinjob.options import JOB_FILE_KEYS, LISTS, SINGLE
+from skinjob.submit.folders import write_plan
 from skinjob.submit.place import file_system
-from skinjob.submit.plan import (
-    CHECKPOINT_BYTES,
-    DECODED_BYTES,
-    KEPT_MOST_BYTES,
-    KEPT_SHARE,
-    MODEL_BYTES,
-    ROW_BYTES,
-    Plan,
-    bytes_needed,
-    make_plan,
-    write_plan,
-)
+from skinjob.submit.plan import Plan, make_plan, new_bytes
+from skinjob.submit.room import CHECKPOINT_BYTES, DECODED_BYTES, MODEL_BYTES, ROW_BYTES
 
 ROOT = Path("/usr/share").resolve()  # on a file system of the machine's, not in memory
 HUGE = "9" * 5000
@@ -547,21 +538,14 @@ def test_what_is_there_already_needs_no_room(shared: Path, tmp_path: Path) -> No
         )
 
     rows, views = (100 + 8) * ROW_BYTES, (16 * 100 + 8) * 2048
-    assert bytes_needed(plan((4,), "head"), free=0) == rows + views
-    assert bytes_needed(plan((4,), "head"), free=2**40) == rows + views + 16 * DECODED_BYTES
+    assert new_bytes(plan((4,), "head"), free=0) == rows + views
+    assert new_bytes(plan((4,), "head"), free=2**40) == rows + views + 16 * DECODED_BYTES
     write_plan(plan((4,), "head"))
-    assert bytes_needed(plan((4,), "head"), free=0) == 0
+    assert new_bytes(plan((4,), "head"), free=0) == 0
     _write(tmp_path / "runs/.cache/views/0.safetensors", bytes(16 * 2048))
-    assert bytes_needed(plan((4, 8), "head"), free=0) == 2 * rows + views - 16 * 2048
+    assert new_bytes(plan((4, 8), "head"), free=0) == 2 * rows + views - 16 * 2048
     each = 3 * CHECKPOINT_BYTES + MODEL_BYTES
-    assert bytes_needed(plan((4, 8), "all"), free=0) == 2 * (rows + each)
-
-
-def test_submit_reckons_with_what_a_job_keeps() -> None:
-    """The room for decoded images is reckoned without torch, by the numbers that a job goes by."""
-    from skinjob.train import pixels
-
-    assert (KEPT_MOST_BYTES, KEPT_SHARE) == (pixels.MOST_BYTES, pixels.SHARE_OF_DISK)
+    assert new_bytes(plan((4, 8), "all"), free=0) == 2 * (rows + each)
 
 
 @pytest.fixture

@@ -13,15 +13,14 @@ import struct
 import subprocess
 import sys
 import termios
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import sweep_maker
 import trees
-from commands import only_sweep, refusal, skinjob
+from commands import only_sweep, refusal, skinjob, wait_until
 
 from skinjob.again import submit_again
 from skinjob.config import ClusterConfig
@@ -44,13 +43,6 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"
 NO_SLURM = "/nonexistent"  # a PATH
-
-
-def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def process_of(run: Run) -> int:

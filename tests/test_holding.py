@@ -6,12 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob
+from commands import refusal, skinjob, wait_until
 from trees import left, make_sweep, make_tree
 
 from skinjob.runs import Run
@@ -40,13 +38,6 @@ def start(run: Run) -> subprocess.Popen[bytes]:
     )
     wait_until(lambda: run.state().epoch > 0)
     return process
-
-
-def wait_until(is_so: Callable[[], object], timeout_s: float = 60) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_second_process_leaves_a_run_that_is_at_work(

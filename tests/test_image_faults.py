@@ -25,9 +25,12 @@ from PIL import Image
 from trees import make_sweep, make_tree
 
 from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.console import shown
 from skinjob.errors import ImagesError
-from skinjob.images import MOST_PIXELS, decode, read_index, scan, shown, write_index
-from skinjob.submit.plan import make_plan, write_plan
+from skinjob.images import MOST_PIXELS, decode, read_index, write_index
+from skinjob.scan import scan
+from skinjob.submit.folders import write_plan
+from skinjob.submit.plan import make_plan
 from skinjob.train.job import run_job
 
 SMALL = ("--batch-sizes", "4", "--epochs", "1", "--cluster", "local")
@@ -171,7 +174,7 @@ def other_user() -> list[str]:
     if os.geteuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("to be another user needs root and setpriv")
     words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
-    if subprocess.run([*words, "-c", "import skinjob.images"], env=ENV).returncode != 0:
+    if subprocess.run([*words, "-c", "import skinjob.scan"], env=ENV).returncode != 0:
         pytest.skip("another user may not read this Python")
     return words
 
@@ -179,7 +182,7 @@ def other_user() -> list[str]:
 def test_what_may_not_be_read_is_listed(other_user: list[str]) -> None:
     """Files and folders without the right to read them are named, and never passed over."""
     code = (
-        "import sys; from pathlib import Path; from skinjob.images import scan\n"
+        "import sys; from pathlib import Path; from skinjob.scan import scan\n"
         "try: scan(Path(sys.argv[1]))\n"
         "except Exception as fault: print(*fault.details or [fault.message], sep='\\n')\n"
     )
@@ -680,7 +683,7 @@ def test_damaged_files_are_taken_or_listed_and_never_more(tree: Path) -> None:
         content = damaged(whole[number % len(whole)], draw)
         (folder / f"{number:03}.jpg").write_bytes(content)
     code = (
-        "import sys; from pathlib import Path; from skinjob.images import scan\n"
+        "import sys; from pathlib import Path; from skinjob.scan import scan\n"
         "print(len(scan(Path(sys.argv[1]), skips_bad=True).skipped))\n"
     )
     words = [sys.executable, "-c", code, str(tree)]

@@ -11,7 +11,8 @@ from PIL import Image
 from trees import make_tree
 
 from skinjob.errors import ImagesError
-from skinjob.images import decode, read_index, scan, write_index
+from skinjob.images import decode, read_index, write_index
+from skinjob.scan import scan
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_scan_counts_every_image_by_split_and_class(
     tree: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """The counts that a person sees before queueing are those of the folders."""
-    monkeypatch.setattr("skinjob.images.AT_ONCE", at_once)
+    monkeypatch.setattr("skinjob.scan.AT_ONCE", at_once)
     assert scan(tree).counts() == {
         "train": {"benign": 3, "malignant": 3},
         "test": {"benign": 2, "malignant": 2},

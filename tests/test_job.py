@@ -11,7 +11,8 @@ from trees import left, make_sweep, make_tree
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, ImagesError, RunError
 from skinjob.runs import Sweep
-from skinjob.submit.plan import jobs_of, record_jobs
+from skinjob.submit.folders import record_jobs
+from skinjob.submit.plan import jobs_of
 from skinjob.train import forward
 from skinjob.train.job import run_job
 from skinjob.train.telling import telling

@@ -22,11 +22,12 @@ from skinjob.cli import main
 from skinjob.config import TrainConfig, read_job_file
 from skinjob.errors import ConfigError, ImagesError, RunError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME, promise_digest, promised_digest
-from skinjob.images import ImageSet, read_index, scan, write_index
+from skinjob.images import ImageSet, read_index, write_index
 from skinjob.options import JOB_FILE_KEYS, MOST, IntegerList, NumberList
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_run, read_sweep
 from skinjob.runs import METRICS, Run, RunState
+from skinjob.scan import scan
 
 few = settings(
     max_examples=150,

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import pytest
 import sweep_maker
-from commands import only_sweep, refusal, skinjob
+from commands import only_sweep, refusal, skinjob, standing
 from safetensors.numpy import load_file
 from state_dict_maker import write_old_layout
 from trees import make_sweep, make_tree
@@ -31,7 +31,6 @@ from skinjob.errors import RunError
 from skinjob.report.build import build_report
 from skinjob.runs import Run, Sweep
 from skinjob.submit import local
-from skinjob.submit.state import standing
 
 ODD = """it's 100% "odd" \\ $(touch pwned) `touch pwned` ; touch pwned & ü"""
 SCRIPT = "<script>alert(1)"  # a folder's name has no slash

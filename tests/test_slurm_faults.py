@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from cluster import Slurm
+from commands import wait_until
 from trees import make_tree
 
 from skinjob.files import write_json
@@ -35,13 +35,6 @@ def skinjob(
     result = slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
     assert result.returncode == code, result.stdout + result.stderr
     return result
-
-
-def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def is_running(run: Run) -> bool:

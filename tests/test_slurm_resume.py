@@ -8,14 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Slurm, slurm_of_its_own
+from commands import wait_until
 from trees import left
 
 from skinjob.files import write_json
@@ -72,13 +72,6 @@ class Trial:
         return run.state()
 
 
-def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def once_further(run: Run, attempts: int) -> RunState:
     """Returns the state of a run when this attempt has finished an epoch."""
 
@@ -125,6 +118,10 @@ def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
 
     once_further(run, attempts=2)  # requeued by hand
     trial.command("scontrol", "requeue", trial.job(run))
+
+    once_further(run, attempts=3)
+    # It works on until SLURM ends it: who leaves within a grace time is not started again.
+    assert "told to end" not in run.log_file.read_text()
 
     pid = once_further(run, attempts=3).pid  # out of time; stopped, so that it does not finish
     assert pid is not None

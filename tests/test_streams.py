@@ -18,7 +18,8 @@ from torchvision.models import resnet18
 from trees import make_tree
 
 from skinjob.errors import ImagesError
-from skinjob.images import ImageSet, scan
+from skinjob.images import ImageSet
+from skinjob.scan import scan
 from skinjob.train import features as features_module
 from skinjob.train import transforms
 from skinjob.train.cache import ViewCache

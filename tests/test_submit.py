@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import only_sweep, refusal, skinjob, wait_for
+from commands import only_sweep, refusal, skinjob, standing, wait_for
 
 from skinjob.runs import Run, sweeps
 from skinjob.submit.local import require_free
-from skinjob.submit.state import standing
 
 SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
 

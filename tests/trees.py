@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.runs import Run, Sweep
-from skinjob.submit.plan import make_plan, write_plan
+from skinjob.submit.folders import write_plan
+from skinjob.submit.plan import make_plan
 
 CLOCKS = ("seconds", "images_per_s", "time_utc")
 COLOURS = {"benign": (150, 110, 90), "malignant": (90, 40, 60), "other": (60, 90, 150)}

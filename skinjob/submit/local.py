@@ -28,8 +28,9 @@ from skinjob.files import make_private
 from skinjob.runs import FINAL, Run, Sweep
 from skinjob.submit.executor import start_local
 from skinjob.submit.faults import local_ending, tail, write_ending
+from skinjob.submit.folders import record_jobs
 from skinjob.submit.gpus import visible_gpus
-from skinjob.submit.plan import MOST_HEADS, record_jobs
+from skinjob.submit.plan import MOST_HEADS
 from skinjob.submit.state import is_working, queue_lock
 
 LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave

@@ -1,4 +1,4 @@
-"""Whether a sweep can lie where it is wanted: shared with the nodes, writable, and with room."""
+"""Whether a sweep can lie where it is wanted: shared with the nodes, writable, and safe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import shlex
-import shutil
 import stat
 from pathlib import Path
 
@@ -73,13 +72,13 @@ def require_writable(runs: Path) -> None:
 
     Raises: RunError when the user cannot.
     """
-    nearest = _nearest(runs)
-    if not nearest.is_dir():
-        raise RunError(f"--runs {runs}: {nearest} is a file", ELSEWHERE)
-    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
-        is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+    there = nearest(runs)
+    if not there.is_dir():
+        raise RunError(f"--runs {runs}: {there} is a file", ELSEWHERE)
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
         reason = "is on a read-only file system" if is_read_only else "may not be written by you"
-        raise RunError(f"--runs {runs}: {nearest} {reason}", ELSEWHERE)
+        raise RunError(f"--runs {runs}: {there} {reason}", ELSEWHERE)
 
 
 def require_kept_from_strangers(folder: Path) -> None:
@@ -102,31 +101,11 @@ def require_kept_from_strangers(folder: Path) -> None:
                 )
 
 
-def require_room(runs: Path, num_bytes: int) -> None:
-    """Returns when the file system of *runs* has room for so many bytes.
-
-    Raises: RunError with both numbers when it has not.
-    """
-    free = free_bytes(runs)
-    if num_bytes > free:
-        needed_mb, free_mb = -(-num_bytes // 10**6), free // 10**6
-        raise RunError(
-            f"--runs {runs}: the sweep writes up to {needed_mb:,} MB, and {free_mb:,} MB are free",
-            f"df -h {shlex.quote(str(_nearest(runs)))}   # and another --runs, fewer --epochs, or "
-            "fewer jobs at once (--array-parallelism)",
-        )
-
-
-def free_bytes(folder: Path) -> int:
-    """Returns what the user can still write to a folder, or to where it is going to be."""
-    return shutil.disk_usage(_nearest(folder)).free
-
-
 def _other(option: str) -> str:
     return f"skinjob submit {option} /another/path"
 
 
-def _nearest(path: Path) -> Path:
+def nearest(path: Path) -> Path:
     """Returns the first on the way up that is there."""
     return next(place for place in (path, *path.parents) if place.exists())
 

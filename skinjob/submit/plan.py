@@ -6,46 +6,34 @@ import hashlib
 import json
 import math
 import os
-import platform
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from skinjob import __version__
 from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.console import shown
 from skinjob.errors import ConfigError, RunError
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
-from skinjob.files import make_private, write_json
-from skinjob.images import ImageSet, scan, shown, write_index
-from skinjob.runs import Run, RunState, Sweep, run_name, sweeps, utc_now
+from skinjob.images import ImageSet
+from skinjob.runs import Run, Sweep, run_name, sweeps
+from skinjob.scan import scan
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.place import (
-    free_bytes,
     require_for_sbatch,
     require_kept_from_strangers,
     require_path,
-    require_room,
     require_shared,
     require_writable,
 )
+from skinjob.submit.room import bytes_needed, free_bytes, require_room
 
-FORMAT = 1
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
 MOST_HEADS = 128  # in one job: they are trained one after another, on one core
-
-VIEW_BYTES = 2048  # of an image in a view: 512 float32
-DECODED_BYTES = 224 * 224 * 3  # of an image with its shorter side at 224, and more where it is long
-KEPT_MOST_BYTES = 4 << 30  # decoded images of a split that a job keeps while at work
-KEPT_SHARE = 8  # and no more than this part of what is free
-CHECKPOINT_BYTES = 135_000_000  # ResNet18 with AdamW's two moments
-MODEL_BYTES = 45_000_000
-ROW_BYTES = 250  # of metrics.csv and predictions.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,32 +171,6 @@ def placed(plan: Plan) -> Plan:
     return replace(plan, sweep=_found(plan, plan.runs) or _fresh(plan, plan.runs))
 
 
-def bytes_needed(plan: Plan, free: int) -> int:
-    """Returns the most that the sweep's new runs will write, where *free* bytes are free.
-
-    Views and kept images are shared by the runs of a head's sweep; the rest is each run's own.
-    """
-    folder = plan.sweep.folder
-    new = {
-        name: config
-        for name, config in plan.configs.items()
-        if not Run(folder / name).config_file.exists()
-    }
-    if not new:
-        return 0
-    recipe = next(iter(new.values()))
-    num_train, num_test = len(plan.images.split("train")), len(plan.images.split("test"))
-    at_once = min(len(jobs_of(new)), _most_jobs_at_once(plan.cluster))
-    decoded = num_train if recipe.train == "head" else num_train + num_test
-    kept = at_once * min(decoded * DECODED_BYTES, KEPT_MOST_BYTES, free // KEPT_SHARE)
-    rows = len(new) * (recipe.epochs + num_test) * ROW_BYTES
-    if recipe.train == "all":
-        return kept + rows + len(new) * (3 * CHECKPOINT_BYTES + MODEL_BYTES)
-    views = VIEW_BYTES * (num_train * recipe.epochs + num_test)
-    there = sum(file.stat().st_size for file in plan.sweep.views_folder.glob("*.safetensors"))
-    return kept + rows + max(0, views - there)  # those that are there may be these
-
-
 def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
     """Returns the names of the runs that each job trains.
 
@@ -223,87 +185,6 @@ def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
         for names in groups.values()
         for first in range(0, len(names), MOST_HEADS)
     ]
-
-
-def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
-    """Makes the sweep's folder and a folder for each run, and says queued of those in *queued*.
-
-    Raises: RunError when the folder cannot be written, or others can write where jobs execute code.
-    """
-    sweep = plan.sweep
-    try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
-        # Jobs execute the pickles in here: whoever can write to it runs code as the user.
-        make_private(sweep.submission_folder)
-        for name, config in plan.configs.items():
-            run = Run(sweep.folder / name)
-            if not run.config_file.exists():
-                run.folder.mkdir(exist_ok=True)
-                write_json(run.config_file, asdict(config))
-                run.log_file.touch()  # so that it can be followed from now on
-        if plan.is_new:
-            write_index(plan.images, sweep.images_file)
-        write_json(sweep.sweep_file, _sweep_info(plan))
-        for name in queued:
-            run = Run(sweep.folder / name)
-            # Its holder is forgotten: a process that still has the run leaves it.
-            state = RunState(queued_utc=utc_now(), epoch=run.state().epoch)
-            write_json(run.state_file, asdict(state))
-    except OSError as fault:
-        raise RunError(
-            f"sweep folder {sweep.folder}: {fault.strerror}",
-            f"df -h {shlex.quote(str(sweep.folder.parent))}; or choose another --runs",
-        ) from None
-
-
-def record_jobs(sweep: Sweep, jobs: dict[str, str]) -> None:
-    """Adds run name -> job id to sweep.json."""
-    info = sweep.info()
-    write_json(sweep.sweep_file, info | {"jobs": info["jobs"] | jobs})
-
-
-def discard(plan: Plan) -> None:
-    """Removes the folder of a new sweep of which nothing was queued."""
-    shutil.rmtree(plan.sweep.folder, ignore_errors=True)
-
-
-def _sweep_info(plan: Plan) -> dict[str, Any]:
-    old = {} if plan.is_new else plan.sweep.info()
-    names = sorted({*old.get("runs", []), *plan.configs})
-    configs = [Run(plan.sweep.folder / name).config() for name in names]
-    return {
-        "format": FORMAT,
-        "name": plan.sweep.name,
-        "created_utc": old.get("created_utc", utc_now()),
-        "identity": plan.identity,
-        "recipe": configs[0].recipe(),
-        "batch_sizes": sorted({config.batch_size for config in configs}),
-        "lrs": sorted({config.lr for config in configs}),
-        "seeds": sorted({config.seed for config in configs}),
-        "runs": names,
-        "weights": {
-            "path": configs[0].weights,
-            "sha256": plan.weights.sha256,
-            "architecture": plan.weights.architecture,
-            "source": plan.weights.source,
-            "source_sha256": plan.weights.source_sha256,
-            "untrained": plan.weights.untrained,
-        },
-        "images": {
-            "root": str(plan.images.root.resolve()),
-            "fingerprint": plan.images.fingerprint(),
-            "classes": list(plan.images.classes),
-            "counts": plan.images.counts(),
-            "skipped": [asdict(fault) for fault in plan.images.skipped],
-            "repeated": {
-                "test_in_train": len(plan.images.in_train_too()),
-                "in_two_classes": len(plan.images.in_two_classes()),
-            },
-        },
-        "cluster": asdict(plan.cluster),
-        "jobs": old.get("jobs", {}),
-        "versions": {"skinjob": __version__, "python": platform.python_version()},
-    }
 
 
 def _remarks(images: ImageSet) -> list[tuple[str, str]]:
@@ -363,13 +244,33 @@ def _require_fit(plan: Plan) -> None:
     if plan.cluster.cluster == "slurm":
         require_for_sbatch(folder)
     require_kept_from_strangers(folder)
-    require_room(folder.parent, bytes_needed(plan, free_bytes(folder.parent)))
+    free = free_bytes(folder.parent)
+    require_room(folder.parent, new_bytes(plan, free), free)
 
 
-def _most_jobs_at_once(cluster: ClusterConfig) -> int:
-    if cluster.cluster == "slurm":
-        return cluster.array_parallelism
-    return max(1, len(visible_gpus()) if cluster.gpus else 1)
+def new_bytes(plan: Plan, free: int) -> int:
+    """Returns the most that those runs will write that are not there yet, *free* bytes being free.
+
+    So a sweep on a disk that is full can be submitted again.
+    """
+    new = {
+        name: config
+        for name, config in plan.configs.items()
+        if not Run(plan.sweep.folder / name).config_file.exists()
+    }
+    if not new:
+        return 0
+    at_once = _jobs_at_once(plan, new)
+    return bytes_needed(new, plan.images, plan.sweep.views_folder, jobs_at_once=at_once, free=free)
+
+
+def _jobs_at_once(plan: Plan, configs: Mapping[str, TrainConfig]) -> int:
+    """Returns how many jobs of these runs may be at work at the same time."""
+    if plan.cluster.cluster == "slurm":
+        most = plan.cluster.array_parallelism
+    else:
+        most = max(1, len(visible_gpus()) if plan.cluster.gpus else 1)
+    return min(len(jobs_of(configs)), most)
 
 
 def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, ClusterConfig]:

@@ -12,13 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from skinjob.runs import FINAL, Run, RunState, Sweep
+from skinjob.runs import FINAL, SILENCE_S, Run, RunState, Sweep
 from skinjob.submit.faults import ending, orphan_ending, why_never, why_pending, write_ending
 from skinjob.submit.slurm import JobEnd, QueuedJob, job_ends, jobs_in_queue
-
-SILENCE = timedelta(seconds=75)
-"""A run that is not in the queue and silent for so long has ended. Network file systems show what
-a job wrote last up to a minute late, and it speaks every five seconds."""
 
 NO_ANSWER = "SLURM does not answer: its own last word"
 
@@ -75,11 +71,6 @@ def standings(sweep: Sweep) -> list[Standing]:
         else _open(run, said, jobs.get(run.name), queue)
         for run, said in states.items()
     ]
-
-
-def standing(sweep: Sweep) -> dict[str, str]:
-    """Returns the state of every run of a sweep, as `standings` has it."""
-    return {one.run: one.state for one in standings(sweep)}
 
 
 def is_working(sweep: Sweep) -> bool:
@@ -178,6 +169,5 @@ def _is_recent(state: RunState) -> bool:
     said = state.heartbeat_utc or state.queued_utc
     if said is None:
         return False
-    return (
-        datetime.now(timezone.utc) - datetime.fromisoformat(said.replace("Z", "+00:00")) < SILENCE
-    )
+    silence = datetime.now(timezone.utc) - datetime.fromisoformat(said.replace("Z", "+00:00"))
+    return silence < timedelta(seconds=SILENCE_S)

@@ -13,7 +13,8 @@ from skinjob.files import locked, write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.submit import local
 from skinjob.submit.executor import queue
-from skinjob.submit.plan import Plan, discard, jobs_of, placed, record_jobs, write_plan
+from skinjob.submit.folders import discard, record_jobs, write_plan
+from skinjob.submit.plan import Plan, jobs_of, placed
 from skinjob.submit.state import Standing, standings
 
 REPEATED = ("failed", "lost")

@@ -21,14 +21,12 @@ from typing import Any
 
 from skinjob.errors import RunError
 from skinjob.files import remove_partials, write_json
-from skinjob.runs import Run, RunState, utc_now
+from skinjob.runs import SILENCE_S, Run, RunState, utc_now
 from skinjob.train.cache import is_alive
 
 log = logging.getLogger("skinjob")
 
 HEARTBEAT_S = 5
-SILENCE_S = 60
-"""A holder that was silent for so long is gone: some file systems show a word a minute late."""
 
 
 class TakenError(RunError):

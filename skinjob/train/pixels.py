@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from skinjob.images import ImageFile, ImageSet
+from skinjob.runs import KEPT_MOST_BYTES, KEPT_SHARE
 from skinjob.train import transforms
 
 TEST = 0
 """The view of the test images; those of the training images count from 1, as epochs do."""
-MOST_BYTES = 4 << 30  # for each split: 28,000 images of 224 x 224
-SHARE_OF_DISK = 8  # and no more than an eighth of what is free
 
 
 class Pixels:
@@ -109,7 +108,7 @@ class Store:
 def room_in(folder: Path) -> int:
     """Returns the bytes that a split may take in a folder, or where that is going to be."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return min(MOST_BYTES, shutil.disk_usage(there).free // SHARE_OF_DISK)
+    return min(KEPT_MOST_BYTES, shutil.disk_usage(there).free // KEPT_SHARE)
 
 
 def view_name(view: int) -> str:

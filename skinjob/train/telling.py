@@ -77,10 +77,8 @@ def tell_failed(hold: Hold, run: Run, fault: BaseException) -> None:
         hold.end(
             run, state="failed", fault=kind, error=error, remedy=remedy, finished_utc=utc_now()
         )
-    except (
-        OSError,
-        RunError,
-    ) as full:  # whoever asks next finds a job that is gone, and a full disk
+    except (OSError, RunError) as full:
+        # Whoever asks next finds a job that is gone, and a full disk.
         log.error("the state cannot be written: %s", full, extra={"run": run.name})
 
 

@@ -120,7 +120,8 @@ def make_sweep(**options: Any) -> None:
     """Makes a checked sweep, as `skinjob submit` does before it queues anything."""
     from skinjob.config import ClusterConfig, TrainConfig
     from skinjob.options import IntegerList, NumberList
-    from skinjob.submit.plan import make_plan, write_plan
+    from skinjob.submit.folders import write_plan
+    from skinjob.submit.plan import make_plan
 
     config = TrainConfig(
         data=str(options["data"]),

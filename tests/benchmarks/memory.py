@@ -132,7 +132,8 @@ def _measured(step: Callable[..., None], *arguments: Any) -> float:
 def make_sweep(data: Path, weights: Path, runs: Path, recipe: dict[str, int]) -> None:
     """Makes a checked sweep of one run, as `skinjob submit` does before it queues anything."""
     from skinjob.config import ClusterConfig, TrainConfig
-    from skinjob.submit.plan import make_plan, write_plan
+    from skinjob.submit.folders import write_plan
+    from skinjob.submit.plan import make_plan
 
     config = TrainConfig(
         data=str(data), weights=str(weights), device="cpu", precision="fp32", **recipe

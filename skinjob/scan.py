@@ -1,0 +1,224 @@
+"""A tree of class folders on the login node: the images in it, and all that is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import _imaging
+
+from skinjob.console import progress, shown
+from skinjob.errors import ImagesError
+from skinjob.images import (
+    SPLITS,
+    Fault,
+    ImageFile,
+    ImageSet,
+    decode,
+    quoted,
+    read_content,
+    reason_of,
+)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""The file types that torchvision's ImageFolder takes."""
+
+AT_ONCE = 1000  # images that wait for a thread: a pool holds on to all that it is given
+SHOWN = 3  # faults named in an error; the lines before it name all
+
+
+def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
+    """Returns the images below *root*, each opened and decoded; shows a bar on a terminal.
+
+    With *skips_bad* it leaves out the images that are faulty; folders must be right all the same.
+
+    Raises: ImagesError that lists all faults at once: of the tree, when it is not one of class
+    folders, when the classes of train and test differ, or when a class has no image; and of every
+    image that cannot be trained on.
+    """
+    classes, folders = _classes(root)
+    listed: list[tuple[str, int, Path]] = []
+    for split in SPLITS:
+        for label, name in enumerate(classes):
+            paths, closed = _listing(root / split / name)
+            listed += [(split, label, path) for path in paths]
+            folders += [Fault(_below(root, path), reason) for path, reason in closed]
+    entries = [entry for entry in listed if entry[2].suffix.lower() in SUFFIXES]
+    found, bad = [], []
+    for (split, label, path), result in zip(entries, _examined(entries), strict=True):
+        if isinstance(result, str):
+            bad.append(Fault(_below(root, path), result))
+        else:
+            found.append(ImageFile(_below(root, path), split, label, *result))
+    num_ignored = len(listed) - len(entries)
+    images = ImageSet(root, classes, tuple(found), num_ignored, skipped=tuple(bad))
+    folders += _empty(images, {fault.path for fault in folders})
+    if folders or (bad and not skips_bad):
+        raise _faulty(root, folders, bad, len(entries))
+    return images
+
+
+def _classes(root: Path) -> tuple[tuple[str, ...], list[Fault]]:
+    """Returns the names of all class folders, sorted, and what is wrong with them.
+
+    Raises: ImagesError when there is no *root*.
+    """
+    try:
+        _subfolders(root)
+    except OSError as problem:
+        raise ImagesError(
+            f"image folder {shown(str(root))}: {reason_of(problem)}", "skinjob submit --data FOLDER"
+        ) from None
+    names: dict[str, set[str]] = {}
+    faults = []
+    for split in SPLITS:
+        try:
+            names[split] = {name for name in _subfolders(root / split) if not _is_hidden(name)}
+        except OSError as problem:
+            faults.append(Fault(split, reason_of(problem)))
+    for split, found in names.items():
+        if len(found) < 2:
+            faults.append(Fault(split, f"{len(found)} found of 2 or more class folders"))
+        for other in names:
+            lacking = found - names[other]
+            faults += [Fault(f"{split}/{name}", f"no such class in {other}") for name in lacking]
+        odd = [name for name in found if not name.isprintable()]  # classes are named in pictures
+        faults += [Fault(f"{split}/{name}", "its name is not printable text") for name in odd]
+    return tuple(sorted(set().union(*names.values()))), faults
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Returns the names of a folder's folders, also of linked ones. Raises: OSError."""
+
+    def fail(problem: OSError) -> None:
+        raise OSError("no such folder") if isinstance(problem, FileNotFoundError) else problem
+
+    return next(os.walk(folder, onerror=fail))[1]
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Returns the files below a class folder that are not hidden, sorted, and what did not open.
+
+    A folder that is named as an image is among the files. One that links lead to again is entered
+    once, and one that lies around the class folder never: links may run in circles.
+    """
+    paths: list[Path] = []
+    closed: list[tuple[Path, str]] = []
+
+    def note(problem: OSError) -> None:
+        if not isinstance(problem, FileNotFoundError):  # one that only the other split has
+            closed.append((Path(problem.filename), reason_of(problem)))
+
+    real = _real(folder)
+    entered = {real, *real.parents}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=note):
+        into = []
+        for name in sorted(name for name in folders if not _is_hidden(name)):
+            path = Path(parent, name)
+            if path.suffix.lower() in SUFFIXES:
+                paths.append(path)
+            elif (real := _real(path)) not in entered:
+                entered.add(real)
+                into.append(name)
+        folders[:] = into
+        paths += [Path(parent, name) for name in files if not _is_hidden(name)]
+    return sorted(paths), closed
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises where links run in circles
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _examined(entries: Sequence[tuple[str, int, Path]]) -> Iterator[tuple[int, str] | str]:
+    """Yields what `_examine` says of each entry's path, in order; shows a bar on a terminal."""
+    _silence_decoders()
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
+        progress("checking images", len(entries)) as draw,
+    ):
+        warnings.simplefilter("ignore")  # what is wrong is in the list of faults
+        for first in range(0, len(entries), AT_ONCE):
+            paths = [path for _, _, path in entries[first : first + AT_ONCE]]
+            for done, result in enumerate(pool.map(_examine, paths), first + 1):
+                yield result
+                draw(done)
+
+
+def _examine(path: Path) -> tuple[int, str] | str:
+    """Returns an image's size and digest, or what is wrong with it."""
+    try:
+        content = read_content(path)
+        if not content:
+            return "empty file"
+        decode(content)
+    except FileNotFoundError:
+        return "broken symbolic link" if path.is_symlink() else "removed while it was looked at"
+    except Exception as problem:  # Pillow's decoders raise all kinds; each means that it is faulty
+        return reason_of(problem)
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def _silence_decoders() -> None:
+    """Makes Pillow and libtiff print nothing: what they say of a faulty file Pillow raises too."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow that was built in another way
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
+def _empty(images: ImageSet, faulty: set[str]) -> list[Fault]:
+    """Returns a fault for each class folder without an image, but for those that are *faulty*."""
+    found = {(file.split, file.label) for file in images.files}
+    bad = {tuple(fault.path.split("/")[:2]) for fault in images.skipped}
+    return [
+        Fault(
+            f"{split}/{name}",
+            "no image in it that can be trained on"
+            if (split, name) in bad
+            else f"no image in it ({', '.join(SUFFIXES)})",
+        )
+        for split in SPLITS
+        for label, name in enumerate(images.classes)
+        if (split, label) not in found
+        and f"{split}/{name}" not in faulty
+        and (images.root / split / name).is_dir()
+    ]
+
+
+def _faulty(
+    root: Path, folders: Sequence[Fault], images: Sequence[Fault], num_images: int
+) -> ImagesError:
+    faults = sorted([*folders, *images], key=lambda fault: fault.path)
+    paths = [shown(str(root / fault.path)) for fault in faults]
+    width = max(map(len, paths))
+    details = [f"{path:<{width}}  {f.fault}" for path, f in zip(paths, faults, strict=True)]
+    named = [f"{path} ({f.fault})" for path, f in zip(paths, faults[:SHOWN], strict=False)]
+    counts = [
+        *([f"{len(folders)} faulty folder{'s' * (len(folders) > 1)}"] if folders else []),
+        *([f"{len(images)} of {num_images} images faulty"] if images else []),
+    ]
+    more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    return ImagesError(
+        f"{', '.join(counts)}: {', '.join(named)}{more}",
+        f"ls {quoted(root)}/*   # wanted: train/<class>/*.jpg and test/<class>/*.jpg"
+        if folders
+        else "skinjob submit --skip-bad-images   # goes on without them; or copy them again",
+        details,
+    )
