@@ -22,7 +22,7 @@ from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 
 OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
-EPOCHS = {"head": 60, "all": 40}  # as many as a fast machine needs to meet them all
+EPOCHS = {"head": 60, "all": 24}  # as many as a fast machine needs to meet them all
 WHOLE: dict[str, tuple[Any, ...]] = {}
 USR2 = 1 << (signal.SIGUSR2 - 1)
 
