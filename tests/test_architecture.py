@@ -29,6 +29,7 @@ LEVELS = {
     "report": 3,
     "submit": 4,
     "options": 5,
+    "commands": 5,
     "cli": 5,
     "__main__": 6,
 }

@@ -155,7 +155,9 @@ def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
     assert second.state().state == "queued", "its queue may be about to start"
 
 
-def test_the_remedy_takes_the_very_sweep_up(project: Path) -> None:
+def test_the_remedy_takes_the_very_sweep_up(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command to paste names all that differs from the defaults, and makes no other sweep."""
     sweep = trees.make_sweep(
         project / "skin_cancer",
@@ -167,7 +169,7 @@ def test_the_remedy_takes_the_very_sweep_up(project: Path) -> None:
         epochs=7,
         train="all",
     )
-    os.chdir(project)
+    monkeypatch.chdir(project)
     words = shlex.split(submit_again(sweep.runs()[0], mem_gb=16.0))
     assert "--mem" in words
     result = skinjob(*words[1:], "--dry-run", cwd=project)

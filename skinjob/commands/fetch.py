@@ -1,0 +1,41 @@
+"""On the laptop: `skinjob fetch-weights`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="weights",
+    show_default=True,
+    help="Folder to write to.",
+)
+@click.option(
+    "--source",
+    help="A mirror's URL, or a file that is there already. [default: download.pytorch.org]",
+)
+@click.option(
+    "--sha256", help="Digest of the source, 64 hex digits; needed when its name carries none."
+)
+def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
+    """Download, check and serialize the pretrained ResNet18, ready for scp. Needs no torch.
+
+    \b
+    Example:
+      skinjob fetch-weights
+      scp weights/resnet18.safetensors weights/SHA256SUMS cluster:skinjob/weights/
+    """
+    from skinjob.fetch.weights import fetch_weights as fetch
+
+    fetched = fetch(out, source, sha256)
+    click.echo(f"{fetched.path} {'is there already, and whole' if fetched.already else 'written'}")
+    click.echo(f"sha256  {fetched.sha256}")
+    click.echo(f"size    {fetched.size_bytes:,} bytes")
+    click.echo(f"source  {fetched.source}")
+    click.echo(f"\nnext:  {fetched.scp_line}")
+    click.echo("there: (cd skinjob/weights && sha256sum -c SHA256SUMS)")

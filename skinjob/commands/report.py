@@ -1,0 +1,43 @@
+"""Anywhere: `skinjob report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from skinjob.commands.arguments import newest, runs_option, typed
+from skinjob.console import print_table
+from skinjob.runs import Sweep
+
+
+@click.command()
+@click.argument("sweep", nargs=-1, type=click.Path(path_type=Path))
+@runs_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the report. [default: SWEEP/report]"
+)
+def report(sweep: tuple[Path, ...], runs: Path, out: Path | None) -> None:
+    """Merge the CSVs of a sweep, by default the newest, into tables and plots. Needs no torch.
+
+    \b
+    Example:
+      skinjob report
+      skinjob report runs/my-sweep
+    """
+    report_on([Sweep(folder) for folder in sweep] or [newest(runs)], out)
+
+
+def report_on(chosen: Sequence[Sweep], out: Path | None) -> None:
+    from skinjob.report.build import build_report
+
+    built = build_report(chosen, out)
+    print_table(built.columns, built.rows)
+    for title, lines in (("missing", built.missing), ("", built.notes)):
+        if lines:
+            click.echo()
+        for line in lines:
+            click.echo(f"{title}: {line}" if title else line)
+    folder = typed(built.folder)
+    click.echo(f"\nopen: {folder / 'index.html'}\n      {folder / 'comparison.png'}")

@@ -1,0 +1,191 @@
+"""On the login node: `skinjob submit`, and `skinjob train`, which does here what a job does."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skinjob.commands.arguments import runs_option
+from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
+from skinjob.console import print_table
+from skinjob.errors import RunError
+from skinjob.options import cluster_options, read_job, recipe_options
+
+if TYPE_CHECKING:
+    from skinjob.submit.plan import Plan
+    from skinjob.submit.state import Standing
+    from skinjob.submit.submit import Submission
+
+MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
+
+
+@click.command()
+@recipe_options
+@cluster_options
+@runs_option
+@click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
+@click.option(
+    "--job",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=read_job,
+    help="Job file (TOML) with other defaults. [default: jobs/default.toml]",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print configuration and sbatch script, and make nothing."
+)
+@click.option(
+    "--wait",
+    "is_waiting",
+    envvar="SKINJOB_SUBMIT_WAIT",
+    is_flag=True,
+    help="Return when all runs have ended; exit 1 if one failed.",
+)
+def submit(
+    train: str,
+    data: str,
+    skip_bad_images: bool,
+    weights: str,
+    batch_sizes: tuple[int, ...],
+    epochs: int,
+    lr: tuple[float, ...] | None,
+    schedule: str | None,
+    seeds: tuple[int, ...],
+    device: str,
+    precision: str,
+    runs: Path,
+    name: str | None,
+    dry_run: bool,
+    is_waiting: bool,
+    **cluster: Any,
+) -> None:
+    """Queue one training job per batch size, after checking all that can be checked here.
+
+    Submitted again, the same sweep queues only what has failed or was lost.
+
+    \b
+    Example:
+      skinjob submit --batch-sizes 32,64,128,256 --partition gpu
+      skinjob submit --dry-run
+    """
+    from skinjob.submit.plan import make_plan
+
+    lrs = lr or (DEFAULTS[train]["lr"],)
+    config = TrainConfig(
+        train=train,
+        data=data,
+        weights=weights,
+        batch_size=batch_sizes[0],
+        epochs=epochs,
+        lr=lrs[0],
+        schedule=schedule or DEFAULTS[train]["schedule"],
+        seed=seeds[0],
+        device=device,
+        precision=precision,
+    )
+    cluster["setup"] = tuple(cluster["setup"])
+    plan = make_plan(
+        train=config,
+        batch_sizes=batch_sizes,
+        lrs=lrs,
+        seeds=seeds,
+        cluster=ClusterConfig(**cluster),
+        runs=runs,
+        name=name,
+        skip_bad_images=skip_bad_images,
+    )
+    print_plan(plan)
+    if dry_run:
+        _print_dry_run(plan)
+        return
+    submit_and_tell(plan, is_waiting)
+
+
+def print_plan(plan: Plan) -> None:
+    for label, value in plan.lines():
+        click.echo(f"{label:<9}{value}")
+
+
+def _print_dry_run(plan: Plan) -> None:
+    from skinjob.submit.executor import sbatch_script
+    from skinjob.submit.plan import jobs_of
+
+    config = next(iter(plan.configs.values()))
+    click.echo("\n# configuration, the same for every run")
+    for key, value in {**config.recipe(), **vars(plan.cluster)}.items():
+        click.echo(f"{key} = {value}")
+    click.echo("\n# runs")
+    click.echo("\n".join(plan.configs))
+    if plan.cluster.cluster == "slurm":
+        click.echo("\n# sbatch script")
+        click.echo(sbatch_script(plan.sweep, len(jobs_of(plan.configs)), plan.cluster))
+    click.echo("\nnothing was made or queued (--dry-run)")
+
+
+def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
+    """Submits, prints the runs and the next command, and waits if asked to."""
+    from skinjob.submit.submit import submit as submit_plan
+    from skinjob.submit.submit import wait
+
+    submission = submit_plan(plan)
+    click.echo()
+    again = [one for name, one in submission.before.items() if name in submission.queued]
+    for one in again[:MOST_TOLD]:
+        _tell_standing(one)
+    if len(again) > MOST_TOLD:
+        click.echo(f"and {len(again) - MOST_TOLD} more that ended so")
+    if again:
+        click.echo()
+    print_table(
+        ("run", "batch size", "lr", "seed", "updates", "state", "job"),
+        [_row(plan, submission, name) for name in plan.configs],
+    )
+    folder = shlex.quote(str(submission.sweep.folder))
+    if is_waiting:
+        click.echo(f"\nwaiting; Ctrl-C leaves the jobs at work. Logs: tail -f {folder}/*/train.log")
+        ok = wait(submission.sweep, tuple(plan.configs), _tell_standing)
+        click.echo(f"\nnext: skinjob report {folder}")
+        if not ok:
+            raise RunError(f"not every run of {folder} is done", f"skinjob status {folder}")
+        return
+    click.echo(f"\nfollow: tail -f {folder}/*/train.log")
+    click.echo(f"next:   skinjob report {folder}")
+
+
+def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
+    """Returns a run's line in the table that `submit` prints."""
+    config = plan.configs[name]
+    numbers = (config.batch_size, config.lr, config.seed, plan.num_updates(config))
+    if name in submission.queued:
+        state = ("queued", submission.jobs.get(name, "this machine"))
+    else:
+        state = (submission.before[name].state, "not repeated")
+    return (name, *map(str, numbers), *state)
+
+
+def _tell_standing(one: Standing) -> None:
+    """Prints how a run stands, in a line."""
+    words = f"{one.state}, {one.fault}" if one.fault not in (None, one.state) else one.state
+    click.echo(f"{one.run} {words}{': ' + one.error if one.error else ''}")
+
+
+@click.command()
+@click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path))
+def train(run: tuple[Path, ...]) -> None:
+    """Train submitted runs of one sweep here and now, as their job would.
+
+    A run goes on after its last finished epoch.
+
+    \b
+    Example:
+      skinjob train runs/my-sweep/bs0032-lr0.01-seed0
+    """
+    from skinjob.train.job import run_job
+
+    left_alone = run_job(run)
+    if left_alone:
+        raise RunError("; ".join(left_alone), f"tail -n 40 {shlex.quote(str(run[0]))}/train.log")
