@@ -23,7 +23,7 @@ class SlurmMissingError(Exception):
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running cluster of one node and one partition, `lab`. `start` makes one.
+    """A running cluster of one node and three partitions: lab, short and closed. `start` makes one.
 
     The daemons and every job live in a network namespace with loopback only, and so do commands
     that are run with `run`. Ports belong to the namespace: clusters side by side do not collide.
@@ -34,14 +34,23 @@ class Slurm:
     netns: Path  # for nsenter --net=
 
     @classmethod
-    def start(cls, state: Path, *, accounting: str = "none", gpus: int = 4, cpus: int = 8) -> Slurm:
+    def start(
+        cls,
+        state: Path,
+        *,
+        accounting: str = "none",
+        gpus: int = 4,
+        gpu_type: str = "",
+        cpus: int = 8,
+    ) -> Slurm:
         """Starts a cluster that keeps all it writes in *state*; returns when its node is idle.
 
-        *accounting* is "none" (no sacct) or "dbd" (the real one, some seconds behind).
+        *accounting* is "none" (sacct fails) or "dbd" (the real one, some seconds behind).
 
         Raises: SlurmMissingError when this machine lacks packages or rights.
         """
         options = [f"--accounting={accounting}", f"--gpus={gpus}", f"--cpus={cpus}"]
+        options += [f"--gpu-type={gpu_type}"] if gpu_type else []
         words = [word for option in options for word in option.split("=")]
         try:
             subprocess.run(
@@ -89,6 +98,19 @@ class Slurm:
             text=True,
         )
 
+    def path_without(self, *commands: str) -> str:
+        """Returns a PATH on which these commands are not, and all others are."""
+        tools = self.state / f"without-{'-'.join(commands)}"
+        if not tools.exists():
+            tools.mkdir()
+            for folder in reversed([Path(word) for word in os.environ["PATH"].split(":")]):
+                for tool in folder.glob("*") if folder.is_dir() else ():
+                    (tools / tool.name).unlink(missing_ok=True)
+                    (tools / tool.name).symlink_to(tool)
+            for command in commands:
+                (tools / command).unlink(missing_ok=True)
+        return str(tools)
+
     def sbatch(self, command: str, *options: str, cwd: Path) -> str:
         """Queues a shell command, which logs to job-ID.out in *cwd*; returns the job id."""
         argv = ["sbatch", "--parsable", "--output=job-%j.out", *options, f"--wrap={command}"]
@@ -115,7 +137,7 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm_of_its_own(state: Path, *, accounting: str) -> Iterator[Slurm]:
+def slurm_of_its_own(state: Path, *, accounting: str, gpu_type: str = "") -> Iterator[Slurm]:
     """Yields a cluster and stops it afterwards.
 
     Where there is none a test is skipped, and with SKINJOB_REQUIRE_SLURM=1 it fails: a machine
@@ -126,7 +148,7 @@ def slurm_of_its_own(state: Path, *, accounting: str) -> Iterator[Slurm]:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         undo.callback(signal.signal, signal.SIGTERM, before)
         try:
-            cluster = Slurm.start(state, accounting=accounting)
+            cluster = Slurm.start(state, accounting=accounting, gpu_type=gpu_type)
         except SlurmMissingError as missing:
             if os.environ.get("SKINJOB_REQUIRE_SLURM") == "1":
                 pytest.fail(str(missing), pytrace=False)

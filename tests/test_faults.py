@@ -155,9 +155,7 @@ def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
     assert second.state().state == "queued", "its queue may be about to start"
 
 
-def test_the_remedy_takes_the_very_sweep_up(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_remedy_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command to paste names all that differs from the defaults, and makes no other sweep."""
     sweep = trees.make_sweep(
         project / "skin_cancer",

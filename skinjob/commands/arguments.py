@@ -1,13 +1,15 @@
-"""What commands have in common: the sweep that is meant, and a path as one would type it."""
+"""What commands have in common: the sweep or run that is meant, and a path as one would type it."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from skinjob.errors import RunError
-from skinjob.runs import Sweep, sweeps
+from skinjob.runs import Run, Sweep, sweeps
 
 runs_option = click.option(
     "--runs",
@@ -16,6 +18,81 @@ runs_option = click.option(
     show_default=True,
     help="Folder of all sweeps.",
 )
+
+
+def _complete_sweep(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    names = [sweep.name for sweep in sweeps(Path(ctx.params.get("runs") or "runs"))]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="dir")]
+
+
+def _complete_run(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    try:
+        chosen = find_sweep(ctx.params.get("sweep"), Path(ctx.params.get("runs") or "runs"))
+        return [CompletionItem(r.name) for r in chosen.runs() if r.name.startswith(incomplete)]
+    except RunError:
+        return []
+
+
+sweep_argument = click.argument("sweep", required=False, shell_complete=_complete_sweep)
+"""A sweep's folder or name; without it the newest is meant. For `find_sweep`."""
+
+needed_sweep_argument = click.argument("sweep", shell_complete=_complete_sweep)
+"""The same of commands that change something, and do not guess."""
+
+sweeps_argument = click.argument("sweep", nargs=-1, shell_complete=_complete_sweep)
+
+run_argument = click.argument("run", shell_complete=_complete_run)
+"""A run's folder, or its name in the newest sweep. For `find_run`."""
+
+runs_argument = click.argument("run", nargs=-1, shell_complete=_complete_run)
+"""Names of runs of the sweep that goes before. For `runs_of`."""
+
+
+def find_sweep(sweep: str | None, runs: Path) -> Sweep:
+    """Returns the sweep that is meant: a folder, a name below *runs*, or without a word the newest.
+
+    Raises: RunError when there is none.
+    """
+    if sweep is None:
+        return newest(runs)
+    for folder in (Path(sweep), runs / sweep):
+        if Sweep(folder).sweep_file.exists():
+            return Sweep(folder)
+    raise RunError(
+        f"{sweep}: no sweep, neither here nor in {runs}/",
+        f"skinjob list{'' if runs == Path('runs') else f' --runs {shlex.quote(str(runs))}'}",
+    )
+
+
+def find_run(run: str, runs: Path) -> Run:
+    """Returns the run that is meant: a folder, SWEEP/RUN below *runs*, or one of the newest sweep.
+
+    Raises: RunError when there is none.
+    """
+    for folder in (Path(run), runs / run):
+        if Run(folder).config_file.exists():
+            return Run(folder)
+    return runs_of(newest(runs), [run])[0]
+
+
+def runs_of(sweep: Sweep, names: tuple[str, ...] | list[str]) -> list[Run]:
+    """Returns the sweep's runs of these names (or folders), or all of them.
+
+    Raises: RunError when one is no run of the sweep.
+    """
+    found = {run.name: run for run in sweep.runs()}
+    for name in names:
+        if Path(name).name not in found:
+            raise RunError(
+                f"{name}: no run of {sweep.folder}",
+                f"skinjob status {shlex.quote(str(sweep.folder))}",
+            )
+    return [found[Path(name).name] for name in names] or list(found.values())
 
 
 def newest(runs: Path) -> Sweep:

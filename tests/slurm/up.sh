@@ -1,26 +1,29 @@
 #!/usr/bin/env bash
-# up.sh STATE [--accounting none|dbd] [--gpus N] [--cpus N]
+# up.sh STATE [--accounting none|dbd] [--gpus N] [--gpu-type NAME] [--cpus N]
 #
-# Starts a private one-node SLURM cluster behind an air gap and returns when its node is idle.
+# Starts a private one-node SLURM cluster behind an air gap and returns when its node is idle. Its
+# partitions: lab, the default, without a limit; short, of 30 minutes; closed, which is down.
 # Asking again for the same STATE changes nothing and starts only what has died.
 #   --accounting  dbd: slurmdbd on its own MariaDB, so that sacct answers. none (default): no sacct.
 #   --gpus        fake GPUs (default 4)
+#   --gpu-type    their type, as a job may ask for it (default: none)
 #   --cpus        CPUs that SLURM believes in (default 8); may be more than there are
 # Needs root. Touches STATE and /run/netns, nothing else. Afterwards:
 #   . STATE/env.sh; nsenter --net="$SLURM_NETNS" sinfo
 set -euo pipefail
 
 say() { echo "slurm: $*" >&2; }
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 [ $# -ge 1 ] || usage
 state=$1; shift
-accounting=none gpus=4 cpus=8
+accounting=none gpus=4 gpu_type='' cpus=8
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
   case $1 in
     --accounting) accounting=$2 ;;
     --gpus) gpus=$2 ;;
+    --gpu-type) gpu_type=$2 ;;
     --cpus) cpus=$2 ;;
     *) usage ;;
   esac
@@ -126,9 +129,9 @@ gres=''
 if [ "$gpus" -gt 0 ]; then
   for number in $(seq 0 $((gpus - 1))); do ln -sfn /dev/null "$state/dev/nvidia$number"; done
   numbers=$([ "$gpus" = 1 ] && echo 0 || echo "[0-$((gpus - 1))]")
-  echo "NodeName=$host Name=gpu AutoDetect=off File=$state/dev/nvidia$numbers" \
+  echo "NodeName=$host Name=gpu ${gpu_type:+Type=$gpu_type }AutoDetect=off File=$state/dev/nvidia$numbers" \
     >"$state/conf/gres.conf"
-  gres="Gres=gpu:$gpus"
+  gres="Gres=gpu:${gpu_type:+$gpu_type:}$gpus"
 fi
 
 if [ "$accounting" = dbd ]; then
@@ -180,6 +183,8 @@ InactiveLimit=0
 $storage
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory_mb $gres State=UNKNOWN
 PartitionName=lab Nodes=$host Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
+PartitionName=short Nodes=$host MaxTime=30 DefaultTime=30 State=UP
+PartitionName=closed Nodes=$host MaxTime=INFINITE DefaultTime=60 State=DOWN
 CONF
 cat >"$state/env.sh" <<ENV
 export SLURM_CONF='$state/conf/slurm.conf'
@@ -240,7 +245,7 @@ start slurmctld slurmctld -D -f "$SLURM_CONF"
 wait_for 30 slurmctld inside scontrol ping
 start slurmd slurmd -D -f "$SLURM_CONF" -N "$host"
 node_is_up() {
-  case $(inside sinfo -h -o %T) in
+  case $(inside sinfo -h -p lab -o %T) in
     idle | mixed | allocated) return 0 ;;
     down* | drain*) inside scontrol update nodename="$host" state=resume ;;
   esac
