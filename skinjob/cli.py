@@ -18,7 +18,7 @@ from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import status
 from skinjob.console import shown
 from skinjob.errors import SkinjobError
-from skinjob.options import told_in
+from skinjob.sources import told_in
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,6 @@ from it.
 
 from __future__ import annotations
 
-import os
 import pwd
 import re
 import signal
@@ -14,6 +13,8 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+
+from skinjob.submit.environment import slurm_environment
 
 TIMEOUT_S = 20
 ENDS = {
@@ -242,7 +243,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
-            env=os.environ | {"SLURM_TIME_FORMAT": "%s"},
+            env=slurm_environment() | {"SLURM_TIME_FORMAT": "%s"},
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", "")
