@@ -72,7 +72,7 @@ def submit(
       skinjob submit --batch-sizes 32,64,128,256 --partition gpu
       skinjob submit --dry-run
     """
-    from skinjob.submit.plan import make_plan
+    from skinjob.submit.plan import grid, make_plan
 
     lrs = lr or (DEFAULTS[train]["lr"],)
     config = TrainConfig(
@@ -89,10 +89,7 @@ def submit(
     )
     cluster["setup"] = tuple(cluster["setup"])
     plan = make_plan(
-        train=config,
-        batch_sizes=batch_sizes,
-        lrs=lrs,
-        seeds=seeds,
+        configs=grid(config, batch_sizes, lrs, seeds),
         cluster=ClusterConfig(**cluster),
         runs=runs,
         name=name,

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from skinjob.again import submit_again
 from skinjob.errors import Stopped
 from skinjob.runs import Run
 
@@ -44,7 +43,7 @@ def require_another_start(runs: Sequence[Run], requeues: int) -> None:
     """
     time_min = runs[0].sweep.info()["cluster"]["time_min"]
     states = [run.state() for run in runs]
-    longer = submit_again(runs[0], time_min=2 * time_min)
+    longer = runs[0].sweep.retry_command(twice="--time")
     if not any(state.epoch > state.resumed_epoch or state.views_computed for state in states):
         rate = next((state.images_per_s for state in states if state.images_per_s), None)
         raise Stopped(
