@@ -110,6 +110,10 @@ class RunState:
     """Epochs that were finished when the last attempt began."""
     epoch: int = 0
     """Epochs finished."""
+    epoch_utc: str | None = None
+    """When the last of them was."""
+    test_accuracy: float | None = None
+    """Of the last of them, a fraction."""
     device: str | None = None
     precision: str | None = None
     views_computed: int = 0
