@@ -63,6 +63,9 @@ FAULTS = (
 """What can end a run before its time; gone is a job that ended without a word from anybody."""
 
 
+BY_YOU = "cancelled by you"
+"""The error of a run that `skinjob cancel` called off."""
+
 SWEEP_SHAPE: dict[str, Any] = {
     "created_utc": str,
     "identity": str,
