@@ -15,6 +15,7 @@ from skinjob.commands.demo import demo
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.report import report
 from skinjob.commands.site import config, init_site
+from skinjob.commands.steer import cancel, retry
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import status
 from skinjob.console import shown
@@ -68,5 +69,16 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, init_site, config, submit, train, status, report, demo):
+for command in (
+    fetch_weights,
+    init_site,
+    config,
+    submit,
+    train,
+    status,
+    retry,
+    cancel,
+    report,
+    demo,
+):
     cli.add_command(command)

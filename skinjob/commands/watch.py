@@ -36,31 +36,34 @@ def status(ctx: click.Context, sweep: Path | None, runs: Path) -> None:
       skinjob status
       skinjob status runs/my-sweep
     """
-    from skinjob.submit.state import standings
+    from skinjob.submit.state import NO_ANSWER, OPEN, survey
 
     chosen = Sweep(sweep) if sweep else newest(runs)
-    found = standings(chosen)
+    answer = survey(chosen)
+    found = answer.runs
+    if answer.slurm == NO_ANSWER:
+        click.echo("SLURM does not answer: this is what the folders say")
     _print_standings(found)
     _print_faults(chosen, found)
     states = {one.state for one in found}
-    ctx.exit(3 if states & {"queued", "running"} else 0 if states <= {"done"} else 1)
+    ctx.exit(3 if states & set(OPEN) else 0 if states <= {"done"} else 1)
 
 
 def _print_standings(found: Sequence[Standing]) -> None:
     """Prints a line for each run; the jobs are left out where the terminal is narrow."""
     is_narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < 80
-    columns = ("run", "state", "epoch", *(() if is_narrow else ("job",)), "why")
+    columns = ("run", "state", "epoch", *(() if is_narrow else ("job",)), "reason")
     rows = [
         (
             one.run,
             one.state,
             f"{one.epoch}/{one.epochs}",
             *(() if is_narrow else (one.job or "none",)),
-            one.why,
+            one.reason,
         )
         for one in found
     ]
-    print_table(columns, rows, words=("state", "why"))
+    print_table(columns, rows, words=("state", "reason"))
 
 
 def _print_faults(sweep: Sweep, found: Sequence[Standing]) -> None:
@@ -69,7 +72,7 @@ def _print_faults(sweep: Sweep, found: Sequence[Standing]) -> None:
 
     groups: dict[tuple[str | None, ...], list[Standing]] = {}
     for one in found:
-        if one.error or one.state == "failed":
+        if one.error or one.state in ("failed", "cancelled", "lost"):
             groups.setdefault((one.state, one.fault, one.job or one.run), []).append(one)
     for one, *others in list(groups.values())[:MOST_TOLD]:
         more = f" and {len(others)} more of its job" if others else ""

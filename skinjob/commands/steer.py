@@ -1,0 +1,155 @@
+"""On the login node, of what was submitted: `skinjob retry`, `skinjob cancel`, `skinjob clean`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from skinjob.commands.arguments import (
+    find_sweep,
+    needed_sweep_argument,
+    runs_argument,
+    runs_of,
+    runs_option,
+)
+from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
+from skinjob.config import ClusterConfig
+from skinjob.console import print_table
+from skinjob.options import cluster_options
+from skinjob.runs import Sweep
+
+if TYPE_CHECKING:
+    from skinjob.submit.cancel import Cancellation
+    from skinjob.submit.state import Standing
+
+MOST_NAMED = 3  # runs of a kind; a sweep may have a thousand
+
+
+def _as_recorded(command: click.Command) -> click.Command:
+    """Returns the command, its cluster options without the defaults that they have in `submit`."""
+    command.params = [option for option in command.params if option.name != "cluster"]
+    names = {field.name for field in fields(ClusterConfig)}
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name in names:
+            option.show_default = False
+            option.help = re.sub(r" \[default: .*\]", "", option.help or "")
+    return command
+
+
+@_as_recorded
+@click.command()
+@needed_sweep_argument
+@runs_argument
+@cluster_options
+@runs_option
+@dry_run_option
+@wait_option
+@click.pass_context
+def retry(
+    ctx: click.Context,
+    /,
+    sweep: str,
+    run: tuple[str, ...],
+    runs: Path,
+    dry_run: bool,
+    is_waiting: bool,
+    **cluster: Any,
+) -> None:
+    """Queue again the runs of a sweep that failed or were lost; each goes on where it was.
+
+    Runs that you cancelled are queued again when they are named. Recipe, images, weights and what
+    the jobs ask for are those of the sweep, but for the options given here.
+
+    \b
+    Example:
+      skinjob retry my-sweep --time 240
+      skinjob retry my-sweep bs0032-lr0.01-seed0
+    """
+    from skinjob.submit.retry import plan_retry
+
+    chosen = find_sweep(sweep, runs)
+    names = [one.name for one in runs_of(chosen, run)] if run else []
+    found = plan_retry(chosen, names, **_given(ctx, cluster))
+    _tell_left(found.left)
+    if found.plan is None:
+        click.echo(f"nothing of {chosen.folder} to queue again")
+    else:
+        print_and_submit(found.plan, dry_run, is_waiting)
+
+
+def _given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values that are given on the command line."""
+    typed_in = ParameterSource.COMMANDLINE
+    return {
+        name: value for name, value in values.items() if ctx.get_parameter_source(name) == typed_in
+    }
+
+
+def _tell_left(left: Sequence[Standing]) -> None:
+    """Prints which runs are left alone, and why, a line for each state."""
+    states = sorted({one.state for one in left})
+    for state in states:
+        names = [one.run for one in left if one.state == state]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        hint = "; named, they are queued again" if state == "cancelled" else ""
+        click.echo(f"left alone, {state}{hint}: {', '.join(names[:MOST_NAMED])}{more}")
+
+
+@click.command()
+@needed_sweep_argument
+@runs_argument
+@runs_option
+@click.option("--yes", is_flag=True, help="Do not ask, where it is the whole sweep.")
+def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
+    """Cancel the runs of a sweep that wait or are at work, all of them or those that are named.
+
+    What is done stays. `skinjob retry SWEEP RUN` takes a cancelled run up again where it was.
+
+    \b
+    Example:
+      skinjob cancel my-sweep
+      skinjob cancel my-sweep bs0032-lr0.01-seed0
+    """
+    from skinjob.submit.cancel import cancel as cancel_runs
+
+    chosen = find_sweep(sweep, runs)
+    names = [one.name for one in runs_of(chosen, run)] if run else []
+    if not names and not yes and sys.stdin.isatty() and not _is_sure(chosen):
+        click.echo("nothing was cancelled")
+        return
+    _tell_cancelled(chosen, cancel_runs(chosen, names))
+
+
+def _is_sure(sweep: Sweep) -> bool:
+    """Asks, where something would be lost: runs at work; returns whether to go on."""
+    from skinjob.submit.state import standings
+
+    running = sum(one.state == "running" for one in standings(sweep))
+    return not running or click.confirm(
+        f"{running} run{'s' if running > 1 else ''} of {sweep.folder} at work. Cancel all?"
+    )
+
+
+def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
+    """Prints what became of each run and job, and how to take the runs up again."""
+    rows = [(name, "cancelled by you") for name in what.cancelled]
+    rows += [(one.run, f"left alone: {one.state}") for one in what.left]
+    print_table(("run", "state"), rows, words=("state",))
+    for words, jobs in (("ended", what.ended), ("goes on, with other runs", what.going_on)):
+        if jobs:
+            click.echo(f"\n{words}: job {', '.join(jobs)}")
+    if what.cancelled:
+        click.echo(f"\nback:  {sweep.retry_command(*what.cancelled[:1])}")
+    click.echo(f"{'' if what.cancelled else chr(10)}next:  skinjob status {_quoted(sweep)}")
+
+
+def _quoted(sweep: Sweep) -> str:
+    return shlex.quote(str(sweep.folder))
