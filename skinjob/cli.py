@@ -5,20 +5,25 @@ Heavy libraries are imported inside the commands that use them, so that `--help`
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
 import click
 
 from skinjob import __version__
+from skinjob.commands.completion import completion
 from skinjob.commands.demo import demo
 from skinjob.commands.fetch import fetch_weights
+from skinjob.commands.help import TaskGroup
 from skinjob.commands.report import report
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import status
 from skinjob.console import shown
 from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _tell(told_in(fault) + fault.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
+    except OSError as fault:
+        if fault.errno not in DISK_IS_FULL:
+            raise
+        code = _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -46,6 +55,7 @@ def _tell(message: str, remedy: str, code: int) -> int:
 
 
 @click.group(
+    cls=TaskGroup,
     context_settings={
         "auto_envvar_prefix": "SKINJOB",
         "help_option_names": ["-h", "--help"],
@@ -59,13 +69,13 @@ def cli(ctx: click.Context) -> None:
     """Fine-tune ResNet18 on an air-gapped SLURM cluster and compare batch sizes.
 
     \b
-    laptop        skinjob fetch-weights        then scp the file
-    login node    skinjob submit               one GPU job per batch size
-    anywhere      skinjob report               tables and plots
+    laptop      skinjob fetch-weights   then scp the file
+    login node  skinjob submit          a job per batch size
+    anywhere    skinjob report          tables and plots
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, submit, train, status, report, demo):
+for command in (fetch_weights, submit, train, status, report, demo, completion):
     cli.add_command(command)

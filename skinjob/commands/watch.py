@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skinjob.commands.arguments import newest, runs_option, typed
+from skinjob.commands.help import TaskCommand
 from skinjob.console import print_table
 from skinjob.runs import Run, Sweep
 
@@ -22,7 +23,7 @@ MOST_TOLD = 5  # faults told one by one; a job that fails takes many runs along
 LINES_TOLD = 5  # of a log
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @click.argument("sweep", required=False, type=click.Path(path_type=Path))
 @runs_option
 @click.pass_context
