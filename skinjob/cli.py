@@ -6,8 +6,11 @@ Heavy libraries are imported inside the commands that use them, so that `--help`
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -18,7 +21,7 @@ from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.help import TaskGroup
 from skinjob.commands.report import report
 from skinjob.commands.submit import submit, train
-from skinjob.commands.watch import status
+from skinjob.commands.watch import list_sweeps, logs, status
 from skinjob.console import shown
 from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
+        sys.stdout.flush()
     except SkinjobError as fault:
         for line in fault.details:
             click.echo(line)
@@ -45,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as fault:
         if fault.errno not in DISK_IS_FULL:
             raise
+        _drop_output()
         code = _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -54,8 +59,27 @@ def _tell(message: str, remedy: str, code: int) -> int:
     return code
 
 
+def _drop_output() -> None:
+    """Lets go what is still to be written to stdout: Python would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Skinjob(TaskGroup):
+    """The group of all commands. A reader that leaves, as `head` does, ends it without a word."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+
+
 @click.group(
-    cls=TaskGroup,
+    cls=Skinjob,
     context_settings={
         "auto_envvar_prefix": "SKINJOB",
         "help_option_names": ["-h", "--help"],
@@ -77,5 +101,15 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, submit, train, status, report, demo, completion):
+for command in (
+    fetch_weights,
+    submit,
+    train,
+    status,
+    logs,
+    list_sweeps,
+    report,
+    demo,
+    completion,
+):
     cli.add_command(command)

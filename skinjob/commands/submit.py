@@ -162,7 +162,7 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
 
 def _tell_standing(one: Standing) -> None:
     """Prints how a run stands, in a line."""
-    words = f"{one.state}, {one.fault}" if one.fault not in (None, one.state) else one.state
+    words = f"failed, {one.fault}" if one.state == "failed" and one.fault else one.state
     click.echo(f"{one.run} {words}{': ' + one.error if one.error else ''}")
 
 

@@ -45,6 +45,13 @@ WAITING = {
 }
 """Why a job waits that will start by itself, by squeue's reason."""
 
+BEGUN = {
+    "COMPLETING": "its job is ending",
+    "CONFIGURING": "its node is being made ready",
+    "SUSPENDED": "its job is suspended",
+}
+"""What a job is at that is neither pending nor running, by SLURM's word."""
+
 NEVER = (
     (r"JobHeldUser", "held by you", "scontrol release {job}"),
     (
@@ -152,6 +159,16 @@ def why_pending(reason: str) -> str:
     limit = re.match(r"QOS|Assoc", word)
     words = WAITING.get(word) or (limit and "at a limit of your account or QOS, until others end")
     return f"{words} ({word})" if words else word
+
+
+def what_begun(state: str) -> str:
+    """Returns what a job is at that waits no more and does not run, in words.
+
+    >>> what_begun("SUSPENDED")
+    'its job is suspended (SUSPENDED)'
+    """
+    words = BEGUN.get(state)
+    return f"{words} ({state})" if words else state.lower()
 
 
 def why_never(run: Run, job: str, reason: str) -> tuple[str, str] | None:

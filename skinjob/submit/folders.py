@@ -41,7 +41,10 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
         for name in queued:
             run = Run(sweep.folder / name)
             # Its holder is forgotten: a process that still has the run leaves it.
-            state = RunState(queued_utc=utc_now(), epoch=run.state().epoch)
+            before = run.state()
+            state = RunState(
+                queued_utc=utc_now(), epoch=before.epoch, test_accuracy=before.test_accuracy
+            )
             write_json(run.state_file, asdict(state))
     except OSError as fault:
         raise RunError(

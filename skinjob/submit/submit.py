@@ -17,7 +17,7 @@ from skinjob.submit.folders import discard, record_jobs, write_plan
 from skinjob.submit.plan import Plan, jobs_of, placed
 from skinjob.submit.state import Standing, standings
 
-REPEATED = ("failed", "lost")
+REPEATED = ("failed", "cancelled", "lost")
 WAIT_S = {"local": 0.5, "slurm": 15}  # squeue answers for a whole site: it is asked seldom
 
 
@@ -82,7 +82,7 @@ def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[Standing], None])
                 tell(one)
                 open_runs.remove(one.run)
                 is_done = is_done and one.state == "done"
-            elif one.state == "never started" and one.run not in never:
+            elif one.state == "waiting" and one.error and one.run not in never:
                 tell(one)
                 never.add(one.run)
         time.sleep(pause_s if open_runs else 0)
