@@ -160,9 +160,11 @@ def test_a_pipe_that_closes_is_no_fault(tmp_path: Path, shell_path: str) -> None
 
 def test_output_that_finds_no_room_is_two_lines(tmp_path: Path, shell_path: str) -> None:
     """A disk that is full under `skinjob ... > FILE` is said in words."""
-    result = in_shell("bash", "skinjob --help > /dev/full", tmp_path, shell_path)
-    assert result.returncode == 1
-    assert result.stderr.splitlines() == [
-        "error: not all could be written: No space left on device",
-        "fix:   df -h",
-    ]
+    make_sweep(tmp_path / "runs" / "monday", epochs=1)
+    for line in ("skinjob --help", "skinjob status"):
+        result = in_shell("bash", f"{line} > /dev/full", tmp_path, shell_path)
+        assert result.returncode == 1
+        assert result.stderr.splitlines() == [
+            "error: not all could be written: No space left on device",
+            "fix:   df -h",
+        ]

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_json: bool) -> None:
     """Show how the runs of a sweep stand, and what ended them.
 
-    Without a SWEEP the newest is meant. Exit code 0: all are done; 3: some wait or are at work; 1: some failed and no other is left.
+    Without a SWEEP the newest is meant. Exit code 0: all are done; 3: some wait or are at work;
+    1: some failed and no other is left.
 
     \b
     Example:
@@ -113,7 +114,8 @@ def _told(looks: Iterable[Survey]) -> Survey:
 def list_sweeps(runs: Path) -> None:
     """List the sweeps: of what, how they stand, how well they do.
 
-    The newest is the last. The accuracy is the best that a run of the sweep had on the test images after its last epoch.
+    The newest is the last. The accuracy is the best that a run of the sweep had on the test
+    images after its last epoch.
 
     \b
     Example:
@@ -140,7 +142,8 @@ def list_sweeps(runs: Path) -> None:
 def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
     """Print the end of a run's log, or follow it.
 
-    What else its job has said comes next, and how the run stands. RUN is a folder, SWEEP/RUN, or a run of the newest sweep. The last goes to stderr.
+    What else its job has said comes next, and how the run stands. RUN is a folder, SWEEP/RUN,
+    or a run of the newest sweep. The last goes to stderr.
 
     \b
     Example:
