@@ -14,7 +14,7 @@ from skinjob import __version__
 from skinjob.commands.demo import demo
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.report import report
-from skinjob.commands.steer import cancel, retry
+from skinjob.commands.steer import cancel, clean, retry
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import status
 from skinjob.console import shown
@@ -68,5 +68,5 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, submit, train, status, report, demo, retry, cancel):
+for command in (fetch_weights, submit, train, status, report, demo, retry, cancel, clean):
     cli.add_command(command)
