@@ -14,12 +14,13 @@ from skinjob import __version__
 from skinjob.commands.demo import demo
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.report import report
+from skinjob.commands.site import config, init_site
 from skinjob.commands.steer import cancel, clean, retry
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import status
 from skinjob.console import shown
 from skinjob.errors import SkinjobError
-from skinjob.options import told_in
+from skinjob.sources import told_in
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,5 +69,17 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, submit, train, status, report, demo, retry, cancel, clean):
+for command in (
+    fetch_weights,
+    init_site,
+    config,
+    submit,
+    retry,
+    cancel,
+    clean,
+    train,
+    status,
+    report,
+    demo,
+):
     cli.add_command(command)

@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_slurm_resume.py")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the site profile of whoever runs the tests out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A real SLURM behind an air gap, with accounting, one for the session."""

@@ -12,7 +12,7 @@ from skinjob.commands.arguments import runs_option
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError
-from skinjob.options import cluster_options, read_job, recipe_options
+from skinjob.options import cluster_options, file_options, recipe_options
 from skinjob.runs import BY_YOU
 
 if TYPE_CHECKING:
@@ -39,14 +39,7 @@ MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails ta
 @cluster_options
 @runs_option
 @click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
-@click.option(
-    "--job",
-    type=click.Path(path_type=Path),
-    is_eager=True,
-    expose_value=False,
-    callback=read_job,
-    help="Job file (TOML) with other defaults. [default: jobs/default.toml]",
-)
+@file_options
 @dry_run_option
 @wait_option
 def submit(
@@ -91,7 +84,6 @@ def submit(
         device=device,
         precision=precision,
     )
-    cluster["setup"] = tuple(cluster["setup"])
     plan = make_plan(
         configs=grid(config, batch_sizes, lrs, seeds),
         cluster=ClusterConfig(**cluster),
