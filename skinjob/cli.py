@@ -20,6 +20,8 @@ from skinjob.commands.demo import demo
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.help import TaskGroup
 from skinjob.commands.report import report
+from skinjob.commands.site import config, init_site
+from skinjob.commands.steer import cancel, clean, retry
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import list_sweeps, logs, status
 from skinjob.console import shown
@@ -103,13 +105,18 @@ def cli(ctx: click.Context) -> None:
 
 for command in (
     fetch_weights,
+    init_site,
+    config,
     submit,
-    train,
     status,
     logs,
+    cancel,
+    retry,
     list_sweeps,
+    clean,
     report,
     demo,
+    train,
     completion,
 ):
     cli.add_command(command)

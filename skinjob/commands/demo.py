@@ -34,17 +34,17 @@ def demo(folder: Path) -> None:
       skinjob demo
     """
     from skinjob.demo import make_images
-    from skinjob.submit.plan import make_plan
+    from skinjob.submit.plan import grid, make_plan
 
     data, weights = folder / "skin_cancer", folder / "weights" / "resnet18.safetensors"
     make_images(data, num_train=DEMO_TRAIN, num_test=DEMO_TEST)
     click.echo(f"images in {data}: generated drawings, not real lesions")
     _demo_weights(weights)
+    recipe = TrainConfig(
+        data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS, lr=DEMO_LR
+    )
     plan = make_plan(
-        train=TrainConfig(data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS),
-        batch_sizes=(32, 64, 128, 256),
-        lrs=(DEMO_LR,),
-        seeds=(0,),
+        configs=grid(recipe, (32, 64, 128, 256), (DEMO_LR,), (0,)),
         cluster=ClusterConfig(cluster="local"),
         runs=folder / "runs",
     )

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib.util import find_spec
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
@@ -22,6 +21,7 @@ from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
 from skinjob.runs import Run, Sweep, run_name, sweeps
 from skinjob.scan import scan
+from skinjob.submit.environment import unheeded
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.place import (
     require_for_sbatch,
@@ -30,6 +30,7 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
+from skinjob.submit.python import lacks_torch, python_note
 from skinjob.submit.room import bytes_needed, free_bytes, require_room
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
@@ -51,6 +52,7 @@ class Plan:
     weights: WeightsInfo
     images: ImageSet
     device_reason: str
+    python_note: str | None = None
 
     @property
     def identity(self) -> str:
@@ -86,11 +88,8 @@ class Plan:
             *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
-            *(
-                [("note", f"no torch in {sys.executable}: jobs need --python or --setup")]
-                if _lacks_torch(self.cluster)
-                else []
-            ),
+            *([("note", self.python_note)] if self.python_note else []),
+            *_unheeded(self.cluster),
             (
                 "sweep",
                 f"{self.sweep.folder}{'' if self.is_new else '  (there already, taken up again)'}",
@@ -98,63 +97,67 @@ class Plan:
         ]
 
 
-def make_plan(
-    *,
-    train: TrainConfig,
-    batch_sizes: Sequence[int],
-    lrs: Sequence[float],
-    seeds: Sequence[int],
-    cluster: ClusterConfig,
-    runs: Path,
-    name: str | None = None,
-    skip_bad_images: bool = False,
-) -> Plan:
-    """Returns the sweep of *train* over the grid of its axes, weights and images checked.
+def grid(
+    train: TrainConfig, batch_sizes: Sequence[int], lrs: Sequence[float], seeds: Sequence[int]
+) -> list[TrainConfig]:
+    """Returns a run of *train* for each combination of the values of its axes.
 
-    A sweep that is there already, of the same recipe, images and weights, is taken up again.
-
-    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
-    *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
+    Raises: ConfigError when an axis has no value, or one twice.
     """
     for values, what in ((batch_sizes, "batch sizes"), (lrs, "lr"), (seeds, "seeds")):
         if not values or len(set(values)) < len(values):
             raise ConfigError(
                 f"{what} {list(values)}: each one once, and at least one", "skinjob submit --help"
             )
+    return [
+        replace(train, batch_size=batch_size, lr=lr, seed=seed)
+        for batch_size in batch_sizes
+        for lr in lrs
+        for seed in seeds
+    ]
+
+
+def make_plan(
+    *,
+    configs: Sequence[TrainConfig],
+    cluster: ClusterConfig,
+    runs: Path,
+    name: str | None = None,
+    skip_bad_images: bool = False,
+) -> Plan:
+    """Returns the sweep of these runs, alike but for their axes, with weights and images checked.
+
+    A sweep that is there already, of the same recipe, images and weights, is taken up again.
+
+    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
+    *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
+    """
+    train = configs[0]
     cluster = replace(cluster, cluster=_resolve_cluster(cluster.cluster))
     if str(runs).startswith("-"):
         runs = runs.absolute()  # as a word of a command, a relative one would be an option
     _require_places(train, runs, cluster)
     device, device_reason, cluster = _resolve_device(train.device, cluster)
-    if cluster.cluster == "local" and _lacks_torch(cluster):
+    if cluster.cluster == "local" and lacks_torch(cluster):
         raise ConfigError(
             f"training on this machine needs torch, which {sys.executable} does not have",
             "pip install 'skinjob[train]'; or submit with --python /path/to/python",
         )
     weights = read_weights_info(Path(train.weights))
     images = scan(Path(train.data), skips_bad=skip_bad_images)
-    train = replace(
-        train,
-        device=device,
-        data=str(images.root.resolve()),
-        weights=str(Path(train.weights).resolve()),
-    )
-    configs = {
-        run_name(batch_size, lr, seed): replace(train, batch_size=batch_size, lr=lr, seed=seed)
-        for batch_size in batch_sizes
-        for lr in lrs
-        for seed in seeds
-    }
-    _require_batches_fit(batch_sizes, images)
+    _require_batches_fit(sorted({config.batch_size for config in configs}), images)
+    data, file = str(images.root.resolve()), str(weights.path.resolve())
+    resolved = [replace(one, device=device, data=data, weights=file) for one in configs]
     plan = Plan(
         runs=runs,
         name=name,
         sweep=Sweep(runs / (name or "?")),
-        configs=configs,
+        configs={run_name(one.batch_size, one.lr, one.seed): one for one in resolved},
         cluster=cluster,
         weights=weights,
         images=images,
         device_reason=device_reason,
+        python_note=python_note(cluster) if cluster.cluster == "slurm" else None,
     )
     plan = placed(plan)
     _require_fit(plan)
@@ -206,6 +209,12 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
             words = f"{_count(repeated, what)} {verb} {where}, byte for byte (first: {path}): {so}"
             remarks.append(("note", words))
     return remarks
+
+
+def _unheeded(cluster: ClusterConfig) -> list[tuple[str, str]]:
+    """Returns a note on variables that sbatch would take for its options, were it let."""
+    names = ", ".join(unheeded()) if cluster.cluster == "slurm" else ""
+    return [("note", f"not heeded, as options here say all: {names}")] if names else []
 
 
 def _count(things: Sequence[object], name: str) -> str:
@@ -302,11 +311,6 @@ def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, Clus
             replace(cluster, gpus=0),
         )
     return "cuda", f"auto: this machine has {visible}", cluster
-
-
-def _lacks_torch(cluster: ClusterConfig) -> bool:
-    """Says whether jobs would start a Python without torch, as far as can be seen from here."""
-    return not cluster.python and not cluster.setup and find_spec("torch") is None
 
 
 def _require_batches_fit(batch_sizes: Sequence[int], images: ImageSet) -> None:

@@ -84,7 +84,7 @@ class Answers:
 
 def jobs_in_queue() -> dict[str, QueuedJob] | None:
     """Returns the user's jobs in SLURM's queue by their ids, or None when it does not answer."""
-    answer = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r")
+    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r")
     if answer is None or answer.returncode:
         return None
     rows = [line.split("|", 3) for line in answer.stdout.splitlines() if line.count("|") >= 3]
@@ -115,12 +115,21 @@ def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:
     return ends
 
 
+def cancel_jobs(jobs: Collection[str]) -> str:
+    """Ends jobs, at work or in the queue; returns why SLURM does not, or nothing."""
+    answer = ask("scancel", *sorted(jobs))
+    if answer is None:
+        return "no scancel on PATH"
+    said = answer.stderr.strip().splitlines()
+    return (said[0] if said else "it does not answer") if answer.returncode else ""
+
+
 def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
     """Returns what accounting has of the jobs, None of one that it takes to be at work.
 
     It is empty where the cluster keeps no accounting, and None where that does not answer.
     """
-    answer = _ask(
+    answer = ask(
         "sacct",
         "--noheader",
         "--parsable2",
@@ -163,7 +172,7 @@ def _with_step(end: JobEnd, step: str, state: str, exit_code: str) -> JobEnd | N
 
 def _remembered(array: str) -> dict[str, JobEnd | None] | None:
     """Returns what slurmctld remembers of a job or array, as `_accounted` does."""
-    answer = _ask("scontrol", "--oneliner", "show", "job", array)
+    answer = ask("scontrol", "--oneliner", "show", "job", array)
     if answer is None:
         return None
     if answer.returncode:
@@ -256,7 +265,7 @@ def _utc(seconds: str) -> str | None:
     return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     """Returns what a command of SLURM's answers, times in seconds since 1970.
 
     None where there is no such command. One that takes too long is given the exit code 124.
