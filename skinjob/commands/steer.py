@@ -75,8 +75,9 @@ def retry(
 ) -> None:
     """Queue again the runs that failed or were lost.
 
-    Each goes on where it was. Runs that you cancelled are queued again when they are named. Recipe, images, weights and what
-    the jobs ask for are those of the sweep, but for the options given here.
+    Each goes on where it was. Runs that you cancelled are queued again when they are named.
+    Recipe, images, weights and what the jobs ask for are those of the sweep, but for the
+    options given here.
 
     \b
     Example:
@@ -121,7 +122,8 @@ def _tell_left(left: Sequence[Standing]) -> None:
 def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
     """Cancel a sweep, or those of its runs that are named.
 
-    Runs that wait or are at work are cancelled; what is done stays. `skinjob retry SWEEP RUN` takes a cancelled run up again where it was.
+    Runs that wait or are at work are cancelled; what is done stays. `skinjob retry SWEEP RUN`
+    takes a cancelled run up again where it was.
 
     \b
     Example:
@@ -171,8 +173,9 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
 def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
     """Show what could be removed, and how much it is.
 
-    Of a sweep or of all; --yes removes it. Results stay, and so do sweeps with runs that wait or are at work. Without --caches, --failed
-    or --submission it is all three; of one sweep without the caches.
+    Of a sweep or of all; --yes removes it. Results stay, and so do sweeps with runs that wait
+    or are at work. Without --caches, --failed or --submission it is all three; of one sweep
+    without the caches.
 
     \b
     Example:
