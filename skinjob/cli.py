@@ -5,6 +5,8 @@ Heavy libraries are imported inside the commands that use them, so that `--help`
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ from skinjob.commands.report import report
 from skinjob.commands.site import config, init_site
 from skinjob.commands.steer import cancel, retry
 from skinjob.commands.submit import submit, train
-from skinjob.commands.watch import status
+from skinjob.commands.watch import list_sweeps, logs, status
 from skinjob.console import shown
 from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
+        sys.stdout.flush()
     except SkinjobError as fault:
         for line in fault.details:
             click.echo(line)
@@ -39,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _tell(told_in(fault) + fault.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
+    except BrokenPipeError:  # whoever read it has gone, as `head` does: no fault
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # Python flushes it once more
+        code = 128 + signal.SIGPIPE
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -76,8 +84,10 @@ for command in (
     submit,
     train,
     status,
+    logs,
     retry,
     cancel,
+    list_sweeps,
     report,
     demo,
 ):
