@@ -112,6 +112,7 @@ def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> 
     made = write_old_layout(tmp_path / "made.pth", tensors)
     content = made.read_bytes()
     name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    made.rename(tmp_path / name)
     with serving(Site(files={"/" + name: content})) as site:
         source = f"{site.base}/{name}"
         for line in commands("On the laptop"):
@@ -138,7 +139,7 @@ def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> 
         # What trains is checked to the end, and then not queued: that was done above.
         named = line.replace("SWEEP", sweep.name).replace("RUN", sweep.runs()[0].name)
         local = {"SKINJOB_SUBMIT_CLUSTER": "local", "SKINJOB_SUBMIT_DRY_RUN": "1"}
-        run(named, cluster, SKINJOB_FETCH_WEIGHTS_SOURCE=str(made), **local)
+        run(named, cluster, SKINJOB_FETCH_WEIGHTS_SOURCE=str(tmp_path / name), **local)
 
 
 def test_set_up_is_two_make_targets() -> None:
@@ -159,10 +160,8 @@ def test_the_reference_is_what_help_prints() -> None:
 
 def test_no_page_names_what_is_not_there() -> None:
     """Every command and option that a page speaks of exists."""
-    options = {option for c in cli.commands.values() for p in c.params for option in p.opts}
-    options |= {
-        option for c in cli.commands.values() for p in c.params for option in p.secondary_opts
-    }
+    params = [param for command in cli.commands.values() for param in command.params]
+    options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
     for name, text in {"README.md": README, **PAGES}.items():
         for command, rest in re.findall(r"skinjob ([a-z-]+)((?: [^\n`]*)?)", text):
             assert command in cli.commands or command in NOT_COMMANDS, f"{name}: skinjob {command}"
