@@ -8,7 +8,7 @@ PIP := .venv/bin/pip --disable-pip-version-check install --quiet --constraint co
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help fetch-weights demo test bench check clean
-BENCHMARKS := startup report memory heads sweep accuracy finetune
+BENCHMARKS := startup status report memory heads sweep accuracy finetune
 
 help:
 	@awk -F ' *## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2}' \
@@ -21,7 +21,7 @@ demo: .venv/train  ## Train a small sweep on drawn images, here
 	.venv/bin/skinjob demo $(ARGS)
 
 test: .venv/test  ## Run the tests; ARGS="-k name" for some
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: .venv/train  ## Measure this machine, 25 minutes; ARGS="--json FILE" keeps it
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; \

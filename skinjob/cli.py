@@ -6,7 +6,6 @@ Heavy libraries are imported inside the commands that use them, so that `--help`
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,11 +15,12 @@ from skinjob import __version__
 from skinjob.commands.demo import demo
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.report import report
+from skinjob.commands.site import config, init_site
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import list_sweeps, logs, status
 from skinjob.console import shown
 from skinjob.errors import SkinjobError
-from skinjob.options import told_in
+from skinjob.sources import told_in
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,23 +29,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     0 done, 1 a fault that the user can mend, 2 usage, 130 interrupted.
     """
     try:
-        code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
+        code = _run(arguments)
         sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has left, as `head` does; click exits so too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        code = 1
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as fault:
         for line in fault.details:
             click.echo(line)
-        code = _tell(fault.message, fault.remedy, 1)
+        return _tell(fault.message, fault.remedy, 1)
     except click.UsageError as fault:
         command = fault.ctx.command_path if fault.ctx else "skinjob"
-        code = _tell(told_in(fault) + fault.format_message(), f"{command} --help", 2)
+        return _tell(told_in(fault) + fault.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
-        code = _tell("interrupted", "the same command again goes on where it stopped", 130)
-    except BrokenPipeError:  # whoever read it has gone, as `head` does: no fault
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # Python flushes it once more
-        code = 128 + signal.SIGPIPE
-    sys.exit(code if isinstance(code, int) else 0)
+        return _tell("interrupted", "the same command again goes on where it stopped", 130)
+    return code if isinstance(code, int) else 0
 
 
 def _tell(message: str, remedy: str, code: int) -> int:
@@ -75,5 +79,16 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, submit, train, status, logs, list_sweeps, report, demo):
+for command in (
+    fetch_weights,
+    init_site,
+    config,
+    submit,
+    train,
+    status,
+    logs,
+    list_sweeps,
+    report,
+    demo,
+):
     cli.add_command(command)

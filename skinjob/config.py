@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skinjob.errors import ConfigError
+from skinjob.flags import require_other_flags
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +24,8 @@ LAYERS = ("head", "all")
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16")
 CLUSTERS = ("auto", "slurm", "local")
+GPU_FLAGS = ("gpus-per-node", "gres", "gpus", "none")
+MEM_FLAGS = ("mem", "mem-per-cpu", "mem-per-gpu")
 
 AXES = ("batch_size", "lr", "seed")
 """What the runs of a sweep differ in."""
@@ -75,30 +78,13 @@ class TrainConfig:
             "0 or more",
             "--seeds 0",
         )
-        _require(
-            self.train in LAYERS, "train", self.train, f"one of {', '.join(LAYERS)}", "--train head"
-        )
-        _require(
-            self.schedule in SCHEDULES,
-            "schedule",
-            self.schedule,
-            f"one of {', '.join(SCHEDULES)}",
-            "--schedule constant",
-        )
-        _require(
-            self.device in DEVICES,
-            "device",
-            self.device,
-            f"one of {', '.join(DEVICES)}",
-            "--device auto",
-        )
-        _require(
-            self.precision in PRECISIONS,
-            "precision",
-            self.precision,
-            f"one of {', '.join(PRECISIONS)}",
-            "--precision auto",
-        )
+        for name, choices in (
+            ("train", LAYERS),
+            ("schedule", SCHEDULES),
+            ("device", DEVICES),
+            ("precision", PRECISIONS),
+        ):
+            _require_choice(name, getattr(self, name), choices)
 
     def recipe(self) -> dict[str, Any]:
         """Returns what the runs of a sweep have in common: all but the axes of its grid."""
@@ -107,21 +93,30 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Where the runs go, and what each of them asks for."""
+    """Where the runs go, and what each of them asks for. Nothing that is None is asked for."""
 
     cluster: str = "auto"
     """slurm, local, or auto: slurm where sbatch is found."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
+    constraint: str | None = None
+    """Features that the node must have."""
     gpus: int = 1
     """GPUs per job; 0 for none."""
+    gpu_flag: str = "gpus-per-node"
+    """The sbatch flag that asks for them; none where the partition brings the GPU along."""
+    gpu_type: str | None = None
     cpus: int = 4
     """CPU cores per job: they decode and augment images."""
     mem_gb: float = 8
-    """Memory per job, GB."""
+    """Memory per job, GB, whichever flag asks for it."""
+    mem_flag: str = "mem"
+    """The sbatch flag that asks for it."""
     time_min: int = 120
     """Time limit per job, minutes."""
+    requeue: bool = True
+    """Whether a job may start again, at its time limit or when it had to make room."""
     requeues: int = 3
     """How often a job that reaches its time limit is queued again, to go on where it was."""
     setup: tuple[str, ...] = ()
@@ -130,17 +125,28 @@ class ClusterConfig:
     """Shell words that start Python in a job; without it, the Python that submits."""
     array_parallelism: int = 256
     """Jobs of one sweep that may work at the same time."""
+    wckey: str | None = None
+    reservation: str | None = None
+    nodelist: str | None = None
+    """The node to run on."""
+    exclude: str | None = None
+    """Nodes not to run on."""
+    mail: str | None = None
+    """Who is told of a sweep's jobs."""
+    mail_type: str = "END,FAIL"
+    """What they are told, if anybody is: the end of the array, and its failure."""
+    sbatch: tuple[str, ...] = ()
+    """Other flags of sbatch, as --hint=nomultithread."""
     allow_node_local: bool = False
     """Whether runs, images and weights may lie below /tmp and the like: the nodes share it here."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.cluster in CLUSTERS,
-            "cluster",
-            self.cluster,
-            f"one of {', '.join(CLUSTERS)}",
-            "--cluster auto",
-        )
+        for name, choices in (
+            ("cluster", CLUSTERS),
+            ("gpu_flag", GPU_FLAGS),
+            ("mem_flag", MEM_FLAGS),
+        ):
+            _require_choice(name, getattr(self, name), choices)
         _require(self.gpus in (0, 1), "gpus", self.gpus, "0 or 1: a job uses one GPU", "--gpus 1")
         _require(self.cpus >= 1, "cpus", self.cpus, "at least 1", "--cpus 4")
         _require(
@@ -167,16 +173,31 @@ class ClusterConfig:
             "at least 1",
             "--array-parallelism 4",
         )
-        for name in ("partition", "account", "qos"):
+        for name, (pattern, rule, example) in WORDS.items():
             value = getattr(self, name)
             # It becomes one word of an #SBATCH line, which a line break would end.
             _require(
-                value is None or re.fullmatch(r"[\w.,:@+=/][\w.,:@+=/-]*", value),
-                name,
+                value is None or re.fullmatch(pattern, value),
+                name.replace("_", " "),
                 value,
-                "a name, or several with commas between",
-                f"--{name} NAME",
+                rule,
+                f"--{name.replace('_', '-')} {example}",
             )
+        _require(
+            self.gpu_flag != "none" or self.gpu_type is None,
+            "gpu type",
+            self.gpu_type,
+            "left out with gpu flag none, which asks for no GPU: take --constraint for the type",
+            f"--gpu-flag gres --gpu-type {self.gpu_type}",
+        )
+        _require(
+            self.mem_flag != "mem-per-gpu" or self.gpu_flag != "none",
+            "mem flag",
+            self.mem_flag,
+            "mem or mem-per-cpu with gpu flag none, which asks for no GPU",
+            "--mem-flag mem",
+        )
+        require_other_flags(self.sbatch)
         _require(
             all("\0" not in line for line in self.setup),
             "setup",
@@ -193,6 +214,29 @@ class ClusterConfig:
         )
 
 
+NAMES = r"[\w.:@+=/][\w.,:@+=/-]*", "a name, or several with commas between"
+NODES = r"\w[\w.-]*(\[[\d,-]+\][\w.-]*)?(,\w[\w.-]*(\[[\d,-]+\][\w.-]*)?)*"
+
+WORDS = {
+    "partition": (*NAMES, "NAME"),
+    "account": (*NAMES, "NAME"),
+    "qos": (*NAMES, "NAME"),
+    "constraint": (
+        r"[\w(\[][\w.,:@+=/&|*()\[\]-]*",
+        "features of nodes, joined by & (and) or | (or)",
+        "'a100&nvlink'",
+    ),
+    "gpu_type": (r"\w[\w.+-]*", "the name of a type of GPU", "a100"),
+    "wckey": (*NAMES, "NAME"),
+    "reservation": (*NAMES, "NAME"),
+    # sbatch takes a list for nodes that a job is to have all of, and refuses it for a job of one.
+    "nodelist": (r"\w[\w.-]*", "one node; leave others out with --exclude", "gpu01"),
+    "exclude": (NODES, "names of nodes, a range in brackets", "'gpu[01-04],gpu7'"),
+    "mail": (r"\w[\w.+%@,-]*", "an address", "me@example.org"),
+    "mail_type": (r"[A-Za-z][A-Za-z_\d]*(,[A-Za-z][A-Za-z_\d]*)*", "words of sbatch", "END,FAIL"),
+}
+"""What is one word of an #SBATCH line: its form, the form in words, an example for a shell."""
+
 DEFAULTS: dict[str, Any] = {
     "head": {"lr": 0.01, "schedule": "constant"},
     "all": {"lr": 0.0003, "schedule": "cosine"},
@@ -200,10 +244,12 @@ DEFAULTS: dict[str, Any] = {
 """What is sensible depends on the layers that are trained; the first is the recipe's."""
 
 
-def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
+def read_job_file(
+    path: Path, options: dict[str, set[str]], kind: str = "job file"
+) -> dict[str, Any]:
     """Returns a job file's values, flat, as option name to value.
 
-    *options* maps each table that a job file may have to its keys.
+    *options* maps each table that it may have to its keys; *kind* is what errors call the file.
 
     Raises: ConfigError when the file is missing, is not TOML, or has an unknown table or key.
     """
@@ -211,36 +257,38 @@ def read_job_file(path: Path, options: dict[str, set[str]]) -> dict[str, Any]:
         with path.open("rb") as content:
             tables = tomllib.load(content)
     except FileNotFoundError:
-        raise ConfigError(f"job file {path}: no such file", "ls jobs/*.toml") from None
+        raise ConfigError(
+            f"{kind} {path}: no such file", f"ls {shlex.quote(str(path.parent))}"
+        ) from None
     # Not only TOMLDecodeError: dates that are none, numbers of 5,000 digits and deep nests.
     except (OSError, ValueError, RecursionError) as fault:
         raise ConfigError(
-            f"job file {path}: {fault}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
+            f"{kind} {path}: {fault}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
         ) from None
     values: dict[str, Any] = {}
     for table, content in tables.items():
-        _known(path, table, options, "table")
+        _require_known(f"{kind} {path}", table, options, "table")
         if not isinstance(content, dict):
             raise ConfigError(
-                f"job file {path}: {table} is a value, not a table", f"write [{table}] in {path}"
+                f"{kind} {path}: {table} is a value, not a table", f"write [{table}] in {path}"
             )
         for key, value in content.items():
-            _known(path, key, options[table], f"key in [{table}]")
+            _require_known(f"{kind} {path}", key, options[table], f"key in [{table}]")
             if any("\0" in str(word) for word in (value if isinstance(value, list) else [value])):
                 raise ConfigError(
-                    f"job file {path}: {key} has a NUL in it",
+                    f"{kind} {path}: {key} has a NUL in it",
                     f"${{EDITOR:-vi}} {shlex.quote(str(path))}",
                 )
             values[key] = value
     return values
 
 
-def _known(path: Path, name: str, valid: Any, kind: str) -> None:
+def _require_known(file: str, name: str, valid: Any, kind: str) -> None:
     if name not in valid:
         near = difflib.get_close_matches(name, valid, n=1)
         hint = f"use {near[0]!r}; " if near else ""
         raise ConfigError(
-            f"job file {path}: unknown {kind}: {name!r}",
+            f"{file}: unknown {kind}: {name!r}",
             f"{hint}valid ones are {', '.join(sorted(valid))}",
         )
 
@@ -248,6 +296,11 @@ def _known(path: Path, name: str, valid: Any, kind: str) -> None:
 def _require(holds: Any, name: str, value: object, rule: str, option: str) -> None:
     if not holds:
         raise ConfigError(f"{name} is {value!r}, and must be {rule}", f"skinjob submit {option}")
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    rule, option = f"one of {', '.join(choices)}", f"--{name.replace('_', '-')} {choices[0]}"
+    _require(value in choices, name.replace("_", " "), value, rule, option)
 
 
 def _are_shell_words(text: str) -> bool:

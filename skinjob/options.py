@@ -1,77 +1,31 @@
-"""The options of `skinjob submit`, and where their defaults come from.
-
-A flag wins over its SKINJOB_SUBMIT_* variable, that over the job file, that over the dataclass.
-"""
+"""The options of `skinjob submit`; where their values come from is in `skinjob.sources`."""
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from skinjob.config import (
     CLUSTERS,
     DEFAULTS,
     DEVICES,
+    GPU_FLAGS,
     LAYERS,
+    MEM_FLAGS,
     PRECISIONS,
     SCHEDULES,
     ClusterConfig,
     TrainConfig,
-    read_job_file,
 )
-from skinjob.errors import ConfigError
+from skinjob.sources import DEFAULT_JOB, DEFAULT_SITE, SITES, read_job, read_site
 
-DEFAULT_JOB = Path("jobs/default.toml")
-JOB_FILE = "skinjob.job_file"  # click keeps the one that was read under this name
-JOB_FILE_KEYS = {
-    "train": {
-        "train",
-        "data",
-        "skip_bad_images",
-        "weights",
-        "batch_sizes",
-        "epochs",
-        "lr",
-        "schedule",
-        "seeds",
-        "device",
-        "precision",
-    },
-    "cluster": {field.name for field in fields(ClusterConfig)},
-}
 TRAIN = {field.name: field.default for field in fields(TrainConfig)}
 CLUSTER = {field.name: field.default for field in fields(ClusterConfig)}
-
-KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": ((bool,), "true or false"),
-    "str": ((str,), "text in quotes"),
-    "str | None": ((str,), "text in quotes"),
-}
-"""What a job file may say of a field of each type, in TOML's types and in words."""
-LISTS = {
-    "batch_sizes": ((int, str), "a list of whole numbers, such as [32, 64]"),
-    "lr": ((int, float, str), "a list of numbers, such as [0.01, 0.1]"),
-    "seeds": ((int, str), 'a list of whole numbers or "0-4"'),
-    "setup": ((str,), 'a list of shell lines, such as ["module load cuda"]'),
-}
-"""The same of the keys that take one value or a list; text in it is read as on the command line."""
-SINGLE = {
-    f.name: KINDS[str(f.type)]
-    for c in (TrainConfig, ClusterConfig)
-    for f in fields(c)
-    if f.name not in LISTS
-} | {"skip_bad_images": KINDS["bool"]}
-
 
 MOST = 10_000  # numbers that a range may stand for; more is a slip, and fills the memory
 
@@ -124,44 +78,6 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from cli
             return tuple(float(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is no list of numbers (as 0.01,0.1)", param, ctx)
-
-
-def read_job(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Makes the job file's values the defaults of the other options."""
-    file = value or (DEFAULT_JOB if os.access(DEFAULT_JOB, os.F_OK) else None)
-    if file is not None:
-        ctx.meta[JOB_FILE] = file
-        values = read_job_file(file, JOB_FILE_KEYS)
-        for name, value in values.items():
-            _require_kind(file, name, value)
-        if isinstance(values.get("setup"), str):
-            values["setup"] = [values["setup"]]
-        ctx.default_map = values | dict(ctx.default_map or {})
-    return file
-
-
-def _require_kind(file: Path, name: str, value: Any) -> None:
-    """Returns when a value is of its option's type: click would take 2.9 for 2, and true for 1."""
-    kinds, words = LISTS[name] if name in LISTS else SINGLE[name]
-    items = value if name in LISTS and isinstance(value, list) else [value]
-    if not all(type(item) in kinds for item in items):
-        raise ConfigError(
-            f"job file {file}: {name} is {value!r}, and must be {words}",
-            f"${{EDITOR:-vi}} {shlex.quote(str(file))}",
-        )
-
-
-def told_in(fault: click.UsageError) -> str:
-    """Returns where the value at fault was written, with a colon, unless on the command line."""
-    if not isinstance(fault, click.BadParameter) or not fault.ctx or not fault.param:
-        return ""
-    context, option = fault.ctx, fault.param
-    source = context.get_parameter_source(option.name or "")
-    if source == ParameterSource.DEFAULT_MAP:
-        return f"job file {context.meta[JOB_FILE]}: "
-    if source == ParameterSource.ENVIRONMENT:
-        return f"{option.envvar or f'{context.auto_envvar_prefix}_{option.name}'.upper()}: "
-    return ""
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -263,9 +179,18 @@ cluster_options = options(
     click.option("--partition", help="SLURM partition. [default: the cluster's]"),
     click.option("--account", help="SLURM account. [default: yours]"),
     click.option("--qos", help="SLURM quality of service. [default: yours]"),
+    click.option("--constraint", help="Features that the node must have, such as 'a100&nvlink'."),
     click.option(
         "--gpus", type=int, default=CLUSTER["gpus"], show_default=True, help="GPUs per job, 0 or 1."
     ),
+    click.option(
+        "--gpu-flag",
+        type=click.Choice(GPU_FLAGS),
+        default=CLUSTER["gpu_flag"],
+        show_default=True,
+        help="The sbatch flag that asks for the GPU; none where the partition brings it along.",
+    ),
+    click.option("--gpu-type", help="Type of GPU, as sinfo -o %G names it. [default: any]"),
     click.option(
         "--cpus", type=int, default=CLUSTER["cpus"], show_default=True, help="CPU cores per job."
     ),
@@ -279,6 +204,13 @@ cluster_options = options(
         help="Memory per job, GB.",
     ),
     click.option(
+        "--mem-flag",
+        type=click.Choice(MEM_FLAGS),
+        default=CLUSTER["mem_flag"],
+        show_default=True,
+        help="The sbatch flag that asks for it; the amount stays that of the job.",
+    ),
+    click.option(
         "--time",
         "time_min",
         envvar="SKINJOB_SUBMIT_TIME",
@@ -286,6 +218,12 @@ cluster_options = options(
         default=CLUSTER["time_min"],
         show_default=True,
         help="Time limit per job, minutes.",
+    ),
+    click.option(
+        "--requeue/--no-requeue",
+        default=CLUSTER["requeue"],
+        show_default=True,
+        help="Whether a job may start again at its time limit, or when it had to make room.",
     ),
     click.option(
         "--requeues",
@@ -312,9 +250,46 @@ cluster_options = options(
         show_default=True,
         help="Jobs that may work at the same time.",
     ),
+    click.option("--wckey", help="SLURM workload characterization key. [default: none]"),
+    click.option("--reservation", help="SLURM reservation to run in."),
+    click.option("--nodelist", help="The node to run on. [default: any]"),
+    click.option("--exclude", help="Nodes not to run on, such as 'gpu[01-04],gpu7'."),
+    click.option("--mail", help="Address that SLURM writes to. [default: nobody's]"),
+    click.option(
+        "--mail-type",
+        default=CLUSTER["mail_type"],
+        show_default=True,
+        help="What it writes about, if there is an address.",
+    ),
+    click.option(
+        "--sbatch",
+        type=ShellLine(),
+        multiple=True,
+        metavar="FLAG",
+        help="Another flag for sbatch (--sbatch=--hint=nomultithread); may be repeated.",
+    ),
     click.option(
         "--allow-node-local",
         is_flag=True,
         help="Take paths below /tmp and the like: here the nodes share them.",
+    ),
+)
+
+file_options = options(
+    click.option(
+        "--job",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=read_job,
+        help=f"Job file (TOML) with other defaults. [default: {DEFAULT_JOB}]",
+    ),
+    click.option(
+        "--site",
+        metavar="FILE|NAME",
+        is_eager=True,
+        expose_value=False,
+        callback=read_site,
+        help=f"Site profile: a file, or the name of one in {SITES}/. [default: {DEFAULT_SITE}]",
     ),
 )

@@ -17,6 +17,7 @@ PACKAGE = Path(skinjob.__file__).parent
 LEVELS = {
     "errors": 0,
     "files": 1,
+    "flags": 1,
     "console": 1,
     "config": 1,
     "runs": 2,
@@ -28,6 +29,7 @@ LEVELS = {
     "train": 3,
     "report": 3,
     "submit": 4,
+    "sources": 5,
     "options": 5,
     "commands": 5,
     "cli": 5,

@@ -24,7 +24,7 @@ from trees import make_tree
 from skinjob.cli import main
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.fetch.weights import write_untrained
-from skinjob.options import JOB_FILE_KEYS, LISTS, SINGLE
+from skinjob.sources import JOB_FILE_KEYS, LISTS, SINGLE
 from skinjob.submit.folders import write_plan
 from skinjob.submit.place import file_system
 from skinjob.submit.plan import Plan, make_plan, new_bytes

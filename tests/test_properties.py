@@ -23,11 +23,12 @@ from skinjob.config import TrainConfig, read_job_file
 from skinjob.errors import ConfigError, ImagesError, RunError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME, promise_digest, promised_digest
 from skinjob.images import ImageSet, read_index, write_index
-from skinjob.options import JOB_FILE_KEYS, MOST, IntegerList, NumberList
+from skinjob.options import MOST, IntegerList, NumberList
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_run, read_sweep
 from skinjob.runs import METRICS, Run, RunState
 from skinjob.scan import scan
+from skinjob.sources import JOB_FILE_KEYS
 
 few = settings(
     max_examples=150,

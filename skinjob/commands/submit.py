@@ -12,7 +12,7 @@ from skinjob.commands.arguments import runs_option
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError
-from skinjob.options import cluster_options, read_job, recipe_options
+from skinjob.options import cluster_options, file_options, recipe_options
 
 if TYPE_CHECKING:
     from skinjob.submit.plan import Plan
@@ -27,14 +27,7 @@ MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails ta
 @cluster_options
 @runs_option
 @click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
-@click.option(
-    "--job",
-    type=click.Path(path_type=Path),
-    is_eager=True,
-    expose_value=False,
-    callback=read_job,
-    help="Job file (TOML) with other defaults. [default: jobs/default.toml]",
-)
+@file_options
 @click.option(
     "--dry-run", is_flag=True, help="Print configuration and sbatch script, and make nothing."
 )
@@ -87,7 +80,6 @@ def submit(
         device=device,
         precision=precision,
     )
-    cluster["setup"] = tuple(cluster["setup"])
     plan = make_plan(
         train=config,
         batch_sizes=batch_sizes,

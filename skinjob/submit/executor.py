@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
-import re
 import shlex
 import signal
 import sys
@@ -21,9 +21,17 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from skinjob.again import submit_again
 from skinjob.config import ClusterConfig
-from skinjob.errors import ClusterError, Stopped
+from skinjob.errors import Stopped
 from skinjob.runs import FINAL, Run, Sweep, utc_now
-from skinjob.submit.limits import WARNED_S, own_runs, require_another_start, seconds_left
+from skinjob.submit.environment import as_outside_jobs
+from skinjob.submit.limits import (
+    WARNED_S,
+    own_runs,
+    require_another_start,
+    require_requeue,
+    seconds_left,
+)
+from skinjob.submit.refusals import refusal
 
 log = logging.getLogger("skinjob")
 
@@ -34,13 +42,22 @@ OURS = 1000  # time-outs that submitit grants; how many there may be is decided 
 class Task:
     """What a job executes. Its pickle holds the paths of its runs' folders, and a number or two."""
 
-    def __init__(self, folders: Sequence[Path], *, gpu: str | None = None, requeues: int) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        gpu: str | None = None,
+        requeue: bool = True,
+        requeues: int,
+    ) -> None:
         """*gpu* is what CUDA_VISIBLE_DEVICES is to be; SLURM has set it already.
 
-        *requeues* is how often the job may still be queued again at its time limit.
+        *requeue* is whether the job may be queued again at all, *requeues* how often it still may
+        at its time limit.
         """
         self.folders = [folder.resolve() for folder in folders]
         self.gpu = gpu
+        self.requeue = requeue
         self.requeues = requeues
         self.ended_by: str | None = None
 
@@ -79,6 +96,8 @@ class Task:
         runs = own_runs([Run(folder) for folder in self.folders])
         is_time_limit = bool(runs) and seconds_left(runs[0]) < WARNED_S
         self.ended_by = "time limit" if is_time_limit else "preempted"
+        if not self.requeue:
+            require_requeue(runs, self.ended_by)
         if is_time_limit:
             require_another_start(runs, self.requeues)
         log.warning("%s: leaves, to be queued again", self.ended_by)
@@ -102,25 +121,13 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
         sweep.submission_folder, max_num_timeout=OURS, python=job_python(cluster)
     )
     executor.update_parameters(**_parameters(cluster))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+    # submitit prints what it also raises.
+    with as_outside_jobs(), contextlib.redirect_stderr(io.StringIO()):
+        try:
             queued = executor.submit_array([_task(sweep, names, cluster) for names in jobs])
-    except (FailedJobError, FailedSubmissionError, OSError) as refusal:
-        raise ClusterError(
-            f"sbatch refused: {_sbatch_words(str(refusal))}",
-            "sinfo; skinjob submit --dry-run   # shows the script",
-        ) from None
+        except (FailedJobError, FailedSubmissionError, OSError) as fault:
+            raise refusal(str(fault), cluster) from None
     return {name: job.job_id for names, job in zip(jobs, queued, strict=True) for name in names}
-
-
-def _sbatch_words(text: str) -> str:
-    """Returns the first thing that sbatch had to say, or the first line of whatever was said.
-
-    >>> _sbatch_words("x failed:\\nsbatch: error: invalid partition specified: nowhere")
-    'invalid partition specified: nowhere'
-    """
-    said = re.findall(r"sbatch: (?:error: )?(.+)", text) or text.splitlines() or ["nothing"]
-    return str(said[0])
 
 
 def sbatch_script(sweep: Sweep, num_jobs: int, cluster: ClusterConfig) -> str:
@@ -154,7 +161,12 @@ def start_local(
 def _task(
     sweep: Sweep, names: Sequence[str], cluster: ClusterConfig, gpu: str | None = None
 ) -> Task:
-    return Task([sweep.folder / name for name in names], gpu=gpu, requeues=cluster.requeues)
+    return Task(
+        [sweep.folder / name for name in names],
+        gpu=gpu,
+        requeue=cluster.requeue,
+        requeues=cluster.requeues,
+    )
 
 
 def job_python(cluster: ClusterConfig) -> str:
@@ -163,21 +175,51 @@ def job_python(cluster: ClusterConfig) -> str:
 
 
 def _parameters(cluster: ClusterConfig) -> dict[str, Any]:
+    """Returns what submitit makes the lines of the script of; of None it makes none."""
     return {
         "job_name": JOB_NAME,
         "time": cluster.time_min,
         "cpus_per_task": cluster.cpus,
-        "mem": f"{round(cluster.mem_gb * 1024)}M",
-        "gpus_per_node": cluster.gpus or None,
+        **_memory(cluster),
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "nodelist": cluster.nodelist,
+        "exclude": cluster.exclude,
+        "mail_user": cluster.mail,
+        "mail_type": cluster.mail_type if cluster.mail else None,
+        "wckey": cluster.wckey,  # submitit's own default is refused where wckeys are enforced
         "setup": list(cluster.setup) or None,
         "array_parallelism": cluster.array_parallelism,
         "stderr_to_stdout": True,
         # SLURM 22.05 to 23.02: srun does not take over the batch script's own --cpus-per-task.
         "srun_args": [f"--cpus-per-task={cluster.cpus}"],
-        # A site may have it off by default, and a run goes on from its folder.
-        "additional_parameters": {"requeue": True},
-        "wckey": None,  # submitit's own default is refused where accounting enforces wckeys
+        "additional_parameters": _additional(cluster),
     }
+
+
+def _memory(cluster: ClusterConfig) -> dict[str, str]:
+    """Returns the memory of a job in the terms of the flag that the site takes."""
+    megabytes = cluster.mem_gb * 1024
+    if cluster.mem_flag == "mem-per-cpu":
+        return {"mem_per_cpu": f"{math.ceil(megabytes / cluster.cpus)}M"}
+    if cluster.mem_flag == "mem-per-gpu" and cluster.gpus:
+        return {"mem_per_gpu": f"{round(megabytes)}M"}
+    return {"mem": f"{round(megabytes)}M"}  # without a GPU there is none to count by
+
+
+def _additional(cluster: ClusterConfig) -> dict[str, Any]:
+    """Returns the flags that submitit does not know by name, or takes numbers alone for."""
+    # A site may have requeueing off by default, or on; a run goes on from its folder.
+    flags: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
+    if cluster.gpus and cluster.gpu_flag != "none":
+        words = ["gpu"] if cluster.gpu_flag == "gres" else []
+        words += [cluster.gpu_type] if cluster.gpu_type else []
+        flags[cluster.gpu_flag] = ":".join([*words, str(cluster.gpus)])
+    if cluster.reservation:
+        flags["reservation"] = cluster.reservation
+    for flag in cluster.sbatch:
+        name, is_set, value = flag.removeprefix("--").partition("=")
+        flags[name] = value if is_set else True
+    return flags

@@ -6,7 +6,6 @@ from it.
 
 from __future__ import annotations
 
-import os
 import pwd
 import re
 import signal
@@ -14,6 +13,8 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+
+from skinjob.submit.environment import slurm_environment
 
 TIMEOUT_S = 20
 ENDS = {
@@ -83,7 +84,7 @@ class Answers:
 
 def jobs_in_queue() -> dict[str, QueuedJob] | None:
     """Returns the user's jobs in SLURM's queue by their ids, or None when it does not answer."""
-    answer = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r")
+    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r")
     if answer is None or answer.returncode:
         return None
     rows = [line.split("|", 3) for line in answer.stdout.splitlines() if line.count("|") >= 3]
@@ -119,7 +120,7 @@ def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
 
     It is empty where the cluster keeps no accounting, and None where that does not answer.
     """
-    answer = _ask(
+    answer = ask(
         "sacct",
         "--noheader",
         "--parsable2",
@@ -162,7 +163,7 @@ def _with_step(end: JobEnd, step: str, state: str, exit_code: str) -> JobEnd | N
 
 def _remembered(array: str) -> dict[str, JobEnd | None] | None:
     """Returns what slurmctld remembers of a job or array, as `_accounted` does."""
-    answer = _ask("scontrol", "--oneliner", "show", "job", array)
+    answer = ask("scontrol", "--oneliner", "show", "job", array)
     if answer is None:
         return None
     if answer.returncode:
@@ -255,7 +256,7 @@ def _utc(seconds: str) -> str | None:
     return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     """Returns what a command of SLURM's answers, times in seconds since 1970.
 
     None where there is no such command. One that takes too long is given the exit code 124.
@@ -266,7 +267,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
-            env=os.environ | {"SLURM_TIME_FORMAT": "%s"},
+            env=slurm_environment() | {"SLURM_TIME_FORMAT": "%s"},
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", "")
