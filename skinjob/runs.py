@@ -11,6 +11,7 @@ import csv
 import json
 import shlex
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
@@ -63,6 +64,9 @@ FAULTS = (
 """What can end a run before its time; gone is a job that ended without a word from anybody."""
 
 
+BY_YOU = "cancelled by you"
+"""The error of a run that `skinjob cancel` called off."""
+
 SWEEP_SHAPE: dict[str, Any] = {
     "created_utc": str,
     "identity": str,
@@ -78,6 +82,9 @@ SWEEP_SHAPE: dict[str, Any] = {
 [str] is a list of texts, {str: str} an object of texts; of another object these keys are looked at.
 """
 
+
+DOUBLED = {"--time": "time_min", "--mem": "mem_gb"}
+"""Options that a remedy gives more of, and what sweep.json calls them."""
 
 SILENCE_S = 75
 """A job that was silent for so long is gone: it speaks every five seconds, and some file systems
@@ -262,6 +269,21 @@ class Sweep:
                     f"ls {shlex.quote(str(self.folder))}",
                 )
         return info
+
+    def retry_command(self, *options: str, twice: str | None = None) -> str:
+        """Returns the command that queues again what failed or was lost, to be pasted anywhere.
+
+        *twice* is an option, --time or --mem, that is to be given twice what the sweep has now.
+        Whatever cannot be read, there is a command.
+        """
+        with suppress(RunError, LookupError, TypeError):
+            if twice:
+                asked = self.info()["cluster"][DOUBLED[twice]]
+                options = (*options, twice, f"{2 * asked:.10g}")
+        folder = self.folder
+        with suppress(OSError):  # the current folder may be gone
+            folder = folder.absolute()
+        return shlex.join(["skinjob", "retry", str(folder), *options])
 
     def runs(self) -> list[Run]:
         """Returns the sweep's runs, in the order of sweep.json. Raises: RunError as `info` does."""

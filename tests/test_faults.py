@@ -22,7 +22,6 @@ import sweep_maker
 import trees
 from commands import only_sweep, refusal, skinjob, wait_until
 
-from skinjob.again import submit_again
 from skinjob.config import ClusterConfig
 from skinjob.files import write_json
 from skinjob.report.findings import missing
@@ -168,7 +167,7 @@ def test_the_remedy_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.M
         train="all",
     )
     monkeypatch.chdir(project)
-    words = shlex.split(submit_again(sweep.runs()[0], mem_gb=16.0))
+    words = shlex.split(sweep.retry_command(twice="--mem"))
     assert "--mem" in words
     result = skinjob(*words[1:], "--dry-run", cwd=project)
     assert result.returncode == 0, result.stderr
@@ -387,9 +386,9 @@ def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, wor
         ("JobHeldUser", "scontrol release 12_0"),
         ("JobHeldAdmin", "scontrol show job 12_0 "),
         ("launch failed requeued held", "scontrol release 12_0"),
-        ("BadConstraints", "scancel 12_0; skinjob submit --name sweep"),
-        ("DependencyNeverSatisfied", "scancel 12_0; skinjob submit --name sweep"),
-        ("PartitionTimeLimit", "sinfo -o '%P %l'; scancel 12_0; skinjob submit --name sweep"),
+        ("BadConstraints", "scancel 12_0; skinjob retry /"),
+        ("DependencyNeverSatisfied", "scancel 12_0; skinjob retry /"),
+        ("PartitionTimeLimit", "sinfo -o '%P %l'; scancel 12_0; skinjob retry /"),
         ("QOSMaxWallDurationPerJobLimit", "sacctmgr show assoc user=$USER; scancel 12_0; "),
         ("AssocMaxCpuPerJobLimit", "sacctmgr show assoc user=$USER; scancel 12_0; "),
     ],

@@ -115,6 +115,15 @@ def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:
     return ends
 
 
+def cancel_jobs(jobs: Collection[str]) -> str:
+    """Ends jobs, at work or in the queue; returns why SLURM does not, or nothing."""
+    answer = ask("scancel", *sorted(jobs))
+    if answer is None:
+        return "no scancel on PATH"
+    said = answer.stderr.strip().splitlines()
+    return (said[0] if said else "it does not answer") if answer.returncode else ""
+
+
 def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
     """Returns what accounting has of the jobs, None of one that it takes to be at work.
 

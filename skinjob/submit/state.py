@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from skinjob.runs import FINAL, SILENCE_S, Run, RunState, Sweep
+from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep
 from skinjob.submit.faults import (
     ending,
     orphan_ending,
@@ -186,7 +186,7 @@ def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
 def _local(one: Case, is_at_work: bool) -> Standing:
     """Returns how a run of this machine's own queue stands; writes it if that queue is no more."""
     # Jobs live on when their queue's process is killed, and the run then speaks for itself.
-    if one.is_over or is_at_work or _lives(one.said):
+    if one.is_over or is_at_work or lives(one.said):
         found = _standing(one)
         return replace(found, reason="waits for its turn") if found.state == "waiting" else found
     said = write_ending(one.run, one.said, orphan_ending(one.run, one.said))
@@ -202,7 +202,7 @@ def _standing(one: Case) -> Standing:
         epoch=said.epoch,
         epochs=one.epochs,
         job=one.job,
-        reason=said.fault or "",
+        reason=BY_YOU if said.error == BY_YOU else said.fault or "",
         fault=said.fault,
         error=said.error,
         remedy=said.remedy,
@@ -240,7 +240,7 @@ def _time(utc: str) -> datetime:
     return datetime.fromisoformat(utc.replace("Z", "+00:00"))
 
 
-def _lives(said: RunState) -> bool:
+def lives(said: RunState) -> bool:
     """Says whether the process that has a run in hand may still be there."""
     command = Path(f"/proc/{said.pid}/cmdline")
     if said.pid is None or said.host != socket.gethostname() or not Path("/proc/self").exists():

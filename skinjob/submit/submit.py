@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from skinjob.errors import SkinjobError
-from skinjob.files import locked, write_json
+from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.submit import local
 from skinjob.submit.executor import queue
-from skinjob.submit.folders import discard, record_jobs, write_plan
+from skinjob.submit.folders import discard, record_jobs, submitting, write_plan
 from skinjob.submit.plan import Plan, jobs_of, placed
 from skinjob.submit.state import Standing, standings
 
@@ -40,7 +40,7 @@ def submit(plan: Plan) -> Submission:
 
     Raises: ClusterError when SLURM refuses; then nothing is left of a new sweep.
     """
-    with locked(plan.runs / ".submit.lock"):
+    with submitting(plan.runs):
         return _submit(placed(plan))
 
 
