@@ -20,6 +20,7 @@ from skinjob.commands.arguments import (
     runs_of,
     runs_option,
 )
+from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
 from skinjob.config import ClusterConfig
 from skinjob.console import print_table
@@ -53,7 +54,7 @@ def _as_recorded(command: click.Command) -> click.Command:
 
 
 @_as_recorded
-@click.command()
+@click.command(cls=TaskCommand)
 @needed_sweep_argument
 @runs_argument
 @cluster_options
@@ -111,7 +112,7 @@ def _tell_left(left: Sequence[Standing]) -> None:
         click.echo(f"left alone, {state}{hint}: {', '.join(names[:MOST_NAMED])}{more}")
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @needed_sweep_argument
 @runs_argument
 @runs_option
@@ -159,7 +160,7 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
     click.echo(f"{'' if what.cancelled else chr(10)}next:  skinjob status {_quoted(sweep)}")
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @click.argument("sweep", required=False)
 @runs_option
 @click.option("--caches", is_flag=True, help="Views and compiled code, which all sweeps share.")

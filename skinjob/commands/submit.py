@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob.commands.arguments import runs_option
+from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError
@@ -34,7 +35,7 @@ wait_option = click.option(
 MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @recipe_options
 @cluster_options
 @runs_option
@@ -60,7 +61,7 @@ def submit(
     is_waiting: bool,
     **cluster: Any,
 ) -> None:
-    """Queue one training job per batch size, after checking all that can be checked here.
+    """Check everything, then queue one GPU job per batch size.
 
     Submitted again, the same sweep queues only what has failed or was lost.
 
@@ -175,12 +176,12 @@ def _tell_standing(one: Standing) -> None:
     click.echo(f"{one.run} {BY_YOU if one.error == BY_YOU else words}{why}")
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path))
 def train(run: tuple[Path, ...]) -> None:
-    """Train submitted runs of one sweep here and now, as their job would.
+    """Train submitted runs here and now, as their job would.
 
-    A run goes on after its last finished epoch.
+    They are of one sweep. A run goes on after its last finished epoch.
 
     \b
     Example:

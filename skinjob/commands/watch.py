@@ -19,22 +19,24 @@ from skinjob.commands.arguments import (
     runs_option,
     sweep_argument,
 )
+from skinjob.commands.help import TaskCommand
 from skinjob.console import print_lines, redrawn, width
 
 if TYPE_CHECKING:
     from skinjob.submit.state import Standing, Survey
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @sweep_argument
 @runs_option
 @click.option("--watch", is_flag=True, help="Look again every 2 s until no run waits or runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for other programs.")
 @click.pass_context
 def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_json: bool) -> None:
-    """Show how the runs of a sweep stand, by default the newest, and what ended those that failed.
+    """Show how the runs of a sweep stand, and what ended them.
 
-    Exit code 0: all are done; 3: some wait or are at work; 1: some failed and no other is left.
+    Without a SWEEP the newest is meant. Exit code 0: all are done; 3: some wait or are at work;
+    1: some failed and no other is left.
 
     \b
     Example:
@@ -107,12 +109,13 @@ def _told(looks: Iterable[Survey]) -> Survey:
     return found
 
 
-@click.command("list")
+@click.command("list", cls=TaskCommand)
 @runs_option
 def list_sweeps(runs: Path) -> None:
-    """List the sweeps, the newest last: when made, of what, how their runs stand, how well they do.
+    """List the sweeps: of what, how they stand, how well they do.
 
-    The accuracy is the best that a run of the sweep had on the test images after its last epoch.
+    The newest is the last. The accuracy is the best that a run of the sweep had on the test
+    images after its last epoch.
 
     \b
     Example:
@@ -127,7 +130,7 @@ def list_sweeps(runs: Path) -> None:
     print_lines(overview_lines(found, width()), COLOURS)
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @run_argument
 @runs_option
 @click.option(
@@ -137,9 +140,10 @@ def list_sweeps(runs: Path) -> None:
     "-n", "--lines", type=click.IntRange(min=0), default=40, show_default=True, help="Last lines."
 )
 def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
-    """Print the end of a run's log, then what else its job has said, and how the run stands.
+    """Print the end of a run's log, or follow it.
 
-    RUN is a folder, SWEEP/RUN, or a run of the newest sweep. The last goes to stderr.
+    What else its job has said comes next, and how the run stands. RUN is a folder, SWEEP/RUN,
+    or a run of the newest sweep. The last goes to stderr.
 
     \b
     Example:
