@@ -8,7 +8,7 @@ PIP := .venv/bin/pip --disable-pip-version-check install --quiet --constraint co
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help fetch-weights demo test bench check clean
-BENCHMARKS := startup report memory heads sweep accuracy finetune
+BENCHMARKS := startup status report memory heads sweep accuracy finetune
 
 help:
 	@awk -F ' *## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2}' \
