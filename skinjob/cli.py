@@ -12,6 +12,7 @@ import click
 
 from skinjob import __version__
 from skinjob.commands.demo import demo
+from skinjob.commands.doctor import doctor
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.report import report
 from skinjob.commands.submit import submit, train
@@ -67,5 +68,5 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, submit, train, status, report, demo):
+for command in (fetch_weights, doctor, submit, train, status, report, demo):
     cli.add_command(command)

@@ -38,7 +38,28 @@ MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails ta
     is_flag=True,
     help="Return when all runs have ended; exit 1 if one failed.",
 )
-def submit(
+def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
+    """Queue one training job per batch size, after checking all that can be checked here.
+
+    Submitted again, the same sweep queues only what has failed or was lost.
+
+    \b
+    Example:
+      skinjob submit --batch-sizes 32,64,128,256 --partition gpu
+      skinjob submit --dry-run
+    """
+    from skinjob.submit.plan import make_plan
+
+    plan = make_plan(**asked(**options))
+    print_plan(plan)
+    if dry_run:
+        _print_dry_run(plan)
+        return
+    submit_and_tell(plan, is_waiting)
+
+
+def asked(
+    *,
     train: str,
     data: str,
     skip_bad_images: bool,
@@ -52,21 +73,9 @@ def submit(
     precision: str,
     runs: Path,
     name: str | None,
-    dry_run: bool,
-    is_waiting: bool,
     **cluster: Any,
-) -> None:
-    """Queue one training job per batch size, after checking all that can be checked here.
-
-    Submitted again, the same sweep queues only what has failed or was lost.
-
-    \b
-    Example:
-      skinjob submit --batch-sizes 32,64,128,256 --partition gpu
-      skinjob submit --dry-run
-    """
-    from skinjob.submit.plan import make_plan
-
+) -> dict[str, Any]:
+    """Returns the arguments of `make_plan` from the values of the options."""
     lrs = lr or (DEFAULTS[train]["lr"],)
     config = TrainConfig(
         train=train,
@@ -80,21 +89,16 @@ def submit(
         device=device,
         precision=precision,
     )
-    plan = make_plan(
-        train=config,
-        batch_sizes=batch_sizes,
-        lrs=lrs,
-        seeds=seeds,
-        cluster=ClusterConfig(**cluster),
-        runs=runs,
-        name=name,
-        skip_bad_images=skip_bad_images,
-    )
-    print_plan(plan)
-    if dry_run:
-        _print_dry_run(plan)
-        return
-    submit_and_tell(plan, is_waiting)
+    return {
+        "train": config,
+        "batch_sizes": batch_sizes,
+        "lrs": lrs,
+        "seeds": seeds,
+        "cluster": ClusterConfig(**cluster),
+        "runs": runs,
+        "name": name,
+        "skip_bad_images": skip_bad_images,
+    }
 
 
 def print_plan(plan: Plan) -> None:

@@ -108,10 +108,13 @@ def make_plan(
     runs: Path,
     name: str | None = None,
     skip_bad_images: bool = False,
+    weights: WeightsInfo | None = None,
+    images: ImageSet | None = None,
 ) -> Plan:
     """Returns the sweep of *train* over the grid of its axes, weights and images checked.
 
     A sweep that is there already, of the same recipe, images and weights, is taken up again.
+    *weights* and *images* are what these are, where the caller has read them already.
 
     Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
     *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
@@ -131,20 +134,15 @@ def make_plan(
             f"training on this machine needs torch, which {sys.executable} does not have",
             "pip install 'skinjob[train]'; or submit with --python /path/to/python",
         )
-    weights = read_weights_info(Path(train.weights))
-    images = scan(Path(train.data), skips_bad=skip_bad_images)
+    weights = weights or read_weights_info(Path(train.weights))
+    images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     train = replace(
         train,
         device=device,
         data=str(images.root.resolve()),
         weights=str(Path(train.weights).resolve()),
     )
-    configs = {
-        run_name(batch_size, lr, seed): replace(train, batch_size=batch_size, lr=lr, seed=seed)
-        for batch_size in batch_sizes
-        for lr in lrs
-        for seed in seeds
-    }
+    configs = grid(train, batch_sizes, lrs, seeds)
     _require_batches_fit(batch_sizes, images)
     plan = Plan(
         runs=runs,
@@ -159,6 +157,18 @@ def make_plan(
     plan = placed(plan)
     _require_fit(plan)
     return plan
+
+
+def grid(
+    train: TrainConfig, batch_sizes: Sequence[int], lrs: Sequence[float], seeds: Sequence[int]
+) -> dict[str, TrainConfig]:
+    """Returns what each run of a sweep is asked to do, by its name."""
+    return {
+        run_name(batch_size, lr, seed): replace(train, batch_size=batch_size, lr=lr, seed=seed)
+        for batch_size in batch_sizes
+        for lr in lrs
+        for seed in seeds
+    }
 
 
 def placed(plan: Plan) -> Plan:

@@ -60,7 +60,7 @@ class JobEnd:
 
 def jobs_in_queue() -> dict[str, QueuedJob] | None:
     """Returns the user's jobs in SLURM's queue by their ids, or None when it does not answer."""
-    answer = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
+    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
     if answer is None or answer.returncode:
         return None
     rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
@@ -96,7 +96,7 @@ def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
 
     It is empty where the cluster keeps no accounting, and None where that does not answer.
     """
-    answer = _ask(
+    answer = ask(
         "sacct",
         "--noheader",
         "--parsable2",
@@ -139,7 +139,7 @@ def _with_step(end: JobEnd, step: str, state: str, exit_code: str) -> JobEnd | N
 
 def _remembered(array: str) -> dict[str, JobEnd | None] | None:
     """Returns what slurmctld remembers of a job or array, as `_accounted` does."""
-    answer = _ask("scontrol", "--oneliner", "show", "job", array)
+    answer = ask("scontrol", "--oneliner", "show", "job", array)
     if answer is None:
         return None
     if answer.returncode:
@@ -232,7 +232,7 @@ def _utc(seconds: str) -> str | None:
     return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     """Returns what a command of SLURM's answers, times in seconds since 1970.
 
     None where there is no such command. One that takes too long is given the exit code 124.
