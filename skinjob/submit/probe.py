@@ -236,8 +236,8 @@ def _gpu(found: dict[str, Any], cluster: ClusterConfig) -> Finding:
     if not driver:
         return fail(
             f"{given}, and there is no NVIDIA driver on {found['node']} (no libcuda.so.1)",
-            f"srun --gpus=1 --nodelist={found['node']} nvidia-smi   # show it to the admins; in a container "
-            "add --nv",
+            f"srun --gpus=1 --nodelist={found['node']} nvidia-smi   # show it to the "
+            "admins; in a container add --nv",
         )
     if not gpu["built"]:
         return fail(
