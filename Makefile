@@ -21,7 +21,7 @@ demo: .venv/train  ## Train a small sweep on drawn images, here
 	.venv/bin/skinjob demo $(ARGS)
 
 test: .venv/test  ## Run the tests; ARGS="-k name" for some
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: .venv/train  ## Measure this machine, 25 minutes; ARGS="--json FILE" keeps it
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; \

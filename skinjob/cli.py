@@ -15,6 +15,7 @@ from skinjob.commands.demo import demo
 from skinjob.commands.doctor import doctor
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.report import report
+from skinjob.commands.site import config, init_site
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import status
 from skinjob.console import shown
@@ -68,5 +69,5 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (fetch_weights, doctor, submit, train, status, report, demo):
+for command in (fetch_weights, init_site, config, doctor, submit, train, status, report, demo):
     cli.add_command(command)

@@ -128,7 +128,7 @@ class ClusterConfig:
     wckey: str | None = None
     reservation: str | None = None
     nodelist: str | None = None
-    """Nodes to run on."""
+    """The node to run on."""
     exclude: str | None = None
     """Nodes not to run on."""
     mail: str | None = None
@@ -229,7 +229,8 @@ WORDS = {
     "gpu_type": (r"\w[\w.+-]*", "the name of a type of GPU", "a100"),
     "wckey": (*NAMES, "NAME"),
     "reservation": (*NAMES, "NAME"),
-    "nodelist": (NODES, "names of nodes, a range in brackets", "'gpu[01-04],gpu7'"),
+    # sbatch takes a list for nodes that a job is to have all of, and refuses it for a job of one.
+    "nodelist": (r"\w[\w.-]*", "one node; leave others out with --exclude", "gpu01"),
     "exclude": (NODES, "names of nodes, a range in brackets", "'gpu[01-04],gpu7'"),
     "mail": (r"\w[\w.+%@,-]*", "an address", "me@example.org"),
     "mail_type": (r"[A-Za-z][A-Za-z_\d]*(,[A-Za-z][A-Za-z_\d]*)*", "words of sbatch", "END,FAIL"),

@@ -252,8 +252,8 @@ cluster_options = options(
     ),
     click.option("--wckey", help="SLURM workload characterization key. [default: none]"),
     click.option("--reservation", help="SLURM reservation to run in."),
-    click.option("--nodelist", help="Nodes to run on, such as 'gpu[01-04]'. [default: any]"),
-    click.option("--exclude", help="Nodes not to run on."),
+    click.option("--nodelist", help="The node to run on. [default: any]"),
+    click.option("--exclude", help="Nodes not to run on, such as 'gpu[01-04],gpu7'."),
     click.option("--mail", help="Address that SLURM writes to. [default: nobody's]"),
     click.option(
         "--mail-type",

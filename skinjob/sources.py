@@ -24,22 +24,21 @@ DEFAULT_SITE = Path("jobs/site.toml")
 SITES = Path("jobs/sites")  # profiles that are told by their names
 FILES = "skinjob.files"  # click's context keeps those that were read under this name
 BUILT_IN = "built in"
-JOB_FILE_KEYS = {
-    "train": {
-        "train",
-        "data",
-        "skip_bad_images",
-        "weights",
-        "batch_sizes",
-        "epochs",
-        "lr",
-        "schedule",
-        "seeds",
-        "device",
-        "precision",
-    },
-    "cluster": {field.name for field in fields(ClusterConfig)},
-}
+TRAIN_KEYS = (
+    "train",
+    "data",
+    "skip_bad_images",
+    "weights",
+    "batch_sizes",
+    "epochs",
+    "lr",
+    "schedule",
+    "seeds",
+    "device",
+    "precision",
+)
+CLUSTER_KEYS = tuple(field.name for field in fields(ClusterConfig))
+JOB_FILE_KEYS = {"train": set(TRAIN_KEYS), "cluster": set(CLUSTER_KEYS)}
 SITE_KEYS = {"cluster": JOB_FILE_KEYS["cluster"]}
 
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,14 @@ from cluster import Slurm, slurm_of_its_own
 from trees import make_tree
 
 from skinjob.fetch.weights import write_untrained
+
+# Two test files run at the same time: jobs with a thread for every core would thrash.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest file first, so that it is not the last that is worked on, alone."""
+    items.sort(key=lambda item: item.path.name != "test_slurm_resume.py")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -16,8 +16,8 @@ from skinjob.runs import Sweep
 from skinjob.submit.environment import slurm_environment
 from skinjob.submit.executor import sbatch_script
 from skinjob.submit.finding import Finding, fail, ok, skipped, warn
-from skinjob.submit.offers import Nodes, Partition, partitions, settings
 from skinjob.submit.refusals import refusal
+from skinjob.submit.site import Partition, Site, ask_site
 from skinjob.submit.slurm import ask
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -32,28 +32,34 @@ class Asked:
     cluster: ClusterConfig
     sweep: Sweep
     num_jobs: int
-    offers: Mapping[str, Partition]
-    """The cluster's partitions by name."""
+    site: Site
     settings: Mapping[str, str]
-    """slurm.conf, as the controller has it."""
+    """slurm.conf, as the controller has it; empty where it does not say."""
 
     @property
     def partitions(self) -> list[Partition]:
         """Those that the jobs may go to, of the ones that are there."""
         if self.cluster.partition is None:
-            return [one for one in self.offers.values() if one.is_default]
+            return [one for one in self.site.partitions if one.is_default]
         names = self.cluster.partition.split(",")
-        return [self.offers[name] for name in names if name in self.offers]
+        return [one for one in self.site.partitions if one.name in names]
 
     @property
-    def nodes(self) -> list[Nodes]:
-        """The nodes of these partitions, those with the GPU that is asked for if there are any."""
-        found = [nodes for one in self.partitions for nodes in one.nodes]
-        return [nodes for nodes in found if self.has_gpu(nodes)] or found
+    def usable(self) -> list[Partition]:
+        """Those of them that are up, and have a node that is."""
+        return [one for one in self.partitions if one.is_up and one.num_nodes]
 
-    def has_gpu(self, nodes: Nodes) -> bool:
+    def has_gpu(self, one: Partition) -> bool:
         kind = self.cluster.gpu_type
-        return kind in nodes.gpus if kind else bool(nodes.gpus)
+        return kind in dict(one.gpus) if kind else bool(one.num_gpus)
+
+
+def ask_slurm(cluster: ClusterConfig, sweep: Sweep, num_jobs: int) -> Asked:
+    """Returns what the checks look at. Raises: ClusterError when SLURM does not answer."""
+    answer = ask("scontrol", "show", "config")
+    pairs = [line.partition("=") for line in (answer.stdout if answer else "").splitlines()]
+    settings = {name.strip(): value.strip() for name, _, value in pairs}
+    return Asked(cluster, sweep, num_jobs, ask_site(), settings)
 
 
 def check_commands() -> Finding:
@@ -100,32 +106,26 @@ def check_partition(asked: Asked) -> Finding:
     choice = f"skinjob doctor --partition {up[0] if up else 'NAME'}   # up: {', '.join(up)}"
     if names is None and not asked.partitions:
         return fail("the cluster has no default partition: one has to be named", choice)
-    unknown = [name for name in (names or "").split(",") if name and name not in asked.offers]
+    there = [one.name for one in asked.site.partitions]
+    unknown = [name for name in (names or "").split(",") if name and name not in there]
     if unknown:
         return fail(f"no partition {', '.join(unknown)} on this cluster", choice)
-    words = "; ".join(_told(one) for one in asked.partitions)
-    if not any(one.is_up for one in asked.partitions):
+    words = "; ".join(map(_told, asked.partitions))
+    if not asked.usable:
         return fail(f"{words}: jobs would wait until an admin opens it", choice)
-    if not any(nodes.is_up for nodes in asked.nodes):
-        return fail(f"{words}: no node of it takes jobs", choice)
     return ok(words)
 
 
 def check_time(asked: Asked) -> Finding:
     """Finds whether the time limit is one that the partition allows."""
-    wanted = asked.cluster.time_min
-    limits = [one.max_time_min for one in asked.partitions if one.is_up]
-    numbers = [limit for limit in limits if limit is not None]
-    if not limits:
-        return skipped("there is no such partition, or it is down")
-    if len(numbers) < len(limits):
+    wanted, limit = asked.cluster.time_min, max(one.time_min for one in asked.usable)
+    if math.isinf(limit):
         return ok(f"{wanted} min; the partition has no limit")
-    if wanted <= max(numbers):
-        return ok(f"{wanted} min of at most {max(numbers)}")
+    if wanted <= limit:
+        return ok(f"{wanted} min, of {limit:g} that the partition allows")
     return fail(
-        f"{wanted} min is over the partition's limit of {max(numbers)}: the jobs would wait for "
-        "ever",
-        f"skinjob doctor --time {max(numbers)}   # a run that needs longer goes on in another job",
+        f"{wanted} min, and the partition allows {limit:g}: the jobs would wait for ever",
+        f"skinjob doctor --time {limit:.0f}   # a run that needs longer goes on in another job",
     )
 
 
@@ -136,57 +136,42 @@ def check_gpu(asked: Asked) -> Finding:
         return skipped("no GPU is asked for")
     if cluster.gpu_flag == "none":
         return skipped("the partition gives the GPU (--gpu-flag none)")
-    if not asked.nodes:
-        return skipped("there is no such partition, or it has no node")
-    fitting = [nodes for nodes in asked.nodes if asked.has_gpu(nodes)]
+    fitting = [one for one in asked.usable if asked.has_gpu(one)]
     if not fitting:
         wanted = f"GPU of type {cluster.gpu_type}" if cluster.gpu_type else "GPU"
-        return fail(f"no node of the partition has a {wanted}", _gpus_elsewhere(asked))
-    kinds = sorted(
-        {f"{n} x {kind or 'GPU'}" for nodes in fitting for kind, n in nodes.gpus.items()}
-    )
-    words = f"{' or '.join(kinds)} in a node"
-    if not any(nodes.is_up for nodes in fitting):
-        return warn(f"{words}, and every such node is down")
-    return ok(words)
+        return fail(f"no node that is up has a {wanted}", _gpus_elsewhere(asked))
+    gpus = [f"{count} {kind}".strip() for one in fitting for kind, count in one.gpus]
+    return ok(f"GPUs: {', '.join(dict.fromkeys(gpus))}")
 
 
 def check_node(asked: Asked) -> Finding:
     """Finds whether a node has the CPU cores and the memory."""
-    cluster = asked.cluster
-    if not asked.nodes:
-        return skipped("there is no such partition, or it has no node")
-    most_cpus = max(nodes.cpus for nodes in asked.nodes)
-    most_gb = max(nodes.memory_mb for nodes in asked.nodes) // 1024
-    if any(
-        nodes.cpus >= cluster.cpus and nodes.memory_mb >= cluster.mem_gb * 1024
-        for nodes in asked.nodes
-    ):
-        wanted = f"{_count(cluster.cpus, 'core')} and {cluster.mem_gb:g} GB"
-        return ok(f"{wanted} of a node's {most_cpus} and {most_gb}")
+    cluster, wanted_mb = asked.cluster, asked.cluster.mem_gb * 1024
+    most_cpus = max(one.cpus for one in asked.usable)
+    most_gb = max(one.memory_mb for one in asked.usable) // 1024
+    wanted = f"{_count(cluster.cpus, 'core')} and {cluster.mem_gb:g} GB"
+    if any(one.cpus >= cluster.cpus and one.memory_mb >= wanted_mb for one in asked.usable):
+        return ok(f"{wanted}, of a node's {most_cpus} and {most_gb}")
     options = [f"--cpus {most_cpus}"] if cluster.cpus > most_cpus else []
     options += [f"--mem {most_gb}"] if cluster.mem_gb > most_gb or not options else []
     return fail(
-        f"{_count(cluster.cpus, 'core')} and {cluster.mem_gb:g} GB asked for, and no node has "
-        f"both: at most {most_cpus} and {most_gb} GB",
-        f"skinjob doctor {' '.join(options)}",
+        f"{wanted}, and a node has {most_cpus} and {most_gb}", f"skinjob doctor {' '.join(options)}"
     )
 
 
-def check_share(asked: Asked) -> Finding:
+def check_cores(asked: Asked) -> Finding:
     """Finds whether the cores are enough to feed a GPU, and no more than belong to one."""
-    cpus, nodes = asked.cluster.cpus, [one for one in asked.nodes if one.gpus]
+    cpus, shares = asked.cluster.cpus, [p.cpus // p.most_gpus for p in asked.usable if p.most_gpus]
     if cpus == 1:
-        return warn("1 core decodes, crops and trains by itself, slowly: --cpus 4 is usual")
-    if not asked.cluster.gpus or not nodes:
-        return ok(f"{cpus} cores decode and crop the images")
-    share = max(one.cpus // sum(one.gpus.values()) for one in nodes)
-    if cpus > share:
+        return warn("1 decodes and crops all images and is slow: --cpus 4 is usual")
+    if not asked.cluster.gpus or not shares:
+        return ok(f"{cpus} decode and crop the images")
+    if cpus > max(shares):
         return warn(
-            f"{cpus} cores, and a node has {share} for each of its GPUs: jobs may wait for cores "
-            f"while GPUs are free; --cpus {max(share, 1)} would not"
+            f"{cpus}, and a node has {max(shares)} for each of its GPUs: jobs may wait for cores "
+            f"while GPUs are free; --cpus {max(*shares, 1)} would not"
         )
-    return ok(f"{cpus} cores, of the {share} that a node has for each GPU")
+    return ok(f"{cpus}, of the {max(shares)} that a node has for each GPU")
 
 
 def check_array(asked: Asked) -> Finding:
@@ -204,35 +189,23 @@ def check_array(asked: Asked) -> Finding:
 
 def check_account(asked: Asked) -> Finding:
     """Finds whether account and QOS are ones that the user has."""
-    user = pwd.getpwuid(os.getuid()).pw_name
-    which = ("where", f"user={user}", "format=account,qos")
-    answer = ask("sacctmgr", "--noheader", "--parsable2", "show", "associations", *which)
-    if answer is None:
-        return skipped("no sacctmgr here to ask")
-    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 1]
-    if answer.returncode or not rows:
-        words = _first_line(answer.stderr) or f"it knows nothing of {user}"
-        return skipped(f"sacctmgr does not say: {words}")
-    accounts = sorted({row[0] for row in rows})
-    qos = sorted({name for row in rows for name in row[1].split(",") if name})
+    rights, cluster = asked.site.rights, asked.cluster
+    if not rights.accounts:
+        return skipped("sacctmgr is not here, or does not say which are yours")
     enforced = asked.settings.get("AccountingStorageEnforce", "none")
     lacking = []
-    for option, value, known, by in (
-        ("account", asked.cluster.account, accounts, "associations"),
-        ("qos", asked.cluster.qos, qos, "qos"),
+    for option, value, mine, by in (
+        ("account", cluster.account, rights.accounts, "associations"),
+        ("qos", cluster.qos, rights.qos, "qos"),
     ):
-        if value is not None and value not in known:
-            words = f"{option} {value} is none of yours ({', '.join(known) or 'you have none'})"
-            if by in enforced or "all" in enforced:
-                first = known[0] if known else "NAME"
-                return fail(words, f"skinjob doctor --{option} {first}")
+        if value is not None and value not in mine:
+            words = f"{option} {value} is none of yours ({', '.join(mine) or 'you have none'})"
+            if by in enforced:
+                return fail(words, f"skinjob doctor --{option} {mine[0] if mine else 'NAME'}")
             lacking.append(words)
     if lacking:
-        return warn(f"{'; '.join(lacking)}; this cluster does not insist")
-    chosen = asked.cluster.account or "the default"
-    return ok(
-        f"account {chosen} of {', '.join(accounts)}; QOS {asked.cluster.qos or 'the default'}"
-    )
+        return warn(f"{'; '.join(lacking)}; this cluster does not insist on it")
+    return ok(f"{cluster.account or f'{rights.accounts[0]} (your default)'}")
 
 
 def check_script(asked: Asked) -> Finding:
@@ -274,37 +247,37 @@ CHECKS: dict[str, Callable[[Asked], Finding]] = {
     "time limit": check_time,
     "GPU": check_gpu,
     "node size": check_node,
-    "cores": check_share,
+    "cores": check_cores,
     "array": check_array,
     "account": check_account,
     "script": check_script,
 }
 """What is asked of a SLURM that answers, in the order of the checklist."""
-
-
-def what_slurm_offers(cluster: ClusterConfig, sweep: Sweep, num_jobs: int) -> Asked | None:
-    """Returns what the checks look at; None where SLURM does not answer."""
-    offers = partitions()
-    if offers is None:
-        return None
-    return Asked(cluster, sweep, num_jobs, offers, settings())
+OF_PARTITION = ("time limit", "GPU", "node size", "cores")
+"""Those that need a partition which takes jobs."""
 
 
 def _open_partitions(asked: Asked) -> list[str]:
     """Returns the partitions that take jobs, those with the GPU that is asked for first."""
-    up = [one for one in asked.offers.values() if one.is_up]
-    return [one.name for one in sorted(up, key=lambda one: not any(map(asked.has_gpu, one.nodes)))]
+    up = [one for one in asked.site.partitions if one.is_up and one.num_nodes]
+    return [one.name for one in sorted(up, key=lambda one: not asked.has_gpu(one))]
 
 
 def _gpus_elsewhere(asked: Asked) -> str:
     """Returns a command that asks for GPUs that the cluster has."""
-    kinds = sorted({kind for nodes in asked.nodes for kind in nodes.gpus if kind})
+    kinds = sorted({kind for one in asked.usable for kind, _ in one.gpus if kind})
     if kinds:
         return f"skinjob doctor --gpu-type {kinds[0]}   # there: {', '.join(kinds)}"
-    for one in asked.offers.values():
-        if one.is_up and any(map(asked.has_gpu, one.nodes)):
-            return f"skinjob doctor --partition {one.name}"
+    for name in _open_partitions(asked):
+        if any(one.name == name and asked.has_gpu(one) for one in asked.site.partitions):
+            return f"skinjob doctor --partition {name}"
     return "sinfo --format='%P %G'   # GPUs as the cluster names them"
+
+
+def _told(one: Partition) -> str:
+    """Returns a partition's state in words."""
+    state = f"up, {_count(one.num_nodes, 'node')}" if one.is_up else "down"
+    return f"{one.name}{' (the default)' if one.is_default else ''} is {state}"
 
 
 def _when(start: str) -> str:
@@ -317,13 +290,6 @@ def _when(start: str) -> str:
         return "now"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"in {hours} h {minutes} min by SLURM's estimate, at {start.replace('T', ' ')},"
-
-
-def _told(one: Partition) -> str:
-    """Returns a partition's state in words."""
-    num_up = sum(nodes.count for nodes in one.nodes if nodes.is_up)
-    state = f"up, {_count(num_up, 'node')}" if one.is_up else "down"
-    return f"{one.name}{' (the default)' if one.is_default else ''} is {state}"
 
 
 def _count(number: int, thing: str) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import shown
-from skinjob.errors import SkinjobError
+from skinjob.errors import ClusterError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
@@ -19,12 +19,14 @@ from skinjob.runs import Sweep
 from skinjob.scan import scan
 from skinjob.submit.checks import (
     CHECKS,
+    OF_PARTITION,
+    ask_slurm,
     check_accounting,
     check_commands,
     check_controller,
     check_environment,
-    what_slurm_offers,
 )
+from skinjob.submit.executor import job_python
 from skinjob.submit.finding import Finding, fail, failed, named, ok, skipped, tried, warn
 from skinjob.submit.place import (
     file_system,
@@ -37,6 +39,7 @@ from skinjob.submit.place import (
 )
 from skinjob.submit.plan import Plan, grid, jobs_of, make_plan
 from skinjob.submit.probe import probe
+from skinjob.submit.python import lacks_torch, python_note
 from skinjob.submit.room import free_bytes
 
 NO_ANSWER = "SLURM does not answer"
@@ -104,11 +107,29 @@ def _slurm_findings(wish: Wish) -> Iterator[Finding]:
     yield named("controller", controller)
     answers = controller.verdict == "ok"
     yield named("accounting", check_accounting() if answers else skipped(NO_ANSWER))
-    sweep = Sweep(wish.runs / (wish.name or "new-sweep"))
-    asked = what_slurm_offers(wish.cluster, sweep, wish.num_jobs) if answers else None
-    for name, check in CHECKS.items():
-        yield named(name, check(asked) if asked else skipped(NO_ANSWER))
+    yield from _asked_findings(wish) if answers else _unasked()
     yield named("environment", check_environment())
+
+
+def _asked_findings(wish: Wish) -> Iterator[Finding]:
+    """Yields what SLURM says of what the jobs ask for."""
+    sweep = Sweep(wish.runs / (wish.name or "new-sweep"))
+    try:
+        asked = ask_slurm(wish.cluster, sweep, wish.num_jobs)
+    except ClusterError as fault:
+        yield named("sinfo", failed(fault))
+        yield from _unasked()
+        return
+    for name, check in CHECKS.items():
+        if name in OF_PARTITION and not asked.usable:
+            yield named(name, skipped("there is no such partition, or it takes no jobs"))
+        else:
+            yield named(name, check(asked))
+
+
+def _unasked() -> Iterator[Finding]:
+    for name in CHECKS:
+        yield named(name, skipped(NO_ANSWER))
 
 
 def _file_findings(wish: Wish) -> Iterator[Finding]:
@@ -119,7 +140,7 @@ def _file_findings(wish: Wish) -> Iterator[Finding]:
     yield named("run folder", folder)
     yield named("weights", weights)
     yield named("images", images)
-    python = _look_at_python(wish.cluster)
+    python = tried(lambda: _look_at_python(wish.cluster))
     yield named("Python", python)
     if info is None or found is None or "fail" in (folder.verdict, python.verdict):
         yield named("sweep", skipped("not worked out: it needs what failed above"))
@@ -183,18 +204,20 @@ def _read_images(wish: Wish) -> tuple[Finding, ImageSet | None]:
 
 
 def _look_at_python(cluster: ClusterConfig) -> Finding:
-    """Finds whether the Python that jobs start has what a run needs, as far as seen from here."""
-    if cluster.python or cluster.setup:
-        return skipped("jobs start another; --probe looks at it")
-    missing = [name for name in ("torch", "torchvision") if find_spec(name) is None]
-    if missing:
-        return fail(f"no {' and no '.join(missing)} in this one", "pip install 'skinjob[train]'")
-    return ok("jobs start this one, and it has torch")
+    """Finds whether the Python that jobs start has what a run needs, as far as seen from here.
+
+    Raises: ConfigError when it can be started here, and lacks a package.
+    """
+    if cluster.cluster == "local" and lacks_torch(cluster):
+        return fail(f"no torch in {sys.executable}", "pip install 'skinjob[train]'")
+    note = python_note(cluster) if cluster.cluster == "slurm" else None
+    return warn(note) if note else ok(f"{job_python(cluster)} has what a run needs")
 
 
 def _look_at_sweep(plan: Plan) -> Finding:
     """Finds what submit would make of it all."""
     num_jobs = len(jobs_of(plan.configs))
     words = f"{len(plan.configs)} runs in {num_jobs} jobs, in {shown(str(plan.sweep.folder))}"
-    notes = [text for label, text in plan.lines() if label in ("note", "skipped")]
+    said = {text for label, text in plan.lines() if label in ("note", "skipped")}
+    notes = sorted(said - {plan.python_note})
     return warn(words, details=notes) if notes else ok(words)

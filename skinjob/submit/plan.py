@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib.util import find_spec
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
@@ -22,6 +21,7 @@ from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
 from skinjob.runs import Run, Sweep, run_name, sweeps
 from skinjob.scan import scan
+from skinjob.submit.environment import unheeded
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.place import (
     require_for_sbatch,
@@ -30,6 +30,7 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
+from skinjob.submit.python import lacks_torch, python_note
 from skinjob.submit.room import bytes_needed, free_bytes, require_room
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
@@ -51,6 +52,7 @@ class Plan:
     weights: WeightsInfo
     images: ImageSet
     device_reason: str
+    python_note: str | None = None
 
     @property
     def identity(self) -> str:
@@ -86,11 +88,8 @@ class Plan:
             *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
-            *(
-                [("note", f"no torch in {sys.executable}: jobs need --python or --setup")]
-                if _lacks_torch(self.cluster)
-                else []
-            ),
+            *([("note", self.python_note)] if self.python_note else []),
+            *_unheeded(self.cluster),
             (
                 "sweep",
                 f"{self.sweep.folder}{'' if self.is_new else '  (there already, taken up again)'}",
@@ -129,7 +128,7 @@ def make_plan(
         runs = runs.absolute()  # as a word of a command, a relative one would be an option
     _require_places(train, runs, cluster)
     device, device_reason, cluster = _resolve_device(train.device, cluster)
-    if cluster.cluster == "local" and _lacks_torch(cluster):
+    if cluster.cluster == "local" and lacks_torch(cluster):
         raise ConfigError(
             f"training on this machine needs torch, which {sys.executable} does not have",
             "pip install 'skinjob[train]'; or submit with --python /path/to/python",
@@ -153,6 +152,7 @@ def make_plan(
         weights=weights,
         images=images,
         device_reason=device_reason,
+        python_note=python_note(cluster) if cluster.cluster == "slurm" else None,
     )
     plan = placed(plan)
     _require_fit(plan)
@@ -216,6 +216,12 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
             words = f"{_count(repeated, what)} {verb} {where}, byte for byte (first: {path}): {so}"
             remarks.append(("note", words))
     return remarks
+
+
+def _unheeded(cluster: ClusterConfig) -> list[tuple[str, str]]:
+    """Returns a note on variables that sbatch would take for its options, were it let."""
+    names = ", ".join(unheeded()) if cluster.cluster == "slurm" else ""
+    return [("note", f"not heeded, as options here say all: {names}")] if names else []
 
 
 def _count(things: Sequence[object], name: str) -> str:
@@ -312,11 +318,6 @@ def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, Clus
             replace(cluster, gpus=0),
         )
     return "cuda", f"auto: this machine has {visible}", cluster
-
-
-def _lacks_torch(cluster: ClusterConfig) -> bool:
-    """Says whether jobs would start a Python without torch, as far as can be seen from here."""
-    return not cluster.python and not cluster.setup and find_spec("torch") is None
 
 
 def _require_batches_fit(batch_sizes: Sequence[int], images: ImageSet) -> None:

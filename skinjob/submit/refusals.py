@@ -21,7 +21,7 @@ REASONS = (
     (r"reservation", ("reservation",), "scontrol show reservation"),
     (r"wckey", ("wckey",), "sacctmgr show wckeys"),
     (r"mail", ("mail_type", "mail"), "man sbatch"),
-    (r"unrecognized option|unknown option|ambiguous", ("sbatch",), "sbatch --help"),
+    (r"unrecognized option|unknown option|ambiguous|license", ("sbatch",), "sbatch --help"),
     (
         r"node configuration",
         ("gpu_type", "cpus", "mem_gb", "constraint", "nodelist"),
