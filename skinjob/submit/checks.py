@@ -77,13 +77,11 @@ def check_commands() -> Finding:
 def check_controller() -> Finding:
     """Finds whether SLURM's controller, slurmctld, answers."""
     answer = ask("scontrol", "ping")
-    said = " ".join((answer.stdout + answer.stderr).split()) if answer else "no scontrol"
-    if answer and not answer.returncode and " is UP" in said:
+    said = _first_line(answer.stdout) or _first_line(answer.stderr) if answer else ""
+    if answer and not answer.returncode and " is UP" in answer.stdout:
         return ok("answers")
-    if answer and answer.returncode == 124:
-        said = "no answer"
     return fail(
-        f"SLURM's controller does not answer: {said}",
+        f"SLURM's controller does not answer: {said or 'not a word'}",
         "scontrol ping   # wait until it says UP, or tell the cluster's admins",
     )
 
@@ -227,7 +225,7 @@ def check_script(asked: Asked) -> Finding:
         error = refusal(said, asked.cluster)
         return fail(error.message, error.remedy)
     match = STARTS.search(said)
-    start = f"; it would start {_when(match[1])} on {match[2]}" if match else ""
+    start = f"; it would start {_when(match[1])} on {match[2]}" if match and asked.usable else ""
     return ok(f"sbatch --test-only takes it{start}")
 
 

@@ -44,6 +44,7 @@ class Probed:
     """What it wrote, None when it wrote nothing."""
     error: str = ""
     """Why it wrote nothing."""
+    remedy: str = ""
     output: tuple[str, ...] = ()
     """The last lines of its output."""
     clock: float = 0
@@ -63,15 +64,21 @@ def probe(runs: Path, cluster: ClusterConfig) -> Iterator[Finding]:
         yield named("probe", fail(fault.message, fault.remedy))
         return
     if probed.found is None:
-        yield named("probe", fail(probed.error, _remedy(probed), probed.output))
+        yield named("probe", fail(probed.error, probed.remedy, probed.output))
         return
-    found = probed.found
-    yield named("probe", ok(f"job {probed.job} ran on {found['node']}"))
+    yield named("probe", ok(f"job {probed.job} ran on {probed.found['node']}"))
+    yield from findings(probed.found, cluster, token=token, seen_at=probed.clock)
+
+
+def findings(
+    found: dict[str, Any], cluster: ClusterConfig, *, token: str, seen_at: float
+) -> Iterator[Finding]:
+    """Yields what follows from what a node *found*; *seen_at* is this machine's clock, seconds."""
     yield named("its Python", _python(found))
     yield named("its GPU", _gpu(found, cluster))
     yield named("its cores", _cores(found, cluster))
     yield named("its folder", _folder_seen(found, token))
-    yield named("its clock", _clock(found["clock"] - probed.clock))
+    yield named("its clock", _clock(found["clock"] - seen_at))
     yield named("its network", _network(found["network"]))
 
 
@@ -138,7 +145,7 @@ def _wait(folder: Path, job: str, line: _Line) -> Probed:
             return Probed(job, written, clock=time.time())
         now = time.monotonic()
         if gone_at and now - gone_at > LATE_S:
-            return Probed(job, None, _why_gone(job), _last_words(folder, job))
+            return _nothing_written(folder, job)
         if not gone_at and now - asked_at > pause_s:
             asked_at, pause_s = now, min(pause_s * 1.5, ASK_S[1])
             queue = jobs_in_queue()
@@ -151,7 +158,8 @@ def _wait(folder: Path, job: str, line: _Line) -> Probed:
                 words = "at work"
             elif never := _never(queued.reason):
                 ask("scancel", job)
-                return Probed(job, None, f"job {job} would never start: {never}")
+                why = f"job {job} does not start by itself: {never}"
+                return Probed(job, None, why, "sinfo; skinjob submit --dry-run   # shows a script")
             else:
                 words = f"waiting: {why_pending(queued.reason)}"
             line.show(f"probe: job {job}, {words}; {now - started:.0f} s. Ctrl-C cancels it", words)
@@ -174,30 +182,21 @@ def _never(reason: str) -> str | None:
     )
 
 
-def _why_gone(job: str) -> str:
-    end = job_ends({job}).get(job)
-    how = (
-        ""
-        if end is None
-        else f": {end.state}, exit code {end.exit_code}, on {end.node or 'no node'}"
-    )
-    return f"job {job} ended without a finding{how}"
-
-
 def _last_words(folder: Path, job: str) -> tuple[str, ...]:
-    lines = [line for file in folder.glob(f"{job}*_log.out") for line in tail(file, LINES_TOLD)]
-    return tuple(lines) or ("it wrote no output: the node may not see this folder",)
+    """Returns the end of the job's output; nothing where it wrote none."""
+    return tuple(line for file in folder.glob(f"{job}*.out") for line in tail(file, LINES_TOLD))
 
 
-def _remedy(probed: Probed) -> str:
-    said = " ".join(probed.output)
-    if "it wrote no output" in said:
-        return "skinjob doctor --probe --runs /a/folder/that/nodes/see"
-    if re.search(r"No such file|not found|Permission denied", said):
-        return (
-            "skinjob doctor --probe --python /path/to/venv/bin/python --setup 'module load python'"
-        )
-    return "skinjob submit --dry-run   # shows the script of the jobs"
+def _nothing_written(folder: Path, job: str) -> Probed:
+    """Returns what is known of a job that has left the queue and wrote nothing."""
+    end = job_ends({job}).get(job)
+    how = f": {end.state}, exit code {end.exit_code}, on {end.node or 'no node'}" if end else ""
+    error = f"job {job} ended and found nothing{how}"
+    if not any(folder.glob(f"{job}*.out")):
+        remedy = "skinjob doctor --probe --runs FOLDER   # one that the nodes see and you may write"
+        return Probed(job, None, f"{error}; it could not even log to {folder.parent}", remedy)
+    words = "skinjob doctor --probe --python WORDS --setup LINE   # Python or a set-up line failed"
+    return Probed(job, None, error, words, _last_words(folder, job))
 
 
 def _python(found: dict[str, Any]) -> Finding:
