@@ -10,11 +10,13 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
@@ -62,6 +64,9 @@ FAULTS = (
 """What can end a run before its time; gone is a job that ended without a word from anybody."""
 
 
+BY_YOU = "cancelled by you"
+"""The error of a run that `skinjob cancel` called off."""
+
 SWEEP_SHAPE: dict[str, Any] = {
     "created_utc": str,
     "identity": str,
@@ -77,6 +82,9 @@ SWEEP_SHAPE: dict[str, Any] = {
 [str] is a list of texts, {str: str} an object of texts; of another object these keys are looked at.
 """
 
+
+DOUBLED = {"--time": "time_min", "--mem": "mem_gb"}
+"""Options that a remedy gives more of, and what sweep.json calls them."""
 
 SILENCE_S = 75
 """A job that was silent for so long is gone: it speaks every five seconds, and some file systems
@@ -106,6 +114,10 @@ class RunState:
     """Epochs that were finished when the last attempt began."""
     epoch: int = 0
     """Epochs finished."""
+    epoch_utc: str | None = None
+    """When the last of them was."""
+    test_accuracy: float | None = None
+    """Of the last of them, a fraction."""
     device: str | None = None
     precision: str | None = None
     views_computed: int = 0
@@ -258,6 +270,21 @@ class Sweep:
                 )
         return info
 
+    def retry_command(self, *options: str, twice: str | None = None) -> str:
+        """Returns the command that queues again what failed or was lost, to be pasted anywhere.
+
+        *twice* is an option, --time or --mem, that is to be given twice what the sweep has now.
+        Whatever cannot be read, there is a command.
+        """
+        with suppress(RunError, LookupError, TypeError):
+            if twice:
+                asked = self.info()["cluster"][DOUBLED[twice]]
+                options = (*options, twice, f"{2 * asked:.10g}")
+        folder = self.folder
+        with suppress(OSError):  # the current folder may be gone
+            folder = folder.absolute()
+        return shlex.join(["skinjob", "retry", str(folder), *options])
+
     def runs(self) -> list[Run]:
         """Returns the sweep's runs, in the order of sweep.json. Raises: RunError as `info` does."""
         info = self.info()
@@ -299,16 +326,24 @@ def _read_record(kind: type[Record], file: Path, fault: str) -> Record:
     """
     values = _read_json(file, fault)
     show = f"cat {shlex.quote(str(file))}"
-    found = {name: values[name] for name in get_type_hints(kind) if name in values}
-    for name, wanted in get_type_hints(kind).items():
+    types = _types(cast(Hashable, kind))
+    found = {name: values[name] for name in types if name in values}
+    for name, wanted in types.items():
         value = found.get(name)
-        fits = isinstance(value, int | float if wanted is float else wanted)
+        fits = isinstance(value, wanted)
         if name in found and (isinstance(value, bool) or not fits or not _is_time(name, value)):
             raise RunError(f"{fault}: {file}: {name} is {value!r:.80}", show)
     try:
         return kind(**found)
     except (TypeError, ConfigError) as problem:
         raise RunError(f"{fault}: {file}: {problem}", show) from None
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    """Returns the types of a record's values by name; a whole number will do for any other."""
+    hints = get_type_hints(kind)
+    return {name: int | float if wanted is float else wanted for name, wanted in hints.items()}
 
 
 def _is_time(name: str, value: object) -> bool:

@@ -58,5 +58,7 @@ def wait_for(sweep: Sweep, state: str, timeout_s: float = 120) -> None:
     end = time.monotonic() + timeout_s
     while set(found := standing(sweep).values()) != {state}:
         assert time.monotonic() < end, found
-        assert state == "failed" or "failed" not in found, [run.state() for run in sweep.runs()]
+        assert state in ("failed", "lost") or not {"failed", "lost"} & set(found), [
+            run.state() for run in sweep.runs()
+        ]
         time.sleep(0.2)

@@ -21,7 +21,6 @@ LEVELS = {
     "console": 1,
     "config": 1,
     "runs": 2,
-    "again": 2,
     "images": 2,
     "scan": 2,
     "fetch": 2,

@@ -27,7 +27,7 @@ from skinjob.fetch.weights import write_untrained
 from skinjob.sources import JOB_FILE_KEYS, LISTS, SINGLE
 from skinjob.submit.folders import write_plan
 from skinjob.submit.place import file_system
-from skinjob.submit.plan import Plan, make_plan, new_bytes
+from skinjob.submit.plan import Plan, grid, make_plan, new_bytes
 from skinjob.submit.room import CHECKPOINT_BYTES, DECODED_BYTES, MODEL_BYTES, ROW_BYTES
 
 ROOT = Path("/usr/share").resolve()  # on a file system of the machine's, not in memory
@@ -523,16 +523,18 @@ def test_what_is_there_already_needs_no_room(shared: Path, tmp_path: Path) -> No
 
     def plan(batch_sizes: tuple[int, ...], train: str) -> Plan:
         return make_plan(
-            train=TrainConfig(
-                data=str(shared / "skin_cancer"),
-                weights=str(shared / "weights/resnet18.safetensors"),
-                batch_size=4,
-                train=train,
-                epochs=100,
+            configs=grid(
+                TrainConfig(
+                    data=str(shared / "skin_cancer"),
+                    weights=str(shared / "weights/resnet18.safetensors"),
+                    batch_size=4,
+                    train=train,
+                    epochs=100,
+                ),
+                batch_sizes,
+                (0.1,),
+                (0,),
             ),
-            batch_sizes=batch_sizes,
-            lrs=(0.1,),
-            seeds=(0,),
             cluster=ClusterConfig(cluster="local"),
             runs=tmp_path / "runs",
         )

@@ -30,7 +30,7 @@ from skinjob.errors import ImagesError
 from skinjob.images import MOST_PIXELS, decode, read_index, write_index
 from skinjob.scan import scan
 from skinjob.submit.folders import write_plan
-from skinjob.submit.plan import make_plan
+from skinjob.submit.plan import grid, make_plan
 from skinjob.train.job import run_job
 
 SMALL = ("--batch-sizes", "4", "--epochs", "1", "--cluster", "local")
@@ -437,15 +437,17 @@ def test_a_sweep_without_its_bad_images_is_taken_up_again(project: Path) -> None
     """The same command, however it is said, makes no second sweep; nor without those images."""
     spoil(project)
     plan = make_plan(
-        train=TrainConfig(
-            data=str(project / "skin_cancer"),
-            weights=str(project / "weights/resnet18.safetensors"),
-            batch_size=4,
-            epochs=1,
+        configs=grid(
+            TrainConfig(
+                data=str(project / "skin_cancer"),
+                weights=str(project / "weights/resnet18.safetensors"),
+                batch_size=4,
+                epochs=1,
+            ),
+            [4],
+            [0.01],
+            [0],
         ),
-        batch_sizes=[4],
-        lrs=[0.01],
-        seeds=[0],
         cluster=ClusterConfig(cluster="local"),
         runs=project / "runs",
         skip_bad_images=True,

@@ -127,7 +127,7 @@ def fill_a_gpu() -> None:
         (fill_a_gpu, "out of GPU memory", "smaller --batch-sizes"),
         (lambda: {}["x"], "exception", "tail -n 40"),
         (lambda: (_ for _ in ()).throw(RunError("m", "remedy")), "exception", "remedy"),
-        (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "killed", "skinjob submit"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "killed", "skinjob retry"),
     ],
     ids=["tensor", "bytes", "disk", "GPU", "bug", "ours", "Ctrl-C"],
 )

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.runs import Run, Sweep
 from skinjob.submit.folders import write_plan
-from skinjob.submit.plan import make_plan
+from skinjob.submit.plan import grid, make_plan
 
 CLOCKS = ("seconds", "images_per_s", "time_utc")
 COLOURS = {"benign": (150, 110, 90), "malignant": (90, 40, 60), "other": (60, 90, 150)}
@@ -64,10 +64,7 @@ def make_sweep(
         precision="fp32",
     )
     plan = make_plan(
-        train=config,
-        batch_sizes=batch_sizes,
-        lrs=lrs,
-        seeds=seeds,
+        configs=grid(config, batch_sizes, lrs, seeds),
         cluster=ClusterConfig(cluster="local"),
         runs=runs,
         name="sweep",

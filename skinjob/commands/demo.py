@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from skinjob.commands.help import TaskCommand
 from skinjob.commands.report import report_on
 from skinjob.commands.submit import print_plan, submit_and_tell
 from skinjob.config import ClusterConfig, TrainConfig
@@ -15,7 +16,7 @@ from skinjob.errors import WeightsError
 DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -24,24 +25,26 @@ DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
     help="Folder to make it all in.",
 )
 def demo(folder: Path) -> None:
-    """Run the whole job on this machine, on generated images: fetch, submit, train, report.
+    """Do the whole job here, on drawn images, in minutes.
+
+    It fetches, submits, trains and reports, and needs no SLURM and no GPU.
 
     \b
     Example:
       skinjob demo
     """
     from skinjob.demo import make_images
-    from skinjob.submit.plan import make_plan
+    from skinjob.submit.plan import grid, make_plan
 
     data, weights = folder / "skin_cancer", folder / "weights" / "resnet18.safetensors"
     make_images(data, num_train=DEMO_TRAIN, num_test=DEMO_TEST)
     click.echo(f"images in {data}: generated drawings, not real lesions")
     _demo_weights(weights)
+    recipe = TrainConfig(
+        data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS, lr=DEMO_LR
+    )
     plan = make_plan(
-        train=TrainConfig(data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS),
-        batch_sizes=(32, 64, 128, 256),
-        lrs=(DEMO_LR,),
-        seeds=(0,),
+        configs=grid(recipe, (32, 64, 128, 256), (DEMO_LR,), (0,)),
         cluster=ClusterConfig(cluster="local"),
         runs=folder / "runs",
     )

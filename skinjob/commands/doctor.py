@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob.commands.arguments import runs_option
+from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import asked
 from skinjob.console import shown
 from skinjob.options import cluster_options, file_options, recipe_options
@@ -26,7 +27,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skipped": "bright_bl
 INDENT = 21  # columns before what was found
 
 
-@click.command(context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
+@click.command(cls=TaskCommand, context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
 @recipe_options
 @cluster_options
 @runs_option

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import ConfigError
@@ -18,7 +19,7 @@ from skinjob.options import cluster_options, file_options, recipe_options
 from skinjob.sources import CLUSTER_KEYS, DEFAULT_SITE, TRAIN_KEYS, source
 
 
-@click.command(context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
+@click.command(cls=TaskCommand, context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
 @recipe_options
 @cluster_options
 @file_options
@@ -98,7 +99,7 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@click.command("init-site")
+@click.command("init-site", cls=TaskCommand)
 @click.option("--partition", help="The partition to choose. [default: one with GPUs that is up]")
 @click.option(
     "--out",

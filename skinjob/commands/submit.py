@@ -9,37 +9,43 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob.commands.arguments import runs_option
+from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError
 from skinjob.options import cluster_options, file_options, recipe_options
+from skinjob.runs import BY_YOU
 
 if TYPE_CHECKING:
     from skinjob.submit.plan import Plan
     from skinjob.submit.state import Standing
     from skinjob.submit.submit import Submission
 
-MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
-
-
-@click.command()
-@recipe_options
-@cluster_options
-@runs_option
-@click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
-@file_options
-@click.option(
+dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print configuration and sbatch script, and make nothing."
 )
-@click.option(
+wait_option = click.option(
     "--wait",
     "is_waiting",
     envvar="SKINJOB_SUBMIT_WAIT",
     is_flag=True,
     help="Return when all runs have ended; exit 1 if one failed.",
 )
+
+
+MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
+
+
+@click.command(cls=TaskCommand)
+@recipe_options
+@cluster_options
+@runs_option
+@click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
+@file_options
+@dry_run_option
+@wait_option
 def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
-    """Queue one training job per batch size, after checking all that can be checked here.
+    """Check everything, then queue one GPU job per batch size.
 
     Submitted again, the same sweep queues only what has failed or was lost.
 
@@ -50,12 +56,7 @@ def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
     """
     from skinjob.submit.plan import make_plan
 
-    plan = make_plan(**asked(**options))
-    print_plan(plan)
-    if dry_run:
-        _print_dry_run(plan)
-        return
-    submit_and_tell(plan, is_waiting)
+    print_and_submit(make_plan(**asked(**options)), dry_run, is_waiting)
 
 
 def asked(
@@ -75,7 +76,12 @@ def asked(
     name: str | None,
     **cluster: Any,
 ) -> dict[str, Any]:
-    """Returns the arguments of `make_plan` from the values of the options."""
+    """Returns the arguments of `make_plan` from the values of the options.
+
+    Raises: ConfigError when one of them cannot work.
+    """
+    from skinjob.submit.plan import grid
+
     lrs = lr or (DEFAULTS[train]["lr"],)
     config = TrainConfig(
         train=train,
@@ -90,15 +96,21 @@ def asked(
         precision=precision,
     )
     return {
-        "train": config,
-        "batch_sizes": batch_sizes,
-        "lrs": lrs,
-        "seeds": seeds,
+        "configs": grid(config, batch_sizes, lrs, seeds),
         "cluster": ClusterConfig(**cluster),
         "runs": runs,
         "name": name,
         "skip_bad_images": skip_bad_images,
     }
+
+
+def print_and_submit(plan: Plan, is_dry: bool, is_waiting: bool) -> None:
+    """Prints what is going to run and queues it, or only shows how."""
+    print_plan(plan)
+    if is_dry:
+        _print_dry_run(plan)
+    else:
+        submit_and_tell(plan, is_waiting)
 
 
 def print_plan(plan: Plan) -> None:
@@ -142,13 +154,16 @@ def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
     )
     folder = shlex.quote(str(submission.sweep.folder))
     if is_waiting:
-        click.echo(f"\nwaiting; Ctrl-C leaves the jobs at work. Logs: tail -f {folder}/*/train.log")
+        click.echo("\nwaiting; Ctrl-C leaves the jobs at work")
+        click.echo(f"watch: skinjob status {folder} --watch")
         ok = wait(submission.sweep, tuple(plan.configs), _tell_standing)
         click.echo(f"\nnext: skinjob report {folder}")
         if not ok:
             raise RunError(f"not every run of {folder} is done", f"skinjob status {folder}")
         return
-    click.echo(f"\nfollow: tail -f {folder}/*/train.log")
+    first = shlex.quote(str(submission.sweep.folder / next(iter(plan.configs))))
+    click.echo(f"\nfollow: skinjob status {folder} --watch")
+    click.echo(f"logs:   skinjob logs {first} -f")
     click.echo(f"next:   skinjob report {folder}")
 
 
@@ -165,16 +180,17 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
 
 def _tell_standing(one: Standing) -> None:
     """Prints how a run stands, in a line."""
-    words = f"{one.state}, {one.fault}" if one.fault not in (None, one.state) else one.state
-    click.echo(f"{one.run} {words}{': ' + one.error if one.error else ''}")
+    words = f"failed, {one.fault}" if one.state == "failed" and one.fault else one.state
+    why = "" if one.error in (None, BY_YOU) else f": {one.error}"
+    click.echo(f"{one.run} {BY_YOU if one.error == BY_YOU else words}{why}")
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path))
 def train(run: tuple[Path, ...]) -> None:
-    """Train submitted runs of one sweep here and now, as their job would.
+    """Train submitted runs here and now, as their job would.
 
-    A run goes on after its last finished epoch.
+    They are of one sweep. A run goes on after its last finished epoch.
 
     \b
     Example:

@@ -15,7 +15,7 @@ from skinjob.errors import ClusterError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
-from skinjob.runs import Sweep
+from skinjob.runs import Sweep, run_name
 from skinjob.scan import scan
 from skinjob.submit.checks import (
     CHECKS,
@@ -37,7 +37,7 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
-from skinjob.submit.plan import Plan, grid, jobs_of, make_plan
+from skinjob.submit.plan import Plan, jobs_of, make_plan
 from skinjob.submit.probe import probe
 from skinjob.submit.python import lacks_torch, python_note
 from skinjob.submit.room import free_bytes
@@ -49,10 +49,7 @@ NO_ANSWER = "SLURM does not answer"
 class Wish:
     """What the user would submit: the arguments of `make_plan`."""
 
-    train: TrainConfig
-    batch_sizes: Sequence[int]
-    lrs: Sequence[float]
-    seeds: Sequence[int]
+    configs: Sequence[TrainConfig]
     cluster: ClusterConfig
     runs: Path
     name: str | None = None
@@ -60,7 +57,13 @@ class Wish:
 
     @property
     def num_jobs(self) -> int:
-        return len(jobs_of(grid(self.train, self.batch_sizes, self.lrs, self.seeds)))
+        names = (run_name(one.batch_size, one.lr, one.seed) for one in self.configs)
+        return len(jobs_of(dict(zip(names, self.configs, strict=True))))
+
+    @property
+    def train(self) -> TrainConfig:
+        """What the runs have in common, and the first of them."""
+        return self.configs[0]
 
 
 def examine(wish: Wish, *, is_probing: bool) -> Iterator[Finding]:

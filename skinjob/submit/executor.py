@@ -20,7 +20,6 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from skinjob.again import submit_again
 from skinjob.config import ClusterConfig
 from skinjob.errors import Stopped
 from skinjob.runs import FINAL, Run, Sweep, utc_now
@@ -77,7 +76,7 @@ class Task:
                     state="failed",
                     fault="exception",
                     error=f"{sys.executable} cannot load torch: {type(fault).__name__}: {fault}",
-                    remedy=submit_again(run, python="/path/to/venv/bin/python"),
+                    remedy=run.sweep.retry_command("--python", "/path/to/venv/bin/python"),
                     finished_utc=utc_now(),
                 )
             raise

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from skinjob.again import submit_again
 from skinjob.files import is_full, write_json
 from skinjob.runs import Run, RunState, Sweep, utc_now
 from skinjob.submit.slurm import JobEnd
@@ -44,6 +43,13 @@ WAITING = {
     "Resources": "no GPU, cores or memory free for it yet",
 }
 """Why a job waits that will start by itself, by squeue's reason."""
+
+BEGUN = {
+    "COMPLETING": "its job is ending",
+    "CONFIGURING": "its node is being made ready",
+    "SUSPENDED": "its job is suspended",
+}
+"""What a job is at that is neither pending nor running, by SLURM's word."""
 
 NEVER = (
     (r"JobHeldUser", "held by you", "scontrol release {job}"),
@@ -115,7 +121,7 @@ def local_ending(run: Run, state: RunState, output: Path, *, has_result: bool) -
         return Ending(fault, f"{process} ended with an error{where}{_last(output)}", see, now)
     # One that had the time to say queued was told to end by a signal that it could heed.
     by = "told to end" if state.state == "queued" else f"killed ({BY_HAND_OR_KERNEL})"
-    return Ending("killed", f"{process} was {by}{where}", submit_again(run), now)
+    return Ending("killed", f"{process} was {by}{where}", run.sweep.retry_command(), now)
 
 
 def orphan_ending(run: Run, state: RunState) -> Ending:
@@ -128,7 +134,7 @@ def orphan_ending(run: Run, state: RunState) -> Ending:
         fault, where = "gone", _where(run, state, heard=state.heartbeat_utc)
         process = f"process {state.pid}" if state.pid else "its process"
         error = f"{process} and its queue are gone{where}: killed, or the machine went down"
-    return Ending(fault, error, submit_again(run), _ended_utc(None, state))
+    return Ending(fault, error, run.sweep.retry_command(), _ended_utc(None, state))
 
 
 def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
@@ -154,12 +160,21 @@ def why_pending(reason: str) -> str:
     return f"{words} ({word})" if words else word
 
 
+def what_begun(state: str) -> str:
+    """Returns what a job is at that waits no more and does not run, in words.
+
+    >>> what_begun("SUSPENDED")
+    'its job is suspended (SUSPENDED)'
+    """
+    words = BEGUN.get(state)
+    return f"{words} ({state})" if words else state.lower()
+
+
 def why_never(run: Run, job: str, reason: str) -> tuple[str, str] | None:
     """Returns why a pending job never starts by itself and what to do; None if it may start."""
     for pattern, words, remedy in NEVER:
         if re.fullmatch(pattern, reason.split(",")[0].strip("()")):
-            again = submit_again(run)
-            return f"{words} ({reason})", remedy.format(job=job, again=again)
+            return f"{words} ({reason})", remedy.format(job=job, again=run.sweep.retry_command())
     return None
 
 
@@ -216,11 +231,11 @@ def _told(
     cluster, where = run.sweep.info()["cluster"], _where(run, state, end)
     if word == "TIMEOUT":
         limit = end.time_limit if end else f"{cluster['time_min']} minutes"
-        more = submit_again(run, time_min=2 * cluster["time_min"])
+        more = run.sweep.retry_command(twice="--time")
         return "time limit", f"{job} reached its time limit of {limit}{where}", more
     if word == "OUT_OF_MEMORY":
         had = f"the {cluster['mem_gb']:g} GB of memory that it had"
-        more = submit_again(run, mem_gb=2 * cluster["mem_gb"])
+        more = run.sweep.retry_command(twice="--mem")
         return "out of memory", f"{job} took more than {had}{where}", more
     fault, what = {
         "CANCELLED": ("cancelled", f"was cancelled{f' by {end.by}' if end and end.by else ''}"),
@@ -230,7 +245,7 @@ def _told(
         "NODE_FAIL": ("node failure", "lost its node"),
         "BOOT_FAIL": ("node failure", "got a node that did not boot"),
     }[word]
-    return fault, f"{job} {what}{where}", submit_again(run)
+    return fault, f"{job} {what}{where}", run.sweep.retry_command()
 
 
 def _untold(
@@ -241,10 +256,10 @@ def _untold(
     if full := _full_disk(run):
         return "disk full", *full
     if end is None or end.state == "COMPLETED":
-        return "gone", _gone(run, state, job, end), submit_again(run)
+        return "gone", _gone(run, state, job, end), run.sweep.retry_command()
     if end.signal == signal.SIGKILL:
         error = f"job {job} was killed by signal 9 ({BY_HAND_OR_KERNEL}){where}"
-        return "killed", error, submit_again(run)
+        return "killed", error, run.sweep.retry_command()
     see = f"tail -n 40 {shlex.quote(str(output))}"
     if end.signal:
         return "killed", f"job {job} was killed by signal {_signal(end.signal)}{where}{said}", see

@@ -5,18 +5,49 @@ from __future__ import annotations
 import platform
 import shlex
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from skinjob import __version__
+from skinjob.config import ClusterConfig
 from skinjob.errors import RunError
-from skinjob.files import make_private, write_json
+from skinjob.files import locked, make_private, write_json
 from skinjob.images import write_index
 from skinjob.runs import Run, RunState, Sweep, utc_now
 from skinjob.submit.plan import Plan
 
 FORMAT = 1
+
+
+@contextmanager
+def submitting(runs: Path) -> Iterator[None]:
+    """Keeps others from queueing, cancelling or clearing up below *runs* at the same time."""
+    with locked(runs / ".submit.lock"):
+        yield
+
+
+def recorded_cluster(sweep: Sweep, **changes: Any) -> ClusterConfig:
+    """Returns what the sweep's jobs asked for last, with *changes*.
+
+    sweep.json may be older than a field, which then has its default.
+
+    Raises: ConfigError for a value that cannot be, RunError when sweep.json does not read.
+    """
+    known = {field.name for field in fields(ClusterConfig)}
+    recorded = sweep.info()["cluster"].items()
+    values = {
+        name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for name, value in recorded
+        if name in known
+    }
+    try:
+        return ClusterConfig(**values | changes)
+    except TypeError as fault:
+        show = f"cat {shlex.quote(str(sweep.sweep_file))}"
+        raise RunError(f"{sweep.sweep_file}: cluster: {fault}", show) from None
 
 
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
@@ -41,7 +72,10 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
         for name in queued:
             run = Run(sweep.folder / name)
             # Its holder is forgotten: a process that still has the run leaves it.
-            state = RunState(queued_utc=utc_now(), epoch=run.state().epoch)
+            before = run.state()
+            state = RunState(
+                queued_utc=utc_now(), epoch=before.epoch, test_accuracy=before.test_accuracy
+            )
             write_json(run.state_file, asdict(state))
     except OSError as fault:
         raise RunError(

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from skinjob.again import submit_again
 from skinjob.errors import Stopped
 from skinjob.runs import Run
 
@@ -50,7 +49,7 @@ def require_requeue(runs: Sequence[Run], ended_by: str) -> None:
     raise Stopped(
         ended_by,
         f"the job {words[ended_by]}{after}, and may not start again (--no-requeue)",
-        submit_again(runs[0]) if runs else "skinjob submit",
+        runs[0].sweep.retry_command() if runs else "skinjob submit",
     )
 
 
@@ -62,7 +61,7 @@ def require_another_start(runs: Sequence[Run], requeues: int) -> None:
     """
     time_min = runs[0].sweep.info()["cluster"]["time_min"]
     states = [run.state() for run in runs]
-    longer = submit_again(runs[0], time_min=2 * time_min)
+    longer = runs[0].sweep.retry_command(twice="--time")
     if not any(state.epoch > state.resumed_epoch or state.views_computed for state in states):
         rate = next((state.images_per_s for state in states if state.images_per_s), None)
         raise Stopped(

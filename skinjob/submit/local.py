@@ -11,6 +11,7 @@ import fcntl
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import BinaryIO
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import RunError
@@ -28,11 +29,12 @@ from skinjob.files import make_private
 from skinjob.runs import FINAL, Run, Sweep
 from skinjob.submit.executor import start_local
 from skinjob.submit.faults import local_ending, tail, write_ending
-from skinjob.submit.folders import record_jobs
+from skinjob.submit.folders import record_jobs, recorded_cluster
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.plan import MOST_HEADS
 from skinjob.submit.state import is_working, queue_lock
 
+LOOK_S = 2  # whoever looks whether a queue is at work has its lock for a moment
 LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave
 
 
@@ -48,10 +50,7 @@ def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
         queue_lock(sweep).open("wb") as lock,
         (sweep.submission_folder / "queue.log").open("ab") as output,
     ):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(sweep) from None
+        _take(lock, sweep)
         process = subprocess.Popen(
             [sys.executable, "-m", "skinjob.submit.local", str(sweep.folder.absolute()), *runs],
             stdin=subprocess.DEVNULL,
@@ -62,6 +61,18 @@ def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
             pass_fds=(lock.fileno(),),
         )
     return process.pid
+
+
+def _take(lock: BinaryIO, sweep: Sweep) -> None:
+    """Locks the open file of a sweep's queue. Raises: RunError when another process keeps it."""
+    end = time.monotonic() + LOOK_S
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise _busy(sweep) from None
+        time.sleep(0.05)
 
 
 def require_free(sweep: Sweep) -> None:
@@ -82,7 +93,7 @@ def work(sweep: Sweep, runs: Sequence[str]) -> None:
     Raises: RunError when others could have put pickles where the jobs read them.
     """
     make_private(sweep.submission_folder)
-    cluster = ClusterConfig(**_cluster_values(sweep))
+    cluster = recorded_cluster(sweep)
     slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
     slots = slots or [None]
     waiting: SimpleQueue[tuple[str, ...]] = SimpleQueue()
@@ -119,6 +130,10 @@ def _serve(
                 names = waiting.get_nowait()
             except Empty:
                 return
+            # Those that were cancelled while they waited are over.
+            names = tuple(n for n in names if Run(sweep.folder / n).state().state not in FINAL)
+            if not names:
+                continue
             job = start_local(sweep, names, cluster, gpu)
             with recording:
                 record_jobs(sweep, dict.fromkeys(names, job.job_id))
@@ -165,12 +180,8 @@ def slot_folder() -> Path:
 
 
 def _busy(sweep: Sweep) -> RunError:
-    return RunError(f"sweep {sweep.folder} is being worked on", "wait for it, then submit again")
-
-
-def _cluster_values(sweep: Sweep) -> dict[str, Any]:
-    values = dict(sweep.info()["cluster"])
-    return values | {"setup": tuple(values["setup"])}
+    watch = f"skinjob status {shlex.quote(str(sweep.folder))} --watch"
+    return RunError(f"sweep {sweep.folder} is being worked on", f"{watch}   # and then again")
 
 
 if __name__ == "__main__":

@@ -97,12 +97,29 @@ class Plan:
         ]
 
 
+def grid(
+    train: TrainConfig, batch_sizes: Sequence[int], lrs: Sequence[float], seeds: Sequence[int]
+) -> list[TrainConfig]:
+    """Returns a run of *train* for each combination of the values of its axes.
+
+    Raises: ConfigError when an axis has no value, or one twice.
+    """
+    for values, what in ((batch_sizes, "batch sizes"), (lrs, "lr"), (seeds, "seeds")):
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(
+                f"{what} {list(values)}: each one once, and at least one", "skinjob submit --help"
+            )
+    return [
+        replace(train, batch_size=batch_size, lr=lr, seed=seed)
+        for batch_size in batch_sizes
+        for lr in lrs
+        for seed in seeds
+    ]
+
+
 def make_plan(
     *,
-    train: TrainConfig,
-    batch_sizes: Sequence[int],
-    lrs: Sequence[float],
-    seeds: Sequence[int],
+    configs: Sequence[TrainConfig],
     cluster: ClusterConfig,
     runs: Path,
     name: str | None = None,
@@ -110,19 +127,15 @@ def make_plan(
     weights: WeightsInfo | None = None,
     images: ImageSet | None = None,
 ) -> Plan:
-    """Returns the sweep of *train* over the grid of its axes, weights and images checked.
+    """Returns the sweep of these runs, alike but for their axes, with weights and images checked.
 
     A sweep that is there already, of the same recipe, images and weights, is taken up again.
-    *weights* and *images* are what these are, where the caller has read them already.
+    *weights* and *images* are those of the runs, where the caller has read them already.
 
     Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
     *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
     """
-    for values, what in ((batch_sizes, "batch sizes"), (lrs, "lr"), (seeds, "seeds")):
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(
-                f"{what} {list(values)}: each one once, and at least one", "skinjob submit --help"
-            )
+    train = configs[0]
     cluster = replace(cluster, cluster=_resolve_cluster(cluster.cluster))
     if str(runs).startswith("-"):
         runs = runs.absolute()  # as a word of a command, a relative one would be an option
@@ -135,19 +148,14 @@ def make_plan(
         )
     weights = weights or read_weights_info(Path(train.weights))
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
-    train = replace(
-        train,
-        device=device,
-        data=str(images.root.resolve()),
-        weights=str(Path(train.weights).resolve()),
-    )
-    configs = grid(train, batch_sizes, lrs, seeds)
-    _require_batches_fit(batch_sizes, images)
+    _require_batches_fit(sorted({config.batch_size for config in configs}), images)
+    data, file = str(images.root.resolve()), str(weights.path.resolve())
+    resolved = [replace(one, device=device, data=data, weights=file) for one in configs]
     plan = Plan(
         runs=runs,
         name=name,
         sweep=Sweep(runs / (name or "?")),
-        configs=configs,
+        configs={run_name(one.batch_size, one.lr, one.seed): one for one in resolved},
         cluster=cluster,
         weights=weights,
         images=images,
@@ -157,18 +165,6 @@ def make_plan(
     plan = placed(plan)
     _require_fit(plan)
     return plan
-
-
-def grid(
-    train: TrainConfig, batch_sizes: Sequence[int], lrs: Sequence[float], seeds: Sequence[int]
-) -> dict[str, TrainConfig]:
-    """Returns what each run of a sweep is asked to do, by its name."""
-    return {
-        run_name(batch_size, lr, seed): replace(train, batch_size=batch_size, lr=lr, seed=seed)
-        for batch_size in batch_sizes
-        for lr in lrs
-        for seed in seeds
-    }
 
 
 def placed(plan: Plan) -> Plan:

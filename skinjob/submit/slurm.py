@@ -38,6 +38,8 @@ class QueuedJob:
 
     state: str
     """SLURM's word: PENDING, RUNNING, COMPLETING or another."""
+    node: str
+    """Where it runs; empty of one that waits."""
     reason: str
     """Why a pending job has not started: Resources, JobHeldUser or another of squeue's words."""
 
@@ -58,13 +60,35 @@ class JobEnd:
     ended_utc: str | None = None
 
 
+class Answers:
+    """What SLURM says: asked of each thing once, and remembered."""
+
+    def __init__(self) -> None:
+        self._queues: list[dict[str, QueuedJob] | None] = []
+        self._ends: dict[str, JobEnd | None] = {}
+        self._asked: set[str] = set()
+
+    def queue(self) -> dict[str, QueuedJob] | None:
+        """Returns what `jobs_in_queue` does."""
+        if not self._queues:
+            self._queues.append(jobs_in_queue())
+        return self._queues[0]
+
+    def ends(self, jobs: Collection[str]) -> dict[str, JobEnd | None]:
+        """Returns what `job_ends` does, of these jobs and of those asked for before."""
+        new = set(jobs) - self._asked
+        self._ends |= job_ends(new)
+        self._asked |= new
+        return self._ends
+
+
 def jobs_in_queue() -> dict[str, QueuedJob] | None:
     """Returns the user's jobs in SLURM's queue by their ids, or None when it does not answer."""
-    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
+    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r")
     if answer is None or answer.returncode:
         return None
-    rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
-    return {job: QueuedJob(state, reason) for job, state, reason in rows}
+    rows = [line.split("|", 3) for line in answer.stdout.splitlines() if line.count("|") >= 3]
+    return {job: QueuedJob(*words) for job, *words in rows}
 
 
 def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:
@@ -89,6 +113,15 @@ def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:
         elif accounted is not None and job not in {**known, **found}:
             ends[job] = None
     return ends
+
+
+def cancel_jobs(jobs: Collection[str]) -> str:
+    """Ends jobs, at work or in the queue; returns why SLURM does not, or nothing."""
+    answer = ask("scancel", *sorted(jobs))
+    if answer is None:
+        return "no scancel on PATH"
+    said = answer.stderr.strip().splitlines()
+    return (said[0] if said else "it does not answer") if answer.returncode else ""
 
 
 def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import fcntl
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from skinjob.runs import FINAL, SILENCE_S, Run, RunState, Sweep
-from skinjob.submit.faults import ending, orphan_ending, why_never, why_pending, write_ending
-from skinjob.submit.slurm import JobEnd, QueuedJob, job_ends, jobs_in_queue
+from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep
+from skinjob.submit.faults import (
+    ending,
+    orphan_ending,
+    what_begun,
+    why_never,
+    why_pending,
+    write_ending,
+)
+from skinjob.submit.slurm import Answers, JobEnd, QueuedJob
 
-NO_ANSWER = "SLURM does not answer: its own last word"
+STATES = ("running", "waiting", "done", "failed", "cancelled", "lost")
+OPEN = ("waiting", "running")
+"""States that a run leaves by itself."""
+
+ANSWERS, NO_ANSWER, NOT_ASKED = "answers", "does not answer", "not asked"
 
 
 @dataclass(frozen=True)
@@ -25,19 +36,55 @@ class Standing:
 
     run: str
     state: str
-    """queued, running, done, failed; never started, of a job that waits for ever; lost, of one that
-    has ended while SLURM does not say how."""
+    """One of STATES; waiting, of a job that waits for ever too, which then has an error; lost, of a
+    run whose job is no more while nobody says what ended it."""
     epoch: int
     """Epochs finished."""
     epochs: int
     job: str | None
-    why: str = ""
+    reason: str = ""
     """In some words: what ended it, or why it waits."""
     fault: str | None = None
     """One of FAULTS, where one is known."""
     error: str | None = None
     """A sentence on what is wrong."""
     remedy: str | None = None
+    node: str | None = None
+    accuracy: float | None = None
+    """Of the last epoch, on the test images: a fraction."""
+    images_per_s: float | None = None
+    left_s: float | None = None
+    """Seconds to its last epoch, at the pace of those behind it."""
+    requeues: int = 0
+    """How often a job has begun on it again."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How the runs of a sweep stand."""
+
+    sweep: Sweep
+    slurm: str
+    """Whether it was asked and answered: ANSWERS, NO_ANSWER or NOT_ASKED."""
+    runs: list[Standing]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run as its folder has it."""
+
+    run: Run
+    said: RunState
+    job: str | None
+    epochs: int
+
+    @property
+    def is_over(self) -> bool:
+        return self.said.state in FINAL
+
+    def again(self) -> Case:
+        """Returns the run as its folder has it now."""
+        return self if self.is_over else replace(self, said=self.run.state())
 
 
 def standings(sweep: Sweep) -> list[Standing]:
@@ -45,32 +92,40 @@ def standings(sweep: Sweep) -> list[Standing]:
 
     Raises: RunError when the folder is not a sweep's.
     """
+    return survey(sweep).runs
+
+
+def survey(sweep: Sweep, slurm: Answers | None = None, runs: Sequence[Run] | None = None) -> Survey:
+    """Returns how the runs of a sweep, or some of them, stand; writes what ended some.
+
+    *slurm* may know some answers already; else SLURM is asked, where the folders leave it open.
+
+    Raises: RunError when the folder is not a sweep's.
+    """
     info = sweep.info()
     jobs: dict[str, str] = info["jobs"]
-    # The queue is asked before the folders are read: a run that ends in between has the last word.
+    epochs: int = info["recipe"]["epochs"]
+    cases = [Case(run, run.state(), jobs.get(run.name), epochs) for run in runs or sweep.runs()]
     if info["cluster"]["cluster"] == "local":
         is_at_work = is_working(sweep)
-        return [_local(run, jobs.get(run.name), is_at_work) for run in sweep.runs()]
-    is_over = all(run.state().state in FINAL for run in sweep.runs())
-    queue = {} if is_over else jobs_in_queue()
-    states = {run: run.state() for run in sweep.runs()}
+        return Survey(sweep, NOT_ASKED, [_local(one.again(), is_at_work) for one in cases])
+    if all(one.is_over for one in cases):
+        return Survey(sweep, NOT_ASKED, [_standing(one) for one in cases])
+    slurm = slurm or Answers()
+    queue = slurm.queue()
+    # A run that ended while the queue was asked has the last word.
+    cases = [one.again() for one in cases]
     if queue is None:
-        return [
-            _standing(run, said, jobs.get(run.name), why="" if said.state in FINAL else NO_ANSWER)
-            for run, said in states.items()
-        ]
-    ended = {
-        run
-        for run, said in states.items()
-        if said.state not in FINAL and jobs.get(run.name) not in queue and not _is_recent(said)
-    }
-    ends = job_ends({jobs[run.name] for run in ended if run.name in jobs})
-    return [
-        _concluded(run, said, jobs.get(run.name), ends)
-        if run in ended
-        else _open(run, said, jobs.get(run.name), queue)
-        for run, said in states.items()
-    ]
+        return Survey(sweep, NO_ANSWER, [_standing(one) for one in cases])
+    gone = {one.run for one in cases if _is_gone(one, queue)}
+    ends = slurm.ends({one.job for one in cases if one.run in gone and one.job})
+    found = [_concluded(one, ends) if one.run in gone else _open(one, queue) for one in cases]
+    return Survey(sweep, ANSWERS, found)
+
+
+def _is_gone(one: Case, queue: Mapping[str, QueuedJob]) -> bool:
+    """Says whether a run's job has left the queue, and the run is open and silent."""
+    return not one.is_over and one.job not in queue and not _is_recent(one.said)
 
 
 def is_working(sweep: Sweep) -> bool:
@@ -92,68 +147,100 @@ def queue_lock(sweep: Sweep) -> Path:
     return sweep.submission_folder / "queue.lock"
 
 
-def _open(run: Run, said: RunState, job: str | None, queue: Mapping[str, QueuedJob]) -> Standing:
+def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
     """Returns how a run stands that is over by its own word, or may still come to be."""
-    if said.state in FINAL:
-        return _standing(run, said, job)
-    queued = queue.get(job or "")
+    found, queued = _standing(one), queue.get(one.job or "")
+    if one.is_over:
+        return found
     if queued is None:
-        return _standing(run, said, job, why="its job has left the queue: ask again in a minute")
+        return replace(found, reason="its job has left the queue: ask again in a minute")
     if queued.state == "RUNNING":
-        return _standing(run, said, job, why="starting" if said.state == "queued" else "")
+        reason = "its job is starting" if found.state == "waiting" else ""
+        return replace(found, reason=reason, node=queued.node or found.node)
     if queued.state != "PENDING":
-        return _standing(run, said, job, why=queued.state.lower())
-    if job and (never := why_never(run, job, queued.reason)):
-        why, remedy = never
-        error = f"job {job} does not start by itself: {why}"
-        found = _standing(run, said, job, why=why)
-        return replace(
-            found, state="never started", fault="never started", error=error, remedy=remedy
-        )
+        return replace(found, reason=what_begun(queued.state))
     # By its own word a run that lost its node is running, until it is started again.
-    return replace(_standing(run, said, job, why=why_pending(queued.reason)), state="queued")
+    found = replace(found, state="waiting", node=None, left_s=None)
+    if one.job and (never := why_never(one.run, one.job, queued.reason)):
+        reason, remedy = never
+        error = f"job {one.job} does not start by itself: {reason}"
+        return replace(found, reason=reason, error=error, remedy=remedy)
+    return replace(found, reason=why_pending(queued.reason))
 
 
-def _concluded(
-    run: Run, said: RunState, job: str | None, ends: Mapping[str, JobEnd | None]
-) -> Standing:
+def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
     """Returns how a run stands whose job is no more, and writes it where SLURM says how."""
-    if job is not None and job not in ends:
+    if one.job is not None and one.job not in ends:
         return replace(
-            _standing(run, said, job, why="its job has ended, and SLURM does not say how"),
+            _standing(one),
             state="lost",
-            error=f"job {job} has ended, and neither sacct nor scontrol says how",
-            remedy=f"sacct -j {job}",
+            reason="its job has ended, and SLURM does not say how",
+            error=f"job {one.job} has ended, and neither sacct nor scontrol says how",
+            remedy=f"sacct -j {one.job}",
+            left_s=None,
         )
-    return _standing(run, write_ending(run, said, ending(run, said, job, ends.get(job or ""))), job)
+    found = ending(one.run, one.said, one.job, ends.get(one.job or ""))
+    return _standing(replace(one, said=write_ending(one.run, one.said, found)))
 
 
-def _local(run: Run, job: str | None, is_at_work: bool) -> Standing:
+def _local(one: Case, is_at_work: bool) -> Standing:
     """Returns how a run of this machine's own queue stands; writes it if that queue is no more."""
-    said = run.state()
-    if said.state in FINAL:
-        return _standing(run, said, job)
     # Jobs live on when their queue's process is killed, and the run then speaks for itself.
-    if is_at_work or _lives(said):
-        return _standing(run, said, job, why="waits for its turn" if said.state == "queued" else "")
-    return _standing(run, write_ending(run, said, orphan_ending(run, said)), job)
+    if one.is_over or is_at_work or lives(one.said):
+        found = _standing(one)
+        return replace(found, reason="waits for its turn") if found.state == "waiting" else found
+    said = write_ending(one.run, one.said, orphan_ending(one.run, one.said))
+    return _standing(replace(one, said=said))
 
 
-def _standing(run: Run, said: RunState, job: str | None, why: str = "") -> Standing:
+def _standing(one: Case) -> Standing:
+    """Returns how a run stands by its own word."""
+    said = one.said
     return Standing(
-        run=run.name,
-        state=said.state,
+        run=one.run.name,
+        state=_state(said),
         epoch=said.epoch,
-        epochs=run.config().epochs,
-        job=job,
-        why=why or said.fault or "",
+        epochs=one.epochs,
+        job=one.job,
+        reason=BY_YOU if said.error == BY_YOU else said.fault or "",
         fault=said.fault,
         error=said.error,
         remedy=said.remedy,
+        node=None if said.state == "queued" else said.host,
+        accuracy=said.test_accuracy,
+        images_per_s=said.images_per_s,
+        left_s=_left_s(said, one.epochs),
+        requeues=max(0, said.attempts - 1),
     )
 
 
-def _lives(said: RunState) -> bool:
+def _state(said: RunState) -> str:
+    """Returns the state, one of STATES, that a run's own word comes to."""
+    if said.state == "failed":
+        return {"cancelled": "cancelled", "gone": "lost"}.get(said.fault or "", "failed")
+    return "waiting" if said.state == "queued" else said.state
+
+
+def _left_s(said: RunState, epochs: int) -> float | None:
+    """Returns the seconds to the last epoch, at the pace since the job began; None if unknown.
+
+    All times are of the node's clock, which need not be ours.
+    """
+    done = said.epoch - said.resumed_epoch
+    if said.state != "running" or done < 1:
+        return None
+    if not (said.started_utc and said.epoch_utc and said.heartbeat_utc):
+        return None
+    began, last, heard = map(_time, (said.started_utc, said.epoch_utc, said.heartbeat_utc))
+    left = (last - began) / done * (epochs - said.epoch) - (heard - last)
+    return max(0.0, left.total_seconds())
+
+
+def _time(utc: str) -> datetime:
+    return datetime.fromisoformat(utc.replace("Z", "+00:00"))
+
+
+def lives(said: RunState) -> bool:
     """Says whether the process that has a run in hand may still be there."""
     command = Path(f"/proc/{said.pid}/cmdline")
     if said.pid is None or said.host != socket.gethostname() or not Path("/proc/self").exists():
@@ -169,5 +256,5 @@ def _is_recent(state: RunState) -> bool:
     said = state.heartbeat_utc or state.queued_utc
     if said is None:
         return False
-    silence = datetime.now(timezone.utc) - datetime.fromisoformat(said.replace("Z", "+00:00"))
+    silence = datetime.now(timezone.utc) - _time(said)
     return silence < timedelta(seconds=SILENCE_S)

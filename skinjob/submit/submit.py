@@ -9,15 +9,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from skinjob.errors import SkinjobError
-from skinjob.files import locked, write_json
+from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.submit import local
 from skinjob.submit.executor import queue
-from skinjob.submit.folders import discard, record_jobs, write_plan
+from skinjob.submit.folders import discard, record_jobs, submitting, write_plan
 from skinjob.submit.plan import Plan, jobs_of, placed
 from skinjob.submit.state import Standing, standings
 
-REPEATED = ("failed", "lost")
+REPEATED = ("failed", "cancelled", "lost")
 WAIT_S = {"local": 0.5, "slurm": 15}  # squeue answers for a whole site: it is asked seldom
 
 
@@ -40,7 +40,7 @@ def submit(plan: Plan) -> Submission:
 
     Raises: ClusterError when SLURM refuses; then nothing is left of a new sweep.
     """
-    with locked(plan.runs / ".submit.lock"):
+    with submitting(plan.runs):
         return _submit(placed(plan))
 
 
@@ -82,7 +82,7 @@ def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[Standing], None])
                 tell(one)
                 open_runs.remove(one.run)
                 is_done = is_done and one.state == "done"
-            elif one.state == "never started" and one.run not in never:
+            elif one.state == "waiting" and one.error and one.run not in never:
                 tell(one)
                 never.add(one.run)
         time.sleep(pause_s if open_runs else 0)

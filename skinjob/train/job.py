@@ -131,7 +131,15 @@ def _left_alone(runs: Sequence[Run], job_id: str | None) -> dict[Run, str]:
     for run, holder in holders.items():
         job = f"job {holder.job_id}, " if holder.job_id else ""
         found[run] = f"{run.folder} is at work in {job}process {holder.pid} on {holder.host}"
+    if job_id is not None:  # asked last: to see who has a run may take a minute
+        found |= {run: f"{run.folder} was cancelled" for run in others if _is_cancelled(run)}
     return found
+
+
+def _is_cancelled(run: Run) -> bool:
+    """Says whether a run was called off since its job was queued: queued again, it says queued."""
+    state = run.state()
+    return state.state == "failed" and state.fault == "cancelled"
 
 
 def _newer_job(run: Run, job_id: str | None) -> bool:

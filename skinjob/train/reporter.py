@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
-from skinjob.runs import Run
+from skinjob.runs import Run, utc_now
 from skinjob.train.holding import Hold, TakenError
 from skinjob.train.loop import Epoch
 from skinjob.train.pixels import view_name
@@ -114,7 +114,14 @@ class Reporter(Watcher):
         )
         views_read = len(self.read_views | (set() if run == self.counting else self.computed_views))
         # Not flushed to disk: a word that the next one overtakes in seconds.
-        self.hold.say(run, is_durable=False, epoch=epoch.number, views_read=views_read)
+        self.hold.say(
+            run,
+            is_durable=False,
+            epoch=epoch.number,
+            epoch_utc=utc_now(),
+            test_accuracy=round(row["test_accuracy"], 6),
+            views_read=views_read,
+        )
 
     def is_time_to_log(self) -> bool:
         if time.monotonic() - self.logged < LOG_EVERY_S:

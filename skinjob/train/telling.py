@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from skinjob.again import submit_again
 from skinjob.errors import RunError, SkinjobError, Stopped
 from skinjob.files import is_full
 from skinjob.runs import Run, utc_now
@@ -87,17 +86,16 @@ def explain(run: Run, fault: BaseException) -> tuple[str, str, str]:
     if isinstance(fault, Stopped):
         return fault.fault, fault.message, fault.remedy
     if isinstance(fault, KeyboardInterrupt):
-        return "killed", "interrupted with Ctrl-C", submit_again(run)
+        return "killed", "interrupted with Ctrl-C", run.sweep.retry_command()
     text = f"{type(fault).__name__}: {str(fault).strip()}".rstrip(": ")
     line = text.split("\n")[0]
     if isinstance(fault, torch.OutOfMemoryError):
         return "out of GPU memory", line, "nvidia-smi; take smaller --batch-sizes or a larger GPU"
     if isinstance(fault, MemoryError) or NO_MEMORY.search(text):
-        mem_gb = run.sweep.info()["cluster"]["mem_gb"]
-        return "out of memory", line, submit_again(run, mem_gb=2 * mem_gb)
+        return "out of memory", line, run.sweep.retry_command(twice="--mem")
     if _is_full(run, fault, text):
         folder = shlex.quote(str(run.folder))
-        return "disk full", line, f"df -h {folder}; quota -s; {submit_again(run)}"
+        return "disk full", line, f"df -h {folder}; quota -s; {run.sweep.retry_command()}"
     if isinstance(fault, SkinjobError):
         return "exception", fault.message, fault.remedy
     return "exception", line, f"tail -n 40 {shlex.quote(str(run.log_file))}"

@@ -121,7 +121,7 @@ def make_sweep(**options: Any) -> None:
     from skinjob.config import ClusterConfig, TrainConfig
     from skinjob.options import IntegerList, NumberList
     from skinjob.submit.folders import write_plan
-    from skinjob.submit.plan import make_plan
+    from skinjob.submit.plan import grid, make_plan
 
     config = TrainConfig(
         data=str(options["data"]),
@@ -132,10 +132,12 @@ def make_sweep(**options: Any) -> None:
         precision=options["precision"],
     )
     plan = make_plan(
-        train=config,
-        batch_sizes=IntegerList().convert(options["batch_sizes"], None, None),
-        lrs=NumberList().convert(options["lr"], None, None),
-        seeds=IntegerList().convert(options["seeds"], None, None),
+        configs=grid(
+            config,
+            IntegerList().convert(options["batch_sizes"], None, None),
+            NumberList().convert(options["lr"], None, None),
+            IntegerList().convert(options["seeds"], None, None),
+        ),
         cluster=ClusterConfig(cluster="local"),
         runs=options["runs"],
     )

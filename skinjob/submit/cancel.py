@@ -1,0 +1,154 @@
+"""Runs that are called off: first in their folders, then in the queue that has their jobs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+
+from skinjob.errors import ClusterError, RunError
+from skinjob.files import write_json
+from skinjob.runs import BY_YOU, FINAL, Run, RunState, Sweep, utc_now
+from skinjob.submit.folders import submitting
+from skinjob.submit.slurm import Answers, QueuedJob, cancel_jobs
+from skinjob.submit.state import OPEN, Standing, lives, survey
+
+SETTLE_S = 0.5  # a job that is just writing a heartbeat writes over what it has not seen
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """What was called off."""
+
+    cancelled: tuple[str, ...]
+    """The runs, by name."""
+    left: tuple[Standing, ...]
+    """How those stand that were over already."""
+    ended: tuple[str, ...]
+    """Jobs that were ended, as none of their runs is left."""
+    going_on: tuple[str, ...]
+    """Jobs that let go of the runs and go on with others."""
+
+
+def cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
+    """Calls off those of the runs *names* that wait or are at work; without names, of all.
+
+    Their folders say so first: a job that finds it there lets go of the run, or does not begin on
+    it, even if it cannot be ended now. A run can be taken up later where it was.
+
+    Raises: ClusterError when SLURM does not answer, and RunError when a folder cannot be written.
+    """
+    with submitting(sweep.folder.parent):
+        return _cancel(sweep, names)
+
+
+def _cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
+    slurm = Answers()
+    found = {one.run: one for one in survey(sweep, slurm).runs}
+    meant = [found[name] for name in names or found]
+    todo = [one.run for one in meant if one.state in OPEN]
+    states = {name: Run(sweep.folder / name).state() for name in todo}
+    cancelled = _mark(sweep, todo)
+    # Of an earlier time, when SLURM did not answer, jobs may be left to end.
+    before = [one.run for one in meant if one.state == "cancelled"]
+    jobs = {one.job for one in meant if one.job and one.run in {*cancelled, *before}}
+    at_work = {one.job for one in found.values() if one.state in OPEN and one.run not in cancelled}
+    ended, going_on = sorted(jobs - at_work), sorted(jobs & at_work)
+    if sweep.info()["cluster"]["cluster"] == "local":
+        _end_processes(states, [name for name in todo if found[name].job in ended])
+    else:
+        ended = _end_jobs(sweep, names, cancelled, ended, slurm)
+    return Cancellation(
+        cancelled=tuple(cancelled),
+        left=tuple(one for one in meant if one.run not in cancelled),
+        ended=tuple(ended),
+        going_on=tuple(going_on),
+    )
+
+
+def _mark(sweep: Sweep, names: Sequence[str]) -> list[str]:
+    """Writes to the runs' folders that they were cancelled; returns those that were not over."""
+    for name in names:
+        _mark_one(Run(sweep.folder / name))
+    time.sleep(SETTLE_S if names else 0)
+    return [name for name in names if _mark_one(Run(sweep.folder / name))]
+
+
+def _mark_one(run: Run) -> bool:
+    """Writes that a run was cancelled, and frees it from its process; False where it is over."""
+    said = run.state()
+    if said.state in FINAL:
+        return said.error == BY_YOU
+    told = replace(
+        said,
+        state="failed",
+        fault="cancelled",
+        error=BY_YOU,
+        remedy=run.sweep.retry_command(run.name),
+        finished_utc=utc_now(),
+        holder=None,
+    )
+    try:
+        write_json(run.state_file, asdict(told))
+    except OSError as fault:
+        raise RunError(
+            f"{run.state_file}: {fault.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
+        ) from None
+    return True
+
+
+def _end_jobs(
+    sweep: Sweep,
+    names: Sequence[str],
+    cancelled: Collection[str],
+    jobs: Sequence[str],
+    slurm: Answers,
+) -> list[str]:
+    """Ends SLURM's jobs, held and pending ones too; returns those that were in its queue.
+
+    Raises: ClusterError when SLURM does not answer.
+    """
+    queue = slurm.queue() if jobs else {}
+    there = [job for job in jobs if queue is None or _is_there(queue.get(job))]
+    refusal = "it does not answer" if queue is None else cancel_jobs(there) if there else ""
+    if refusal:
+        again = shlex.join(["skinjob", "cancel", str(sweep.folder.absolute()), *names])
+        raise ClusterError(
+            f"SLURM has not ended {_listed(there)} ({refusal}); the runs are cancelled, and "
+            "their jobs let go of them",
+            f"{again}   # once it answers",
+            [f"cancelled: {_listed(sorted(cancelled), '')}"] if cancelled else [],
+        )
+    return there
+
+
+def _is_there(job: QueuedJob | None) -> bool:
+    return job is not None and job.state != "COMPLETING"
+
+
+def _listed(words: Sequence[str], noun: str = "job ") -> str:
+    """Returns some words, few enough to read.
+
+    >>> _listed(["12_0", "12_1", "12_2", "12_3"])
+    'job 12_0, 12_1, 12_2 and 1 more'
+    """
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return noun + ", ".join(words[:3]) + more
+
+
+def _end_processes(states: Mapping[str, RunState], names: Sequence[str]) -> None:
+    """Ends this machine's processes that had these runs in hand.
+
+    A process that is only starting finds the folders as they are now, and leaves; so does one on
+    another machine, after the epoch that it is at.
+    """
+    for said in {states[name].pid: states[name] for name in names}.values():
+        if said.state == "running" and said.pid and said.host == socket.gethostname():
+            with suppress(ProcessLookupError, PermissionError):
+                if lives(said):
+                    os.kill(said.pid, signal.SIGTERM)

@@ -1,0 +1,51 @@
+"""What `skinjob retry` queues again: runs that failed or were lost, with what their sweep says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from skinjob.runs import Run, Sweep
+from skinjob.submit.folders import recorded_cluster
+from skinjob.submit.plan import Plan, make_plan
+from skinjob.submit.state import Standing, standings
+
+TAKEN = ("failed", "lost")
+TAKEN_BY_NAME = (*TAKEN, "cancelled")  # who cancelled a run need not want it back with the others
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The runs that are to be queued again, and those that are not."""
+
+    plan: Plan | None
+    """None where there is nothing to queue."""
+    left: Sequence[Standing]
+    """How those stand that were meant and are left alone."""
+
+
+def plan_retry(sweep: Sweep, names: Sequence[str], **changes: Any) -> Retry:
+    """Returns what queues again those of the runs *names* that failed, were lost or cancelled.
+
+    Without names those that failed or were lost. Recipe, images and weights are those of the runs'
+    own folders, and jobs ask for what the sweep's did before, with *changes*, fields of
+    ClusterConfig.
+
+    Raises: RunError when images or weights are not those of the sweep any more, and what
+    `make_plan` raises.
+    """
+    meant = [one for one in standings(sweep) if not names or one.run in names]
+    taken = TAKEN_BY_NAME if names else TAKEN
+    configs = [Run(sweep.folder / one.run).config() for one in meant if one.state in taken]
+    left = [one for one in meant if one.state not in taken]
+    if not configs:
+        return Retry(None, left)
+    plan = make_plan(
+        configs=configs,
+        cluster=recorded_cluster(sweep, **changes),
+        runs=sweep.folder.parent,
+        name=sweep.folder.name,
+        skip_bad_images=bool(sweep.info()["images"].get("skipped")),
+    )
+    return Retry(replace(plan, device_reason="as before"), left)
