@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import textwrap
 from collections import Counter
@@ -17,7 +16,7 @@ import click
 from skinjob.commands.arguments import runs_option
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import asked
-from skinjob.console import shown
+from skinjob.console import shown, width
 from skinjob.options import cluster_options, file_options, recipe_options
 
 if TYPE_CHECKING:
@@ -74,10 +73,10 @@ def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
 
 def _lines(text: str) -> list[str]:
     """Returns a sentence in lines that fit the terminal; a pipe gets it in one."""
-    if not sys.stdout.isatty():
+    columns = width()
+    if columns is None:
         return [shown(text)]
-    width = max(shutil.get_terminal_size().columns - INDENT, 30)
-    return textwrap.wrap(shown(text), width, break_on_hyphens=False) or [""]
+    return textwrap.wrap(shown(text), max(columns - INDENT, 30), break_on_hyphens=False) or [""]
 
 
 def _print_sum(found: Iterable[Finding]) -> None:
