@@ -16,7 +16,11 @@ import pytest
 from cluster import Slurm, slurm_of_its_own
 from commands import wait_until
 
+import skinjob
+
 FITTING = {"SKINJOB_SUBMIT_BATCH_SIZES": "4,8", "SKINJOB_SUBMIT_CPUS": "2"}
+
+PROBE = ("--gpus", "0", "--probe")
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +64,45 @@ def test_on_a_healthy_cluster_nothing_fails(lab: Slurm, project: Path) -> None:
     assert not (project / "runs").exists(), "it only looks"
 
 
-@pytest.mark.parametrize(
-    ("options", "check", "found"),
-    [
-        ("--partition nowhere", "partition", "no partition nowhere on this cluster"),
-        ("--partition closed", "partition", "closed is down"),
-        ("--partition short --time 45", "time limit", "45 min, and the partition allows 30"),
-        ("--gpu-type v100", "GPU", "no node that is up has a GPU of type v100"),
-        ("--cpus 99", "node size", "99 cores and 8 GB, and a node has 8 and "),
-        ("--mem 9999", "node size", "2 cores and 9999 GB, and a node has 8 and "),
-        ("--seeds 0-600 --train all", "array", "1202 jobs, and an array may have 1001"),
-    ],
-)
-def test_what_the_cluster_does_not_have_fails_with_what_it_has(
-    lab: Slurm, project: Path, options: str, check: str, found: str
+def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
+    lab: Slurm, project: Path
 ) -> None:
-    """The value is named, and the command of the remedy passes the check that failed."""
-    words = options.split()
+    """Every value that is too much is named at once, and the remedies together mend them all."""
+    wrong = "--partition short --time 45 --gpu-type v100 --cpus 99 --mem 9999 --train all"
+    words = [*wrong.split(), "--seeds", "0-600"]
     checks = doctor(lab, *words, cwd=project, code=1)
-    assert check in failed(checks)
-    assert checks[check]["found"].startswith(found)
-    remedy = shlex.split(checks[check]["remedy"].partition("#")[0])
-    assert remedy[:2] == ["skinjob", "doctor"]
-    mended = doctor(lab, *words, *remedy[2:], cwd=project, code=0)
-    assert mended[check]["verdict"] == "ok"
+    found = {
+        "time limit": "45 min, and the partition allows 30",
+        "GPU": "no node that is up has a GPU of type v100",
+        "node size": "99 cores and 9999 GB, and a node has 8 and ",
+        "array": "1202 jobs, and an array may have 1001",
+    }
+    for name, beginning in found.items():
+        assert checks[name]["verdict"] == "fail"
+        assert checks[name]["found"].startswith(beginning)
+        words += _options(checks[name]["remedy"])
+    mended = doctor(lab, *words, cwd=project, code=0)
+    assert {mended[name]["verdict"] for name in found} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("nowhere", "no partition nowhere on this cluster"), ("closed", "closed is down: jobs would")],
+)
+def test_a_partition_that_takes_no_jobs_fails_with_those_that_do(
+    lab: Slurm, project: Path, name: str, found: str
+) -> None:
+    """SLURM itself queues a job in a closed partition, where it would wait for ever."""
+    checks = doctor(lab, "--partition", name, cwd=project, code=1)
+    assert checks["partition"]["found"].startswith(found)
+    assert checks["partition"]["remedy"] == "skinjob doctor --partition lab   # up: lab, short"
+
+
+def _options(remedy: str) -> list[str]:
+    """Returns the options of a remedy that is a call of doctor's."""
+    program, command, *options = shlex.split(remedy.partition("#")[0])
+    assert (program, command) == ("skinjob", "doctor")
+    return options
 
 
 def test_a_refusal_of_sbatch_is_told_in_its_words(lab: Slurm, project: Path) -> None:
@@ -165,7 +184,8 @@ def test_the_probe_says_which_modules_the_jobs_python_lacks(
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     # It is tried here too, where a set-up line fails as `module` does that only the nodes have.
     python = ("--python", f"{tmp_path}/bare/bin/python", "--setup", 'test "$SLURM_JOB_ID"')
-    checks = doctor(lab, *python, "--gpus", "0", "--probe", cwd=project, code=1)
+    package = str(Path(skinjob.__file__).parent.parent)  # and not what is installed beside it
+    checks = doctor(lab, *python, *PROBE, cwd=project, code=1, PYTHONPATH=package)
     assert failed(checks) == ["its Python"]
     assert "torch: ModuleNotFoundError: No module named 'torch'" in checks["its Python"]["details"]
     assert "--python" in checks["its Python"]["remedy"]
@@ -174,7 +194,7 @@ def test_the_probe_says_which_modules_the_jobs_python_lacks(
 def test_a_probe_whose_set_up_fails_shows_the_jobs_last_words(lab: Slurm, project: Path) -> None:
     """A job that dies before Python is told with its exit code and its output."""
     line = "echo no such module >&2; exit 3"
-    checks = doctor(lab, "--setup", line, "--gpus", "0", "--probe", cwd=project, code=1)
+    checks = doctor(lab, "--setup", line, *PROBE, cwd=project, code=1)
     assert failed(checks) == ["probe"]
     assert "FAILED, exit code 3" in checks["probe"]["found"]
     assert checks["probe"]["details"] == ["no such module"]

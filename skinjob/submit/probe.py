@@ -144,7 +144,7 @@ def _wait(folder: Path, job: str, line: _Line) -> Probed:
         if (written := _written(folder)) is not None:
             return Probed(job, written, clock=time.time())
         now = time.monotonic()
-        if gone_at and now - gone_at > LATE_S:
+        if gone_at and (now - gone_at > LATE_S or _has_failed(job)):
             return _nothing_written(folder, job)
         if not gone_at and now - asked_at > pause_s:
             asked_at, pause_s = now, min(pause_s * 1.5, ASK_S[1])
@@ -180,6 +180,12 @@ def _never(reason: str) -> str | None:
     return next(
         (f"{words} ({word})" for pattern, words, _ in NEVER if re.fullmatch(pattern, word)), None
     )
+
+
+def _has_failed(job: str) -> bool:
+    """Says whether SLURM knows that the job ended before it had written: that is its last act."""
+    end = job_ends({job}).get(job)
+    return end is not None and end.state != "COMPLETED"
 
 
 def _last_words(folder: Path, job: str) -> tuple[str, ...]:
