@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster import Slurm
 from commands import only_sweep, wait_for
 from local_server import Site, serving
 from safetensors.numpy import load_file
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/*.md"))}
 NOT_COMMANDS = {"does", "is", "says", "sets", "itself"}  # words of a sentence
+STORY = ("Set up", "On the laptop", "On the login node", "The report")  # README's sections
 ON_SLURM = "your-site.md"  # its commands ask a cluster; those of other pages work anywhere
 
 
@@ -72,15 +74,11 @@ def login_node(tmp_path: Path) -> Iterator[Path]:
 
 def run(line: str, cwd: Path, **env: str) -> str:
     """Runs a line of the docs in a shell in which `skinjob` is this one; returns what it says."""
-    tools = cwd / ".tools"
-    tools.mkdir(exist_ok=True)
-    (tools / "skinjob").write_text(f'#!/bin/sh\nexec {sys.executable} -m skinjob "$@"\n')
-    (tools / "skinjob").chmod(0o755)
     result = subprocess.run(
         ["sh", "-c", _unmade(line)],
         cwd=cwd,
         env=os.environ
-        | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": ":".join(sys.path)}
+        | {"PATH": f"{tools_in(cwd)}:{os.environ['PATH']}", "PYTHONPATH": ":".join(sys.path)}
         | env,
         capture_output=True,
         text=True,
@@ -88,6 +86,15 @@ def run(line: str, cwd: Path, **env: str) -> str:
     )
     assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
     return result.stdout
+
+
+def tools_in(folder: Path) -> Path:
+    """Returns a folder whose `skinjob` is this one."""
+    tools = folder / ".tools"
+    tools.mkdir(exist_ok=True)
+    (tools / "skinjob").write_text(f'#!/bin/sh\nexec {sys.executable} -m skinjob "$@"\n')
+    (tools / "skinjob").chmod(0o755)
+    return tools
 
 
 def _unmade(line: str) -> str:
@@ -103,8 +110,8 @@ def make(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
-    """The story of README, from the laptop to the report, with every command as it stands there."""
+def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
+    """README's story from the laptop to the report works as it stands, and so do all other pages."""
     laptop, cluster = tmp_path / "laptop", login_node / "skinjob"
     laptop.mkdir()
     (cluster / "weights").mkdir(parents=True)
@@ -134,12 +141,27 @@ def test_the_three_commands_run_as_written(tmp_path: Path, login_node: Path) -> 
     for line in commands("The report"):
         run(line, cluster)
     assert (sweep.report_folder / "comparison.png").exists()
-    pages = [text for name, text in PAGES.items() if name != ON_SLURM]
+
+    done = {line for section in STORY for line in commands(section)}
+    pages = [README, *(text for name, text in PAGES.items() if name != ON_SLURM)]
     for line in dict.fromkeys(line for text in pages for line in commands_in(text)):
+        if line in done:
+            continue
         # What trains is checked to the end, and then not queued: that was done above.
         named = line.replace("SWEEP", sweep.name).replace("RUN", sweep.runs()[0].name)
         local = {"SKINJOB_SUBMIT_CLUSTER": "local", "SKINJOB_SUBMIT_DRY_RUN": "1"}
         run(named, cluster, SKINJOB_FETCH_WEIGHTS_SOURCE=str(tmp_path / name), **local)
+
+
+def test_your_site_runs_as_written(project: Path, slurm: Slurm) -> None:
+    """What the page on sites tells a person to type works on a real SLURM, in that order."""
+    shutil.copytree(ROOT / "jobs", project / "jobs")
+    path = f"{tools_in(project)}:{os.environ['PATH']}"
+    env = {"PATH": path, "PYTHONPATH": ":".join(sys.path), "SKINJOB_SUBMIT_CPUS": "1"}
+    for line in commands_in(PAGES[ON_SLURM]):
+        result = slurm.run(["sh", "-c", line], cwd=project, env=env)
+        assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
+    assert (project / "jobs/site.toml").exists()
 
 
 def test_set_up_is_two_make_targets() -> None:
