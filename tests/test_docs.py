@@ -111,7 +111,7 @@ def make(*arguments: str) -> str:
 
 
 def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
-    """README's story from the laptop to the report works as it stands, and so do all other pages."""
+    """The story of README from laptop to report works as it stands, and so do all other pages."""
     laptop, cluster = tmp_path / "laptop", login_node / "skinjob"
     laptop.mkdir()
     (cluster / "weights").mkdir(parents=True)
