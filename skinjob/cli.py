@@ -5,22 +5,31 @@ Heavy libraries are imported inside the commands that use them, so that `--help`
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from skinjob import __version__
+from skinjob.commands.completion import completion
 from skinjob.commands.demo import demo
+from skinjob.commands.doctor import doctor
 from skinjob.commands.fetch import fetch_weights
+from skinjob.commands.help import TaskGroup
 from skinjob.commands.report import report
 from skinjob.commands.site import config, init_site
-from skinjob.commands.steer import cancel, retry
+from skinjob.commands.steer import cancel, clean, retry
 from skinjob.commands.submit import submit, train
-from skinjob.commands.watch import status
+from skinjob.commands.watch import list_sweeps, logs, status
 from skinjob.console import shown
 from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
+        sys.stdout.flush()
     except SkinjobError as fault:
         for line in fault.details:
             click.echo(line)
@@ -39,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _tell(told_in(fault) + fault.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
+    except OSError as fault:
+        if fault.errno not in DISK_IS_FULL:
+            raise
+        _drop_output()
+        code = _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -47,7 +62,27 @@ def _tell(message: str, remedy: str, code: int) -> int:
     return code
 
 
+def _drop_output() -> None:
+    """Lets go what is still to be written to stdout: Python would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Skinjob(TaskGroup):
+    """The group of all commands. A reader that leaves, as `head` does, ends it without a word."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+
+
 @click.group(
+    cls=Skinjob,
     context_settings={
         "auto_envvar_prefix": "SKINJOB",
         "help_option_names": ["-h", "--help"],
@@ -61,9 +96,9 @@ def cli(ctx: click.Context) -> None:
     """Fine-tune ResNet18 on an air-gapped SLURM cluster and compare batch sizes.
 
     \b
-    laptop        skinjob fetch-weights        then scp the file
-    login node    skinjob submit               one GPU job per batch size
-    anywhere      skinjob report               tables and plots
+    laptop      skinjob fetch-weights   then scp the file
+    login node  skinjob submit          a job per batch size
+    anywhere    skinjob report          tables and plots
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -73,12 +108,17 @@ for command in (
     fetch_weights,
     init_site,
     config,
+    doctor,
     submit,
-    train,
     status,
-    retry,
+    logs,
     cancel,
+    retry,
+    list_sweeps,
+    clean,
     report,
     demo,
+    train,
+    completion,
 ):
     cli.add_command(command)

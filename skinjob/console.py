@@ -6,8 +6,13 @@ Output to a terminal fits its width; piped output is never cut, and has no bar.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 PIPE_WIDTH = 400  # columns; a pipe has no width, and a cut table is useless to grep
 
@@ -79,3 +84,66 @@ def shown(text: str) -> str:
     a b\\n.jpg
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def width() -> int | None:
+    """Returns the columns of the terminal that stdout goes to; None where it goes to none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str]
+) -> list[str]:
+    """Returns a header and a line for each row; columns in *words* are to the left, others right.
+
+    A thousand rows take some milliseconds, of rich's table a second.
+
+    >>> table_lines(("run", "epoch"), [("bs32", "1/20"), ("bs1024", "10/20")], words=("run",))
+    ['run     epoch', 'bs32     1/20', 'bs1024  10/20']
+    """
+    lines = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    is_left = [name in words for name in columns]
+    return [
+        "  ".join(
+            cell.ljust(size) if left else cell.rjust(size)
+            for cell, size, left in zip(line, widths, is_left, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
+    """Prints lines as they are; on a terminal the words in *colours* have theirs."""
+    if not lines:
+        return
+    if not sys.stdout.isatty():
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(_coloured(lines, colours), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def redrawn(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], None]]:
+    """Yields a function that puts lines where those were that it was last called with.
+
+    For a terminal. The cursor is hidden meanwhile, and what was drawn last is left there.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
+        yield lambda lines: live.update(_coloured(lines, colours), refresh=True)
+
+
+def _coloured(lines: Sequence[str], colours: Mapping[str, str]) -> Text:
+    """Returns lines as rich prints them, each word of *colours* that a line has in its colour."""
+    from rich.text import Text
+
+    text = Text("\n".join(lines), no_wrap=True, overflow="crop")
+    for word, colour in colours.items():
+        text.highlight_regex(rf"(?m)\b{word}\b", colour)
+    return text

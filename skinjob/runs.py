@@ -10,12 +10,13 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
@@ -325,10 +326,11 @@ def _read_record(kind: type[Record], file: Path, fault: str) -> Record:
     """
     values = _read_json(file, fault)
     show = f"cat {shlex.quote(str(file))}"
-    found = {name: values[name] for name in get_type_hints(kind) if name in values}
-    for name, wanted in get_type_hints(kind).items():
+    types = _types(cast(Hashable, kind))
+    found = {name: values[name] for name in types if name in values}
+    for name, wanted in types.items():
         value = found.get(name)
-        fits = isinstance(value, int | float if wanted is float else wanted)
+        fits = isinstance(value, wanted)
         if name in found and (isinstance(value, bool) or not fits or not _is_time(name, value)):
             raise RunError(f"{fault}: {file}: {name} is {value!r:.80}", show)
     try:
@@ -337,12 +339,20 @@ def _read_record(kind: type[Record], file: Path, fault: str) -> Record:
         raise RunError(f"{fault}: {file}: {problem}", show) from None
 
 
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    """Returns the types of a record's values by name; a whole number will do for any other."""
+    hints = get_type_hints(kind)
+    return {name: int | float if wanted is float else wanted for name, wanted in hints.items()}
+
+
 def _is_time(name: str, value: object) -> bool:
     """Says whether a value may have this name: the times are such as `utc_now` gives."""
     if not name.endswith("_utc") or value is None:
         return True
-    try:
-        return bool(datetime.strptime(str(value), "%Y-%m-%dT%H:%M:%SZ"))
+    text = str(value)
+    try:  # a tenth of the time that strptime takes, which counts with a thousand runs
+        return bool(datetime.fromisoformat(text[:-1])) and (len(text), text[-1]) == (20, "Z")
     except ValueError:
         return False
 

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def make_sweep(
             precision="bf16",
             started_utc="2025-03-01T09:00:00Z",
             heartbeat_utc="2025-03-01T09:10:00Z",
+            images_per_s=277.6,
         )
         _make_run(run, batch_size, lr, seed, done, (states or {}).get(run.name, state), counts)
     info = _info(sweep, batch_sizes, lrs, seeds, epochs, names, counts, untrained)
@@ -75,8 +76,12 @@ def _make_run(
         seed=seed,
     )
     run.config_file.write_text(json.dumps(asdict(config)), encoding="utf-8")
+    rows = metric_rows(run, batch_size, seed, epochs, counts, lr)
+    if rows:
+        ended, accuracy = rows[-1]["time_utc"], rows[-1]["test_accuracy"]
+        state = replace(state, epoch_utc=state.epoch_utc or ended, test_accuracy=accuracy)
     run.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    write_rows(run, metric_rows(run, batch_size, seed, epochs, counts, lr))
+    write_rows(run, rows)
 
 
 def write_rows(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:

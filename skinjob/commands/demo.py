@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from skinjob.commands.help import TaskCommand
 from skinjob.commands.report import report_on
 from skinjob.commands.submit import print_plan, submit_and_tell
 from skinjob.config import ClusterConfig, TrainConfig
@@ -15,7 +16,7 @@ from skinjob.errors import WeightsError
 DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -24,7 +25,9 @@ DEMO_TRAIN, DEMO_TEST, DEMO_EPOCHS, DEMO_LR = 160, 40, 10, 0.1
     help="Folder to make it all in.",
 )
 def demo(folder: Path) -> None:
-    """Run the whole job on this machine, on generated images: fetch, submit, train, report.
+    """Do the whole job here, on drawn images, in minutes.
+
+    It fetches, submits, trains and reports, and needs no SLURM and no GPU.
 
     \b
     Example:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from skinjob.commands.help import TaskCommand
 
-@click.command()
+
+@click.command(cls=TaskCommand)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -23,7 +25,9 @@ import click
     "--sha256", help="Digest of the source, 64 hex digits; needed when its name carries none."
 )
 def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
-    """Download, check and serialize the pretrained ResNet18, ready for scp. Needs no torch.
+    """Download and check the pretrained ResNet18. Needs no torch.
+
+    It goes on where a download broke off, and leaves a file that is ready for scp.
 
     \b
     Example:

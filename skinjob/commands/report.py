@@ -7,26 +7,29 @@ from pathlib import Path
 
 import click
 
-from skinjob.commands.arguments import newest, runs_option, typed
+from skinjob.commands.arguments import find_sweep, newest, runs_option, sweeps_argument, typed
+from skinjob.commands.help import TaskCommand
 from skinjob.console import print_table
 from skinjob.runs import Sweep
 
 
-@click.command()
-@click.argument("sweep", nargs=-1, type=click.Path(path_type=Path))
+@click.command(cls=TaskCommand)
+@sweeps_argument
 @runs_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the report. [default: SWEEP/report]"
 )
-def report(sweep: tuple[Path, ...], runs: Path, out: Path | None) -> None:
-    """Merge the CSVs of a sweep, by default the newest, into tables and plots. Needs no torch.
+def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
+    """Turn the CSVs of a sweep into tables, plots and a page.
+
+    Without a SWEEP the newest is meant; of several, the runs are put together. Needs no torch.
 
     \b
     Example:
       skinjob report
       skinjob report runs/my-sweep
     """
-    report_on([Sweep(folder) for folder in sweep] or [newest(runs)], out)
+    report_on([find_sweep(one, runs) for one in sweep] or [newest(runs)], out)
 
 
 def report_on(chosen: Sequence[Sweep], out: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import ConfigError
@@ -18,14 +19,14 @@ from skinjob.options import cluster_options, file_options, recipe_options
 from skinjob.sources import CLUSTER_KEYS, DEFAULT_SITE, TRAIN_KEYS, source
 
 
-@click.command(context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
+@click.command(cls=TaskCommand, context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
 @recipe_options
 @cluster_options
 @file_options
 @click.option("--json", "is_json", is_flag=True, help="Print it as JSON, for programs.")
 @click.pass_context
 def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
-    """Show what `skinjob submit` would take, and where each value comes from.
+    """Show what submit would take, and where each value is from.
 
     It takes submit's options, variables and files. The earlier wins: a flag, a SKINJOB_SUBMIT_
     variable, the job file, the site profile, your own profile (~/.config/skinjob/site.toml).
@@ -98,7 +99,7 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@click.command("init-site")
+@click.command("init-site", cls=TaskCommand)
 @click.option("--partition", help="The partition to choose. [default: one with GPUs that is up]")
 @click.option(
     "--out",
@@ -109,7 +110,9 @@ def _shown(value: Any) -> str:
 )
 @click.option("--force", is_flag=True, help="Write over a profile that is there.")
 def init_site(partition: str | None, out: Path, force: bool) -> None:
-    """Ask SLURM for its partitions, GPUs, accounts and limits, and write a site profile.
+    """Ask SLURM what there is, and write a site profile of it.
+
+    It asks for partitions, types of GPU, features, accounts and limits.
 
     \b
     Example:

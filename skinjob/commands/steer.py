@@ -20,15 +20,24 @@ from skinjob.commands.arguments import (
     runs_of,
     runs_option,
 )
+from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
 from skinjob.config import ClusterConfig
 from skinjob.console import print_table
 from skinjob.options import cluster_options
-from skinjob.runs import Sweep
+from skinjob.runs import Sweep, sweeps
 
 if TYPE_CHECKING:
     from skinjob.submit.cancel import Cancellation
+    from skinjob.submit.clean import Clearing
     from skinjob.submit.state import Standing
+
+WITHOUT = {
+    "caches": "are made again when they are needed, which takes time",
+    "failed": "a run without its checkpoint starts at its first epoch when it is queued again",
+    "submission": "logs of jobs that ended well; what a failed run's job said is kept",
+}
+"""What is lost with each kind."""
 
 MOST_NAMED = 3  # runs of a kind; a sweep may have a thousand
 
@@ -40,12 +49,13 @@ def _as_recorded(command: click.Command) -> click.Command:
     for option in command.params:
         if isinstance(option, click.Option) and option.name in names:
             option.show_default = False
+            option.envvar, option.allow_from_autoenv = None, False  # `submit`'s variables
             option.help = re.sub(r" \[default: .*\]", "", option.help or "")
     return command
 
 
 @_as_recorded
-@click.command()
+@click.command(cls=TaskCommand)
 @needed_sweep_argument
 @runs_argument
 @cluster_options
@@ -63,10 +73,11 @@ def retry(
     is_waiting: bool,
     **cluster: Any,
 ) -> None:
-    """Queue again the runs of a sweep that failed or were lost; each goes on where it was.
+    """Queue again the runs that failed or were lost.
 
-    Runs that you cancelled are queued again when they are named. Recipe, images, weights and what
-    the jobs ask for are those of the sweep, but for the options given here.
+    Each goes on where it was. Runs that you cancelled are queued again when they are named.
+    Recipe, images, weights and what the jobs ask for are those of the sweep, but for the
+    options given here.
 
     \b
     Example:
@@ -103,15 +114,16 @@ def _tell_left(left: Sequence[Standing]) -> None:
         click.echo(f"left alone, {state}{hint}: {', '.join(names[:MOST_NAMED])}{more}")
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @needed_sweep_argument
 @runs_argument
 @runs_option
 @click.option("--yes", is_flag=True, help="Do not ask, where it is the whole sweep.")
 def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
-    """Cancel the runs of a sweep that wait or are at work, all of them or those that are named.
+    """Cancel a sweep, or those of its runs that are named.
 
-    What is done stays. `skinjob retry SWEEP RUN` takes a cancelled run up again where it was.
+    Runs that wait or are at work are cancelled; what is done stays. `skinjob retry SWEEP RUN`
+    takes a cancelled run up again where it was.
 
     \b
     Example:
@@ -149,6 +161,55 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
     if what.cancelled:
         click.echo(f"\nback:  {sweep.retry_command(*what.cancelled[:1])}")
     click.echo(f"{'' if what.cancelled else chr(10)}next:  skinjob status {_quoted(sweep)}")
+
+
+@click.command(cls=TaskCommand)
+@click.argument("sweep", required=False)
+@runs_option
+@click.option("--caches", is_flag=True, help="Views and compiled code, which all sweeps share.")
+@click.option("--failed", is_flag=True, help="Checkpoints of failed runs, and half-written files.")
+@click.option("--submission", is_flag=True, help="Job scripts, pickles and output of past jobs.")
+@click.option("--yes", is_flag=True, help="Remove it. Without this it is only shown.")
+def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
+    """Show what could be removed, and how much it is.
+
+    Of a sweep or of all; --yes removes it. Results stay, and so do sweeps with runs that wait
+    or are at work. Without --caches, --failed or --submission it is all three; of one sweep
+    without the caches.
+
+    \b
+    Example:
+      skinjob clean
+      skinjob clean --caches --yes
+    """
+    from skinjob.submit.clean import KINDS, clear, plan_clearing
+
+    chosen = [find_sweep(sweep, runs)] if sweep else sweeps(runs)
+    wanted = [name for name in KINDS if kinds[name]] or list(KINDS[1:] if sweep else KINDS)
+    act = clear if yes else plan_clearing
+    _tell_cleared(act(chosen[0].folder.parent if sweep else runs, chosen, wanted), yes)
+
+
+def _tell_cleared(what: Clearing, is_done: bool) -> None:
+    """Prints a line for each kind and place, what is left alone, and how to go on."""
+    rows = [
+        (part.kind, str(part.folder), str(part.num_files), f"{part.num_bytes:,}")
+        for part in what.parts
+    ]
+    if rows:
+        print_table(("what", "where", "files", "bytes"), rows, words=("where",))
+        click.echo()
+        for kind in dict.fromkeys(part.kind for part in what.parts):
+            click.echo(f"{kind}: {WITHOUT[kind]}")
+    for folder, reason in what.left:
+        click.echo(f"left alone: {folder}: {reason}")
+    size = f"{what.num_bytes:,} bytes ({what.num_bytes / 1e6:,.1f} MB)"
+    if not rows:
+        click.echo("nothing to remove")
+    elif is_done:
+        click.echo(f"removed: {size}")
+    else:
+        click.echo(f"to remove: {size}; nothing was yet: the same command with --yes does")
 
 
 def _quoted(sweep: Sweep) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob.commands.arguments import runs_option
+from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table
 from skinjob.errors import RunError
@@ -31,10 +32,11 @@ wait_option = click.option(
     help="Return when all runs have ended; exit 1 if one failed.",
 )
 
+
 MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @recipe_options
 @cluster_options
 @runs_option
@@ -42,7 +44,23 @@ MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails ta
 @file_options
 @dry_run_option
 @wait_option
-def submit(
+def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
+    """Check everything, then queue one GPU job per batch size.
+
+    Submitted again, the same sweep queues only what has failed or was lost.
+
+    \b
+    Example:
+      skinjob submit --batch-sizes 32,64,128,256 --partition gpu
+      skinjob submit --dry-run
+    """
+    from skinjob.submit.plan import make_plan
+
+    print_and_submit(make_plan(**asked(**options)), dry_run, is_waiting)
+
+
+def asked(
+    *,
     train: str,
     data: str,
     skip_bad_images: bool,
@@ -56,20 +74,13 @@ def submit(
     precision: str,
     runs: Path,
     name: str | None,
-    dry_run: bool,
-    is_waiting: bool,
     **cluster: Any,
-) -> None:
-    """Queue one training job per batch size, after checking all that can be checked here.
+) -> dict[str, Any]:
+    """Returns the arguments of `make_plan` from the values of the options.
 
-    Submitted again, the same sweep queues only what has failed or was lost.
-
-    \b
-    Example:
-      skinjob submit --batch-sizes 32,64,128,256 --partition gpu
-      skinjob submit --dry-run
+    Raises: ConfigError when one of them cannot work.
     """
-    from skinjob.submit.plan import grid, make_plan
+    from skinjob.submit.plan import grid
 
     lrs = lr or (DEFAULTS[train]["lr"],)
     config = TrainConfig(
@@ -84,14 +95,13 @@ def submit(
         device=device,
         precision=precision,
     )
-    plan = make_plan(
-        configs=grid(config, batch_sizes, lrs, seeds),
-        cluster=ClusterConfig(**cluster),
-        runs=runs,
-        name=name,
-        skip_bad_images=skip_bad_images,
-    )
-    print_and_submit(plan, dry_run, is_waiting)
+    return {
+        "configs": grid(config, batch_sizes, lrs, seeds),
+        "cluster": ClusterConfig(**cluster),
+        "runs": runs,
+        "name": name,
+        "skip_bad_images": skip_bad_images,
+    }
 
 
 def print_and_submit(plan: Plan, is_dry: bool, is_waiting: bool) -> None:
@@ -175,12 +185,12 @@ def _tell_standing(one: Standing) -> None:
     click.echo(f"{one.run} {BY_YOU if one.error == BY_YOU else words}{why}")
 
 
-@click.command()
+@click.command(cls=TaskCommand)
 @click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path))
 def train(run: tuple[Path, ...]) -> None:
-    """Train submitted runs of one sweep here and now, as their job would.
+    """Train submitted runs here and now, as their job would.
 
-    A run goes on after its last finished epoch.
+    They are of one sweep. A run goes on after its last finished epoch.
 
     \b
     Example:

@@ -1,102 +1,156 @@
-"""What became of a sweep: `skinjob status`."""
+"""What became of sweeps: `skinjob status`, `skinjob list`, `skinjob logs`."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from skinjob.commands.arguments import newest, runs_option, typed
-from skinjob.console import print_table
-from skinjob.runs import Run, Sweep
+from skinjob.commands.arguments import (
+    find_run,
+    find_sweep,
+    run_argument,
+    runs_option,
+    sweep_argument,
+)
+from skinjob.commands.help import TaskCommand
+from skinjob.console import print_lines, redrawn, width
 
 if TYPE_CHECKING:
-    from skinjob.submit.state import Standing
-
-MOST_TOLD = 5  # faults told one by one; a job that fails takes many runs along
-LINES_TOLD = 5  # of a log
+    from skinjob.submit.state import Standing, Survey
 
 
-@click.command()
-@click.argument("sweep", required=False, type=click.Path(path_type=Path))
+@click.command(cls=TaskCommand)
+@sweep_argument
 @runs_option
+@click.option("--watch", is_flag=True, help="Look again every 2 s until no run waits or runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object for other programs.")
 @click.pass_context
-def status(ctx: click.Context, sweep: Path | None, runs: Path) -> None:
-    """Show how the runs of a sweep stand, by default the newest, and what ended those that failed.
+def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_json: bool) -> None:
+    """Show how the runs of a sweep stand, and what ended them.
 
-    Exit code 0: all are done; 3: some wait or are at work; 1: some failed and no other is left.
+    Without a SWEEP the newest is meant. Exit code 0: all are done; 3: some wait or are at work;
+    1: some failed and no other is left.
 
     \b
     Example:
       skinjob status
-      skinjob status runs/my-sweep
+      skinjob status --watch
     """
-    from skinjob.submit.state import NO_ANSWER, OPEN, survey
+    from skinjob.submit.state import survey
+    from skinjob.submit.watch import surveys
 
-    chosen = Sweep(sweep) if sweep else newest(runs)
-    answer = survey(chosen)
-    found = answer.runs
-    if answer.slurm == NO_ANSWER:
-        click.echo("SLURM does not answer: this is what the folders say")
-    _print_standings(found)
-    _print_faults(chosen, found)
-    states = {one.state for one in found}
-    ctx.exit(3 if states & set(OPEN) else 0 if states <= {"done"} else 1)
+    if watch and as_json:
+        raise click.UsageError("--json is one look; with --watch there are many")
+    chosen = find_sweep(sweep, runs)
+    found = _watched(surveys(chosen)) if watch else survey(chosen)
+    _print_json(found) if as_json else _print_status(found, is_drawn=watch)
+    ctx.exit(_exit_code(found))
 
 
-def _print_standings(found: Sequence[Standing]) -> None:
-    """Prints a line for each run; the jobs are left out where the terminal is narrow."""
-    is_narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < 80
-    columns = ("run", "state", "epoch", *(() if is_narrow else ("job",)), "reason")
-    rows = [
-        (
-            one.run,
-            one.state,
-            f"{one.epoch}/{one.epochs}",
-            *(() if is_narrow else (one.job or "none",)),
-            one.reason,
-        )
-        for one in found
-    ]
-    print_table(columns, rows, words=("state", "reason"))
+def _exit_code(found: Survey) -> int:
+    from skinjob.submit.state import OPEN
+
+    states = {one.state for one in found.runs}
+    return 3 if states & set(OPEN) else 0 if states <= {"done"} else 1
 
 
-def _print_faults(sweep: Sweep, found: Sequence[Standing]) -> None:
-    """Prints what is wrong with runs and what to do, once for all runs that one job took along."""
-    from skinjob.submit.faults import last_words
+def _print_status(found: Survey, *, is_drawn: bool) -> None:
+    """Prints summary, table and faults; of what *is_drawn* already the faults alone."""
+    from skinjob.commands.standings import COLOURS, faults, summary, table
 
-    groups: dict[tuple[str | None, ...], list[Standing]] = {}
-    for one in found:
-        if one.error or one.state in ("failed", "cancelled", "lost"):
-            groups.setdefault((one.state, one.fault, one.job or one.run), []).append(one)
-    for one, *others in list(groups.values())[:MOST_TOLD]:
-        more = f" and {len(others)} more of its job" if others else ""
-        click.echo(f"\n{one.run}{more}: {one.fault or one.state}")
-        click.echo(_indented(one.error or "it does not say why"))
-        for file, lines in last_words(Run(sweep.folder / one.run), one.job, LINES_TOLD):
-            click.echo(f"  {typed(file)}:")
-            for line in lines:
-                click.echo(f"  | {line}")
-        if one.remedy:
-            click.echo(f"  fix: {one.remedy}")
-    rest = sum(map(len, list(groups.values())[MOST_TOLD:]))
-    if rest:
-        click.echo(f"\nand {rest} more; the reasons are in the state.json of each")
+    if not is_drawn:
+        lines = [*summary(found, width()), "", *table(found.runs, width())]
+        print_lines(lines, COLOURS)
+    print_lines(faults(found.sweep, found.runs, width()), COLOURS)
 
 
-def _indented(sentence: str) -> str:
-    """Returns a sentence two columns in; broken between words where a terminal needs it."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(sentence) + 2
-    return textwrap.fill(
-        sentence,
-        width,
-        initial_indent="  ",
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _print_json(found: Survey) -> None:
+    sweep = {"sweep": found.sweep.name, "folder": str(found.sweep.folder.absolute())}
+    runs = [asdict(one) for one in found.runs]
+    click.echo(json.dumps(sweep | {"slurm": found.slurm, "runs": runs}, indent=2))
+
+
+def _watched(looks: Iterable[Survey]) -> Survey:
+    """Shows how runs stand while they go on, and returns how they stand at the end."""
+    return _redrawn(looks) if sys.stdout.isatty() else _told(looks)
+
+
+def _redrawn(looks: Iterable[Survey]) -> Survey:
+    from skinjob.commands.standings import COLOURS, picture
+
+    with redrawn(COLOURS) as draw:
+        for found in looks:
+            size = shutil.get_terminal_size()
+            draw(picture(found, size.columns, size.lines))
+    return found
+
+
+def _told(looks: Iterable[Survey]) -> Survey:
+    """Prints a line for each change, for a pipe."""
+    from skinjob.commands.standings import SLURM_WORDS, change, summary
+
+    before: dict[str, Standing] = {}
+    slurm = None
+    for found in looks:
+        lines = [] if before else summary(found, None)
+        if before and found.slurm != slurm and found.slurm in SLURM_WORDS:
+            lines.append(SLURM_WORDS[found.slurm])
+        lines += [line for one in found.runs if (line := change(before.get(one.run), one))]
+        print_lines(lines, {})
+        sys.stdout.flush()
+        before, slurm = {one.run: one for one in found.runs}, found.slurm
+    return found
+
+
+@click.command("list", cls=TaskCommand)
+@runs_option
+def list_sweeps(runs: Path) -> None:
+    """List the sweeps: of what, how they stand, how well they do.
+
+    The newest is the last. The accuracy is the best that a run of the sweep had on the test
+    images after its last epoch.
+
+    \b
+    Example:
+      skinjob list
+    """
+    from skinjob.commands.standings import COLOURS, overview_lines
+    from skinjob.submit.overview import overviews
+
+    found = overviews(runs)
+    if not found:
+        click.echo(f"no sweep in {runs}/ yet; make one: skinjob submit")
+    print_lines(overview_lines(found, width()), COLOURS)
+
+
+@click.command(cls=TaskCommand)
+@run_argument
+@runs_option
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with what is new, until the run has ended."
+)
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=1), default=40, show_default=True, help="Last lines."
+)
+def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
+    """Print the end of a run's log, or follow it.
+
+    What else its job has said comes next, and on stderr how the run stands. RUN is a folder,
+    SWEEP/RUN, or a run of the newest sweep.
+
+    \b
+    Example:
+      skinjob logs bs0032-lr0.01-seed0
+      skinjob logs -f my-sweep/bs0032-lr0.01-seed0
+    """
+    from skinjob.submit.logs import log_lines
+
+    for line, is_log in log_lines(find_run(run, runs), lines, is_following=follow):
+        click.echo(line, err=not is_log)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -61,7 +61,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Survey:
-    """How every run of a sweep stands."""
+    """How the runs of a sweep stand."""
 
     sweep: Sweep
     slurm: str
@@ -95,8 +95,8 @@ def standings(sweep: Sweep) -> list[Standing]:
     return survey(sweep).runs
 
 
-def survey(sweep: Sweep, slurm: Answers | None = None) -> Survey:
-    """Returns how every run of a sweep stands; writes what ended those whose job is no more.
+def survey(sweep: Sweep, slurm: Answers | None = None, runs: Sequence[Run] | None = None) -> Survey:
+    """Returns how the runs of a sweep, or some of them, stand; writes what ended some.
 
     *slurm* may know some answers already; else SLURM is asked, where the folders leave it open.
 
@@ -105,7 +105,7 @@ def survey(sweep: Sweep, slurm: Answers | None = None) -> Survey:
     info = sweep.info()
     jobs: dict[str, str] = info["jobs"]
     epochs: int = info["recipe"]["epochs"]
-    cases = [Case(run, run.state(), jobs.get(run.name), epochs) for run in sweep.runs()]
+    cases = [Case(run, run.state(), jobs.get(run.name), epochs) for run in runs or sweep.runs()]
     if info["cluster"]["cluster"] == "local":
         is_at_work = is_working(sweep)
         return Survey(sweep, NOT_ASKED, [_local(one.again(), is_at_work) for one in cases])

@@ -1,0 +1,51 @@
+"""In the shell: `skinjob completion`, after which Tab completes commands, options and runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+from skinjob.commands.help import TaskCommand
+
+INSTALL = {
+    "bash": "skinjob completion bash > ~/.skinjob-completion && "
+    "echo '. ~/.skinjob-completion' >> ~/.bashrc",
+    "zsh": "skinjob completion zsh > ~/.skinjob-completion && "
+    "echo 'autoload -Uz compinit && compinit; . ~/.skinjob-completion' >> ~/.zshrc",
+    "fish": "skinjob completion fish > ~/.config/fish/completions/skinjob.fish",
+}
+"""What puts the script into every new shell. A file, as a shell should not wait for Python."""
+
+
+@click.command(cls=TaskCommand)
+@click.argument("shell", required=False, type=click.Choice(tuple(INSTALL)))
+@click.pass_context
+def completion(ctx: click.Context, shell: str | None) -> None:
+    """Print the script by which the Tab key completes words.
+
+    Commands, options, sweeps and runs are completed. Without a SHELL, it is the one that you use.
+    The last line of the script says how to keep it.
+
+    \b
+    Example:
+      eval "$(skinjob completion)"
+    """
+    chosen = shell or _own_shell()
+    click.echo(completion_script(ctx.find_root().command, chosen))
+    click.echo(f"# in every new shell: {INSTALL[chosen]}")
+
+
+def completion_script(cli: click.Command, shell: str) -> str:
+    """Returns the script for a shell; when sourced, it asks skinjob itself for the words."""
+    script = get_completion_class(shell)
+    assert script is not None, shell  # click has all of INSTALL
+    return script(cli, {}, "skinjob", "_SKINJOB_COMPLETE").source().strip()
+
+
+def _own_shell() -> str:
+    """Returns the user's shell, or bash where it is one that cannot complete words."""
+    name = Path(os.environ.get("SHELL", "")).name
+    return name if name in INSTALL else "bash"

@@ -1,0 +1,170 @@
+"""Help, completion and pipes: what a person meets who knows no command by heart yet."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import skinjob
+from sweep_maker import make_sweep
+
+from skinjob.cli import cli
+from skinjob.commands.help import COMMANDS, OPTIONS
+
+SHELL_CALLS = {
+    "bash": "eval \"$(skinjob completion bash)\"; COMP_WORDS=({words} ''); "
+    'COMP_CWORD={number}; _skinjob_completion skinjob; printf "%s\\n" "${{COMPREPLY[@]}}"',
+    "fish": "skinjob completion fish | source; complete --do-complete '{words} '",
+}
+
+
+@pytest.fixture
+def shell_path(tmp_path: Path) -> str:
+    """A PATH on which `skinjob` is this one."""
+    tool = tmp_path / "bin" / "skinjob"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m skinjob "$@"\n')
+    tool.chmod(0o755)
+    return f"{tool.parent}:{os.environ['PATH']}"
+
+
+def in_shell(shell: str, line: str, cwd: Path, path: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line in a shell of that name, with this PATH."""
+    return subprocess.run(
+        [shell, "-c", line],
+        cwd=cwd,
+        env=os.environ | {"PATH": path, "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def completed(shell: str, words: str, cwd: Path, path: str) -> list[str]:
+    """Returns what Tab offers in a real shell after *words* and a space."""
+    call = SHELL_CALLS[shell].format(words=words, number=len(words.split()))
+    result = in_shell(shell, call, cwd, path)
+    return sorted(line.split("\t")[0] for line in result.stdout.splitlines())  # fish: with help
+
+
+@pytest.mark.parametrize("shell", SHELL_CALLS)
+def test_tab_completes_commands_values_sweeps_and_runs(
+    shell: str, tmp_path: Path, shell_path: str
+) -> None:
+    """In a real shell, Tab offers the commands, an option's values, and what lies in runs/."""
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}: apt-get install {shell}")
+    make_sweep(tmp_path / "runs" / "monday", batch_sizes=(32, 64), epochs=1)
+    make_sweep(tmp_path / "other" / "tuesday", batch_sizes=(32,), epochs=1)
+
+    assert set(cli.commands) <= set(completed(shell, "skinjob", tmp_path, shell_path))
+    assert completed(shell, "skinjob submit --train", tmp_path, shell_path) == ["all", "head"]
+    assert completed(shell, "skinjob report", tmp_path, shell_path) == ["monday"]
+    assert completed(shell, "skinjob report --runs other", tmp_path, shell_path) == ["tuesday"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_is_of_the_users_own_shell(
+    shell: str, tmp_path: Path, shell_path: str
+) -> None:
+    """Without a word, `skinjob completion` prints the script of $SHELL, and how to keep it."""
+    said = skinjob("completion", cwd=tmp_path, SHELL=f"/usr/bin/{shell}").stdout
+    assert said == skinjob("completion", shell, cwd=tmp_path).stdout
+    assert said.splitlines()[-1].startswith(f"# in every new shell: skinjob completion {shell} > ")
+    if shutil.which(shell):  # it reads it without a word
+        result = in_shell(shell, f"skinjob completion {shell} | {shell} -n", tmp_path, shell_path)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_every_command_has_a_section_and_a_line_of_its_own(tmp_path: Path) -> None:
+    """`skinjob` alone lists every command by its task, in one whole line at 80 columns."""
+    listed = skinjob(cwd=tmp_path, COLUMNS="80").stdout
+    sections = re.split(r"^(?!Options)(\S.*):$", listed, flags=re.M)
+    titles = sections[1::2]
+    assert titles == [task for task in COMMANDS if task in titles]
+    lines = [line for text in sections[2::2] for line in text.splitlines() if line]
+    assert [line.split()[0] for line in lines] == [
+        name for names in COMMANDS.values() for name in names if name in cli.commands
+    ]
+    assert set(cli.commands) <= {line.split()[0] for line in lines}
+    assert "..." not in "".join(lines)
+
+
+def test_every_option_of_submit_has_its_section() -> None:
+    """What is about the recipe, the job or the site stands under that title, and nowhere twice."""
+    listed = [flag for flags in OPTIONS.values() for flag in flags]
+    flags = {flag for param in cli.commands["submit"].params for flag in param.opts}
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= flags
+    assert flags - set(listed) == {"--job", "--dry-run", "--wait"}
+
+
+def default_of(flag: str, text: str) -> str:
+    """Returns the note on an option's default in a help that is wide enough for it."""
+    (line,) = re.findall(rf"^  {flag} .*?(?=\n  -|\n\n|\Z)", text, re.M | re.S)
+    (note,) = re.findall(r"\[default: (.*)\]", " ".join(line.split()))
+    return note
+
+
+def test_help_tells_where_a_default_comes_from(tmp_path: Path) -> None:
+    """Built in, of the job file, the site's profile or a variable: help says which of them."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/default.toml").write_text("[train]\nseeds = [0, 1]\n")
+    (tmp_path / "jobs/site.toml").write_text('[cluster]\npartition = "gpu"\ngpu_type = "a100"\n')
+    text = skinjob(
+        "submit", "--help", cwd=tmp_path, SKINJOB_SUBMIT_MEM="16", SKINJOB_SUBMIT_GPU_TYPE="v100"
+    ).stdout
+    assert default_of("--seeds", text) == "0, 1; from jobs/default.toml"
+    assert default_of("--partition", text) == "gpu; from jobs/site.toml"
+    assert default_of("--gpu-type", text) == "v100; from SKINJOB_SUBMIT_GPU_TYPE"
+    assert default_of("--mem", text) == "16; from SKINJOB_SUBMIT_MEM"
+    assert default_of("--epochs", text) == "20"
+    (tmp_path / "my.toml").write_text("[train]\nseeds = [7]\n")
+    text = skinjob("submit", "--job", "my.toml", "--help", cwd=tmp_path).stdout
+    assert default_of("--seeds", text) == "7; from my.toml"
+
+
+def test_help_is_there_while_a_file_is_at_fault(tmp_path: Path) -> None:
+    """Whoever has to mend a job file can still read which options there are."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/default.toml").write_text("[train]\nsedes = [0]\n")
+    result = skinjob("submit", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert default_of("--seeds", result.stdout) == "0"
+    assert "unknown key in [train]: 'sedes'" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+    """No line of help is broken by the terminal, of no command; nor is one too long to read."""
+    for words in ([], *([name] for name in cli.commands)):
+        said = skinjob(*words, "--help", cwd=tmp_path, COLUMNS=str(columns)).stdout
+        lines = re.sub(r"(?s)  Example:.*?\n\n", "", said).splitlines()  # to paste as they are
+        assert max(map(len, lines)) <= min(columns, 100), words
+
+
+def test_a_pipe_that_closes_is_no_fault(tmp_path: Path, shell_path: str) -> None:
+    """`skinjob ... | head -1` says its line and nothing else: no traceback, no error."""
+    make_sweep(tmp_path / "runs" / "monday", seeds=range(100), epochs=1)
+    for line in ("skinjob --help", "skinjob submit --help", "skinjob status"):
+        for reader in ("head -1", "true"):
+            result = in_shell("bash", f"{line} | {reader}", tmp_path, shell_path)
+            assert (result.returncode, result.stderr) == (0, ""), line
+            assert len(result.stdout.splitlines()) == (reader != "true")
+
+
+def test_output_that_finds_no_room_is_two_lines(tmp_path: Path, shell_path: str) -> None:
+    """A disk that is full under `skinjob ... > FILE` is said in words."""
+    make_sweep(tmp_path / "runs" / "monday", epochs=1)
+    for line in ("skinjob --help", "skinjob status"):
+        result = in_shell("bash", f"{line} > /dev/full", tmp_path, shell_path)
+        assert result.returncode == 1
+        assert result.stderr.splitlines() == [
+            "error: not all could be written: No space left on device",
+            "fix:   df -h",
+        ]
