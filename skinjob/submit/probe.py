@@ -161,8 +161,8 @@ def _wait(folder: Path, job: str, line: _Line) -> Probed:
                 why = f"job {job} does not start by itself: {never}"
                 return Probed(job, None, why, "sinfo; skinjob submit --dry-run   # shows a script")
             else:
-                words = f"waiting: {why_pending(queued.reason)}"
-            line.show(f"probe: job {job}, {words}; {now - started:.0f} s. Ctrl-C cancels it", words)
+                words = f"waiting, {why_pending(queued.reason)}"
+            line.show(f"probe: job {job}, {now - started:.0f} s (Ctrl-C cancels it): {words}", words)
         time.sleep(LOOK_S)
 
 
