@@ -115,6 +115,8 @@ def table_lines(
 
 def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
     """Prints lines as they are; on a terminal the words in *colours* have theirs."""
+    if not lines:
+        return
     if not sys.stdout.isatty():
         sys.stdout.write("".join(f"{line}\n" for line in lines))
         return
@@ -141,8 +143,7 @@ def _coloured(lines: Sequence[str], colours: Mapping[str, str]) -> Text:
     """Returns lines as rich prints them, each word of *colours* that a line has in its colour."""
     from rich.text import Text
 
-    text = Text("\n".join(lines), no_wrap=True, overflow="crop", end="")
-    text.append("\n")
+    text = Text("\n".join(lines), no_wrap=True, overflow="crop")
     for word, colour in colours.items():
         text.highlight_regex(rf"(?m)\b{word}\b", colour)
     return text

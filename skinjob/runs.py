@@ -350,8 +350,9 @@ def _is_time(name: str, value: object) -> bool:
     """Says whether a value may have this name: the times are such as `utc_now` gives."""
     if not name.endswith("_utc") or value is None:
         return True
-    try:
-        return bool(datetime.strptime(str(value), "%Y-%m-%dT%H:%M:%SZ"))
+    text = str(value)
+    try:  # a tenth of the time that strptime takes, which counts with a thousand runs
+        return bool(datetime.fromisoformat(text[:-1])) and (len(text), text[-1]) == (20, "Z")
     except ValueError:
         return False
 

@@ -78,8 +78,8 @@ def _make_run(
     run.config_file.write_text(json.dumps(asdict(config)), encoding="utf-8")
     rows = metric_rows(run, batch_size, seed, epochs, counts, lr)
     if rows:
-        last = {"epoch_utc": rows[-1]["time_utc"], "test_accuracy": rows[-1]["test_accuracy"]}
-        state = replace(state, **last)
+        ended, accuracy = rows[-1]["time_utc"], rows[-1]["test_accuracy"]
+        state = replace(state, epoch_utc=state.epoch_utc or ended, test_accuracy=accuracy)
     run.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
     write_rows(run, rows)
 

@@ -36,10 +36,10 @@ INDENT = 21  # columns before what was found
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) -> None:
-    """Check what the queue would trip over.
+    """Check all that can be known before the queue.
 
-    SLURM and its limits, folders, weights, images, and with --probe what a compute node sees. Takes
-    what submit takes. Exit code 1 when a check failed; after warnings jobs work all the same.
+    SLURM, limits, files, Python, and with --probe a compute node. It takes what submit takes.
+    Exit code 1 when a check failed; after warnings jobs work all the same.
 
     \b
     Example:

@@ -169,20 +169,28 @@ def wrapped(sentence: str, width: int | None, *, indent: str = "") -> list[str]:
 def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:
     """Returns a line for each sweep, and below what is wrong with the folders of some.
 
-    Of columns that do not fit the recipe goes first, then when it was made.
+    Of columns that do not fit the recipe goes first, then when it was made; in a terminal too
+    narrow for a name and its runs, these have a line each.
     """
+    if not sweeps:
+        return []
     rows = [_overview_cells(one) for one in sweeps]
     names = ["sweep", "made (UTC)", "recipe", "runs", "accuracy"]
     cells = {name: [row[number] for row in rows] for number, name in enumerate(names)}
     for name in ("recipe", "made (UTC)", "accuracy"):
-        if width is None or not rows or _width(names, cells) <= width:
+        if width is None or _width(names, cells) <= width:
             break
         names.remove(name)
     lines = table_lines(
         names, list(zip(*(cells[name] for name in names), strict=True)), words=names[:-1]
     )
+    if width is not None and _width(names, cells) > width:
+        pairs = zip(cells["sweep"], cells["runs"], strict=True)
+        lines = [
+            line for name, told in pairs for line in (name, *wrapped(told, width, indent="  "))
+        ]
     bad = [line for one in sweeps if one.error for line in wrapped(shown(one.error), width)]
-    return [*lines, *(["", *bad] if bad else [])] if rows else []
+    return [*lines, "", *bad] if bad else lines
 
 
 def _overview_cells(one: Overview) -> tuple[str, ...]:

@@ -1,0 +1,78 @@
+"""A real terminal for a command, of a size, whose screen can be read: tmux."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import wait_until
+
+TMUX = shutil.which("tmux") or ""
+SKINJOB = (sys.executable, "-m", "skinjob")
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A terminal in which a command is at work, or has ended."""
+
+    socket: Path
+
+    def tmux(self, *words: str) -> str:
+        command = [TMUX, "-S", str(self.socket), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def screen(self) -> str:
+        """Returns what is to be seen, colours left out."""
+        return self.tmux("capture-pane", "-p").rstrip("\n") + "\n"
+
+    def coloured(self) -> str:
+        """Returns what is to be seen, with the terminal's codes for colours."""
+        return self.tmux("capture-pane", "-p", "-e")
+
+    def show(self, words: str) -> str:
+        """Returns the screen once these words are on it."""
+        wait_until(lambda: words in self.screen())
+        return self.screen()
+
+    def ask(self, name: str) -> int:
+        """Returns one of tmux's numbers: cursor_flag, 1 where it is seen; history_size."""
+        return int(self.tmux("display-message", "-p", f"#{{{name}}}"))
+
+    def press(self, key: str) -> None:
+        self.tmux("send-keys", key)
+
+
+@contextlib.contextmanager
+def terminal(
+    *words: str | Path, cwd: Path, columns: int, lines: int = 24, **env: str
+) -> Iterator[Terminal]:
+    """Yields a terminal in which a command begins; its exit code is the last line, as `exit N`.
+
+    Where there is no tmux a test is skipped, and with SKINJOB_REQUIRE_SLURM=1 it fails.
+    """
+    if not TMUX:
+        if os.environ.get("SKINJOB_REQUIRE_SLURM") == "1":
+            pytest.fail("no tmux", pytrace=False)
+        pytest.skip("no tmux")
+    found = Terminal(cwd / ".tmux")
+    size = ("-x", str(columns), "-y", str(lines))
+    command = f"{shlex.join(map(str, words))}; echo exit $?; exec /bin/sleep 1000"
+    ours = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    subprocess.run(
+        [TMUX, "-S", found.socket, "-f", os.devnull, "new-session", "-d", *size, command],
+        cwd=cwd,
+        env=ours | {"PYTHONPATH": ":".join(sys.path), "TERM": "xterm-256color"} | env,
+        check=True,
+    )
+    try:
+        yield found
+    finally:
+        subprocess.run([TMUX, "-S", found.socket, "kill-server"], check=False)
