@@ -97,7 +97,7 @@ def test_a_heavy_library_has_one_door(library: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["submit"], ["status"], ["report"], ["fetch-weights"], ["train"]]
+    "command", [[], ["submit"], ["status"], ["report"], ["fetch-weights"], ["train"], ["doctor"]]
 )
 def test_help_loads_no_heavy_library(command: list[str]) -> None:
     """`skinjob --help` answers at once, of every command."""
