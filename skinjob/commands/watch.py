@@ -142,8 +142,8 @@ def list_sweeps(runs: Path) -> None:
 def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
     """Print the end of a run's log, or follow it.
 
-    What else its job has said comes next, and how the run stands. RUN is a folder, SWEEP/RUN,
-    or a run of the newest sweep. The last goes to stderr.
+    What else its job has said comes next, and on stderr how the run stands. RUN is a folder,
+    SWEEP/RUN, or a run of the newest sweep.
 
     \b
     Example:

@@ -1,0 +1,153 @@
+"""`skinjob cancel` and `skinjob retry` on a real SLURM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Slurm, slurm_of_its_own
+from commands import refusal, wait_until
+from trees import left
+
+from skinjob.runs import BY_YOU, Sweep
+
+SMALL = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
+
+
+def skinjob(
+    slurm: Slurm, *arguments: str | Path, cwd: Path, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` as on the login node; it exits with *code*."""
+    command = [sys.executable, "-m", "skinjob", *arguments]
+    result = slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path)})
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def queued(slurm: Slurm) -> dict[str, str]:
+    """Returns the limits of the jobs that wait or run, by their ids."""
+    said = slurm.run(["squeue", "-h", "--array", "--states=PD,R", "-o", "%i %l"], check=True)
+    return dict(line.split() for line in said.stdout.splitlines())
+
+
+@contextlib.contextmanager
+def nothing_starts(slurm: Slurm) -> Iterator[None]:
+    """Lets all jobs wait, as they do for hours on a full cluster."""
+    partition = ["scontrol", "update", "partitionname=lab"]
+    slurm.run([*partition, "state=down"], check=True)
+    try:
+        yield
+    finally:
+        slurm.run([*partition, "state=up"], check=True)
+
+
+def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, project: Path) -> None:
+    """All tasks of an array go, held ones too; by name they come back, asking for what is given.
+
+    The project is reached through a link, as a home folder often is.
+    """
+    home = project / "home"
+    home.symlink_to(project)
+    grid = (*SMALL[2:], "--batch-sizes", "2,4,8", "--seeds", "0-1")
+    with nothing_starts(slurm):
+        skinjob(slurm, "submit", *grid, "--name", "s", "--runs", home / "runs", cwd=home)
+        sweep = Sweep(home / "runs/s")
+        first, second, *others = sweep.runs()
+        jobs = sweep.info()["jobs"]
+        slurm.run(["scontrol", "hold", jobs[first.name]], check=True)
+        skinjob(slurm, "cancel", sweep.folder, first.name, cwd=home)
+        assert set(queued(slurm)) == set(jobs.values()), "its other run waits on"
+        assert "cancelled by you" in skinjob(slurm, "status", sweep.folder, cwd=home, code=3).stdout
+        told = skinjob(slurm, "cancel", sweep.folder, cwd=home).stdout
+        assert not queued(slurm)
+        assert f"ended: job {', '.join(sorted(set(jobs.values())))}\n" in told
+        assert {run.state().error for run in sweep.runs()} == {BY_YOU}
+
+        assert "nothing of " in skinjob(slurm, "retry", sweep.folder, cwd=home).stdout
+        skinjob(slurm, "retry", sweep.folder, second.name, "--time", "33", cwd=home)
+        new = sweep.info()["jobs"]
+        assert queued(slurm) == {new[second.name]: "33:00"}
+        assert {run.name for run in sweep.runs() if new[run.name] != jobs[run.name]} == {
+            second.name
+        }
+        assert sweep.info()["cluster"] == sweep.info()["cluster"] | {"time_min": 33, "cpus": 1}
+        script = sweep.submission_folder / f"{new[second.name]}_submission.sh"
+        assert "#SBATCH --time=33\n" in script.read_text()
+        skinjob(slurm, "cancel", sweep.folder, cwd=home)
+    assert not queued(slurm)
+    assert {run.state().error for run in (first, second, *others)} == {BY_YOU}
+
+
+def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
+    slurm: Slurm, project: Path
+) -> None:
+    """Cancelled before it began or at work, a run leaves the others as if nothing had been.
+
+    Taken up again it ends in the numbers of a run that nobody cancelled.
+    """
+    grid = (*SMALL, "--seeds", "0-2", "--epochs", "300")
+    skinjob(slurm, "submit", *grid, "--name", "whole", "--runs", "whole", cwd=project)
+    with nothing_starts(slurm):
+        skinjob(slurm, "submit", *grid, "--name", "s", cwd=project)
+        sweep = Sweep(project / "runs/s")
+        stays, at_work, waiting = sweep.runs()
+        skinjob(slurm, "cancel", "s", waiting.name, cwd=project)
+    wait_until(lambda: at_work.state().epoch > 0)
+    told = skinjob(slurm, "cancel", "s", at_work.name, cwd=project).stdout
+    (job,) = set(sweep.info()["jobs"].values())
+    assert f"goes on, with other runs: job {job}\n" in told
+    cancelled_at = at_work.state().epoch
+    slurm.wait(job, timeout_s=180)
+    assert stays.state().state == "done"
+    assert cancelled_at <= at_work.state().epoch < 300, "it was let go of"
+    assert at_work.state().error == waiting.state().error == BY_YOU
+    assert waiting.state().attempts == 0
+
+    skinjob(slurm, "retry", "s", at_work.name, waiting.name, "--wait", cwd=project)
+    assert at_work.state().resumed_epoch >= cancelled_at
+    whole = Sweep(project / "whole/whole")
+    slurm.wait(whole.info()["jobs"][whole.runs()[0].name], timeout_s=180)
+    for run, reference in zip(sweep.runs(), whole.runs(), strict=True):
+        ours, theirs = left(run), left(reference)
+        for rows in (ours[0], theirs[0]):
+            for row in rows:
+                row.pop("sweep")
+        assert ours == theirs
+
+
+@pytest.fixture
+def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
+        yield cluster
+
+
+def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, project: Path) -> None:
+    """Nothing is lost: the folders say it, the command is told to repeat, and ends the job then."""
+    with nothing_starts(own_slurm):
+        skinjob(own_slurm, "submit", *SMALL, "--name", "s", cwd=project)
+        (run,) = Sweep(project / "runs/s").runs()
+        job = run.sweep.info()["jobs"][run.name]
+        stop(own_slurm)
+        result = skinjob(own_slurm, "cancel", "s", cwd=project, code=1)
+        assert f"SLURM has not ended job {job} (it does not answer)" in refusal(result)
+        assert f"skinjob cancel {run.sweep.folder}" in result.stderr
+        assert f"cancelled: {run.name}\n" in result.stdout
+        assert run.state().error == BY_YOU
+        own_slurm.restart()
+        assert set(queued(own_slurm)) == {job}
+        again = skinjob(own_slurm, "cancel", "s", cwd=project)
+        assert f"ended: job {job}\n" in again.stdout
+        assert not queued(own_slurm)
+
+
+def stop(slurm: Slurm) -> None:
+    """Kills the controller."""
+    pid = int((slurm.state / "pid/slurmctld").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
