@@ -17,6 +17,7 @@ import click
 from skinjob import __version__
 from skinjob.commands.completion import completion
 from skinjob.commands.demo import demo
+from skinjob.commands.doctor import doctor
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.help import TaskGroup
 from skinjob.commands.report import report
@@ -107,6 +108,7 @@ for command in (
     fetch_weights,
     init_site,
     config,
+    doctor,
     submit,
     status,
     logs,

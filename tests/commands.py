@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from skinjob.runs import Sweep, sweeps
 from skinjob.submit.state import standings
@@ -23,6 +24,22 @@ def skinjob(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.Complet
         stdin=subprocess.DEVNULL,
         text=True,
     )
+
+
+class Lines:
+    """What a command prints, read as it comes."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+        self.read: list[str] = []
+
+    def until(self, words: str) -> None:
+        """Returns when a line with these words has come."""
+        for line in self.stream:
+            self.read.append(line)
+            if words in line:
+                return
+        raise AssertionError(f"{words!r} never came: {self.read}")
 
 
 def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> str:

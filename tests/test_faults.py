@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import pty
 import re
 import shlex
 import signal
-import struct
 import subprocess
-import sys
-import termios
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +15,7 @@ import pytest
 import sweep_maker
 import trees
 from commands import only_sweep, refusal, skinjob, wait_until
+from terminal import SKINJOB, terminal
 
 from skinjob.config import ClusterConfig
 from skinjob.files import write_json
@@ -281,44 +276,17 @@ def test_of_many_faults_some_are_told_and_the_rest_counted(tmp_path: Path) -> No
     assert "and 25 more" in told
 
 
-@pytest.mark.parametrize("columns", [60, 100, 200])
-def test_status_fits_the_terminal(slurm_sweep: Sweep, tmp_path: Path, columns: int) -> None:
-    """No name is broken and no sentence cut, however narrow the terminal."""
-    lines = on_a_terminal(columns, "status", cwd=tmp_path).splitlines()
-    table = lines[: lines.index("")]
-    assert all(len(line) <= columns for line in table)
-    rows = [row for row in table if re.match(r"bs\d{4}-lr0.01-seed0 +(failed|running|done) ", row)]
-    assert len(rows) == 3
-    text = " ".join(" ".join(lines).split())
-    assert "does not fit the 16 GB of this GPU, which other jobs share" in text
-    sentence = [line for line in lines if "of this GPU" in line or "does not fit" in line]
-    assert all(len(line) <= columns for line in sentence)
-    assert ("12_0" in rows[0]) == (columns >= 80)
-
-
-def on_a_terminal(columns: int, *arguments: str, cwd: Path) -> str:
-    """Returns what `skinjob` shows on a terminal of so many columns, without its colours."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "skinjob", *arguments],
-        cwd=cwd,
-        env=env | {"PYTHONPATH": ":".join(sys.path), "TERM": "xterm", "PATH": NO_SLURM},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    ):
-        os.close(theirs)
-        shown = b"".join(_blocks(ours))
-    os.close(ours)
-    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
-
-
-def _blocks(terminal: int) -> Iterator[bytes]:
-    with contextlib.suppress(OSError):  # the other end is closed
-        while block := os.read(terminal, 4096):
-            yield block
+def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
+    slurm_sweep: Sweep, tmp_path: Path
+) -> None:
+    """A sentence is broken between its words alone."""
+    with terminal(*SKINJOB, "status", cwd=tmp_path, columns=60, lines=50, PATH=NO_SLURM) as shown:
+        lines = shown.show("exit 3").splitlines()
+    first, second = (
+        lines.index("  a batch of 32 images does not fit the 16 GB of this GPU,"),
+        lines.index("  which other jobs share"),
+    )
+    assert second == first + 1
 
 
 @pytest.mark.parametrize("word", sorted(ENDS))

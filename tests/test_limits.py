@@ -11,7 +11,7 @@ import torch
 from trees import make_sweep, make_tree
 
 from skinjob.errors import RunError, Stopped
-from skinjob.runs import Run
+from skinjob.runs import Run, utc_now
 from skinjob.submit.executor import Task
 from skinjob.train.job import run_job
 from skinjob.train.telling import explain, telling
@@ -31,7 +31,7 @@ def run(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def at_work(run: Run, **said: object) -> None:
     """Makes a run one that this process has had in hand for long."""
     mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
-    run.update_state(**mine, started_utc=LONG_AGO, **said)
+    run.update_state(**{**mine, "started_utc": LONG_AGO, **said})
 
 
 def test_a_job_at_its_time_limit_is_queued_again_and_once_less_often(run: Run) -> None:
@@ -85,6 +85,24 @@ def test_the_allowance_comes_to_an_end(run: Run) -> None:
     with pytest.raises(Stopped, match="once too often, after epoch 4 of 9") as stop:
         Task([run.folder], requeues=0).checkpoint()
     assert "--time 240" in stop.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("said", "fault", "words"),
+    [
+        ({"epoch": 4}, "time limit", "reached its time limit after epoch 4 of 9"),
+        ({"epoch": 4, "started_utc": utc_now()}, "preempted", "had to make room for another job"),
+    ],
+)
+def test_a_job_that_may_not_start_again_ends_with_the_reason(
+    run: Run, said: dict[str, object], fault: str, words: str
+) -> None:
+    """--no-requeue holds at the time limit as it does for preemption, however far the job came."""
+    at_work(run, **said)
+    with pytest.raises(Stopped, match=words) as stop:
+        Task([run.folder], requeue=False, requeues=3).checkpoint()
+    assert stop.value.fault == fault
+    assert "(--no-requeue)" in stop.value.message
 
 
 def test_what_stops_a_job_is_the_last_word_of_its_runs(run: Run) -> None:

@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
 import sweep_maker
 from cluster import Slurm, slurm_of_its_own
-from commands import wait_until
+from commands import Lines, wait_until
 
 from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep, run_name
@@ -49,22 +48,6 @@ SAID = f"""{{
 ARRAY, FAILED, CANCELLED = 50, 10, 11
 QUICK = "import skinjob.submit.watch as w; w.ASK_S = 1; from skinjob.cli import main; main()"
 """`skinjob` that asks SLURM oftener than it is polite to, so that a test is quick."""
-
-
-class Lines:
-    """What a command prints, read as it comes."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
-        self.read: list[str] = []
-
-    def until(self, words: str) -> None:
-        """Returns when a line with these words has come."""
-        for line in self.stream:
-            self.read.append(line)
-            if words in line:
-                return
-        raise AssertionError(f"{words!r} never came: {self.read}")
 
 
 @dataclass(frozen=True)

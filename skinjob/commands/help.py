@@ -87,10 +87,11 @@ class TaskCommand(click.Command):
         """Writes the options, in sections where they are many."""
         fault = self._read_files(ctx)
         shown = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
+        records = {option: _record(ctx, option) for option in shown}
         for title, group in _sections(shown).items():
             with formatter.section(title):
-                formatter.write_dl([_record(ctx, option) for option in group])
-        if len(shown) > FEW:
+                formatter.write_dl([records[option] for option in group])
+        if any("; from " in text for _, text in records.values()):
             formatter.write_paragraph()
             formatter.write_text("A default that names no file and no variable is built in.")
         if fault is not None:

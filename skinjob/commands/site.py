@@ -26,7 +26,7 @@ from skinjob.sources import CLUSTER_KEYS, DEFAULT_SITE, TRAIN_KEYS, source
 @click.option("--json", "is_json", is_flag=True, help="Print it as JSON, for programs.")
 @click.pass_context
 def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
-    """Show what `skinjob submit` would take, and where each value comes from.
+    """Show what submit would take, and where each value is from.
 
     It takes submit's options, variables and files. The earlier wins: a flag, a SKINJOB_SUBMIT_
     variable, the job file, the site profile, your own profile (~/.config/skinjob/site.toml).
@@ -110,7 +110,9 @@ def _shown(value: Any) -> str:
 )
 @click.option("--force", is_flag=True, help="Write over a profile that is there.")
 def init_site(partition: str | None, out: Path, force: bool) -> None:
-    """Ask SLURM for its partitions, GPUs, accounts and limits, and write a site profile.
+    """Ask SLURM what there is, and write a site profile of it.
+
+    It asks for partitions, types of GPU, features, accounts and limits.
 
     \b
     Example:

@@ -49,6 +49,7 @@ def _as_recorded(command: click.Command) -> click.Command:
     for option in command.params:
         if isinstance(option, click.Option) and option.name in names:
             option.show_default = False
+            option.envvar, option.allow_from_autoenv = None, False  # `submit`'s variables
             option.help = re.sub(r" \[default: .*\]", "", option.help or "")
     return command
 
@@ -72,10 +73,11 @@ def retry(
     is_waiting: bool,
     **cluster: Any,
 ) -> None:
-    """Queue again the runs of a sweep that failed or were lost; each goes on where it was.
+    """Queue again the runs that failed or were lost.
 
-    Runs that you cancelled are queued again when they are named. Recipe, images, weights and what
-    the jobs ask for are those of the sweep, but for the options given here.
+    Each goes on where it was. Runs that you cancelled are queued again when they are named.
+    Recipe, images, weights and what the jobs ask for are those of the sweep, but for the
+    options given here.
 
     \b
     Example:
@@ -118,9 +120,10 @@ def _tell_left(left: Sequence[Standing]) -> None:
 @runs_option
 @click.option("--yes", is_flag=True, help="Do not ask, where it is the whole sweep.")
 def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
-    """Cancel the runs of a sweep that wait or are at work, all of them or those that are named.
+    """Cancel a sweep, or those of its runs that are named.
 
-    What is done stays. `skinjob retry SWEEP RUN` takes a cancelled run up again where it was.
+    Runs that wait or are at work are cancelled; what is done stays. `skinjob retry SWEEP RUN`
+    takes a cancelled run up again where it was.
 
     \b
     Example:
@@ -168,10 +171,11 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
 @click.option("--submission", is_flag=True, help="Job scripts, pickles and output of past jobs.")
 @click.option("--yes", is_flag=True, help="Remove it. Without this it is only shown.")
 def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
-    """Show what could be removed, of a sweep or of all, and how much that is; --yes removes it.
+    """Show what could be removed, and how much it is.
 
-    Results stay, and so do sweeps with runs that wait or are at work. Without --caches, --failed
-    or --submission it is all three; of one sweep without the caches.
+    Of a sweep or of all; --yes removes it. Results stay, and so do sweeps with runs that wait
+    or are at work. Without --caches, --failed or --submission it is all three; of one sweep
+    without the caches.
 
     \b
     Example:

@@ -32,6 +32,7 @@ wait_option = click.option(
     help="Return when all runs have ended; exit 1 if one failed.",
 )
 
+
 MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
 
 
@@ -43,7 +44,23 @@ MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails ta
 @file_options
 @dry_run_option
 @wait_option
-def submit(
+def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
+    """Check everything, then queue one GPU job per batch size.
+
+    Submitted again, the same sweep queues only what has failed or was lost.
+
+    \b
+    Example:
+      skinjob submit --batch-sizes 32,64,128,256 --partition gpu
+      skinjob submit --dry-run
+    """
+    from skinjob.submit.plan import make_plan
+
+    print_and_submit(make_plan(**asked(**options)), dry_run, is_waiting)
+
+
+def asked(
+    *,
     train: str,
     data: str,
     skip_bad_images: bool,
@@ -57,20 +74,13 @@ def submit(
     precision: str,
     runs: Path,
     name: str | None,
-    dry_run: bool,
-    is_waiting: bool,
     **cluster: Any,
-) -> None:
-    """Check everything, then queue one GPU job per batch size.
+) -> dict[str, Any]:
+    """Returns the arguments of `make_plan` from the values of the options.
 
-    Submitted again, the same sweep queues only what has failed or was lost.
-
-    \b
-    Example:
-      skinjob submit --batch-sizes 32,64,128,256 --partition gpu
-      skinjob submit --dry-run
+    Raises: ConfigError when one of them cannot work.
     """
-    from skinjob.submit.plan import grid, make_plan
+    from skinjob.submit.plan import grid
 
     lrs = lr or (DEFAULTS[train]["lr"],)
     config = TrainConfig(
@@ -85,14 +95,13 @@ def submit(
         device=device,
         precision=precision,
     )
-    plan = make_plan(
-        configs=grid(config, batch_sizes, lrs, seeds),
-        cluster=ClusterConfig(**cluster),
-        runs=runs,
-        name=name,
-        skip_bad_images=skip_bad_images,
-    )
-    print_and_submit(plan, dry_run, is_waiting)
+    return {
+        "configs": grid(config, batch_sizes, lrs, seeds),
+        "cluster": ClusterConfig(**cluster),
+        "runs": runs,
+        "name": name,
+        "skip_bad_images": skip_bad_images,
+    }
 
 
 def print_and_submit(plan: Plan, is_dry: bool, is_waiting: bool) -> None:

@@ -137,13 +137,13 @@ def list_sweeps(runs: Path) -> None:
     "-f", "--follow", is_flag=True, help="Go on with what is new, until the run has ended."
 )
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=0), default=40, show_default=True, help="Last lines."
+    "-n", "--lines", type=click.IntRange(min=1), default=40, show_default=True, help="Last lines."
 )
 def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
     """Print the end of a run's log, or follow it.
 
-    What else its job has said comes next, and how the run stands. RUN is a folder, SWEEP/RUN,
-    or a run of the newest sweep. The last goes to stderr.
+    What else its job has said comes next, and on stderr how the run stands. RUN is a folder,
+    SWEEP/RUN, or a run of the newest sweep.
 
     \b
     Example:

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -139,6 +140,20 @@ def sbatch_script(sweep: Sweep, num_jobs: int, cluster: ClusterConfig) -> str:
     count = num_jobs if num_jobs > 1 else None  # submitit makes no array of one
     return _make_sbatch_string(
         command=command, folder=folder, map_count=count, **_parameters(cluster)
+    )
+
+
+def probe_script(script: Path, cluster: ClusterConfig, *, time_min: int) -> str:
+    """Returns the sbatch script of one short job that has Python run *script*.
+
+    Set-up lines, Python and what is asked of the cluster are those of a run's job; it logs to the
+    script's folder. It is named after that folder, and so found again whatever sbatch said.
+    """
+    short = replace(cluster, time_min=time_min, requeue=False)
+    return _make_sbatch_string(
+        command=f"{job_python(cluster)} -u {shlex.quote(str(script))}",
+        folder=script.parent,
+        **_parameters(short) | {"job_name": script.parent.name},
     )
 
 

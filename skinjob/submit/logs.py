@@ -25,7 +25,7 @@ def log_lines(run: Run, count: int, *, is_following: bool) -> Iterator[Line]:
     Raises: RunError when the run does not read.
     """
     log = _Log(run.log_file)
-    for line in log.new()[-count:] if count else log.new()[:0]:
+    for line in log.new()[-count:]:
         yield line, True
     found, before = None, ""
     for found in surveys(run.sweep, [run], every_s=FOLLOW_S) if is_following else ():

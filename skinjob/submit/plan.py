@@ -124,10 +124,13 @@ def make_plan(
     runs: Path,
     name: str | None = None,
     skip_bad_images: bool = False,
+    weights: WeightsInfo | None = None,
+    images: ImageSet | None = None,
 ) -> Plan:
     """Returns the sweep of these runs, alike but for their axes, with weights and images checked.
 
     A sweep that is there already, of the same recipe, images and weights, is taken up again.
+    *weights* and *images* are those of the runs, where the caller has read them already.
 
     Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
     *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
@@ -143,8 +146,8 @@ def make_plan(
             f"training on this machine needs torch, which {sys.executable} does not have",
             "pip install 'skinjob[train]'; or submit with --python /path/to/python",
         )
-    weights = read_weights_info(Path(train.weights))
-    images = scan(Path(train.data), skips_bad=skip_bad_images)
+    weights = weights or read_weights_info(Path(train.weights))
+    images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
     data, file = str(images.root.resolve()), str(weights.path.resolve())
     resolved = [replace(one, device=device, data=data, weights=file) for one in configs]

@@ -36,6 +36,8 @@ class Partition:
     memory_mb: int = 0
     gpus: tuple[tuple[str, int], ...] = ()
     """Types and how many of each on all nodes that are not down; a type may be empty."""
+    most_gpus: int = 0
+    """Of the node that has most."""
     features: tuple[str, ...] = ()
     accounts: tuple[str, ...] = ()
     """Those that may use it; all where it is empty."""
@@ -272,7 +274,8 @@ def _with_nodes(
 ) -> Partition:
     """Returns the partition with more nodes; sinfo writes 8+ for nodes of 8 and more."""
     gpus = Counter(dict(one.gpus))
-    for kind, count in read_gres(gres):
+    on_node = read_gres(gres)
+    for kind, count in on_node:
         gpus[kind] += nodes * count
     words = set() if features == "(null)" else set(features.split(","))
     return replace(
@@ -281,6 +284,7 @@ def _with_nodes(
         cpus=max(one.cpus, int(cpus.rstrip("+"))),
         memory_mb=max(one.memory_mb, int(memory.rstrip("+"))),
         gpus=tuple(sorted(gpus.items())),
+        most_gpus=max(one.most_gpus, sum(count for _, count in on_node)),
         features=tuple(sorted({*one.features, *words})),
     )
 

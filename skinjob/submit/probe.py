@@ -1,0 +1,324 @@
+"""A small job that looks from a compute node, and what it saw: `skinjob doctor --probe`."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skinjob import __version__
+from skinjob.config import ClusterConfig
+from skinjob.errors import ClusterError, RunError
+from skinjob.submit.environment import slurm_environment
+from skinjob.submit.executor import probe_script
+from skinjob.submit.faults import NEVER, tail, why_pending
+from skinjob.submit.finding import Finding, fail, named, ok, skipped, warn
+from skinjob.submit.refusals import refusal
+from skinjob.submit.slurm import ask, job_ends, jobs_in_queue
+
+SCRIPT = Path(__file__).parent.parent / "train" / "probe.py"
+TIME_MIN = 5
+LOOK_S = 0.5  # between two looks at the folder
+ASK_S = (2, 15)  # between two questions to squeue, which answers for a whole site: first and most
+LATE_S = 10  # that a shared file system may take to show what a node has written
+MOST_SKEW_S = 30  # a run counts as silent after some minutes
+LINES_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What came of the job."""
+
+    job: str
+    found: dict[str, Any] | None
+    """What it wrote, None when it wrote nothing."""
+    error: str = ""
+    """Why it wrote nothing."""
+    remedy: str = ""
+    output: tuple[str, ...] = ()
+    """The last lines of its output."""
+    clock: float = 0
+    """When this machine saw what it wrote, seconds since 1970."""
+
+
+def probe(runs: Path, cluster: ClusterConfig) -> Iterator[Finding]:
+    """Queues the job, waits for it with its state on stderr, and yields what it found.
+
+    Its folder in *runs* is private and removed afterwards; Ctrl-C cancels the job.
+    """
+    token = secrets.token_hex(8)
+    try:
+        with _folder(runs) as folder:
+            probed = _queue_and_wait(folder, token, cluster)
+    except (ClusterError, RunError) as fault:
+        yield named("probe", fail(fault.message, fault.remedy))
+        return
+    if probed.found is None:
+        yield named("probe", fail(probed.error, probed.remedy, probed.output))
+        return
+    yield named("probe", ok(f"job {probed.job} ran on {probed.found['node']}"))
+    yield from findings(probed.found, cluster, token=token, seen_at=probed.clock)
+
+
+def findings(
+    found: dict[str, Any], cluster: ClusterConfig, *, token: str, seen_at: float
+) -> Iterator[Finding]:
+    """Yields what follows from what a node *found*; *seen_at* is this machine's clock, seconds."""
+    yield named("its Python", _python(found))
+    yield named("its GPU", _gpu(found, cluster))
+    yield named("its cores", _cores(found, cluster))
+    yield named("its folder", _folder_seen(found, token))
+    yield named("its clock", _clock(found["clock"] - seen_at))
+    yield named("its network", _network(found["network"]))
+
+
+@contextmanager
+def _folder(runs: Path) -> Iterator[Path]:
+    """Yields a private folder in the folder of runs, and removes what was made.
+
+    Raises: RunError when it cannot be made.
+    """
+    is_new = not runs.exists()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=runs.absolute()))  # mode 0700
+    except OSError as fault:
+        raise RunError(
+            f"probe's folder in {runs}: {fault.strerror}", "skinjob doctor --runs FOLDER"
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if is_new and not any(runs.iterdir()):
+            runs.rmdir()
+
+
+def _queue_and_wait(folder: Path, token: str, cluster: ClusterConfig) -> Probed:
+    """Queues the job and returns what came of it; it is cancelled when the wait is broken off.
+
+    Raises: ClusterError when sbatch refuses.
+    """
+    (folder / "token").write_text(token, encoding="utf-8")
+    script = Path(shutil.copy(SCRIPT, folder / "probe.py"))
+    line = _Line()
+    try:
+        job = _queue(probe_script(script, cluster, time_min=TIME_MIN), cluster)
+        return _wait(folder, job, line)
+    except BaseException:
+        # By its name: sbatch may have queued it and not lived to say under which number.
+        ask("scancel", "--me", f"--name={folder.name}")
+        raise
+    finally:
+        line.clear()
+
+
+def _queue(script: str, cluster: ClusterConfig) -> str:
+    answer = subprocess.run(
+        ["sbatch", "--parsable"],
+        input=script,
+        capture_output=True,
+        text=True,
+        env=slurm_environment(),
+    )
+    if answer.returncode:
+        raise refusal(answer.stderr, cluster)
+    return answer.stdout.strip().split(";")[0]  # on several clusters the name of one follows
+
+
+def _wait(folder: Path, job: str, line: _Line) -> Probed:
+    """Returns what the job wrote, or why it wrote nothing, once one of them is known."""
+    pause_s, asked_at, gone_at = float(ASK_S[0]), 0.0, 0.0
+    started = time.monotonic()
+    while True:
+        if (written := _written(folder)) is not None:
+            return Probed(job, written, clock=time.time())
+        now = time.monotonic()
+        if gone_at and (now - gone_at > LATE_S or _has_failed(job)):
+            return _nothing_written(folder, job)
+        if not gone_at and now - asked_at > pause_s:
+            asked_at, pause_s = now, min(pause_s * 1.5, ASK_S[1])
+            queue = jobs_in_queue()
+            queued = queue.get(job) if queue is not None else None
+            if queue is None:
+                words = "SLURM does not answer just now"
+            elif queued is None:
+                words, gone_at = "has left the queue", now
+            elif queued.state != "PENDING":
+                words = "at work"
+            elif never := _never(queued.reason):
+                ask("scancel", job)
+                why = f"job {job} does not start by itself: {never}"
+                return Probed(job, None, why, "sinfo; skinjob submit --dry-run   # shows a script")
+            else:
+                words = f"waiting: {why_pending(queued.reason)}"
+            line.show(f"probe: job {job}, {words}; {now - started:.0f} s. Ctrl-C cancels it", words)
+        time.sleep(LOOK_S)
+
+
+def _written(folder: Path) -> dict[str, Any] | None:
+    # Listed and not opened: NFS remembers for a while that a name was not there.
+    if not any(path.name == "found.json" for path in folder.iterdir()):
+        return None
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _never(reason: str) -> str | None:
+    """Returns in words why a pending job never starts by itself; None if it may start."""
+    word = reason.split(",")[0].strip("()")
+    return next(
+        (f"{words} ({word})" for pattern, words, _ in NEVER if re.fullmatch(pattern, word)), None
+    )
+
+
+def _has_failed(job: str) -> bool:
+    """Says whether SLURM knows that the job ended before it had written: that is its last act."""
+    end = job_ends({job}).get(job)
+    return end is not None and end.state != "COMPLETED"
+
+
+def _last_words(folder: Path, job: str) -> tuple[str, ...]:
+    """Returns the end of the job's output; nothing where it wrote none."""
+    return tuple(line for file in folder.glob(f"{job}*.out") for line in tail(file, LINES_TOLD))
+
+
+def _nothing_written(folder: Path, job: str) -> Probed:
+    """Returns what is known of a job that has left the queue and wrote nothing."""
+    end = job_ends({job}).get(job)
+    how = f": {end.state}, exit code {end.exit_code}, on {end.node or 'no node'}" if end else ""
+    error = f"job {job} ended and found nothing{how}"
+    if not any(folder.glob(f"{job}*.out")):
+        remedy = "skinjob doctor --probe --runs FOLDER   # one that the nodes see and you may write"
+        return Probed(job, None, f"{error}; it could not even log to {folder.parent}", remedy)
+    words = "skinjob doctor --probe --python WORDS --setup LINE   # Python or a set-up line failed"
+    return Probed(job, None, error, words, _last_words(folder, job))
+
+
+def _python(found: dict[str, Any]) -> Finding:
+    python = f"{found['python']} {found['python_version']}"
+    modules = found["modules"]
+    broken = [f"{name}: {said['error']}" for name, said in modules.items() if "error" in said]
+    if broken:
+        return fail(
+            f"{python} cannot import {', '.join(line.split(':')[0] for line in broken)}",
+            "skinjob doctor --probe --python /path/to/venv/bin/python   # one with skinjob[train]",
+            broken,
+        )
+    versions = ", ".join(f"{name} {said['version']}" for name, said in modules.items())
+    if modules["skinjob"]["version"] != __version__:
+        return warn(f"{python}: {versions}; here is skinjob {__version__}")
+    return ok(f"{python}: {versions}")
+
+
+def _gpu(found: dict[str, Any], cluster: ClusterConfig) -> Finding:
+    """Finds whether torch computes on the GPU that SLURM gave, and if not, why."""
+    if not cluster.gpus:
+        return skipped("no GPU is asked for")
+    gpu, driver = found["gpu"], found["driver_cuda"]
+    if gpu["built"] is None:
+        return skipped("no torch to see it with")
+    if "name" in gpu:
+        return ok(
+            f"{gpu['name']}, {gpu['memory_bytes'] / 1e9:.0f} GB; its driver knows CUDA "
+            f"{driver or '?'}, torch was built for {gpu['built'] or '?'}"
+        )
+    given = f"SLURM gave GPU {found['gpus_given']}" if found["gpus_given"] else "SLURM gave no GPU"
+    if not found["gpus_given"] and cluster.gpu_flag != "none":
+        return fail(
+            f"{given}, and one was asked for", "skinjob doctor --probe --gpu-flag gres   # or gpus"
+        )
+    if not driver:
+        return fail(
+            f"{given}, and there is no NVIDIA driver on {found['node']} (no libcuda.so.1)",
+            f"srun --gpus=1 --nodelist={found['node']} nvidia-smi   # show it to the "
+            "admins; in a container add --nv",
+        )
+    if not gpu["built"]:
+        return fail(
+            f"{given}, and this torch was built without CUDA",
+            f"pip install torch --index-url https://download.pytorch.org/whl/cu{_digits(driver)}   "
+            "# on a machine with internet, for the wheelhouse",
+        )
+    if _numbers(driver) < _numbers(gpu["built"]):
+        return fail(
+            f"the driver knows CUDA {driver}, and torch was built for {gpu['built']}",
+            f"pip install torch --index-url https://download.pytorch.org/whl/cu{_digits(driver)}   "
+            "# or an older one; on a machine with internet, for the wheelhouse",
+        )
+    return fail(
+        f"{given}, and torch cannot use it: {gpu['error'].splitlines()[0]}",
+        f"srun --gpus=1 --nodelist={found['node']} nvidia-smi   # show it to the admins",
+    )
+
+
+def _cores(found: dict[str, Any], cluster: ClusterConfig) -> Finding:
+    cores = found["cores"]
+    if cores < cluster.cpus:
+        return warn(f"{cores} to use, and {cluster.cpus} were asked for")
+    return ok(f"{cores} to use, {cluster.cpus} asked for")
+
+
+def _folder_seen(found: dict[str, Any], token: str) -> Finding:
+    if found["token"] != token:
+        return fail(
+            "what was written here is not what the node read",
+            "skinjob doctor --probe --runs /a/folder/that/nodes/see",
+        )
+    return ok(f"read and written from both sides; {found['free_bytes'] / 1e9:,.0f} GB free there")
+
+
+def _clock(ahead_s: float) -> Finding:
+    if abs(ahead_s) <= MOST_SKEW_S:
+        return ok(f"within {MOST_SKEW_S} s of this machine's")
+    return warn(
+        f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's: "
+        "times in state.json will look so"
+    )
+
+
+def _network(error: str) -> Finding:
+    return ok(
+        f"no way to the internet ({error}): nothing here needs one"
+        if error
+        else "it reaches the internet: nothing here needs it"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _digits(version: str) -> str:
+    """Returns a version as PyTorch's index spells it: 12.4 as 124."""
+    return "".join(map(str, _numbers(version)))
+
+
+class _Line:
+    """The line on stderr that says how the job stands."""
+
+    def __init__(self) -> None:
+        self.words = ""
+
+    def show(self, line: str, words: str) -> None:
+        """Writes the line over the last one; on a pipe below it, where *words* have changed."""
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{line[:width]}", end="", file=sys.stderr, flush=True)
+        elif words != self.words:
+            print(line, file=sys.stderr, flush=True)
+        self.words = words
+
+    def clear(self) -> None:
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,96 @@
+"""What a compute node has for a run: a script of its own, which `skinjob doctor --probe` queues.
+
+It is copied to the shared file system and started as a run's job is. It needs the standard library
+alone, so that it can say what is missing. What it finds goes into found.json beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODULES = ("skinjob", "submitit", "safetensors", "torch", "torchvision")
+ADDRESS = ("1.1.1.1", 443)  # a public name server: that it answers means that the internet does
+NETWORK_S = 3
+
+
+def look(folder: Path) -> dict[str, Any]:
+    """Returns what there is on this machine for a run, by name."""
+    return {
+        "node": socket.gethostname(),
+        "python": sys.executable,
+        "python_version": sys.version.split()[0],
+        "modules": {name: version_of(name) for name in MODULES},
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus_given": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "driver_cuda": driver_cuda(),
+        "gpu": gpu(),
+        "token": (folder / "token").read_text(encoding="utf-8"),
+        "free_bytes": shutil.disk_usage(folder).free,
+        "network": network(),
+        "clock": time.time(),
+    }
+
+
+def version_of(name: str) -> dict[str, str]:
+    """Returns a module's version, or the error that its import ends in."""
+    try:
+        return {"version": str(getattr(importlib.import_module(name), "__version__", "there"))}
+    except Exception as fault:  # whatever a broken installation raises
+        return {"error": f"{type(fault).__name__}: {fault}"}
+
+
+def driver_cuda() -> str:
+    """Returns the newest CUDA that this machine's driver knows, such as 12.4; '' without one."""
+    try:
+        number = ctypes.c_int()
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return ""
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def gpu() -> dict[str, Any]:
+    """Returns the GPU that torch has computed on, with its memory in bytes, or the error."""
+    try:
+        import torch
+
+        built = torch.version.cuda or ""
+    except Exception as fault:
+        return {"error": f"{type(fault).__name__}: {fault}", "built": None}
+    try:
+        name = torch.cuda.get_device_name()
+        # A GPU too old or too new for this torch is seen, and fails at its first kernel.
+        int((torch.ones(1, device="cuda") + 1).item())
+        memory = torch.cuda.get_device_properties(0).total_memory
+    except Exception as fault:
+        return {"error": f"{type(fault).__name__}: {fault}", "built": built}
+    return {"name": name, "memory_bytes": memory, "built": built}
+
+
+def network() -> str:
+    """Returns why the internet cannot be reached from here; '' where it can."""
+    try:
+        socket.create_connection(ADDRESS, timeout=NETWORK_S).close()
+    except OSError as fault:
+        return fault.strerror or str(fault)
+    return ""
+
+
+def main(folder: Path) -> None:
+    """Writes found.json in one step: whoever waits for it never reads a half."""
+    partial = folder / "found.part"
+    partial.write_text(json.dumps(look(folder)), encoding="utf-8")
+    partial.replace(folder / "found.json")
+
+
+if __name__ == "__main__":
+    main(Path(__file__).resolve().parent)

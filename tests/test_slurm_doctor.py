@@ -1,0 +1,229 @@
+"""`skinjob doctor` on a real SLURM: what it refuses, what a node says, what is cleared away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Slurm, slurm_of_its_own
+from commands import wait_until
+
+import skinjob
+
+FITTING = {"SKINJOB_SUBMIT_BATCH_SIZES": "4,8", "SKINJOB_SUBMIT_CPUS": "2"}
+
+PROBE = ("--gpus", "0", "--probe")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A cluster with GPUs of type a100, whose daemons a test may stop."""
+    folder = tmp_path_factory.mktemp("lab")
+    with slurm_of_its_own(folder, accounting="dbd", gpu_type="a100") as cluster:
+        yield cluster
+
+
+def doctor(
+    lab: Slurm, *options: str, cwd: Path, code: int, **env: str
+) -> dict[str, dict[str, Any]]:
+    """Returns what `skinjob doctor` found, by the names of its checks."""
+    result = lab.run(
+        [sys.executable, "-m", "skinjob", "doctor", "--json", *options],
+        cwd=cwd,
+        env={"PYTHONPATH": ":".join(sys.path), **FITTING, **env},
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return {one["name"]: one for one in json.loads(result.stdout)["checks"]}
+
+
+def failed(checks: dict[str, dict[str, Any]]) -> list[str]:
+    return [name for name, one in checks.items() if one["verdict"] == "fail"]
+
+
+def test_on_a_healthy_cluster_nothing_fails(lab: Slurm, project: Path) -> None:
+    """All checks pass, sbatch says when it would start, and what the shell has set is hidden."""
+    checks = doctor(
+        lab, "--gpu-type", "a100", cwd=project, code=0, SBATCH_PARTITION="closed", SLURM_JOB_ID="7"
+    )
+    assert {one["verdict"] for one in checks.values()} <= {"ok", "warn", "skipped"}
+    assert "it would start now on " in checks["script"]["found"]
+    assert checks["partition"]["found"] == "lab (the default) is up, 1 node"
+    assert "4 a100" in checks["GPU"]["found"]
+    assert checks["account"]["found"] == "root (your default)"
+    assert checks["environment"]["found"] == (
+        "this shell is in job 7; SBATCH_PARTITION, SLURM_JOB_ID set, and hidden from sbatch"
+    )
+    assert not (project / "runs").exists(), "it only looks"
+
+
+def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
+    lab: Slurm, project: Path
+) -> None:
+    """Every value that is too much is named at once, and the remedies together mend them all."""
+    wrong = "--partition short --time 45 --gpu-type v100 --cpus 99 --mem 9999 --train all"
+    words = [*wrong.split(), "--seeds", "0-600"]
+    checks = doctor(lab, *words, cwd=project, code=1)
+    found = {
+        "time limit": "45 min, and the partition allows 30",
+        "GPU": "no node that is up has a GPU of type v100",
+        "node size": "99 cores and 9999 GB, and a node has 8 and ",
+        "array": "1202 jobs, and an array may have 1001",
+    }
+    for name, beginning in found.items():
+        assert checks[name]["verdict"] == "fail"
+        assert checks[name]["found"].startswith(beginning)
+        words += _options(checks[name]["remedy"])
+    mended = doctor(lab, *words, cwd=project, code=0)
+    assert {mended[name]["verdict"] for name in found} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("nowhere", "no partition nowhere on this cluster"), ("closed", "closed is down: jobs would")],
+)
+def test_a_partition_that_takes_no_jobs_fails_with_those_that_do(
+    lab: Slurm, project: Path, name: str, found: str
+) -> None:
+    """SLURM itself queues a job in a closed partition, where it would wait for ever."""
+    checks = doctor(lab, "--partition", name, cwd=project, code=1)
+    assert checks["partition"]["found"].startswith(found)
+    assert checks["partition"]["remedy"] == "skinjob doctor --partition lab   # up: lab, short"
+
+
+def _options(remedy: str) -> list[str]:
+    """Returns the options of a remedy that is a call of doctor's."""
+    program, command, *options = shlex.split(remedy.partition("#")[0])
+    assert (program, command) == ("skinjob", "doctor")
+    return options
+
+
+def test_a_refusal_of_sbatch_is_told_in_its_words(lab: Slurm, project: Path) -> None:
+    """What no check of ours knows, sbatch --test-only does: here a feature that no node has."""
+    checks = doctor(lab, "--constraint", "warp", cwd=project, code=1)
+    assert failed(checks) == ["script"]
+    assert "Invalid feature specification" in checks["script"]["found"]
+    assert "--constraint" in checks["script"]["remedy"]
+
+
+def test_an_account_that_is_not_yours_fails_where_the_cluster_insists(
+    lab: Slurm, project: Path
+) -> None:
+    """It is a warning where SLURM takes any account, and a failure where it would not."""
+    checks = doctor(lab, "--account", "nobodys", "--qos", "none", cwd=project, code=0)
+    assert checks["account"]["verdict"] == "warn"
+    assert checks["account"]["found"].startswith("account nobodys is none of yours (root)")
+    conf = lab.state / "conf/slurm.conf"
+    before = conf.read_text()
+    conf.write_text(f"{before}AccountingStorageEnforce=associations,qos\n")
+    try:
+        lab.run(["scontrol", "reconfigure"], check=True)
+        checks = doctor(lab, "--account", "nobodys", cwd=project, code=1)
+        assert failed(checks) == ["account"]
+        assert checks["account"]["remedy"] == "skinjob doctor --account root"
+    finally:
+        conf.write_text(before)
+        lab.run(["scontrol", "reconfigure"], check=True)
+
+
+@pytest.mark.parametrize("way", ["missing", "switched off"])
+def test_without_sacct_it_warns_and_goes_on(
+    lab: Slurm, project: Path, tmp_path: Path, way: str
+) -> None:
+    """No sacct, or one whose accounting is off, keeps nobody from submitting."""
+    conf = tmp_path / "slurm.conf"
+    text = (lab.state / "conf/slurm.conf").read_text()
+    conf.write_text(text.replace("accounting_storage/slurmdbd", "accounting_storage/none"))
+    (tmp_path / "gres.conf").write_text((lab.state / "conf/gres.conf").read_text())
+    env = {"PATH": lab.path_without("sacct")} if way == "missing" else {"SLURM_CONF": str(conf)}
+    accounting = doctor(lab, cwd=project, code=0, **env)["accounting"]
+    assert accounting["verdict"] == "warn"
+    words = "no sacct here" if way == "missing" else "accounting storage is disabled"
+    assert words in accounting["found"]
+    assert "status reads the run folders and scontrol instead" in accounting["found"]
+
+
+def test_a_controller_that_is_down_fails_in_slurms_words(lab: Slurm, project: Path) -> None:
+    """Without slurmctld the rest is looked at all the same, and what it would say is skipped."""
+    pid = int((lab.state / "pid/slurmctld").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    try:
+        checks = doctor(lab, "--probe", cwd=project, code=1)
+    finally:
+        lab.restart()
+    assert failed(checks) == ["controller"]
+    assert " is DOWN" in checks["controller"]["found"]
+    for name in ("partition", "time limit", "GPU", "account", "script", "probe"):
+        assert checks[name]["verdict"] == "skipped"
+    assert checks["images"]["verdict"] == checks["sweep"]["verdict"] == "ok"
+
+
+def test_the_probe_tells_what_a_node_has(lab: Slurm, project: Path) -> None:
+    """A real job says what is there: here all but a driver for the GPU, which is a failure."""
+    checks = doctor(lab, "--probe", cwd=project, code=1)
+    assert failed(checks) == ["its GPU"]
+    assert "SLURM gave GPU 0, and there is no NVIDIA driver" in checks["its GPU"]["found"]
+    assert "nvidia-smi" in checks["its GPU"]["remedy"]
+    assert "torch " in checks["its Python"]["found"]
+    assert "read and written from both sides" in checks["its folder"]["found"]
+    assert "no way to the internet" in checks["its network"]["found"]
+    assert not (project / "runs").exists(), "what it made is removed"
+
+
+def test_the_probe_says_which_modules_the_jobs_python_lacks(
+    lab: Slurm, project: Path, tmp_path: Path
+) -> None:
+    """A Python without torch, which only the nodes have, is found before a sweep is queued."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    # It is tried here too, where a set-up line fails as `module` does that only the nodes have.
+    python = ("--python", f"{tmp_path}/bare/bin/python", "--setup", 'test "$SLURM_JOB_ID"')
+    package = str(Path(skinjob.__file__).parent.parent)  # and not what is installed beside it
+    checks = doctor(lab, *python, *PROBE, cwd=project, code=1, PYTHONPATH=package)
+    assert failed(checks) == ["its Python"]
+    assert "torch: ModuleNotFoundError: No module named 'torch'" in checks["its Python"]["details"]
+    assert "--python" in checks["its Python"]["remedy"]
+
+
+def test_a_probe_whose_set_up_fails_shows_the_jobs_last_words(lab: Slurm, project: Path) -> None:
+    """A job that dies before Python is told with its exit code and its output."""
+    line = "echo no such module >&2; exit 3"
+    checks = doctor(lab, "--setup", line, *PROBE, cwd=project, code=1)
+    assert failed(checks) == ["probe"]
+    assert "FAILED, exit code 3" in checks["probe"]["found"]
+    assert checks["probe"]["details"] == ["no such module"]
+
+
+def test_ctrl_c_on_the_probe_cancels_its_job(lab: Slurm, project: Path) -> None:
+    """Who does not want to wait leaves nothing behind: neither a job nor a folder."""
+    full = lab.sbatch("sleep 600", "--exclusive", cwd=project)
+    with subprocess.Popen(
+        ["nsenter", f"--net={lab.netns}", sys.executable, "-m", "skinjob", "doctor", "--probe"],
+        cwd=project,
+        env=os.environ
+        | {**lab.env, **FITTING}
+        | {"PYTHONPATH": ":".join(sys.path), "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_until(lambda: _jobs(lab) > {full})
+        assert process.stderr
+        assert "waiting: " in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: interrupted" in errors
+    wait_until(lambda: _jobs(lab) == {full})
+    assert not (project / "runs").exists()
+    lab.run(["scancel", full], check=True)
+
+
+def _jobs(lab: Slurm) -> set[str]:
+    return set(lab.run(["squeue", "-h", "-o", "%i"], check=True).stdout.split())
