@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from commands import skinjob
 from sweep_maker import make_sweep
 
@@ -140,10 +141,11 @@ def test_help_is_there_while_a_file_is_at_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [60, 100, 200])
-def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+def test_help_fits_the_terminal(columns: int) -> None:
     """No line of help is broken by the terminal, of no command; nor is one too long to read."""
+    runner = CliRunner(env={"COLUMNS": str(columns)})
     for words in ([], *([name] for name in cli.commands)):
-        said = skinjob(*words, "--help", cwd=tmp_path, COLUMNS=str(columns)).stdout
+        said = runner.invoke(cli, [*words, "--help"], prog_name="skinjob").output
         lines = re.sub(r"(?s)  Example:.*?\n\n", "", said).splitlines()  # to paste as they are
         assert max(map(len, lines)) <= min(columns, 100), words
 
