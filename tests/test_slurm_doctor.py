@@ -215,7 +215,7 @@ def test_ctrl_c_on_the_probe_cancels_its_job(lab: Slurm, project: Path) -> None:
     ) as process:
         wait_until(lambda: _jobs(lab) > {full})
         assert process.stderr
-        assert "waiting: " in process.stderr.readline()
+        assert "waiting, " in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
