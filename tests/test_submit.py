@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
+import pty
+import shlex
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from commands import only_sweep, refusal, skinjob, standing, wait_for
+from trees import make_sweep
 
 from skinjob.runs import Run, sweeps
-from skinjob.submit.local import require_free
+from skinjob.submit.local import require_free, start_queue
+from skinjob.submit.state import queue_lock
 
 SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
 
@@ -40,6 +46,39 @@ def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
         with run.metrics_file.open(newline="") as rows:
             assert [row["epoch"] for row in csv.DictReader(rows)] == ["1", "2"]
     assert set(sweep.info()["jobs"]) == {"bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0"}
+
+
+def test_jobs_outlive_the_terminal_that_submitted_them(project: Path) -> None:
+    """A login shell that closes, or a connection that breaks, ends no run."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(project)
+        os.environ["PYTHONPATH"] = ":".join(sys.path)
+        command = shlex.join([sys.executable, "-m", "skinjob", "submit", *SMALL])
+        os.execvp("bash", ["bash", "-c", f"{command}; sleep 600"])
+    said = b""
+    while b"skinjob report" not in said:
+        said += os.read(terminal, 4096)
+    assert b"skinjob status runs/" in said
+    os.close(terminal)  # its session is sent SIGHUP
+    assert os.waitpid(pid, 0)[1] == signal.SIGHUP
+    wait_for(only_sweep(project / "runs"), "done")
+
+
+def test_a_look_at_a_sweep_does_not_make_it_busy(project: Path) -> None:
+    """`skinjob status` just when a queue starts does not keep it from starting."""
+    sweep = make_sweep(
+        project / "skin_cancer", project / "weights/resnet18.safetensors", project / "runs"
+    )
+    run = sweep.runs()[0]
+    run.update_state(state="done")
+    with queue_lock(sweep).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        looked = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
+        looked.start()
+        pid = start_queue(sweep, [run.name])
+        looked.join()
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_wait_returns_when_all_have_ended(project: Path) -> None:
