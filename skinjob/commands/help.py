@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from skinjob.errors import SkinjobError
-from skinjob.sources import KINDS_OF_FILES, source
+from skinjob.sources import source
 
 COMMANDS = {
     "On the laptop": ("fetch-weights",),
@@ -138,16 +138,8 @@ def _record(ctx: click.Context, option: click.Option) -> tuple[str, str]:
     value, found = option.consume_value(ctx, {})
     if found in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT):
         ctx.set_parameter_source(option.name or "", found)
-        default = f"{_told(value)}; from {_told_source(ctx, option)}"
+        default = f"{_told(value)}; from {source(ctx, option.name or '')}"
     return names, f"{text.rstrip()}  [default: {default}]" if default else text
-
-
-def _told_source(ctx: click.Context, option: click.Option) -> str:
-    """Returns the variable that sets an option, or the path of the file: it says enough."""
-    told = source(ctx, option.name or "")
-    for kind in KINDS_OF_FILES:
-        told = told.removeprefix(f"{kind} ")
-    return told
 
 
 def _told(value: Any) -> str:
