@@ -81,7 +81,13 @@ class TaskCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[__name__] = list(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except SkinjobError:  # click before 8.2 reads the files first, and then --help
+            if not set(ctx.help_option_names).intersection(ctx.meta[__name__]):
+                raise
+        click.echo(ctx.get_help())
+        ctx.exit()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, in sections where they are many."""
