@@ -86,8 +86,8 @@ class TaskCommand(click.Command):
         except SkinjobError:  # click before 8.2 reads the files first, and then --help
             if not set(ctx.help_option_names).intersection(ctx.meta[__name__]):
                 raise
-        click.echo(ctx.get_help())
-        ctx.exit()
+            click.echo(ctx.get_help())
+            raise click.exceptions.Exit() from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, in sections where they are many."""
