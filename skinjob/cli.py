@@ -83,6 +83,7 @@ class Skinjob(TaskGroup):
 
 @click.group(
     cls=Skinjob,
+    subcommand_metavar="COMMAND [ARGS]...",
     context_settings={
         "auto_envvar_prefix": "SKINJOB",
         "help_option_names": ["-h", "--help"],

@@ -263,7 +263,7 @@ class Sweep:
                 raise RunError(f"{self.sweep_file}: {name} is {info[name]!r:.80}", show)
         for name in info.get("runs", ()):
             # Somebody else may have written it: a run is a folder right in its sweep's, or none.
-            if name in ("", "..") or Path(name).name != name:
+            if name in ("", ".", "..") or "/" in name:
                 raise RunError(
                     f"{self.sweep_file}: {name!r} is no run of this sweep",
                     f"ls {shlex.quote(str(self.folder))}",

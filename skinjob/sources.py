@@ -74,9 +74,6 @@ class ValueFile:
     values: Mapping[str, Any]
     """By the name of the option."""
 
-    def __str__(self) -> str:
-        return f"{self.kind} {self.path}"
-
 
 def read_job(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Makes the job file's values the defaults of the other options."""
@@ -105,9 +102,9 @@ def site_file(word: str) -> Path:
 
 def own_file() -> Path:
     """Returns where the user's own profile lies, whether there is one or not."""
-    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     # By the convention a relative path there is not heeded.
-    base = Path(folder) if folder.startswith("/") else Path("~/.config").expanduser()
+    base = folder if folder.is_absolute() else Path(os.environ.get("HOME", "/")) / ".config"
     return base / "skinjob/site.toml"
 
 
@@ -159,9 +156,15 @@ def source(ctx: click.Context, name: str) -> str:
     if found == ParameterSource.ENVIRONMENT:
         return str(option.envvar or f"{ctx.auto_envvar_prefix}_{name}".upper())
     if found == ParameterSource.DEFAULT_MAP:
-        files: dict[str, ValueFile] = ctx.meta[FILES]
-        return str(next(files[k] for k in KINDS_OF_FILES if k in files and name in files[k].values))
+        return str(_file_of(ctx, name).path)
     return BUILT_IN
+
+
+def _file_of(ctx: click.Context, name: str) -> ValueFile:
+    """Returns the file whose value of an option holds."""
+    files: dict[str, ValueFile] = ctx.meta[FILES]
+    kinds = (kind for kind in KINDS_OF_FILES if kind in files)
+    return next(files[kind] for kind in kinds if name in files[kind].values)
 
 
 def told_in(fault: click.UsageError) -> str:
@@ -169,8 +172,8 @@ def told_in(fault: click.UsageError) -> str:
     if not isinstance(fault, click.BadParameter) or not fault.ctx or not fault.param:
         return ""
     context, name = fault.ctx, fault.param.name or ""
-    is_elsewhere = context.get_parameter_source(name) in (
-        ParameterSource.DEFAULT_MAP,
-        ParameterSource.ENVIRONMENT,
-    )
-    return f"{source(context, name)}: " if is_elsewhere else ""
+    found = context.get_parameter_source(name)
+    if found == ParameterSource.DEFAULT_MAP:
+        file = _file_of(context, name)
+        return f"{file.kind} {file.path}: "
+    return f"{source(context, name)}: " if found == ParameterSource.ENVIRONMENT else ""

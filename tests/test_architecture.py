@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import skinjob
+from skinjob.cli import cli
 
 PACKAGE = Path(skinjob.__file__).parent
 
@@ -96,9 +97,7 @@ def test_a_heavy_library_has_one_door(library: str) -> None:
             assert place.startswith(doors), f"{place} imports {library}"
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["submit"], ["status"], ["report"], ["fetch-weights"], ["train"]]
-)
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.commands)], ids=" ".join)
 def test_help_loads_no_heavy_library(command: list[str]) -> None:
     """`skinjob --help` answers at once, of every command."""
     code = (

@@ -317,7 +317,9 @@ CASES = [
     Case("a command with a slip", ("sumbit",), "No such command 'sumbit'", 2),
     Case("train without a run", ("train",), "Missing argument 'RUN...'", 2),
     Case("train of no run", ("train", "nowhere"), "nowhere is not a run: no config.json in it"),
-    Case("report of no sweep", ("report", "nowhere"), "nowhere is not a sweep: no sweep.json"),
+    Case(
+        "report of no sweep", ("report", "nowhere"), "nowhere: no sweep, neither here nor in runs/"
+    ),
     Case("report without a sweep", ("report",), "no sweep in runs/"),
 ]
 

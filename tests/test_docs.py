@@ -157,7 +157,7 @@ def test_your_site_runs_as_written(project: Path, slurm: Slurm) -> None:
     """What the page on sites tells a person to type works on a real SLURM, in that order."""
     shutil.copytree(ROOT / "jobs", project / "jobs")
     path = f"{tools_in(project)}:{os.environ['PATH']}"
-    env = {"PATH": path, "PYTHONPATH": ":".join(sys.path), "SKINJOB_SUBMIT_CPUS": "1"}
+    env = {"PATH": path, "PYTHONPATH": ":".join(sys.path), "SKINJOB_SUBMIT_BATCH_SIZES": "4"}
     for line in commands_in(PAGES[ON_SLURM]):
         result = slurm.run(["sh", "-c", line], cwd=project, env=env)
         assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
@@ -185,7 +185,7 @@ def test_no_page_names_what_is_not_there() -> None:
     params = [param for command in cli.commands.values() for param in command.params]
     options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
     for name, text in {"README.md": README, **PAGES}.items():
-        for command, rest in re.findall(r"skinjob ([a-z-]+)((?: [^\n`]*)?)", text):
+        for command, rest in re.findall(r"skinjob ([a-z][a-z-]*)((?: [^\n`]*)?)", text):
             assert command in cli.commands or command in NOT_COMMANDS, f"{name}: skinjob {command}"
             unknown = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", rest)) - options - {"--help"}
             assert not unknown, f"{name}: skinjob {command}: {unknown}"

@@ -123,14 +123,14 @@ def test_the_nearer_source_wins_and_is_named(tmp_path: Path) -> None:
     found = {name: tuple(told[name].values()) for name in told}
     assert found["cpus"] == (1, "--cpus")
     assert found["mem_gb"] == (2, "SKINJOB_SUBMIT_MEM")
-    assert found["time_min"] == (13, "job file jobs/default.toml")
-    assert found["qos"] == ("q14", "site profile jobs/site.toml")
-    assert found["account"] == ("mine", f"own profile {tmp_path}/own/skinjob/site.toml")
+    assert found["time_min"] == (13, "jobs/default.toml")
+    assert found["qos"] == ("q14", "jobs/site.toml")
+    assert found["account"] == ("mine", f"{tmp_path}/own/skinjob/site.toml")
     assert found["partition"] == (None, "built in")
 
     (tmp_path / "jobs/sites/other.toml").write_text("[cluster]\nqos = 'other'\n")
     told = config(tmp_path, "--site", "other", "--job", "jobs/default.toml", **env)["cluster"]
-    assert told["qos"] == {"value": "other", "source": "site profile jobs/sites/other.toml"}
+    assert told["qos"] == {"value": "other", "source": "jobs/sites/other.toml"}
     assert told["cpus"]["value"] == 13  # the job file wins wherever it stands among the words
 
 
@@ -161,6 +161,7 @@ def test_config_is_as_strict_as_submit(tmp_path: Path) -> None:
 
 
 SINFO = """\
+CLUSTER: lab
 cpu*|up|3-00:00:00|64|256000|(null)|(null)|9|idle
 gpu|up|1-00:00:00|32+|128000+|gpu:v100:2(S:0-1)|nvlink|3|mixed
 gpu|up|1-00:00:00|64|512000|gpu:a100:4|nvlink,ib|2|idle
@@ -212,7 +213,7 @@ def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
         ("Invalid node name specified", {"exclude": "zz"}, "--exclude zz", "sinfo --Node"),
         ("Invalid --mail-type specification", {"mail": "a"}, "--mail-type END,FAIL", "man sbatch"),
         ("Memory specification can not be satisfied", {}, "--mem 8, --mem-flag mem", "%m"),
-        ("Invalid license specification", {"sbatch": ("--licenses=z",)}, "--licenses=z", "--help"),
+        ("Invalid license specification", {"sbatch": ("--licenses=z",)}, "=--licenses=z", "--help"),
     ],
 )
 def test_a_refusal_names_the_value_that_sbatch_means(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cluster import Slurm, slurm_of_its_own
 from commands import refusal, wait_until
 from trees import make_tree
 
+from skinjob.files import write_json
 from skinjob.runs import Run, Sweep
 
 SMALL = ("--batch-sizes", "4,8", "--cpus", "1", "--mem", "1")
@@ -112,7 +114,7 @@ def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path)
     )
     site.wait(job)
     said = (project / f"job-{job}.out").read_text()
-    assert "not heeded, as options here say all: SBATCH_PARTITION, SBATCH_TIMELIMIT" in said
+    assert "note     sbatch is not shown SBATCH_PARTITION, SBATCH_TIMELIMIT: give" in said
     array = array_of(project, "inside")
     assert "TimeLimit=02:00:00" in site.run(["scontrol", "show", "job", array]).stdout
     for _, gpu, partition, _ in noted(site, project, array):
@@ -123,6 +125,8 @@ def test_a_queue_that_is_asked_through_a_filter_is_seen_whole(site: Slurm, proje
     """SQUEUE_STATES in a shell's start-up file makes no waiting run a lost one."""
     options = ("--name", "filtered", "--partition", "closed", "--python", f"{project}/python")
     assert skinjob(site, "submit", *SMALL, *options, cwd=project).returncode == 0
+    for run in Sweep(project / "runs/filtered").runs():  # waits so long that the queue is asked
+        write_json(run.state_file, asdict(replace(run.state(), queued_utc="2020-01-01T00:00:00Z")))
     again = skinjob(site, "submit", *SMALL, *options, cwd=project, SQUEUE_STATES="RUNNING")
     assert again.stdout.count("not repeated") == 2
     site.run(["scancel", array_of(project, "filtered")], check=True)
@@ -167,6 +171,14 @@ def test_init_site_takes_a_partition_by_name_and_keeps_to_its_limit(
     assert skinjob(site, *short, "--force", cwd=project).returncode == 0
     other = skinjob(site, *short[:1], "--partition", "shrt", "--out", "x.toml", cwd=project)
     assert "must be one of lab, short, closed" in refusal(other)
+
+
+def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -> None:
+    """Where the cluster keeps accounts, one's own and the QOS are in the comments."""
+    assert skinjob(slurm, "init-site", "--out", "sites/dbd.toml", cwd=project).returncode == 0
+    text = (project / "sites/dbd.toml").read_text()
+    assert "# account: root; without a word the first\n" in text
+    assert "# qos: normal; without a word the first\n" in text
 
 
 def test_init_site_without_slurm_says_so(site: Slurm, project: Path) -> None:

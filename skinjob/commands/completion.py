@@ -21,7 +21,9 @@ INSTALL = {
 
 
 @click.command(cls=TaskCommand)
-@click.argument("shell", required=False, type=click.Choice(tuple(INSTALL)))
+@click.argument(
+    "shell", required=False, type=click.Choice(tuple(INSTALL)), metavar=f"[{'|'.join(INSTALL)}]"
+)
 @click.pass_context
 def completion(ctx: click.Context, shell: str | None) -> None:
     """Print the script by which the Tab key completes words.

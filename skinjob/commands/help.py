@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from skinjob.errors import SkinjobError
-from skinjob.sources import KINDS_OF_FILES, source
+from skinjob.sources import source
 
 COMMANDS = {
     "On the laptop": ("fetch-weights",),
@@ -81,7 +81,13 @@ class TaskCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[__name__] = list(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except SkinjobError:  # click before 8.2 reads the files first, and then --help
+            if not set(ctx.help_option_names).intersection(ctx.meta[__name__]):
+                raise
+            click.echo(ctx.get_help())
+            raise click.exceptions.Exit() from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, in sections where they are many."""
@@ -138,16 +144,8 @@ def _record(ctx: click.Context, option: click.Option) -> tuple[str, str]:
     value, found = option.consume_value(ctx, {})
     if found in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT):
         ctx.set_parameter_source(option.name or "", found)
-        default = f"{_told(value)}; from {_told_source(ctx, option)}"
+        default = f"{_told(value)}; from {source(ctx, option.name or '')}"
     return names, f"{text.rstrip()}  [default: {default}]" if default else text
-
-
-def _told_source(ctx: click.Context, option: click.Option) -> str:
-    """Returns the variable that sets an option, or the path of the file: it says enough."""
-    told = source(ctx, option.name or "")
-    for kind in KINDS_OF_FILES:
-        told = told.removeprefix(f"{kind} ")
-    return told
 
 
 def _told(value: Any) -> str:

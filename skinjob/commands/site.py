@@ -130,8 +130,10 @@ def init_site(partition: str | None, out: Path, force: bool) -> None:
         [(name, _shown(value), choice.reasons[name]) for name, value in choice.values.items()],
         words=("value", "why"),
     )
-    click.echo(f"\nwrote {out}; what else there is here is in its comments")
-    click.echo(f"next:  skinjob doctor{'' if out == DEFAULT_SITE else f' --site {out}'}")
+    click.echo(f"\nwrote {out}; its comments say what else there is")
+    click.echo(
+        f"next:  skinjob doctor{'' if out == DEFAULT_SITE else f' --site {shlex.quote(str(out))}'}"
+    )
 
 
 def _out_words(out: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SBATCH_CLUSTERS", "SLURM_JWT"}
 """They say which cluster is meant and who asks, and nothing of a job."""
-PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_")
+PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "SCANCEL_", "SQUEUE_", "SACCT_", "SINFO_")
 GPUS = {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES"}
 
 

@@ -145,7 +145,8 @@ def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
         return now
     told = replace(now, state="failed", **vars(found))
     with contextlib.suppress(OSError):  # another user's run, or a full disk: told and not written
-        write_json(run.state_file, asdict(told))
+        # Not flushed to disk: who asks after a crash finds it out again, and a sweep has many runs.
+        write_json(run.state_file, asdict(told), is_durable=False)
     return told
 
 
@@ -240,13 +241,13 @@ def _told(
     run: Run, state: RunState, job: str, word: str, end: JobEnd | None
 ) -> tuple[str, str, str]:
     """Returns fault, error and remedy of a job of which SLURM says what ended it."""
-    cluster, where = run.sweep.info()["cluster"], _where(run, state, end)
+    where = _where(run, state, end)
     if word == "TIMEOUT":
-        limit = end.time_limit if end else f"{cluster['time_min']} minutes"
+        limit = end.time_limit if end else f"{run.sweep.info()['cluster']['time_min']} minutes"
         more = run.sweep.retry_command(twice="--time")
         return "time limit", f"{job} reached its time limit of {limit}{where}", more
     if word == "OUT_OF_MEMORY":
-        had = f"the {cluster['mem_gb']:g} GB of memory that it had"
+        had = f"the {run.sweep.info()['cluster']['mem_gb']:g} GB of memory that it had"
         more = run.sweep.retry_command(twice="--mem")
         return "out of memory", f"{job} took more than {had}{where}", more
     fault, what = {

@@ -217,7 +217,9 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
 def _unheeded(cluster: ClusterConfig) -> list[tuple[str, str]]:
     """Returns a note on variables that sbatch would take for its options, were it let."""
     names = ", ".join(unheeded()) if cluster.cluster == "slurm" else ""
-    return [("note", f"not heeded, as options here say all: {names}")] if names else []
+    return (
+        [("note", f"sbatch is not shown {names}: give skinjob's options instead")] if names else []
+    )
 
 
 def _count(things: Sequence[object], name: str) -> str:

@@ -33,6 +33,7 @@ ASK_S = (2, 15)  # between two questions to squeue, which answers for a whole si
 LATE_S = 10  # that a shared file system may take to show what a node has written
 MOST_SKEW_S = 30  # a run counts as silent after some minutes
 LINES_TOLD = 5
+SHOW = "skinjob submit --dry-run   # shows the script of the jobs"
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,23 @@ def _folder(runs: Path) -> Iterator[Path]:
 
 
 def _queue_and_wait(folder: Path, token: str, cluster: ClusterConfig) -> Probed:
-    """Queues the job and returns what came of it; it is cancelled when the wait is broken off.
+    """Queues the job and returns what came of it; it is cancelled unless it has done its work.
 
     Raises: ClusterError when sbatch refuses.
     """
     (folder / "token").write_text(token, encoding="utf-8")
     script = Path(shutil.copy(SCRIPT, folder / "probe.py"))
-    line = _Line()
+    line, found = _Line(), None
     try:
         job = _queue(probe_script(script, cluster, time_min=TIME_MIN), cluster)
-        return _wait(folder, job, line)
-    except BaseException:
-        # By its name: sbatch may have queued it and not lived to say under which number.
-        ask("scancel", "--me", f"--name={folder.name}")
-        raise
+        probed = _wait(folder, job, line)
+        found = probed.found
+        return probed
     finally:
         line.clear()
+        if found is None:
+            # By its name: sbatch may have queued it and not lived to say under which number.
+            ask("scancel", "--me", f"--name={folder.name}")
 
 
 def _queue(script: str, cluster: ClusterConfig) -> str:
@@ -138,32 +140,42 @@ def _queue(script: str, cluster: ClusterConfig) -> str:
 
 def _wait(folder: Path, job: str, line: _Line) -> Probed:
     """Returns what the job wrote, or why it wrote nothing, once one of them is known."""
-    pause_s, asked_at, gone_at = float(ASK_S[0]), 0.0, 0.0
-    started = time.monotonic()
+    started, gone_at, next_at = time.monotonic(), None, 0.0
+    pause_s: float = ASK_S[0]
     while True:
         if (written := _written(folder)) is not None:
             return Probed(job, written, clock=time.time())
         now = time.monotonic()
-        if gone_at and (now - gone_at > LATE_S or _has_failed(job)):
-            return _nothing_written(folder, job)
-        if not gone_at and now - asked_at > pause_s:
-            asked_at, pause_s = now, min(pause_s * 1.5, ASK_S[1])
-            queue = jobs_in_queue()
-            queued = queue.get(job) if queue is not None else None
-            if queue is None:
-                words = "SLURM does not answer just now"
-            elif queued is None:
-                words, gone_at = "has left the queue", now
-            elif queued.state != "PENDING":
-                words = "at work"
-            elif never := _never(queued.reason):
-                ask("scancel", job)
-                why = f"job {job} does not start by itself: {never}"
-                return Probed(job, None, why, "sinfo; skinjob submit --dry-run   # shows a script")
-            else:
-                words = f"waiting: {why_pending(queued.reason)}"
-            line.show(f"probe: job {job}, {words}; {now - started:.0f} s. Ctrl-C cancels it", words)
+        if gone_at is not None:
+            if now - gone_at > LATE_S or _has_failed(job):
+                return _nothing_written(folder, job)
+        elif now >= next_at:
+            next_at, pause_s = now + pause_s, min(pause_s * 1.5, ASK_S[1])
+            words, stands = _standing(job)
+            if stands == "never":
+                return Probed(job, None, f"job {job} does not start by itself: {words}", SHOW)
+            gone_at = now if stands == "gone" else None
+            line.show(
+                f"probe: job {job}, {now - started:.0f} s (Ctrl-C cancels it): {words}", words
+            )
         time.sleep(LOOK_S)
+
+
+def _standing(job: str) -> tuple[str, str]:
+    """Returns how a job stands, in words and as one of open, gone and never."""
+    queue = jobs_in_queue()
+    if queue is None:
+        return "SLURM does not answer just now", "open"
+    queued = queue.get(job)
+    if queued is None:
+        return "has left the queue", "gone"
+    if queued.state != "PENDING":
+        return "at work", "open"
+    word = queued.reason.split(",")[0].strip("()")
+    for pattern, words, _ in NEVER:
+        if re.fullmatch(pattern, word):
+            return f"{words} ({word})", "never"
+    return f"waiting, {why_pending(queued.reason)}", "open"
 
 
 def _written(folder: Path) -> dict[str, Any] | None:
@@ -172,14 +184,6 @@ def _written(folder: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     return found
-
-
-def _never(reason: str) -> str | None:
-    """Returns in words why a pending job never starts by itself; None if it may start."""
-    word = reason.split(",")[0].strip("()")
-    return next(
-        (f"{words} ({word})" for pattern, words, _ in NEVER if re.fullmatch(pattern, word)), None
-    )
 
 
 def _has_failed(job: str) -> bool:

@@ -107,7 +107,8 @@ def ask_site() -> Site:
 def read_sinfo(text: str) -> tuple[Partition, ...]:
     """Returns the partitions of sinfo's lines, which are one for each kind of nodes in each."""
     found: dict[str, Partition] = {}
-    for line in text.splitlines():
+    # With SLURM_CLUSTERS set, sinfo writes which cluster it speaks of, too.
+    for line in (line for line in text.splitlines() if line.count("|") == 8):
         name, avail, limit, cpus, memory, gres, features, nodes, state = line.split("|")
         one = found.setdefault(
             name.rstrip("*"),
