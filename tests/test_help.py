@@ -92,7 +92,8 @@ def test_every_command_has_a_section_and_a_line_of_its_own(tmp_path: Path) -> No
         name for names in COMMANDS.values() for name in names if name in cli.commands
     ]
     assert set(cli.commands) <= {line.split()[0] for line in lines}
-    assert "..." not in "".join(lines)
+    for name, told in (line.split(maxsplit=1) for line in lines):
+        assert (cli.commands[name].help or "").startswith(f"{told}."), "the first sentence, whole"
 
 
 def test_every_option_of_submit_has_its_section() -> None:
