@@ -39,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
-        sys.stdout.flush()
     except SkinjobError as fault:
         for line in fault.details:
             click.echo(line)
