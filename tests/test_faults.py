@@ -33,7 +33,7 @@ from skinjob.submit.faults import (
 )
 from skinjob.submit.slurm import ENDS, JobEnd, job_ends, jobs_in_queue
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"
 NO_SLURM = "/nonexistent"  # a PATH
@@ -291,7 +291,7 @@ def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
 
 @pytest.mark.parametrize("word", sorted(ENDS))
 def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> None:
-    """Whatever ends a job, its run has one of the faults of README, a sentence and a remedy."""
+    """Whatever ends a job, its run has one of the known faults, a sentence and a remedy."""
     run = slurm_sweep.runs()[1]
     end = JobEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
     found = ending(run, run.state(), "12_1", end)
@@ -371,9 +371,10 @@ def test_a_job_that_waits_for_ever_has_a_remedy(
     assert never[1].startswith(remedy)
 
 
-def test_every_fault_is_explained_in_readme() -> None:
-    """README's table has each fault that a state.json may name, and no other."""
-    (text,) = re.findall(r"## When a run does not end well\n(.*?)\n## ", README, re.S)
+def test_every_fault_is_explained() -> None:
+    """The page on jobs that fail has each fault that a state.json may name, and no other."""
+    page = (ROOT / "docs/when-a-job-fails.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"## Faults\n(.*?)\n## ", page, re.S)
     assert re.findall(r"^\| `([^`]+)` \|", text, re.M) == list(FAULTS)
 
 
