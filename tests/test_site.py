@@ -213,7 +213,7 @@ def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
         ("Invalid node name specified", {"exclude": "zz"}, "--exclude zz", "sinfo --Node"),
         ("Invalid --mail-type specification", {"mail": "a"}, "--mail-type END,FAIL", "man sbatch"),
         ("Memory specification can not be satisfied", {}, "--mem 8, --mem-flag mem", "%m"),
-        ("Invalid license specification", {"sbatch": ("--licenses=z",)}, "--licenses=z", "--help"),
+        ("Invalid license specification", {"sbatch": ("--licenses=z",)}, "=--licenses=z", "--help"),
     ],
 )
 def test_a_refusal_names_the_value_that_sbatch_means(

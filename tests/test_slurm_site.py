@@ -173,6 +173,14 @@ def test_init_site_takes_a_partition_by_name_and_keeps_to_its_limit(
     assert "must be one of lab, short, closed" in refusal(other)
 
 
+def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -> None:
+    """Where the cluster keeps accounts, one's own and the QOS are in the comments."""
+    assert skinjob(slurm, "init-site", "--out", "sites/dbd.toml", cwd=project).returncode == 0
+    text = (project / "sites/dbd.toml").read_text()
+    assert "# account: root; without a word the first\n" in text
+    assert "# qos: normal; without a word the first\n" in text
+
+
 def test_init_site_without_slurm_says_so(site: Slurm, project: Path) -> None:
     """On a laptop it writes nothing."""
     path = site.path_without("sinfo")

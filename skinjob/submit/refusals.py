@@ -43,7 +43,7 @@ def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
         if re.search(pattern, words, re.IGNORECASE):
             meant = _meant(fields, words, cluster)
             options = [_option(name) for name in meant or fields[:1]]
-            told = ", ".join(f"{_option(name)} {_shown(cluster, name)}" for name in meant)
+            told = ", ".join(_told(cluster, name) for name in meant)
             return ClusterError(
                 f"sbatch refused: {words}{f' ({told})' if told else ''}",
                 f"{listing}   # what there is; then skinjob submit with another {options[0]}",
@@ -67,6 +67,13 @@ def _meant(fields: tuple[str, ...], words: str, cluster: ClusterConfig) -> list[
     """Returns those fields that ask for something which the words do not hold yet."""
     asked = [name for name in fields if getattr(cluster, name) not in (None, ())]
     return [name for name in asked if _shown(cluster, name) not in words]
+
+
+def _told(cluster: ClusterConfig, name: str) -> str:
+    """Returns an option with its value, as it is given on the command line."""
+    if name == "sbatch":
+        return " ".join(f"--sbatch={flag}" for flag in cluster.sbatch)
+    return f"{_option(name)} {_shown(cluster, name)}"
 
 
 def _option(name: str) -> str:
