@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,13 @@ def shown(text: str) -> str:
 def width() -> int | None:
     """Returns the columns of the terminal that stdout goes to; None where it goes to none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_sentence(text: str) -> None:
+    """Prints a sentence to stdout; on a terminal broken between words where it is too long."""
+    columns = width()
+    wrapped = textwrap.wrap(text, columns or len(text), break_on_hyphens=False) or [""]
+    print("\n".join(wrapped if columns else [text]))
 
 
 def table_lines(

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from threading import Timer
 
 from skinjob.runs import Sweep, sweeps
 from skinjob.submit.state import standings
@@ -29,16 +29,22 @@ def skinjob(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.Complet
 class Lines:
     """What a command prints, read as it comes."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
         self.read: list[str] = []
 
-    def until(self, words: str) -> None:
-        """Returns when a line with these words has come."""
-        for line in self.stream:
-            self.read.append(line)
-            if words in line:
-                return
+    def until(self, words: str, timeout_s: float = 60) -> None:
+        """Returns when a line with these words has come; a command that is late is killed."""
+        assert self.process.stdout
+        timer = Timer(timeout_s, self.process.kill)
+        timer.start()
+        try:
+            for line in self.process.stdout:
+                self.read.append(line)
+                if words in line:
+                    return
+        finally:
+            timer.cancel()
         raise AssertionError(f"{words!r} never came: {self.read}")
 
 

@@ -52,7 +52,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def terminal(
-    *words: str | Path, cwd: Path, columns: int, lines: int = 24, **env: str
+    *words: str | Path, cwd: Path, columns: int, lines: int = 40, **env: str
 ) -> Iterator[Terminal]:
     """Yields a terminal in which a command begins; its exit code is the last line, as `exit N`.
 

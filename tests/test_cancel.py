@@ -6,13 +6,16 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from commands import only_sweep, skinjob, standing, wait_until
 from trees import make_sweep
 
+from skinjob.files import write_json
 from skinjob.runs import BY_YOU, Run, Sweep
+from skinjob.submit.cancel import cancel
 from skinjob.submit.local import require_free
 from skinjob.train.holding import Hold
 from skinjob.train.job import run_job
@@ -45,6 +48,7 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
     for run in (first, second):
         state = run.state()
         assert (state.state, state.fault, state.error) == ("failed", "cancelled", BY_YOU)
+    assert "told to end: SIGTERM" in first.log_file.read_text()
     assert second.state().attempts == 0
     assert set(standing(sweep).values()) == {"cancelled"}
     told = skinjob("retry", sweep.name, "--dry-run", cwd=project).stdout
@@ -78,6 +82,22 @@ def test_what_is_done_stays_done(sweep: Sweep, project: Path) -> None:
     again = skinjob("cancel", "sweep", cwd=project)
     assert again.returncode == 0, again.stderr
     assert running.state() == cancelled
+
+
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_a_run_that_speaks_just_then_is_heard(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """One that ended in that moment is done; one whose heartbeat came over it is cancelled."""
+    running = sweep.runs()[1]
+    at_work = running.state()
+
+    def speak(seconds: float) -> None:
+        write_json(running.state_file, asdict(at_work) | {"state": state})
+
+    monkeypatch.setattr("skinjob.submit.cancel.time.sleep", speak)
+    assert cancel(sweep, []).cancelled == ((running.name,) if state == "running" else ())
+    assert running.state().state == ("failed" if state == "running" else "done")
 
 
 def test_a_job_does_not_begin_on_a_run_that_was_cancelled(sweep: Sweep, project: Path) -> None:

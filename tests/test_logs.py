@@ -85,8 +85,7 @@ def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
         stderr=subprocess.STDOUT,
         text=True,
     ) as following:
-        assert following.stdout
-        lines = Lines(following.stdout)
+        lines = Lines(following)
         lines.until(f"{NAME} waiting, epoch 3/20: waits for its turn")
         with run.log_file.open("a") as log:
             log.write("half a")

@@ -150,21 +150,6 @@ def test_without_sacct_it_warns_and_goes_on(
     assert "status reads the run folders and scontrol instead" in accounting["found"]
 
 
-def test_a_controller_that_is_down_fails_in_slurms_words(lab: Slurm, project: Path) -> None:
-    """Without slurmctld the rest is looked at all the same, and what it would say is skipped."""
-    pid = int((lab.state / "pid/slurmctld").read_text().split()[0])
-    os.kill(pid, signal.SIGKILL)
-    try:
-        checks = doctor(lab, "--probe", cwd=project, code=1)
-    finally:
-        lab.restart()
-    assert failed(checks) == ["controller"]
-    assert " is DOWN" in checks["controller"]["found"]
-    for name in ("partition", "time limit", "GPU", "account", "script", "probe"):
-        assert checks[name]["verdict"] == "skipped"
-    assert checks["images"]["verdict"] == checks["sweep"]["verdict"] == "ok"
-
-
 def test_the_probe_tells_what_a_node_has(lab: Slurm, project: Path) -> None:
     """A real job says what is there: here all but a driver for the GPU, which is a failure."""
     checks = doctor(lab, "--probe", cwd=project, code=1)
@@ -223,6 +208,22 @@ def test_ctrl_c_on_the_probe_cancels_its_job(lab: Slurm, project: Path) -> None:
     wait_until(lambda: _jobs(lab) == {full})
     assert not (project / "runs").exists()
     lab.run(["scancel", full], check=True)
+
+
+def test_a_controller_that_is_down_fails_in_slurms_words(lab: Slurm, project: Path) -> None:
+    """Without slurmctld the rest is looked at all the same, and what it would say is skipped."""
+    pid = int((lab.state / "pid/slurmctld").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    try:
+        checks = doctor(lab, "--probe", cwd=project, code=1)
+    finally:
+        lab.restart()
+    assert failed(checks) == ["controller"]
+    assert " is DOWN" in checks["controller"]["found"]
+    for name in ("partition", "time limit", "GPU", "account", "script", "probe"):
+        assert checks[name]["verdict"] == "skipped"
+    assert checks["images"]["verdict"] == checks["sweep"]["verdict"] == "ok"
 
 
 def _jobs(lab: Slurm) -> set[str]:

@@ -142,20 +142,19 @@ def test_the_last_words_of_log_and_job_are_shown(told: str) -> None:
 def test_the_remedy_queues_the_run_again_and_says_why(
     slurm: Slurm, project: Path, ended: Sweep, told: str
 ) -> None:
-    """The command that `status` names takes up the very sweep, and says what had ended its runs."""
+    """The command that `status` names takes up the very run, and says what had ended it."""
     state = state_of(ended, CANCELLED)
     words = str(state.remedy).split()
-    assert words[:2] == ["skinjob", "submit"]
+    assert words == ["skinjob", "retry", str(ended.folder), CANCELLED]
     partition = ["scontrol", "update", "partitionname=lab"]
     slurm.run([*partition, "state=down"], check=True)
     try:
         result = skinjob(slurm, *words[1:], cwd=project)
-        slurm.run(["scancel", job_of(ended.runs()[0]).split("_")[0]], check=True)
+        assert Run(ended.folder / CANCELLED).state().state == "queued"
+        skinjob(slurm, "cancel", ended.folder, CANCELLED, cwd=project)
     finally:
         slurm.run([*partition, "state=up"], check=True)
     assert f"{CANCELLED} cancelled: {state.error}\n" in result.stdout
-    assert {run.state().state for run in ended.runs()} == {"queued"}
-    assert "not repeated" not in result.stdout
 
 
 def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:

@@ -180,8 +180,7 @@ def test_a_controller_that_stops_and_comes_back_is_outlasted(unaccounted: Watche
         stdout=subprocess.PIPE,
         text=True,
     ) as watch:
-        assert watch.stdout
-        lines = Lines(watch.stdout)
+        lines = Lines(watch)
         lines.until("seed49 waiting")
         kill_controller(cluster)
         down = unaccounted.skinjob("status", "fifty", "--json")

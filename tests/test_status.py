@@ -111,6 +111,17 @@ def test_a_watch_redraws_in_place(sweep: Sweep, tmp_path: Path) -> None:
         assert shown.ask("history_size") == 0
 
 
+def test_reasons_are_told_once_below_a_narrow_table(sweep: Sweep, tmp_path: Path) -> None:
+    """Where they do not fit beside the runs, it is said how many runs each of them has."""
+    for name in (FIRST, THIRD):
+        Run(sweep.folder / name).update_state(state="failed", fault="time limit", error="too long")
+    with terminal(*SKINJOB, "status", cwd=tmp_path, columns=60, PATH=NO_SLURM) as shown:
+        assert "\n2 failed: time limit\n" in shown.show("exit 3")
+    told = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
+    assert len(re.findall(r"^bs\S+ +failed .*  time limit$", told, re.M)) == 2
+    assert "2 failed: time limit" not in told
+
+
 def test_ctrl_c_leaves_a_watch(sweep: Sweep, tmp_path: Path) -> None:
     """The cursor is there again, and the exit code is that of an interrupted command."""
     with terminal(*SKINJOB, "status", "--watch", cwd=tmp_path, columns=100, PATH=NO_SLURM) as shown:

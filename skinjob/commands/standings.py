@@ -122,8 +122,8 @@ def _width(names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> int:
 
 
 def _reasons(runs: Sequence[Standing], width: int | None) -> list[str]:
-    """Returns why runs stand so, of those of which it is not told as a fault."""
-    found = Counter((one.state, one.reason) for one in runs if one.reason and not one.error)
+    """Returns why runs stand so, once for all that do for the same reason."""
+    found = Counter((one.state, one.reason) for one in runs if one.reason not in ("", one.state))
     lines = [f"{count} {state}: {shown(reason)}" for (state, reason), count in found.items()]
     parts = [part for line in lines for part in wrapped(line, width)]
     return ["", *parts] if parts else []

@@ -23,7 +23,7 @@ from skinjob.commands.arguments import (
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
 from skinjob.config import ClusterConfig
-from skinjob.console import print_table
+from skinjob.console import print_sentence, print_table
 from skinjob.options import cluster_options
 from skinjob.runs import Sweep, sweeps
 
@@ -111,7 +111,7 @@ def _tell_left(left: Sequence[Standing]) -> None:
         names = [one.run for one in left if one.state == state]
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         hint = "; named, they are queued again" if state == "cancelled" else ""
-        click.echo(f"left alone, {state}{hint}: {', '.join(names[:MOST_NAMED])}{more}")
+        print_sentence(f"left alone, {state}{hint}: {', '.join(names[:MOST_NAMED])}{more}")
 
 
 @click.command(cls=TaskCommand)
@@ -157,7 +157,8 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
     print_table(("run", "state"), rows, words=("state",))
     for words, jobs in (("ended", what.ended), ("goes on, with other runs", what.going_on)):
         if jobs:
-            click.echo(f"\n{words}: job {', '.join(jobs)}")
+            click.echo()
+            print_sentence(f"{words}: job {', '.join(jobs)}")
     if what.cancelled:
         click.echo(f"\nback:  {sweep.retry_command(*what.cancelled[:1])}")
     click.echo(f"{'' if what.cancelled else chr(10)}next:  skinjob status {_quoted(sweep)}")
@@ -200,16 +201,16 @@ def _tell_cleared(what: Clearing, is_done: bool) -> None:
         print_table(("what", "where", "files", "bytes"), rows, words=("where",))
         click.echo()
         for kind in dict.fromkeys(part.kind for part in what.parts):
-            click.echo(f"{kind}: {WITHOUT[kind]}")
+            print_sentence(f"{kind}: {WITHOUT[kind]}")
     for folder, reason in what.left:
-        click.echo(f"left alone: {folder}: {reason}")
+        print_sentence(f"left alone: {folder}: {reason}")
     size = f"{what.num_bytes:,} bytes ({what.num_bytes / 1e6:,.1f} MB)"
     if not rows:
         click.echo("nothing to remove")
     elif is_done:
         click.echo(f"removed: {size}")
     else:
-        click.echo(f"to remove: {size}; nothing was yet: the same command with --yes does")
+        print_sentence(f"to remove: {size}; nothing was yet: the same command with --yes does")
 
 
 def _quoted(sweep: Sweep) -> str:

@@ -56,9 +56,10 @@ def _cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
     cancelled = _mark(sweep, todo)
     # Of an earlier time, when SLURM did not answer, jobs may be left to end.
     before = [one.run for one in meant if one.state == "cancelled"]
+    let_go = {found[name].job for name in cancelled}
     jobs = {one.job for one in meant if one.job and one.run in {*cancelled, *before}}
     at_work = {one.job for one in found.values() if one.state in OPEN and one.run not in cancelled}
-    ended, going_on = sorted(jobs - at_work), sorted(jobs & at_work)
+    ended, going_on = sorted(jobs - at_work), sorted(jobs & at_work & let_go)
     if sweep.info()["cluster"]["cluster"] == "local":
         _end_processes(states, [name for name in todo if found[name].job in ended])
     else:

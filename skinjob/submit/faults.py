@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from skinjob.errors import RunError
 from skinjob.files import is_full, write_json
 from skinjob.runs import Run, RunState, Sweep, utc_now
 from skinjob.submit.slurm import JobEnd
@@ -175,8 +176,19 @@ def why_never(run: Run, job: str, reason: str) -> tuple[str, str] | None:
     """Returns why a pending job never starts by itself and what to do; None if it may start."""
     for pattern, words, remedy in NEVER:
         if re.fullmatch(pattern, reason.split(",")[0].strip("()")):
-            return f"{words} ({reason})", remedy.format(job=job, again=run.sweep.retry_command())
+            return f"{words} ({reason})", remedy.format(job=job, again=_again_by_name(run, job))
     return None
+
+
+def _again_by_name(run: Run, job: str) -> str:
+    """Returns the command that queues a job's runs again once they are cancelled.
+
+    Those are taken up by name alone.
+    """
+    names = [run.name]
+    with contextlib.suppress(RunError, LookupError):
+        names = [name for name, its in run.sweep.info()["jobs"].items() if its == job] or names
+    return run.sweep.retry_command(*names)
 
 
 def job_output(sweep: Sweep, job: str) -> Path:
@@ -246,7 +258,10 @@ def _told(
         "NODE_FAIL": ("node failure", "lost its node"),
         "BOOT_FAIL": ("node failure", "got a node that did not boot"),
     }[word]
-    return fault, f"{job} {what}{where}", run.sweep.retry_command()
+    again = run.sweep.retry_command()
+    if fault == "cancelled":
+        again = _again_by_name(run, job.removeprefix("job "))
+    return fault, f"{job} {what}{where}", again
 
 
 def _untold(
