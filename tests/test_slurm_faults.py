@@ -301,4 +301,4 @@ def test_a_time_limit_that_the_job_could_not_heed_is_told(
     state = state_of(hanging, run.name)
     assert state.fault == "time limit"
     assert "reached its time limit of 00:01:00 before it began to train" in str(state.error)
-    assert "--time 240 " in str(state.remedy)
+    assert str(state.remedy).endswith(" --time 240")
