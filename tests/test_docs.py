@@ -22,6 +22,9 @@ from trees import make_tree
 
 from skinjob.cli import cli
 from skinjob.fetch.weights import write_untrained
+from skinjob.runs import FAULTS
+from skinjob.submit.faults import NEVER, WAITING
+from skinjob.submit.state import STATES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -189,6 +192,16 @@ def test_no_page_names_what_is_not_there() -> None:
             assert command in cli.commands or command in NOT_COMMANDS, f"{name}: skinjob {command}"
             unknown = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", rest)) - options - {"--help"}
             assert not unknown, f"{name}: skinjob {command}: {unknown}"
+
+
+def test_every_state_fault_and_reason_is_explained() -> None:
+    """Whatever word `skinjob status` prints of a run has a line in the docs."""
+    page = PAGES["when-a-job-fails.md"]
+    assert set(re.findall(r"^\| (\w+) \|", page, re.M)) == {"state", "fault", *STATES}
+    assert re.findall(r"^\| `([^`]+)` \|", page, re.M) == list(FAULTS)
+    explained = re.findall(r"^\| (`[^|]+) \|", PAGES["troubleshooting.md"], re.M)
+    words = set(re.findall(r"`([^`]+)`", " ".join(explained)))
+    assert {*WAITING, *(reason for reason, _, _ in NEVER if reason.isalpha())} - {"None"} <= words
 
 
 def test_links_and_file_tree_lead_somewhere() -> None:

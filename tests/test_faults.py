@@ -33,7 +33,6 @@ from skinjob.submit.faults import (
 )
 from skinjob.submit.slurm import ENDS, JobEnd, job_ends, jobs_in_queue
 
-ROOT = Path(__file__).parent.parent
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"
 NO_SLURM = "/nonexistent"  # a PATH
@@ -369,13 +368,6 @@ def test_a_job_that_waits_for_ever_has_a_remedy(
     assert never
     assert f"({reason})" in never[0]
     assert never[1].startswith(remedy)
-
-
-def test_every_fault_is_explained() -> None:
-    """The page on jobs that fail has each fault that a state.json may name, and no other."""
-    page = (ROOT / "docs/when-a-job-fails.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"## Faults\n(.*?)\n## ", page, re.S)
-    assert re.findall(r"^\| `([^`]+)` \|", text, re.M) == list(FAULTS)
 
 
 def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:
