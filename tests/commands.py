@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Timer
 
 from skinjob.runs import Sweep, sweeps
-from skinjob.submit.state import standings
+from skinjob.watch.state import standings
 
 
 def skinjob(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

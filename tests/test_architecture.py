@@ -28,12 +28,16 @@ LEVELS = {
     "demo": 2,
     "train": 3,
     "report": 3,
-    "submit": 4,
-    "sources": 5,
-    "options": 5,
-    "commands": 5,
-    "cli": 5,
-    "__main__": 6,
+    "slurm": 3,
+    "watch": 4,
+    "submit": 5,
+    "steer": 6,
+    "site": 6,
+    "sources": 6,
+    "options": 6,
+    "commands": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 """Imports go from a higher level to a lower one, or stay in a folder or on a level."""
 

@@ -15,7 +15,7 @@ from trees import make_sweep
 
 from skinjob.files import write_json
 from skinjob.runs import BY_YOU, Run, Sweep
-from skinjob.submit.cancel import cancel
+from skinjob.steer.cancel import cancel
 from skinjob.submit.local import require_free
 from skinjob.train.holding import Hold
 from skinjob.train.job import run_job
@@ -95,7 +95,7 @@ def test_a_run_that_speaks_just_then_is_heard(
     def speak(seconds: float) -> None:
         write_json(running.state_file, asdict(at_work) | {"state": state})
 
-    monkeypatch.setattr("skinjob.submit.cancel.time.sleep", speak)
+    monkeypatch.setattr("skinjob.steer.cancel.time.sleep", speak)
     assert cancel(sweep, []).cancelled == ((running.name,) if state == "running" else ())
     assert running.state().state == ("failed" if state == "running" else "done")
 

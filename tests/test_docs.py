@@ -23,8 +23,8 @@ from trees import make_tree
 from skinjob.cli import cli
 from skinjob.fetch.weights import write_untrained
 from skinjob.runs import FAULTS
-from skinjob.submit.faults import NEVER, WAITING
-from skinjob.submit.state import STATES
+from skinjob.watch.faults import NEVER, WAITING
+from skinjob.watch.state import STATES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import pytest
 from commands import skinjob
 
 from skinjob.config import ClusterConfig
-from skinjob.submit.finding import Finding
-from skinjob.submit.probe import findings
+from skinjob.site.finding import Finding
+from skinjob.site.probe import findings
 
 FITTING = {"SKINJOB_SUBMIT_BATCH_SIZES": "4,8", "SKINJOB_SUBMIT_CLUSTER": "local"}
 

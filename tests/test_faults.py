@@ -22,7 +22,8 @@ from skinjob.files import write_json
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_sweep
 from skinjob.runs import FAULTS, Run, RunState, Sweep, utc_now
-from skinjob.submit.faults import (
+from skinjob.slurm.answers import ENDS, JobEnd, job_ends, jobs_in_queue
+from skinjob.watch.faults import (
     Ending,
     ending,
     local_ending,
@@ -31,7 +32,6 @@ from skinjob.submit.faults import (
     why_pending,
     write_ending,
 )
-from skinjob.submit.slurm import ENDS, JobEnd, job_ends, jobs_in_queue
 
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"

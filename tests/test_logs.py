@@ -15,7 +15,7 @@ from terminal import SKINJOB, terminal
 
 from skinjob.files import write_json
 from skinjob.runs import Run, RunState, run_name
-from skinjob.submit.state import queue_lock
+from skinjob.watch.state import queue_lock
 
 NO_SLURM = "/nonexistent"  # a PATH
 NAME, OTHER = (run_name(size, 0.01, 0) for size in (32, 64))

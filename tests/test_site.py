@@ -15,12 +15,12 @@ from skinjob.config import ClusterConfig, read_job_file
 from skinjob.errors import ConfigError
 from skinjob.flags import SET_FLAGS
 from skinjob.runs import Sweep
+from skinjob.site.profile import Rights, Site, choose, profile_text, read_sinfo
+from skinjob.slurm.environment import slurm_environment
+from skinjob.slurm.refusals import refusal as refusal_of
 from skinjob.sources import SITE_KEYS
-from skinjob.submit.environment import slurm_environment
 from skinjob.submit.executor import sbatch_script
 from skinjob.submit.python import python_note
-from skinjob.submit.refusals import refusal as refusal_of
-from skinjob.submit.site import Rights, Site, choose, profile_text, read_sinfo
 
 ROOT = Path(__file__).parent.parent
 PROFILES = sorted((ROOT / "jobs/sites").glob("*.toml"))

@@ -46,7 +46,7 @@ SAID = f"""{{
 }}
 """
 ARRAY, FAILED, CANCELLED = 50, 10, 11
-QUICK = "import skinjob.submit.watch as w; w.ASK_S = 1; from skinjob.cli import main; main()"
+QUICK = "import skinjob.watch.watching as w; w.ASK_S = 1; from skinjob.cli import main; main()"
 """`skinjob` that asks SLURM oftener than it is polite to, so that a test is quick."""
 
 

@@ -21,7 +21,7 @@ from trees import make_sweep
 
 from skinjob.runs import Run, sweeps
 from skinjob.submit.local import require_free, start_queue
-from skinjob.submit.state import queue_lock
+from skinjob.watch.state import queue_lock
 
 SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
 

@@ -20,7 +20,7 @@ from skinjob.console import shown, width
 from skinjob.options import cluster_options, file_options, recipe_options
 
 if TYPE_CHECKING:
-    from skinjob.submit.finding import Finding
+    from skinjob.site.finding import Finding
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skipped": "bright_black"}
 INDENT = 21  # columns before what was found
@@ -46,7 +46,7 @@ def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) ->
       skinjob doctor
       skinjob doctor --partition gpu --time 60 --probe
     """
-    from skinjob.submit.doctor import Wish, examine
+    from skinjob.site.doctor import Wish, examine
 
     findings = examine(Wish(**asked(**options)), is_probing=probe)
     found = list(findings) if as_json else list(_printed(findings))

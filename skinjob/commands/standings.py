@@ -10,9 +10,9 @@ from datetime import timedelta
 from skinjob.commands.arguments import typed
 from skinjob.console import shown, table_lines
 from skinjob.runs import BY_YOU, Run, Sweep, utc_now
-from skinjob.submit.faults import last_words
-from skinjob.submit.overview import Overview
-from skinjob.submit.state import ANSWERS, NO_ANSWER, STATES, Standing, Survey
+from skinjob.watch.faults import last_words
+from skinjob.watch.overview import Overview
+from skinjob.watch.state import ANSWERS, NO_ANSWER, STATES, Standing, Survey
 
 NOTHING = "-"
 COLOURS = {

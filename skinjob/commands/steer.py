@@ -28,9 +28,9 @@ from skinjob.options import cluster_options
 from skinjob.runs import Sweep, sweeps
 
 if TYPE_CHECKING:
-    from skinjob.submit.cancel import Cancellation
-    from skinjob.submit.clean import Clearing
-    from skinjob.submit.state import Standing
+    from skinjob.steer.cancel import Cancellation
+    from skinjob.steer.clean import Clearing
+    from skinjob.watch.state import Standing
 
 WITHOUT = {
     "caches": "are made again when they are needed, which takes time",
@@ -84,7 +84,7 @@ def retry(
       skinjob retry my-sweep --time 240
       skinjob retry my-sweep bs0032-lr0.01-seed0
     """
-    from skinjob.submit.retry import plan_retry
+    from skinjob.steer.retry import plan_retry
 
     chosen = find_sweep(sweep, runs)
     names = [one.name for one in runs_of(chosen, run)] if run else []
@@ -130,7 +130,7 @@ def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
       skinjob cancel my-sweep
       skinjob cancel my-sweep bs0032-lr0.01-seed0
     """
-    from skinjob.submit.cancel import cancel as cancel_runs
+    from skinjob.steer.cancel import cancel as cancel_runs
 
     chosen = find_sweep(sweep, runs)
     names = [one.name for one in runs_of(chosen, run)] if run else []
@@ -142,7 +142,7 @@ def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
 
 def _is_sure(sweep: Sweep) -> bool:
     """Asks, where something would be lost: runs at work; returns whether to go on."""
-    from skinjob.submit.state import standings
+    from skinjob.watch.state import standings
 
     running = sum(one.state == "running" for one in standings(sweep))
     return not running or click.confirm(
@@ -183,7 +183,7 @@ def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
       skinjob clean
       skinjob clean --caches --yes
     """
-    from skinjob.submit.clean import KINDS, clear, plan_clearing
+    from skinjob.steer.clean import KINDS, clear, plan_clearing
 
     chosen = [find_sweep(sweep, runs)] if sweep else sweeps(runs)
     wanted = [name for name in KINDS if kinds[name]] or list(KINDS[1:] if sweep else KINDS)

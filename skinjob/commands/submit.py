@@ -18,8 +18,8 @@ from skinjob.runs import BY_YOU
 
 if TYPE_CHECKING:
     from skinjob.submit.plan import Plan
-    from skinjob.submit.state import Standing
     from skinjob.submit.submit import Submission
+    from skinjob.watch.state import Standing
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print configuration and sbatch script, and make nothing."

@@ -23,7 +23,7 @@ from skinjob.commands.help import TaskCommand
 from skinjob.console import print_lines, redrawn, width
 
 if TYPE_CHECKING:
-    from skinjob.submit.state import Standing, Survey
+    from skinjob.watch.state import Standing, Survey
 
 
 @click.command(cls=TaskCommand)
@@ -43,8 +43,8 @@ def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_js
       skinjob status
       skinjob status --watch
     """
-    from skinjob.submit.state import survey
-    from skinjob.submit.watch import surveys
+    from skinjob.watch.state import survey
+    from skinjob.watch.watching import surveys
 
     if watch and as_json:
         raise click.UsageError("--json is one look; with --watch there are many")
@@ -55,7 +55,7 @@ def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_js
 
 
 def _exit_code(found: Survey) -> int:
-    from skinjob.submit.state import OPEN
+    from skinjob.watch.state import OPEN
 
     states = {one.state for one in found.runs}
     return 3 if states & set(OPEN) else 0 if states <= {"done"} else 1
@@ -122,7 +122,7 @@ def list_sweeps(runs: Path) -> None:
       skinjob list
     """
     from skinjob.commands.standings import COLOURS, overview_lines
-    from skinjob.submit.overview import overviews
+    from skinjob.watch.overview import overviews
 
     found = overviews(runs)
     if not found:
@@ -150,7 +150,7 @@ def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
       skinjob logs bs0032-lr0.01-seed0
       skinjob logs -f my-sweep/bs0032-lr0.01-seed0
     """
-    from skinjob.submit.logs import log_lines
+    from skinjob.watch.logs import log_lines
 
     for line, is_log in log_lines(find_run(run, runs), lines, is_following=follow):
         click.echo(line, err=not is_log)

@@ -23,7 +23,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 from skinjob.config import ClusterConfig
 from skinjob.errors import Stopped
 from skinjob.runs import FINAL, Run, Sweep, utc_now
-from skinjob.submit.environment import as_outside_jobs
+from skinjob.slurm.environment import as_outside_jobs
+from skinjob.slurm.refusals import refusal
 from skinjob.submit.limits import (
     WARNED_S,
     own_runs,
@@ -31,7 +32,6 @@ from skinjob.submit.limits import (
     require_requeue,
     seconds_left,
 )
-from skinjob.submit.refusals import refusal
 
 log = logging.getLogger("skinjob")
 

@@ -28,11 +28,11 @@ from skinjob.errors import RunError
 from skinjob.files import make_private
 from skinjob.runs import FINAL, Run, Sweep
 from skinjob.submit.executor import start_local
-from skinjob.submit.faults import local_ending, tail, write_ending
 from skinjob.submit.folders import record_jobs, recorded_cluster
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.plan import MOST_HEADS
-from skinjob.submit.state import is_working, queue_lock
+from skinjob.watch.faults import local_ending, tail, write_ending
+from skinjob.watch.state import is_working, queue_lock
 
 LOOK_S = 2  # whoever looks whether a queue is at work has its lock for a moment
 LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave

@@ -21,7 +21,7 @@ from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
 from skinjob.runs import Run, Sweep, run_name, sweeps
 from skinjob.scan import scan
-from skinjob.submit.environment import unheeded
+from skinjob.slurm.environment import unheeded
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.place import (
     require_for_sbatch,

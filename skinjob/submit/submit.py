@@ -15,7 +15,7 @@ from skinjob.submit import local
 from skinjob.submit.executor import queue
 from skinjob.submit.folders import discard, record_jobs, submitting, write_plan
 from skinjob.submit.plan import Plan, jobs_of, placed
-from skinjob.submit.state import Standing, standings
+from skinjob.watch.state import Standing, standings
 
 REPEATED = ("failed", "cancelled", "lost")
 WAIT_S = {"local": 0.5, "slurm": 15}  # squeue answers for a whole site: it is asked seldom

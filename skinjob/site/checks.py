@@ -13,12 +13,12 @@ from datetime import datetime
 
 from skinjob.config import ClusterConfig
 from skinjob.runs import Sweep
-from skinjob.submit.environment import slurm_environment
+from skinjob.site.finding import Finding, fail, ok, skipped, warn
+from skinjob.site.profile import Partition, Site, ask_site
+from skinjob.slurm.answers import ask
+from skinjob.slurm.environment import slurm_environment
+from skinjob.slurm.refusals import refusal
 from skinjob.submit.executor import sbatch_script
-from skinjob.submit.finding import Finding, fail, ok, skipped, warn
-from skinjob.submit.refusals import refusal
-from skinjob.submit.site import Partition, Site, ask_site
-from skinjob.submit.slurm import ask
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 TIMEOUT_S = 60  # sbatch asks again for a while when the controller is busy

@@ -19,12 +19,12 @@ from typing import Any
 from skinjob import __version__
 from skinjob.config import ClusterConfig
 from skinjob.errors import ClusterError, RunError
-from skinjob.submit.environment import slurm_environment
+from skinjob.site.finding import Finding, fail, named, ok, skipped, warn
+from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
+from skinjob.slurm.environment import slurm_environment
+from skinjob.slurm.refusals import refusal
 from skinjob.submit.executor import probe_script
-from skinjob.submit.faults import NEVER, tail, why_pending
-from skinjob.submit.finding import Finding, fail, named, ok, skipped, warn
-from skinjob.submit.refusals import refusal
-from skinjob.submit.slurm import ask, job_ends, jobs_in_queue
+from skinjob.watch.faults import NEVER, tail, why_pending
 
 SCRIPT = Path(__file__).parent.parent / "train" / "probe.py"
 TIME_MIN = 5

@@ -13,8 +13,8 @@ from typing import Any
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import ClusterError, ConfigError
+from skinjob.slurm.answers import ask
 from skinjob.submit.limits import parse_time
-from skinjob.submit.slurm import ask
 
 LEAST_MIN = 5  # shorter time limits skinjob does not take
 DOWN = ("down", "drain", "fail", "unk", "maint", "inval")

@@ -9,8 +9,8 @@ from threading import Thread
 
 from skinjob.errors import SkinjobError
 from skinjob.runs import Run, Sweep
-from skinjob.submit.slurm import Answers
-from skinjob.submit.state import OPEN, Survey, survey
+from skinjob.slurm.answers import Answers
+from skinjob.watch.state import OPEN, Survey, survey
 
 LOOK_S = 2
 ASK_S = 15  # squeue answers for a whole site: it is asked seldom

@@ -9,8 +9,8 @@ from typing import Any
 
 from skinjob.errors import RunError
 from skinjob.runs import Sweep
-from skinjob.submit.slurm import Answers
-from skinjob.submit.state import survey
+from skinjob.slurm.answers import Answers
+from skinjob.watch.state import survey
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
 from skinjob.runs import Sweep, run_name
 from skinjob.scan import scan
-from skinjob.submit.checks import (
+from skinjob.site.checks import (
     CHECKS,
     OF_PARTITION,
     ask_slurm,
@@ -26,8 +26,9 @@ from skinjob.submit.checks import (
     check_controller,
     check_environment,
 )
+from skinjob.site.finding import Finding, fail, failed, named, ok, skipped, tried, warn
+from skinjob.site.probe import probe
 from skinjob.submit.executor import job_python
-from skinjob.submit.finding import Finding, fail, failed, named, ok, skipped, tried, warn
 from skinjob.submit.place import (
     file_system,
     nearest,
@@ -38,7 +39,6 @@ from skinjob.submit.place import (
     require_writable,
 )
 from skinjob.submit.plan import Plan, jobs_of, make_plan
-from skinjob.submit.probe import probe
 from skinjob.submit.python import lacks_torch, python_note
 from skinjob.submit.room import free_bytes
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skinjob.runs import Run
-from skinjob.submit.faults import last_words
-from skinjob.submit.state import NO_ANSWER, OPEN, Standing, Survey, survey
-from skinjob.submit.watch import surveys
+from skinjob.watch.faults import last_words
+from skinjob.watch.state import NO_ANSWER, OPEN, Standing, Survey, survey
+from skinjob.watch.watching import surveys
 
 FOLLOW_S = 1
 

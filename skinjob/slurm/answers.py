@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from skinjob.submit.environment import slurm_environment
+from skinjob.slurm.environment import slurm_environment
 
 TIMEOUT_S = 20
 ENDS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from skinjob.errors import RunError
 from skinjob.files import is_full, write_json
 from skinjob.runs import Run, RunState, Sweep, utc_now
-from skinjob.submit.slurm import JobEnd
+from skinjob.slurm.answers import JobEnd
 
 TAIL_BYTES = 20_000
 

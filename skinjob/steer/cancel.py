@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from skinjob.errors import ClusterError, RunError
 from skinjob.files import write_json
 from skinjob.runs import BY_YOU, FINAL, Run, RunState, Sweep, utc_now
+from skinjob.slurm.answers import Answers, QueuedJob, cancel_jobs
 from skinjob.submit.folders import submitting
-from skinjob.submit.slurm import Answers, QueuedJob, cancel_jobs
-from skinjob.submit.state import OPEN, Standing, lives, survey
+from skinjob.watch.state import OPEN, Standing, lives, survey
 
 SETTLE_S = 0.5  # a job that is just writing a heartbeat writes over what it has not seen
 

@@ -9,7 +9,7 @@ from typing import Any
 from skinjob.runs import Run, Sweep
 from skinjob.submit.folders import recorded_cluster
 from skinjob.submit.plan import Plan, make_plan
-from skinjob.submit.state import Standing, standings
+from skinjob.watch.state import Standing, standings
 
 TAKEN = ("failed", "lost")
 TAKEN_BY_NAME = (*TAKEN, "cancelled")  # who cancelled a run need not want it back with the others

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from skinjob.errors import SkinjobError
 from skinjob.runs import Run, Sweep, sweeps
-from skinjob.submit.faults import job_output
 from skinjob.submit.folders import submitting
-from skinjob.submit.state import OPEN, Standing, standings
+from skinjob.watch.faults import job_output
+from skinjob.watch.state import OPEN, Standing, standings
 
 KINDS = ("caches", "failed", "submission")
 BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's own blocks are

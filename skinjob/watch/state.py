@@ -13,7 +13,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep
-from skinjob.submit.faults import (
+from skinjob.slurm.answers import Answers, JobEnd, QueuedJob
+from skinjob.watch.faults import (
     ending,
     orphan_ending,
     what_begun,
@@ -21,7 +22,6 @@ from skinjob.submit.faults import (
     why_pending,
     write_ending,
 )
-from skinjob.submit.slurm import Answers, JobEnd, QueuedJob
 
 STATES = ("running", "waiting", "done", "failed", "cancelled", "lost")
 OPEN = ("waiting", "running")
