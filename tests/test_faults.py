@@ -290,7 +290,7 @@ def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
 
 @pytest.mark.parametrize("word", sorted(ENDS))
 def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> None:
-    """Whatever ends a job, its run has one of the faults of README, a sentence and a remedy."""
+    """Whatever ends a job, its run has one of the known faults, a sentence and a remedy."""
     run = slurm_sweep.runs()[1]
     end = JobEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
     found = ending(run, run.state(), "12_1", end)

@@ -72,7 +72,7 @@ def test_sacct_tells_how_a_job_ended(slurm: Slurm, tmp_path: Path) -> None:
 
 def test_a_second_cluster_comes_and_goes_without_a_trace(slurm: Slurm, tmp_path: Path) -> None:
     """Two sessions can run at once, and one that stops takes its daemons and jobs with it."""
-    second = Slurm.start(tmp_path / "second", gpus=1, cpus=2)
+    second = Slurm.start(tmp_path / "second", gpus=1, gpu_type="a100", cpus=2)
     try:
         job_id = second.sbatch("touch running; sleep 600", cwd=tmp_path)
         deadline = time.monotonic() + 60
@@ -80,12 +80,15 @@ def test_a_second_cluster_comes_and_goes_without_a_trace(slurm: Slurm, tmp_path:
             time.sleep(0.1)
         node = second.run(["scontrol", "show", "node"], check=True).stdout
         processes = _processes_naming(second.state)
+        second.restart()
+        again = second.run(["sinfo", "-h", "-p", "lab", "-o", "%c %G"], check=True).stdout.strip()
     finally:
         second.stop()
 
     assert job_id == "1", "not the other cluster's queue"
     assert "CPUTot=2" in node
     assert len(processes) >= 4, "munged, slurmctld, slurmd and the job"
+    assert again == "2 gpu:a100:1", "as it was started"
     assert _processes_naming(tmp_path) == []
     assert not second.netns.exists()
     assert slurm.run(["sinfo", "-h", "-o", "%c"], check=True).stdout.strip() == "8"

@@ -13,7 +13,7 @@ from sweep_maker import make_sweep
 from terminal import SKINJOB, terminal
 
 from skinjob.files import write_json
-from skinjob.runs import Run, RunState, Sweep, run_name, utc_now
+from skinjob.runs import BY_YOU, Run, RunState, Sweep, run_name, utc_now
 
 NO_SLURM = "/nonexistent"  # a PATH
 FIRST, SECOND, THIRD, FOURTH = (run_name(size, 0.01, 0) for size in (32, 64, 128, 256))
@@ -129,6 +129,16 @@ def test_ctrl_c_leaves_a_watch(sweep: Sweep, tmp_path: Path) -> None:
         shown.press("C-c")
         assert "Traceback" not in shown.show("exit 130")
         assert shown.ask("cursor_flag")
+
+
+def test_why_a_run_was_cancelled_is_told_to_who_did_not_do_it(sweep: Sweep, tmp_path: Path) -> None:
+    """A run that you cancelled has its row alone; of one that an admin did, all is told."""
+    for name, error in ((FIRST, BY_YOU), (SECOND, "job 12_1 was cancelled by root")):
+        Run(sweep.folder / name).update_state(state="failed", fault="cancelled", error=error)
+    said = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
+    assert said.count(BY_YOU) == 1
+    assert f"{FIRST}: " not in said
+    assert f"{SECOND}: cancelled\n  job 12_1 was cancelled by root\n" in said
 
 
 def test_of_too_many_runs_those_at_work_are_seen(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from skinjob.commands.arguments import typed
 from skinjob.console import shown, table_lines
-from skinjob.runs import Run, Sweep, utc_now
+from skinjob.runs import BY_YOU, Run, Sweep, utc_now
 from skinjob.submit.faults import last_words
 from skinjob.submit.overview import Overview
 from skinjob.submit.state import ANSWERS, NO_ANSWER, STATES, Standing, Survey
@@ -133,6 +133,8 @@ def faults(sweep: Sweep, runs: Sequence[Standing], width: int | None) -> list[st
     """Returns what is wrong with runs and what to do, once for all runs that one job took along."""
     groups: dict[tuple[str | None, ...], list[Standing]] = {}
     for one in runs:
+        if one.error == BY_YOU:
+            continue  # who cancelled a run knows why, and the table has it
         if one.error or one.state in ("failed", "cancelled", "lost"):
             groups.setdefault((one.state, one.fault, one.job or one.run), []).append(one)
     lines = []

@@ -3,7 +3,7 @@
 #
 # Starts a private one-node SLURM cluster behind an air gap and returns when its node is idle. Its
 # partitions: lab, the default, without a limit; short, of 30 minutes; closed, which is down.
-# Asking again for the same STATE changes nothing and starts only what has died.
+# Asking again for the same STATE, with no options, changes nothing and starts only what has died.
 #   --accounting  dbd: slurmdbd on its own MariaDB, so that sacct answers. none (default): no sacct.
 #   --gpus        fake GPUs (default 4)
 #   --gpu-type    their type, as a job may ask for it (default: none)
@@ -17,6 +17,11 @@ usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 [ $# -ge 1 ] || usage
 state=$1; shift
+if [ $# = 0 ] && [ -s "$state/options" ]; then  # as it was started
+  read -ra words <"$state/options"
+  set -- "${words[@]}"
+fi
+options=$*
 accounting=none gpus=4 gpu_type='' cpus=8
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
@@ -54,6 +59,7 @@ state=$(cd "$state" && pwd -P)
 # The longest socket in STATE, munge/munge.socket.2, must fit the 108 bytes of a socket's address.
 [ ${#state} -le 85 ] || { say "$state: too long a path for a socket; take a shorter one"; exit 2; }
 mkdir -p "$state"/{conf,dev,log,pid,munge,spool/ctld,spool/d}
+echo "$options" >"$state/options"
 exec 9>"$state/.lock"
 flock 9
 
