@@ -280,10 +280,14 @@ class Sweep:
             if twice:
                 asked = self.info()["cluster"][DOUBLED[twice]]
                 options = (*options, twice, f"{2 * asked:.10g}")
+        return self.command("retry", *options)
+
+    def command(self, name: str, *words: str) -> str:
+        """Returns a command of skinjob on this sweep, to be pasted anywhere."""
         folder = self.folder
         with suppress(OSError):  # the current folder may be gone
             folder = folder.absolute()
-        return shlex.join(["skinjob", "retry", str(folder), *options])
+        return shlex.join(["skinjob", name, str(folder), *words])
 
     def runs(self) -> list[Run]:
         """Returns the sweep's runs, in the order of sweep.json. Raises: RunError as `info` does."""
@@ -305,9 +309,15 @@ def run_name(batch_size: int, lr: float, seed: int) -> str:
 
 
 def sweeps(runs: Path) -> list[Sweep]:
-    """Returns the sweeps below *runs*, oldest first."""
+    """Returns the sweeps below *runs*, oldest first, before them those that do not read."""
     found = [Sweep(file.parent) for file in runs.glob("*/sweep.json")]
-    return sorted(found, key=lambda sweep: (sweep.info().get("created_utc", ""), sweep.name))
+    return sorted(found, key=lambda sweep: (_created_utc(sweep), sweep.name))
+
+
+def _created_utc(sweep: Sweep) -> str:
+    with suppress(RunError):
+        return str(sweep.info().get("created_utc", ""))
+    return ""
 
 
 def utc_now() -> str:

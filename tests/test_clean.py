@@ -10,7 +10,7 @@ import pytest
 from commands import skinjob
 from sweep_maker import make_sweep
 
-from skinjob.runs import RunState, Sweep
+from skinjob.runs import BY_YOU, RunState, Sweep
 
 SECOND = "bs0064-lr0.01-seed0"
 FAILED = RunState(state="failed", fault="killed", error="it was killed", epoch=3)
@@ -115,6 +115,14 @@ def test_one_sweep_is_cleared_without_what_all_share(tmp_path: Path) -> None:
     skinjob("clean", "s", "--yes", cwd=tmp_path)
     assert files(tmp_path / "runs/.cache")
     assert not (tmp_path / f"runs/s/{SECOND}/checkpoint.pt").exists()
+
+
+def test_a_cancelled_run_keeps_where_it_goes_on(tmp_path: Path) -> None:
+    """Whoever cancelled a run was told that it can be taken up where it was."""
+    cancelled = RunState(state="failed", fault="cancelled", error=BY_YOU, epoch=3)
+    sweep = make_runs(tmp_path, cancelled)
+    skinjob("clean", "--yes", cwd=tmp_path)
+    assert all(file.exists() for file in sweep.runs()[1].checkpoint_files)
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

@@ -353,11 +353,11 @@ def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, wor
         ("JobHeldUser", "scontrol release 12_0"),
         ("JobHeldAdmin", "scontrol show job 12_0 "),
         ("launch failed requeued held", "scontrol release 12_0"),
-        ("BadConstraints", "scancel 12_0; skinjob retry /"),
-        ("DependencyNeverSatisfied", "scancel 12_0; skinjob retry /"),
-        ("PartitionTimeLimit", "sinfo -o '%P %l'; scancel 12_0; skinjob retry /"),
-        ("QOSMaxWallDurationPerJobLimit", "sacctmgr show assoc user=$USER; scancel 12_0; "),
-        ("AssocMaxCpuPerJobLimit", "sacctmgr show assoc user=$USER; scancel 12_0; "),
+        ("BadConstraints", "skinjob cancel /"),
+        ("DependencyNeverSatisfied", "skinjob cancel /"),
+        ("PartitionTimeLimit", "sinfo -o '%P %l'; skinjob cancel /"),
+        ("QOSMaxWallDurationPerJobLimit", "sacctmgr show assoc user=$USER; skinjob cancel /"),
+        ("AssocMaxCpuPerJobLimit", "sacctmgr show assoc user=$USER; skinjob cancel /"),
     ],
 )
 def test_a_job_that_waits_for_ever_has_a_remedy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,36 @@ def test_failed_and_lost_runs_alone_are_taken(project: Path, sweep: Sweep) -> No
     assert dry_runs(result.stdout) == [failed, lost]
     assert f"left alone, done: {done}\n" in result.stdout
     assert f"left alone, running: {running}\n" in result.stdout
-    assert f"left alone, cancelled; named, they are queued again: {cancelled}\n" in result.stdout
+    assert f"left alone, cancelled; --cancelled takes them, too: {cancelled}\n" in result.stdout
     assert [run.state() for run in sweep.runs()] == before
     named = skinjob("retry", "sweep", cancelled, done, "--dry-run", cwd=project)
     assert dry_runs(named.stdout) == [cancelled]
     assert f"left alone, done: {done}\n" in named.stdout
+    every = skinjob("retry", "sweep", "--cancelled", "--dry-run", cwd=project)
+    assert dry_runs(every.stdout) == [failed, lost, cancelled]
+
+
+@pytest.mark.parametrize("word", ["runs/other/{}", "other/{}", "/nowhere/{}", "{}/.", "{}/../x"])
+def test_a_run_of_another_sweep_is_not_this_one_s(project: Path, sweep: Sweep, word: str) -> None:
+    """Runs of all sweeps have the same names: a path must lead to a run of this sweep."""
+    name = sweep.runs()[1].name
+    shutil.copytree(sweep.folder, sweep.folder.with_name("other"))
+    told = refusal(skinjob("retry", "sweep", word.format(name), "--dry-run", cwd=project))
+    assert told == f"{word.format(name)}: no run of {sweep.folder.relative_to(project)}"
+    for own in (name, f"sweep/{name}", f"runs/sweep/{name}", sweep.folder / name):
+        assert skinjob("retry", "sweep", own, "--dry-run", cwd=project).returncode == 0
+
+
+def test_a_sweep_may_be_the_folder_one_is_in(project: Path, sweep: Sweep) -> None:
+    """`.` and `..` are the folders that they stand for, with names of their own."""
+    inside = sweep.runs()[1].folder
+    for word, here in ((".", sweep.folder), ("..", inside)):
+        taken = dry_runs(skinjob("retry", word, "--dry-run", cwd=here).stdout)
+        assert taken == dry_runs(skinjob("retry", "sweep", "--dry-run", cwd=project).stdout)
+        skinjob("cancel", word, cwd=here)
+        assert not (sweep.folder / ".submit.lock").exists(), "it is the lock of all sweeps"
+    (inside / "train.log").write_text("the last line\n")
+    assert "the last line" in skinjob("logs", ".", cwd=inside).stdout
 
 
 def test_nothing_to_retry_is_no_fault(project: Path, sweep: Sweep) -> None:

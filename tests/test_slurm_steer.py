@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from cluster import Slurm, slurm_of_its_own
 from commands import refusal, wait_until
+from sweep_maker import make_sweep
 from trees import left, make_tree
 
+from skinjob.files import write_json
 from skinjob.runs import BY_YOU, Sweep
 
+LONG_AGO = "2020-01-01T00:00:00Z"
 SMALL = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
 
 
@@ -66,7 +70,7 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         assert "cancelled by you" in skinjob(slurm, "status", sweep.folder, cwd=home, code=3).stdout
         told = skinjob(slurm, "cancel", sweep.folder, cwd=home).stdout
         assert not queued(slurm)
-        assert f"ended: job {', '.join(sorted(set(jobs.values())))}\n" in told
+        assert f"told to end: job {', '.join(sorted(set(jobs.values())))}\n" in told
         assert {run.state().error for run in sweep.runs()} == {BY_YOU}
 
         assert "nothing of " in skinjob(slurm, "retry", sweep.folder, cwd=home).stdout
@@ -144,7 +148,7 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         own_slurm.restart()
         assert set(queued(own_slurm)) == {job}
         again = skinjob(own_slurm, "cancel", "s", cwd=project)
-        assert f"ended: job {job}\n" in again.stdout
+        assert f"told to end: job {job}\n" in again.stdout
         assert not queued(own_slurm)
 
 
@@ -153,3 +157,19 @@ def stop(slurm: Slurm) -> None:
     pid = int((slurm.state / "pid/slurmctld").read_text().split()[0])
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_stranger_s_job_of_the_same_number_is_left_alone(slurm: Slurm, project: Path) -> None:
+    """SLURM may count anew: a job that was not submitted from the sweep's folder is not its own."""
+    sweep = make_sweep(project / "runs/s", batch_sizes=(32,), finished={}, states={})
+    (run,) = sweep.runs()
+    run.update_state(state="failed", fault="cancelled", error=BY_YOU)
+    stranger = slurm.sbatch("sleep 600", cwd=project)
+    asked = {"cluster": "slurm", "mem_gb": 1.0, "time_min": 9}
+    write_json(sweep.sweep_file, sweep.info() | {"jobs": {run.name: stranger}, "cluster": asked})
+    skinjob(slurm, "cancel", "s", cwd=project)
+    assert stranger in queued(slurm)
+    silent = {"state": "running", "fault": None, "error": None, "heartbeat_utc": LONG_AGO}
+    write_json(run.state_file, asdict(run.state()) | silent)
+    assert " running " not in skinjob(slurm, "status", "s", cwd=project, code=1).stdout
+    slurm.run(["scancel", stranger], check=True)

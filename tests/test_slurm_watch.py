@@ -25,7 +25,6 @@ from skinjob.runs import Run, RunState, Sweep, run_name
 # What a job of ours does, but for the training: it writes its run's state, and ends as its number
 # says. The heartbeats are old, so that no test waits until silence says something.
 JOB = r"""#!/bin/sh
-cd "$1"
 run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" names)
 say() {
     sed "s/STATE/$1/; s/EPOCH/$2/; s/NODE/$SLURMD_NODENAME/; s/PID/$$/" state > "$run/.state"
@@ -82,9 +81,11 @@ def start_array(cluster: Slurm, folder: Path) -> Watched:
     )
     (sweep.folder / "names").write_text("\n".join(names) + "\n")
     (sweep.folder / "state").write_text(SAID)
-    (sweep.folder / "job").write_text(JOB)
-    options = (f"--array=0-{ARRAY - 1}%8", "--mem=50M", "--time=9")
-    array = cluster.sbatch(f"sh job {sweep.folder}", *options, cwd=sweep.folder)
+    sweep.submission_folder.mkdir()
+    (sweep.submission_folder / "job").write_text(JOB)
+    options = (f"--array=0-{ARRAY - 1}%8", "--mem=50M", "--time=9", "--output=job-%j.out")
+    command = ["sbatch", "--parsable", *options, sweep.submission_folder / "job"]
+    array = cluster.run(command, cwd=sweep.folder, check=True).stdout.strip()
     jobs = {name: f"{array}_{number}" for number, name in enumerate(names)}
     asked = {"cluster": "slurm", "mem_gb": 1.0, "time_min": 9}
     write_json(sweep.sweep_file, sweep.info() | {"jobs": jobs, "cluster": asked})
@@ -100,9 +101,14 @@ def start_array(cluster: Slurm, folder: Path) -> Watched:
 def accounted(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """The array where accounting is on."""
     found = start_array(slurm, tmp_path_factory.mktemp("accounted"))
-    shutil.copytree(found.sweep.folder, found.sweep.folder.with_name("without-sacct"))
+    shutil.copytree(found.sweep.folder, as_it_was(found))
     yield found
     slurm.run(["scancel", found.array])
+
+
+def as_it_was(watched: Watched) -> Path:
+    """Returns a copy of a sweep in which nothing that status found out is written."""
+    return watched.sweep.folder.parents[1] / "as-it-was"
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +146,14 @@ def test_the_table_is_right_whatever_the_accounting(
 ) -> None:
     """With sacct, with one that fails, and with none, an array of 50 stands as it does."""
     watched = unaccounted if set_up == "off" else accounted
-    sweep = "without-sacct" if set_up == "missing" else "fifty"
+    if set_up == "missing":
+        shutil.copytree(as_it_was(watched), watched.sweep.folder, dirs_exist_ok=True)
     env = {"PATH": watched.cluster.path_without("sacct")} if set_up == "missing" else {}
-    result = watched.skinjob("status", sweep, "--json", **env)
+    result = watched.skinjob("status", "fifty", "--json", **env)
     assert result.returncode == 3, result.stderr
     assert rows(result.stdout) == expected(watched)
     assert json.loads(result.stdout)["slurm"] == "answers"
-    table = watched.skinjob("status", sweep, **env).stdout
+    table = watched.skinjob("status", "fifty", **env).stdout
     assert (
         "\n50 runs: 8 running, 30 waiting, 10 done, 1 failed, 1 cancelled\nSLURM answers\n" in table
     )

@@ -131,6 +131,22 @@ def test_ctrl_c_leaves_a_watch(sweep: Sweep, tmp_path: Path) -> None:
         assert shown.ask("cursor_flag")
 
 
+def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> None:
+    """A damaged state is a row that says so; a damaged sweep is passed over."""
+    Run(sweep.folder / SECOND).state_file.write_text("x")
+    broken = tmp_path / "runs/broken/sweep.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
+    runs = {one["run"]: one for one in json.loads(result.stdout)["runs"]}
+    assert (runs[SECOND]["state"], runs[SECOND]["reason"]) == ("lost", "its state does not read")
+    assert runs[SECOND]["remedy"].startswith("rm ")
+    assert runs[FIRST]["state"] == "running"
+    assert f"left alone: {broken.parent.relative_to(tmp_path)}: " in (
+        skinjob("clean", cwd=tmp_path, PATH=NO_SLURM).stdout
+    )
+
+
 def test_why_a_run_was_cancelled_is_told_to_who_did_not_do_it(sweep: Sweep, tmp_path: Path) -> None:
     """A run that you cancelled has its row alone; of one that an admin did, all is told."""
     for name, error in ((FIRST, BY_YOU), (SECOND, "job 12_1 was cancelled by root")):

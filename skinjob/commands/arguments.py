@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -50,7 +51,7 @@ run_argument = click.argument("run", shell_complete=_complete_run)
 """A run's folder, or its name in the newest sweep. For `find_run`."""
 
 runs_argument = click.argument("run", nargs=-1, shell_complete=_complete_run)
-"""Names of runs of the sweep that goes before. For `runs_of`."""
+"""Runs of the sweep that goes before. For `runs_of`."""
 
 
 def find_sweep(sweep: str | None, runs: Path) -> Sweep:
@@ -62,7 +63,7 @@ def find_sweep(sweep: str | None, runs: Path) -> Sweep:
         return newest(runs)
     for folder in (Path(sweep), runs / sweep):
         if Sweep(folder).sweep_file.exists():
-            return Sweep(folder)
+            return Sweep(_with_a_name(folder))
     raise RunError(
         f"{sweep}: no sweep, neither here nor in {runs}/",
         f"skinjob list{'' if runs == Path('runs') else f' --runs {shlex.quote(str(runs))}'}",
@@ -76,7 +77,7 @@ def find_run(run: str, runs: Path) -> Run:
     """
     for folder in (Path(run), runs / run):
         if Run(folder).config_file.exists():
-            return Run(folder)
+            return Run(_with_a_name(folder))
     return runs_of(newest(runs), [run])[0]
 
 
@@ -86,13 +87,33 @@ def runs_of(sweep: Sweep, names: tuple[str, ...] | list[str]) -> list[Run]:
     Raises: RunError when one is no run of the sweep.
     """
     found = {run.name: run for run in sweep.runs()}
-    for name in names:
-        if Path(name).name not in found:
+    meant = {name: _meant(name, sweep, found) for name in names}
+    for name, run in meant.items():
+        if run is None:
             raise RunError(
                 f"{name}: no run of {sweep.folder}",
                 f"skinjob status {shlex.quote(str(sweep.folder))}",
             )
-    return [found[Path(name).name] for name in names] or list(found.values())
+    return list(dict.fromkeys(run for run in meant.values() if run)) or list(found.values())
+
+
+def _meant(word: str, sweep: Sweep, found: Mapping[str, Run]) -> Run | None:
+    """Returns the run of a sweep that a word means: its name, SWEEP/RUN, or its folder.
+
+    Runs of other sweeps have the same names.
+    """
+    if word in found:
+        return found[word]
+    for place in (Path(word).resolve(), (sweep.folder.parent / word).resolve()):
+        run = found.get(place.name)
+        if run and run.folder.resolve() == place:
+            return run
+    return None
+
+
+def _with_a_name(folder: Path) -> Path:
+    """Returns the folder by a path that ends in its name: `.` and `..` do not."""
+    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def newest(runs: Path) -> Sweep:

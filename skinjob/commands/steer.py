@@ -58,6 +58,7 @@ def _as_recorded(command: click.Command) -> click.Command:
 @click.command(cls=TaskCommand)
 @needed_sweep_argument
 @runs_argument
+@click.option("--cancelled", is_flag=True, help="Queue cancelled runs again, too.")
 @cluster_options
 @runs_option
 @dry_run_option
@@ -68,6 +69,7 @@ def retry(
     /,
     sweep: str,
     run: tuple[str, ...],
+    cancelled: bool,
     runs: Path,
     dry_run: bool,
     is_waiting: bool,
@@ -75,9 +77,9 @@ def retry(
 ) -> None:
     """Queue again the runs that failed or were lost.
 
-    Each goes on where it was. Runs that you cancelled are queued again when they are named.
-    Recipe, images, weights and what the jobs ask for are those of the sweep, but for the
-    options given here.
+    Each goes on where it was. Runs that you cancelled are queued again when they are named, or
+    with --cancelled. Recipe, images, weights and what the jobs ask for are those of the sweep, but
+    for the options given here.
 
     \b
     Example:
@@ -88,7 +90,7 @@ def retry(
 
     chosen = find_sweep(sweep, runs)
     names = [one.name for one in runs_of(chosen, run)] if run else []
-    found = plan_retry(chosen, names, **_given(ctx, cluster))
+    found = plan_retry(chosen, names, takes_cancelled=cancelled, **_given(ctx, cluster))
     _tell_left(found.left)
     if found.plan is None:
         click.echo(f"nothing of {chosen.folder} to queue again")
@@ -110,7 +112,7 @@ def _tell_left(left: Sequence[Standing]) -> None:
     for state in states:
         names = [one.run for one in left if one.state == state]
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        hint = "; named, they are queued again" if state == "cancelled" else ""
+        hint = "; --cancelled takes them, too" if state == "cancelled" else ""
         print_sentence(f"left alone, {state}{hint}: {', '.join(names[:MOST_NAMED])}{more}")
 
 
@@ -155,12 +157,14 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
     rows = [(name, "cancelled by you") for name in what.cancelled]
     rows += [(one.run, f"left alone: {one.state}") for one in what.left]
     print_table(("run", "state"), rows, words=("state",))
-    for words, jobs in (("ended", what.ended), ("goes on, with other runs", what.going_on)):
+    for words, jobs in (("told to end", what.ended), ("goes on, with other runs", what.going_on)):
         if jobs:
             click.echo()
             print_sentence(f"{words}: job {', '.join(jobs)}")
     if what.cancelled:
-        click.echo(f"\nback:  {sweep.retry_command(*what.cancelled[:1])}")
+        is_few = len(what.cancelled) <= MOST_NAMED
+        again = sweep.retry_command(*(what.cancelled if is_few else ["--cancelled"]))
+        click.echo(f"\nback:  {again}")
     click.echo(f"{'' if what.cancelled else chr(10)}next:  skinjob status {_quoted(sweep)}")
 
 

@@ -47,7 +47,7 @@ MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails ta
 def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
     """Check everything, then queue one GPU job per batch size.
 
-    Submitted again, the same sweep queues only what has failed or was lost.
+    Submitted again, the same sweep queues only what failed, was lost or cancelled.
 
     \b
     Example:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 
 from skinjob.slurm.environment import slurm_environment
 
@@ -42,6 +43,8 @@ class QueuedJob:
     """Where it runs; empty of one that waits."""
     reason: str
     """Why a pending job has not started: Resources, JobHeldUser or another of squeue's words."""
+    script: str
+    """The file that was given to sbatch."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,18 @@ class Answers:
         self._ends: dict[str, JobEnd | None] = {}
         self._asked: set[str] = set()
 
-    def queue(self) -> dict[str, QueuedJob] | None:
-        """Returns what `jobs_in_queue` does."""
+    def queue(self, submission: Path) -> dict[str, QueuedJob] | None:
+        """Returns what `jobs_in_queue` does, of the jobs that were submitted from a folder alone.
+
+        Where SLURM began to count anew, a stranger's job may have the id of one of ours.
+        """
         if not self._queues:
             self._queues.append(jobs_in_queue())
-        return self._queues[0]
+        queue, folder = self._queues[0], submission.resolve()
+        if queue is None:
+            return None
+        places = {job.script: Path(job.script).parent.resolve() for job in queue.values()}
+        return {name: job for name, job in queue.items() if places[job.script] == folder}
 
     def ends(self, jobs: Collection[str]) -> dict[str, JobEnd | None]:
         """Returns what `job_ends` does, of these jobs and of those asked for before."""
@@ -84,10 +94,10 @@ class Answers:
 
 def jobs_in_queue() -> dict[str, QueuedJob] | None:
     """Returns the user's jobs in SLURM's queue by their ids, or None when it does not answer."""
-    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r")
+    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
     if answer is None or answer.returncode:
         return None
-    rows = [line.split("|", 3) for line in answer.stdout.splitlines() if line.count("|") >= 3]
+    rows = [line.split("|", 4) for line in answer.stdout.splitlines() if line.count("|") >= 4]
     return {job: QueuedJob(*words) for job, *words in rows}
 
 

@@ -30,7 +30,7 @@ class Cancellation:
     left: tuple[Standing, ...]
     """How those stand that were over already."""
     ended: tuple[str, ...]
-    """Jobs that were ended, as none of their runs is left."""
+    """Jobs that were told to end, as none of their runs is left."""
     going_on: tuple[str, ...]
     """Jobs that let go of the runs and go on with others."""
 
@@ -54,21 +54,21 @@ def _cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
     todo = [one.run for one in meant if one.state in OPEN]
     states = {name: Run(sweep.folder / name).state() for name in todo}
     cancelled = _mark(sweep, todo)
-    # Of an earlier time, when SLURM did not answer, jobs may be left to end.
-    before = [one.run for one in meant if one.state == "cancelled"]
+    others = [one for one in found.values() if one.run not in cancelled]
+    at_work = {one.job for one in others if one.state in OPEN}
     let_go = {found[name].job for name in cancelled}
-    jobs = {one.job for one in meant if one.job and one.run in {*cancelled, *before}}
-    at_work = {one.job for one in found.values() if one.state in OPEN and one.run not in cancelled}
-    ended, going_on = sorted(jobs - at_work), sorted(jobs & at_work & let_go)
+    # Of an earlier time, when SLURM did not answer, jobs may be left to end.
+    before = {one.job for one in meant if one.state == "cancelled"}
+    idle = sorted(job for job in (let_go | before) - at_work if job)
     if sweep.info()["cluster"]["cluster"] == "local":
-        _end_processes(states, [name for name in todo if found[name].job in ended])
+        ended = _end_processes({found[name].job: states[name] for name in cancelled}, idle)
     else:
-        ended = _end_jobs(sweep, names, cancelled, ended, slurm)
+        ended = _end_jobs(sweep, names, cancelled, idle, slurm)
     return Cancellation(
         cancelled=tuple(cancelled),
         left=tuple(one for one in meant if one.run not in cancelled),
         ended=tuple(ended),
-        going_on=tuple(going_on),
+        going_on=tuple(sorted(job for job in let_go & at_work if job)),
     )
 
 
@@ -114,7 +114,7 @@ def _end_jobs(
 
     Raises: ClusterError when SLURM does not answer.
     """
-    queue = slurm.queue() if jobs else {}
+    queue = slurm.queue(sweep.submission_folder) if jobs else {}
     there = [job for job in jobs if queue is None or _is_there(queue.get(job))]
     refusal = "it does not answer" if queue is None else cancel_jobs(there) if there else ""
     if refusal:
@@ -142,14 +142,21 @@ def _listed(words: Sequence[str], noun: str = "job ") -> str:
     return noun + ", ".join(words[:3]) + more
 
 
-def _end_processes(states: Mapping[str, RunState], names: Sequence[str]) -> None:
-    """Ends this machine's processes that had these runs in hand.
+def _end_processes(states: Mapping[str | None, RunState], jobs: Sequence[str]) -> list[str]:
+    """Tells jobs of this machine to end that had a run in hand; returns those that were told.
 
-    A process that is only starting finds the folders as they are now, and leaves; so does one on
-    another machine, after the epoch that it is at.
+    One that is only starting finds the folders as they are now, and leaves; so does one on another
+    machine, after the epoch that it is at.
     """
-    for said in {states[name].pid: states[name] for name in names}.values():
-        if said.state == "running" and said.pid and said.host == socket.gethostname():
-            with suppress(ProcessLookupError, PermissionError):
-                if lives(said):
-                    os.kill(said.pid, signal.SIGTERM)
+    return [job for job in jobs if job in states and _end_process(states[job])]
+
+
+def _end_process(said: RunState) -> bool:
+    """Tells the process that has a run in hand to end, if it is there; returns whether it is."""
+    if said.state != "running" or not said.pid or said.host != socket.gethostname():
+        return False
+    with suppress(ProcessLookupError, PermissionError):
+        if lives(said):
+            os.kill(said.pid, signal.SIGTERM)
+            return True
+    return False

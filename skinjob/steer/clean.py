@@ -104,7 +104,8 @@ def _of_sweep(kind: str, sweep: Sweep, stands: Sequence[Standing]) -> Iterator[P
             run = Run(sweep.folder / one.run)
             if not run.folder.is_symlink():
                 yield from run.folder.glob(".*.part")
-                yield from () if one.state == "done" else run.checkpoint_files
+                # A cancelled run is to go on where it was.
+                yield from run.checkpoint_files if one.state in ("failed", "lost") else ()
     elif kind == "submission":
         # What status shows of a run that did not end well, and what its remedy names.
         failed = [one for one in stands if one.state != "done"]

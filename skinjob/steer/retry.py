@@ -12,7 +12,6 @@ from skinjob.submit.plan import Plan, make_plan
 from skinjob.watch.state import Standing, standings
 
 TAKEN = ("failed", "lost")
-TAKEN_BY_NAME = (*TAKEN, "cancelled")  # who cancelled a run need not want it back with the others
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,21 @@ class Retry:
     """How those stand that were meant and are left alone."""
 
 
-def plan_retry(sweep: Sweep, names: Sequence[str], **changes: Any) -> Retry:
+def plan_retry(
+    sweep: Sweep, names: Sequence[str], *, takes_cancelled: bool = False, **changes: Any
+) -> Retry:
     """Returns what queues again those of the runs *names* that failed, were lost or cancelled.
 
-    Without names those that failed or were lost. Recipe, images and weights are those of the runs'
-    own folders, and jobs ask for what the sweep's did before, with *changes*, fields of
-    ClusterConfig.
+    Without names those that failed or were lost, and those that were cancelled only if that is
+    asked for: who cancelled a run need not want it back with the others. Recipe, images and weights
+    are those of the runs' own folders, and jobs ask for what the sweep's did before, with
+    *changes*, fields of ClusterConfig.
 
     Raises: RunError when images or weights are not those of the sweep any more, and what
     `make_plan` raises.
     """
     meant = [one for one in standings(sweep) if not names or one.run in names]
-    taken = TAKEN_BY_NAME if names else TAKEN
+    taken = (*TAKEN, "cancelled") if names or takes_cancelled else TAKEN
     configs = [Run(sweep.folder / one.run).config() for one in meant if one.state in taken]
     left = [one for one in meant if one.state not in taken]
     if not configs:

@@ -61,22 +61,22 @@ NEVER = (
     ),
     (r"launch failed requeued held", "held: it could not be launched", "scontrol release {job}"),
     (r"JobHoldMaxRequeue", "held: requeued too often", "scontrol release {job}"),
-    (r"BadConstraints", "asks for what no node has", "scancel {job}; {again}"),
-    (r"DependencyNeverSatisfied", "waits for a job that failed", "scancel {job}; {again}"),
+    (r"BadConstraints", "asks for what no node has", "{cancel}; {again}"),
+    (r"DependencyNeverSatisfied", "waits for a job that failed", "{cancel}; {again}"),
     (
         r"PartitionTimeLimit",
         "--time is over its partition's limit",
-        "sinfo -o '%P %l'; scancel {job}; {again} --time LESS",
+        "sinfo -o '%P %l'; {cancel}; {again} --time LESS",
     ),
     (
         r"PartitionNodeLimit|(Account|QOS)NotAllowed|Invalid(Account|QOS)",
         "its partition does not take it",
-        "scancel {job}; {again} --partition OTHER",
+        "{cancel}; {again} --partition OTHER",
     ),
     (
         r"(QOS|Assoc)\w*(PerJob|WallDuration)\w*",
         "asks for more than a job may have",
-        "sacctmgr show assoc user=$USER; scancel {job}; {again} --time LESS",
+        "sacctmgr show assoc user=$USER; {cancel}; {again} --time LESS",
     ),
 )
 """Of a job that never starts by itself: squeue's reason, words, and what to do."""
@@ -176,19 +176,19 @@ def why_never(run: Run, job: str, reason: str) -> tuple[str, str] | None:
     """Returns why a pending job never starts by itself and what to do; None if it may start."""
     for pattern, words, remedy in NEVER:
         if re.fullmatch(pattern, reason.split(",")[0].strip("()")):
-            return f"{words} ({reason})", remedy.format(job=job, again=_again_by_name(run, job))
+            names = _runs_of(job, run)
+            again = run.sweep.retry_command(*names)  # cancelled runs are taken up by name alone
+            cancel = run.sweep.command("cancel", *names)
+            return f"{words} ({reason})", remedy.format(job=job, again=again, cancel=cancel)
     return None
 
 
-def _again_by_name(run: Run, job: str) -> str:
-    """Returns the command that queues a job's runs again once they are cancelled.
-
-    Those are taken up by name alone.
-    """
-    names = [run.name]
+def _runs_of(job: str, run: Run) -> list[str]:
+    """Returns the names of the runs that a run's job trains."""
     with contextlib.suppress(RunError, LookupError):
-        names = [name for name, its in run.sweep.info()["jobs"].items() if its == job] or names
-    return run.sweep.retry_command(*names)
+        found = [name for name, its in run.sweep.info()["jobs"].items() if its == job]
+        return found or [run.name]
+    return [run.name]
 
 
 def job_output(sweep: Sweep, job: str) -> Path:
@@ -260,7 +260,7 @@ def _told(
     }[word]
     again = run.sweep.retry_command()
     if fault == "cancelled":
-        again = _again_by_name(run, job.removeprefix("job "))
+        again = run.sweep.retry_command(*_runs_of(job.removeprefix("job "), run))
     return fault, f"{job} {what}{where}", again
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from skinjob.errors import RunError
 from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep
 from skinjob.slurm.answers import Answers, JobEnd, QueuedJob
 from skinjob.watch.faults import (
@@ -105,22 +106,47 @@ def survey(sweep: Sweep, slurm: Answers | None = None, runs: Sequence[Run] | Non
     info = sweep.info()
     jobs: dict[str, str] = info["jobs"]
     epochs: int = info["recipe"]["epochs"]
-    cases = [Case(run, run.state(), jobs.get(run.name), epochs) for run in runs or sweep.runs()]
+    told = [_case(run, jobs.get(run.name), epochs) for run in runs or sweep.runs()]
+    cases = [one for one in told if isinstance(one, Case)]
     if info["cluster"]["cluster"] == "local":
         is_at_work = is_working(sweep)
-        return Survey(sweep, NOT_ASKED, [_local(one.again(), is_at_work) for one in cases])
-    if all(one.is_over for one in cases):
-        return Survey(sweep, NOT_ASKED, [_standing(one) for one in cases])
-    slurm = slurm or Answers()
-    queue = slurm.queue()
+        word, found = NOT_ASKED, [_local(one.again(), is_at_work) for one in cases]
+    elif all(one.is_over for one in cases):
+        word, found = NOT_ASKED, [_standing(one) for one in cases]
+    else:
+        word, found = _asked(sweep, cases, slurm or Answers())
+    rest = iter(found)
+    return Survey(sweep, word, [one if isinstance(one, Standing) else next(rest) for one in told])
+
+
+def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
+    """Returns a run as its folder has it, or how it stands where that does not read."""
+    try:
+        return Case(run, run.state(), job, epochs)
+    except RunError as fault:
+        return Standing(
+            run=run.name,
+            state="lost",
+            epoch=0,
+            epochs=epochs,
+            job=job,
+            reason="its state does not read",
+            error=fault.message,
+            remedy=fault.remedy,
+        )
+
+
+def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, list[Standing]]:
+    """Returns whether SLURM answers, and how runs stand of which their folders leave it open."""
+    queue = slurm.queue(sweep.submission_folder)
     # A run that ended while the queue was asked has the last word.
     cases = [one.again() for one in cases]
     if queue is None:
-        return Survey(sweep, NO_ANSWER, [_standing(one) for one in cases])
+        return NO_ANSWER, [_standing(one) for one in cases]
     gone = {one.run for one in cases if _is_gone(one, queue)}
     ends = slurm.ends({one.job for one in cases if one.run in gone and one.job})
     found = [_concluded(one, ends) if one.run in gone else _open(one, queue) for one in cases]
-    return Survey(sweep, ANSWERS, found)
+    return ANSWERS, found
 
 
 def _is_gone(one: Case, queue: Mapping[str, QueuedJob]) -> bool:
@@ -158,7 +184,7 @@ def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
         reason = "its job is starting" if found.state == "waiting" else ""
         return replace(found, reason=reason, node=queued.node or found.node)
     if queued.state != "PENDING":
-        return replace(found, reason=what_begun(queued.state))
+        return replace(found, reason=what_begun(queued.state), left_s=None)
     # By its own word a run that lost its node is running, until it is started again.
     found = replace(found, state="waiting", node=None, left_s=None)
     if one.job and (never := why_never(one.run, one.job, queued.reason)):
