@@ -127,6 +127,16 @@ class Slurm:
                 raise TimeoutError(f"job {job_id} is still in the queue:\n{queue}")
             time.sleep(0.2)
 
+    def stop_controller(self) -> None:
+        """Ends slurmctld, which keeps its queue on disk; returns when it is no more."""
+        pid = int((self.state / "pid/slurmctld").read_text().split()[0])
+        os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + 60
+        while Path(f"/proc/{pid}").exists():
+            if time.monotonic() > end:
+                raise TimeoutError(f"slurmctld, process {pid}, does not end")
+            time.sleep(0.05)
+
     def restart(self) -> None:
         """Starts those of the daemons again that were killed, and puts the node back to work."""
         subprocess.run([SCRIPTS / "up.sh", self.state], check=True, capture_output=True)

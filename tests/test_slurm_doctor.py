@@ -212,9 +212,7 @@ def test_ctrl_c_on_the_probe_cancels_its_job(lab: Slurm, project: Path) -> None:
 
 def test_a_controller_that_is_down_fails_in_slurms_words(lab: Slurm, project: Path) -> None:
     """Without slurmctld the rest is looked at all the same, and what it would say is skipped."""
-    pid = int((lab.state / "pid/slurmctld").read_text().split()[0])
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    lab.stop_controller()
     try:
         checks = doctor(lab, "--probe", cwd=project, code=1)
     finally:

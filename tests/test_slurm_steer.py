@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,7 +137,7 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         skinjob(own_slurm, "submit", *SMALL, "--name", "s", cwd=project)
         (run,) = Sweep(project / "runs/s").runs()
         job = run.sweep.info()["jobs"][run.name]
-        stop(own_slurm)
+        own_slurm.stop_controller()
         result = skinjob(own_slurm, "cancel", "s", cwd=project, code=1)
         assert f"SLURM has not ended job {job} (it does not answer)" in refusal(result)
         assert f"skinjob cancel {run.sweep.folder}" in result.stderr
@@ -150,13 +148,6 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         again = skinjob(own_slurm, "cancel", "s", cwd=project)
         assert f"told to end: job {job}\n" in again.stdout
         assert not queued(own_slurm)
-
-
-def stop(slurm: Slurm) -> None:
-    """Ends the controller, which keeps its queue on disk."""
-    pid = int((slurm.state / "pid/slurmctld").read_text().split()[0])
-    os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_a_stranger_s_job_of_the_same_number_is_left_alone(slurm: Slurm, project: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -165,13 +164,6 @@ def test_the_table_is_right_whatever_the_accounting(
     assert "ended with exit code 7 on " in str(error)
 
 
-def kill_controller(cluster: Slurm) -> None:
-    """Ends slurmctld; returns when it is no more. `cluster.restart` starts another."""
-    pid = int((cluster.state / "pid/slurmctld").read_text().split()[0])
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
-
-
 def test_a_controller_that_stops_and_comes_back_is_outlasted(unaccounted: Watched) -> None:
     """Without SLURM the folders are shown, and it is said; a watch goes on, and ends with the runs.
 
@@ -189,7 +181,7 @@ def test_a_controller_that_stops_and_comes_back_is_outlasted(unaccounted: Watche
     ) as watch:
         lines = Lines(watch)
         lines.until("seed49 waiting")
-        kill_controller(cluster)
+        cluster.stop_controller()
         down = unaccounted.skinjob("status", "fifty", "--json")
         lines.until("SLURM does not answer")
         cluster.restart()
