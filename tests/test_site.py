@@ -154,6 +154,23 @@ def test_a_slip_in_a_profile_names_the_profile(
     assert message in refusal(result, code=2 if "Invalid" in message else 1)
 
 
+@pytest.mark.parametrize("command", ["config", "doctor", "submit"])
+def test_a_value_of_a_profile_that_cannot_work_is_mended_in_the_profile(
+    tmp_path: Path, command: str
+) -> None:
+    """The fix opens the file that says it: an option would be needed at every call."""
+    (tmp_path / "my q.toml").write_text("[cluster]\naccount = 'a b'\ntime_min = 4\n")
+    result = skinjob(command, "--site", "my q.toml", cwd=tmp_path)
+    assert refusal(result).startswith("site profile my q.toml: time is 4, and must be 5 to 525600")
+    assert result.stderr.endswith("fix:   ${EDITOR:-vi} 'my q.toml'\n")
+    result = skinjob(command, "--site", "my q.toml", cwd=tmp_path, SKINJOB_SUBMIT_TIME="3")
+    assert refusal(result).startswith("SKINJOB_SUBMIT_TIME: time is 3, and must be")
+    assert "fix:   unset SKINJOB_SUBMIT_TIME " in result.stderr
+    result = skinjob(command, "--site", "my q.toml", "--time", "2", cwd=tmp_path)
+    assert refusal(result).startswith("time is 2, and must be")
+    assert "fix:   skinjob submit --time 120" in result.stderr
+
+
 def test_config_is_as_strict_as_submit(tmp_path: Path) -> None:
     """It shows nothing that submit would refuse."""
     result = skinjob("config", "--lr", "0.1,0", cwd=tmp_path)
