@@ -31,6 +31,15 @@ AXES = ("batch_size", "lr", "seed")
 """What the runs of a sweep differ in."""
 
 
+class FieldError(ConfigError):
+    """A value that a record refuses, in the words of the command line."""
+
+    def __init__(self, field: str, message: str, remedy: str) -> None:
+        """*field* is the name that the record has for it."""
+        super().__init__(message, remedy)
+        self.field = field
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of the recipe. Everything that its numbers depend on is here or named by a digest."""
@@ -61,7 +70,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(
             self.batch_size >= 1,
-            "batch size",
+            "batch_size",
             self.batch_size,
             "at least 1",
             "--batch-sizes 32,64,128,256",
@@ -73,7 +82,7 @@ class TrainConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1", "--seeds 0")
         _require(
             self.augmentation_seed >= 0,
-            "augmentation seed",
+            "augmentation_seed",
             self.augmentation_seed,
             "0 or more",
             "--seeds 0",
@@ -152,7 +161,7 @@ class ClusterConfig:
         _require(
             # Torch alone needs half a GB; SLURM takes --mem=0M for all the memory of a node.
             math.isfinite(self.mem_gb) and 0.5 <= self.mem_gb <= 10**5,
-            "mem",
+            "mem_gb",
             self.mem_gb,
             "0.5 to 100000 (GB)",
             "--mem 8",
@@ -160,7 +169,7 @@ class ClusterConfig:
         _require(
             # A job needs a minute to start, and is warned up to two and a half before its end.
             5 <= self.time_min <= 525_600,
-            "time",
+            "time_min",
             self.time_min,
             "5 to 525600 (minutes; a year)",
             "--time 120",
@@ -168,7 +177,7 @@ class ClusterConfig:
         _require(self.requeues >= 0, "requeues", self.requeues, "0 or more", "--requeues 3")
         _require(
             self.array_parallelism >= 1,
-            "array parallelism",
+            "array_parallelism",
             self.array_parallelism,
             "at least 1",
             "--array-parallelism 4",
@@ -178,26 +187,29 @@ class ClusterConfig:
             # It becomes one word of an #SBATCH line, which a line break would end.
             _require(
                 value is None or re.fullmatch(pattern, value),
-                name.replace("_", " "),
+                name,
                 value,
                 rule,
                 f"--{name.replace('_', '-')} {example}",
             )
         _require(
             self.gpu_flag != "none" or self.gpu_type is None,
-            "gpu type",
+            "gpu_type",
             self.gpu_type,
             "left out with gpu flag none, which asks for no GPU: take --constraint for the type",
             f"--gpu-flag gres --gpu-type {self.gpu_type}",
         )
         _require(
             self.mem_flag != "mem-per-gpu" or self.gpu_flag != "none",
-            "mem flag",
+            "mem_flag",
             self.mem_flag,
             "mem or mem-per-cpu with gpu flag none, which asks for no GPU",
             "--mem-flag mem",
         )
-        require_other_flags(self.sbatch)
+        try:
+            require_other_flags(self.sbatch)
+        except ConfigError as fault:
+            raise FieldError("sbatch", fault.message, fault.remedy) from None
         _require(
             all("\0" not in line for line in self.setup),
             "setup",
@@ -293,14 +305,17 @@ def _require_known(file: str, name: str, valid: Any, kind: str) -> None:
         )
 
 
-def _require(holds: Any, name: str, value: object, rule: str, option: str) -> None:
+def _require(holds: Any, field: str, value: object, rule: str, option: str) -> None:
     if not holds:
-        raise ConfigError(f"{name} is {value!r}, and must be {rule}", f"skinjob submit {option}")
+        words = field.removesuffix("_gb").removesuffix("_min").replace("_", " ")
+        raise FieldError(
+            field, f"{words} is {value!r}, and must be {rule}", f"skinjob submit {option}"
+        )
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     rule, option = f"one of {', '.join(choices)}", f"--{name.replace('_', '-')} {choices[0]}"
-    _require(value in choices, name.replace("_", " "), value, rule, option)
+    _require(value in choices, name, value, rule, option)
 
 
 def _are_shell_words(text: str) -> bool:

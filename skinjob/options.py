@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,9 +21,10 @@ from skinjob.config import (
     PRECISIONS,
     SCHEDULES,
     ClusterConfig,
+    FieldError,
     TrainConfig,
 )
-from skinjob.sources import DEFAULT_JOB, DEFAULT_SITE, SITES, read_job, read_site
+from skinjob.sources import DEFAULT_JOB, DEFAULT_SITE, SITES, read_job, read_site, with_source
 
 TRAIN = {field.name: field.default for field in fields(TrainConfig)}
 CLUSTER = {field.name: field.default for field in fields(ClusterConfig)}
@@ -275,7 +277,22 @@ cluster_options = options(
     ),
 )
 
+
+def _telling_sources(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the command, which tells of a refused value in which file or variable it stands."""
+
+    @functools.wraps(command)
+    def telling(*args: Any, **values: Any) -> Any:
+        try:
+            return command(*args, **values)
+        except FieldError as fault:
+            raise with_source(click.get_current_context(), fault) from None
+
+    return telling
+
+
 file_options = options(
+    _telling_sources,
     click.option(
         "--job",
         type=click.Path(path_type=Path),

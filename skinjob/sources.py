@@ -16,7 +16,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from skinjob.config import ClusterConfig, TrainConfig, read_job_file
+from skinjob.config import ClusterConfig, FieldError, TrainConfig, read_job_file
 from skinjob.errors import ConfigError
 
 DEFAULT_JOB = Path("jobs/default.toml")
@@ -37,6 +37,8 @@ TRAIN_KEYS = (
     "device",
     "precision",
 )
+OPTION_OF = {"batch_size": "batch_sizes", "seed": "seeds"}
+"""Fields of a run whose option says them of all runs, under another name."""
 CLUSTER_KEYS = tuple(field.name for field in fields(ClusterConfig))
 JOB_FILE_KEYS = {"train": set(TRAIN_KEYS), "cluster": set(CLUSTER_KEYS)}
 SITE_KEYS = {"cluster": JOB_FILE_KEYS["cluster"]}
@@ -73,6 +75,9 @@ class ValueFile:
     path: Path
     values: Mapping[str, Any]
     """By the name of the option."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.path}"
 
 
 def read_job(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -138,10 +143,7 @@ def _require_kind(kind: str, file: Path, name: str, value: Any) -> None:
     types, words = LISTS[name] if name in LISTS else SINGLE[name]
     items = value if name in LISTS and isinstance(value, list) else [value]
     if not all(type(item) in types for item in items):
-        raise ConfigError(
-            f"{kind} {file}: {name} is {value!r}, and must be {words}",
-            f"${{EDITOR:-vi}} {shlex.quote(str(file))}",
-        )
+        raise ConfigError(f"{kind} {file}: {name} is {value!r}, and must be {words}", _edit(file))
 
 
 def source(ctx: click.Context, name: str) -> str:
@@ -174,6 +176,27 @@ def told_in(fault: click.UsageError) -> str:
     context, name = fault.ctx, fault.param.name or ""
     found = context.get_parameter_source(name)
     if found == ParameterSource.DEFAULT_MAP:
-        file = _file_of(context, name)
-        return f"{file.kind} {file.path}: "
+        return f"{_file_of(context, name)}: "
     return f"{source(context, name)}: " if found == ParameterSource.ENVIRONMENT else ""
+
+
+def with_source(ctx: click.Context, fault: FieldError) -> ConfigError:
+    """Returns a fault with where its value was written, and how to change it there.
+
+    What was said on the command line is told as it is.
+    """
+    name = OPTION_OF.get(fault.field, fault.field)
+    found = ctx.get_parameter_source(name)
+    if found == ParameterSource.DEFAULT_MAP:
+        file = _file_of(ctx, name)
+        return ConfigError(f"{file}: {fault.message}", _edit(file.path))
+    if found == ParameterSource.ENVIRONMENT:
+        variable = source(ctx, name)
+        remedy = f"unset {variable}   # or give it another value"
+        return ConfigError(f"{variable}: {fault.message}", remedy)
+    return fault
+
+
+def _edit(file: Path) -> str:
+    """Returns a command that opens a file."""
+    return f"${{EDITOR:-vi}} {shlex.quote(str(file))}"

@@ -11,7 +11,8 @@ import pytest
 from commands import skinjob
 
 from skinjob.config import ClusterConfig
-from skinjob.site.finding import Finding
+from skinjob.errors import ClusterError
+from skinjob.site.finding import Finding, failed
 from skinjob.site.probe import findings
 
 FITTING = {"SKINJOB_SUBMIT_BATCH_SIZES": "4,8", "SKINJOB_SUBMIT_CLUSTER": "local"}
@@ -68,7 +69,7 @@ def test_a_sweep_that_does_not_fit_is_told_with_its_remedy(project: Path) -> Non
     result = skinjob("doctor", "--batch-sizes", "4,64", "--cluster", "local", cwd=project)
     assert result.returncode == 1
     assert "batch size 64 is more than the 16 training images" in result.stdout
-    assert "fix: skinjob submit --batch-sizes 4" in result.stdout
+    assert "fix: the same command with --batch-sizes 4" in result.stdout
 
 
 def test_a_folder_of_runs_that_is_open_to_all_fails(project: Path) -> None:
@@ -98,6 +99,19 @@ def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Pat
         (line,) = [line for line in result.stdout.splitlines() if f" {name} " in line[:21] + " "]
         assert line.startswith("fail"), line
         assert "compute nodes do not see" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("skinjob submit --runs A; or skinjob submit -x", "the same command with --runs A; or"),
+        ("skinjob submit --dry-run   # shows", "skinjob submit --dry-run"),
+        ("sinfo; then skinjob submit with another", "sinfo; then skinjob submit with"),
+    ],
+)
+def test_a_remedy_keeps_the_options_that_were_given(said: str, told: str) -> None:
+    """What submit would say of an option is told as a change of this very command."""
+    assert str(failed(ClusterError("", said)).remedy).startswith(told)
 
 
 def seen(**changes: Any) -> dict[str, Finding]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import refusal, skinjob
+from terminal import SKINJOB, terminal
 
 from skinjob.config import ClusterConfig, read_job_file
 from skinjob.errors import ConfigError
@@ -18,7 +19,7 @@ from skinjob.runs import Sweep
 from skinjob.site.profile import Rights, Site, choose, profile_text, read_sinfo
 from skinjob.slurm.environment import slurm_environment
 from skinjob.slurm.refusals import refusal as refusal_of
-from skinjob.sources import SITE_KEYS
+from skinjob.sources import DEFAULT_SITE, SITE_KEYS
 from skinjob.submit.executor import sbatch_script
 from skinjob.submit.python import python_note
 
@@ -154,6 +155,52 @@ def test_a_slip_in_a_profile_names_the_profile(
     assert message in refusal(result, code=2 if "Invalid" in message else 1)
 
 
+@pytest.mark.parametrize("command", ["config", "doctor", "submit"])
+def test_a_value_of_a_profile_that_cannot_work_is_mended_in_the_profile(
+    tmp_path: Path, command: str
+) -> None:
+    """The fix opens the file that says it: an option would be needed at every call."""
+    (tmp_path / "my q.toml").write_text("[cluster]\naccount = 'a b'\ntime_min = 4\n")
+    result = skinjob(command, "--site", "my q.toml", cwd=tmp_path)
+    assert refusal(result).startswith("site profile my q.toml: time is 4, and must be 5 to 525600")
+    assert result.stderr.endswith("fix:   ${EDITOR:-vi} 'my q.toml'\n")
+    result = skinjob(command, "--site", "my q.toml", cwd=tmp_path, SKINJOB_SUBMIT_TIME="3")
+    assert refusal(result).startswith("SKINJOB_SUBMIT_TIME: time is 3, and must be")
+    assert "fix:   unset SKINJOB_SUBMIT_TIME " in result.stderr
+    result = skinjob(command, "--site", "my q.toml", "--time", "2", cwd=tmp_path)
+    assert refusal(result).startswith("time is 2, and must be")
+    assert "fix:   skinjob submit --time 120" in result.stderr
+
+
+def test_config_shows_what_does_not_print_escaped(tmp_path: Path) -> None:
+    """A profile of another's hand cannot colour or move what is on the screen."""
+    (tmp_path / "q.toml").write_text('[cluster]\nsetup = ["a\\u001b[31mb\\u0007"]\n')
+    result = skinjob("config", "--site", "q.toml", cwd=tmp_path)
+    assert " a\\x1b[31mb\\x07 " in result.stdout
+    assert result.stdout.replace("\n", "").isprintable()
+
+
+def test_config_keeps_paths_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+    """A path can be copied from any terminal; other values go on in a line below."""
+    path = "/shared/group/images/of/last/year/skin_cancer"
+    setup = " ".join(f"word{number}" for number in range(20))
+    with terminal(
+        *(*SKINJOB, "config", "--data", path, "--setup", setup), cwd=tmp_path, columns=50, lines=90
+    ) as narrow:
+        narrow.show("exit 0")
+        joined = narrow.tmux("capture-pane", "-p", "-J")  # as one copies it
+    assert f" {path}  --data" in joined
+    assert "word0 word1 " in joined
+    assert setup not in joined
+    assert {f"word{number}" for number in range(20)} <= set(joined.split())
+    assert sum(len(line.rstrip()) > 50 for line in joined.splitlines()) == 2  # data and weights
+
+
+def test_git_leaves_the_profile_of_this_cluster_alone() -> None:
+    """What init-site writes is of one cluster and one person, and is in nobody's commit."""
+    assert f"/{DEFAULT_SITE}" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_config_is_as_strict_as_submit(tmp_path: Path) -> None:
     """It shows nothing that submit would refuse."""
     result = skinjob("config", "--lr", "0.1,0", cwd=tmp_path)
@@ -168,6 +215,8 @@ gpu|up|1-00:00:00|64|512000|gpu:a100:4|nvlink,ib|2|idle
 gpu|up|1-00:00:00|64|512000|gpu:h100:8|nvlink|1|down*
 debug|up|10:00|4|2000|gpu:v100:1|(null)|1|idle
 old|down|infinite|32|128000|gpu:k80:8|(null)|50|idle
+dense|up|10:00|8|64000|gpu:a100:4|(null)|1|idle
+thin|up|10:00|2|64000|gpu:a100:4|(null)|1|idle
 """
 
 
@@ -193,6 +242,23 @@ def test_a_small_partition_is_asked_for_no_more_than_it_has() -> None:
     values = choose(site, "debug").values
     assert (values["time_min"], values["mem_gb"], values["cpus"]) == (10, 1.5, 4)
     assert values["gpu_flag"] == "gres"
+
+
+@pytest.mark.parametrize(
+    ("partition", "cpus", "why"),
+    [
+        ("dense", 2, "the largest node of dense has 8, 2 for each of its 4 GPUs"),
+        ("thin", 1, "the largest node of thin has 2, 0 for each of its 4 GPUs"),
+        ("debug", 4, "the largest node of debug has 4"),
+        ("cpu", 4, "the largest node of cpu has 64"),
+    ],
+)
+def test_a_profile_takes_the_cores_that_belong_to_one_gpu(
+    partition: str, cpus: int, why: str
+) -> None:
+    """With more, jobs would wait for cores while GPUs are free; and a job needs one at least."""
+    choice = choose(Site(read_sinfo(SINFO), Rights(), has_gpu_flags=True), partition)
+    assert (choice.values["cpus"], choice.reasons["cpus"]) == (cpus, f"cores; {why}")
 
 
 def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:

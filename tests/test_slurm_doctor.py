@@ -85,6 +85,15 @@ def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
     assert {mended[name]["verdict"] for name in found} == {"ok"}
 
 
+def test_of_jobs_that_would_wait_for_ever_no_start_is_told(lab: Slurm, project: Path) -> None:
+    """sbatch --test-only tells a time for a job above its partition's limit, too."""
+    for time_min, is_told in (("45", False), ("20", True)):
+        words = ("--partition", "short", "--time", time_min)
+        checks = doctor(lab, *words, cwd=project, code=0 if is_told else 1)
+        assert checks["script"]["found"].startswith("sbatch --test-only takes it")
+        assert ("it would start" in checks["script"]["found"]) is is_told
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [("nowhere", "no partition nowhere on this cluster"), ("closed", "closed is down: jobs would")],
@@ -95,14 +104,15 @@ def test_a_partition_that_takes_no_jobs_fails_with_those_that_do(
     """SLURM itself queues a job in a closed partition, where it would wait for ever."""
     checks = doctor(lab, "--partition", name, cwd=project, code=1)
     assert checks["partition"]["found"].startswith(found)
-    assert checks["partition"]["remedy"] == "skinjob doctor --partition lab   # up: lab, short"
+    assert (
+        checks["partition"]["remedy"] == "the same command with --partition lab   # up: lab, short"
+    )
 
 
 def _options(remedy: str) -> list[str]:
-    """Returns the options of a remedy that is a call of doctor's."""
-    program, command, *options = shlex.split(remedy.partition("#")[0])
-    assert (program, command) == ("skinjob", "doctor")
-    return options
+    """Returns the options of a remedy that is the same call with others."""
+    assert remedy.startswith("the same command with ")
+    return shlex.split(remedy.removeprefix("the same command with ").partition("#")[0])
 
 
 def test_a_refusal_of_sbatch_is_told_in_its_words(lab: Slurm, project: Path) -> None:
@@ -127,7 +137,7 @@ def test_an_account_that_is_not_yours_fails_where_the_cluster_insists(
         lab.run(["scontrol", "reconfigure"], check=True)
         checks = doctor(lab, "--account", "nobodys", cwd=project, code=1)
         assert failed(checks) == ["account"]
-        assert checks["account"]["remedy"] == "skinjob doctor --account root"
+        assert checks["account"]["remedy"] == "the same command with --account root"
     finally:
         conf.write_text(before)
         lab.run(["scontrol", "reconfigure"], check=True)
@@ -185,8 +195,11 @@ def test_a_probe_whose_set_up_fails_shows_the_jobs_last_words(lab: Slurm, projec
     assert checks["probe"]["details"] == ["no such module"]
 
 
-def test_ctrl_c_on_the_probe_cancels_its_job(lab: Slurm, project: Path) -> None:
-    """Who does not want to wait leaves nothing behind: neither a job nor a folder."""
+@pytest.mark.parametrize("ends", [("INT",), ("HUP",), ("TERM", "HUP")], ids="-".join)
+def test_a_probe_that_is_stopped_cancels_its_job(
+    lab: Slurm, project: Path, ends: tuple[str, ...]
+) -> None:
+    """Ctrl-C, kill or a shell that closes leaves nothing behind: neither a job nor a folder."""
     full = lab.sbatch("sleep 600", "--exclusive", cwd=project)
     with subprocess.Popen(
         ["nsenter", f"--net={lab.netns}", sys.executable, "-m", "skinjob", "doctor", "--probe"],
@@ -201,7 +214,8 @@ def test_ctrl_c_on_the_probe_cancels_its_job(lab: Slurm, project: Path) -> None:
         wait_until(lambda: _jobs(lab) > {full})
         assert process.stderr
         assert "waiting, " in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
+        for name in ends:
+            process.send_signal(signal.Signals[f"SIG{name}"])
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "error: interrupted" in errors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import click
 
 from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
-from skinjob.console import print_table
+from skinjob.console import shown, width
 from skinjob.errors import ConfigError
 from skinjob.files import write_text
 from skinjob.options import cluster_options, file_options, recipe_options
 from skinjob.sources import CLUSTER_KEYS, DEFAULT_SITE, TRAIN_KEYS, source
+
+LEAST = 12  # columns for what is broken into lines, however narrow the terminal
 
 
 @click.command(cls=TaskCommand, context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
@@ -80,8 +84,35 @@ def _print(tables: dict[str, dict[str, dict[str, Any]]]) -> None:
     for table, content in tables.items():
         rows += [("", "", "")] if rows else []
         rows += [(f"[{table}]", "", "")]
-        rows += [(name, _shown(said["value"]), said["source"]) for name, said in content.items()]
-    print_table(("", "value", "source"), rows, words=("value", "source"))
+        rows += [
+            (name, _shown(said["value"]), shown(said["source"])) for name, said in content.items()
+        ]
+    _print_table(("", "value", "source"), rows, broken="value")
+
+
+def _print_table(
+    columns: tuple[str, str, str], rows: Sequence[tuple[str, str, str]], *, broken: str
+) -> None:
+    """Prints words in columns; on a terminal *broken* goes on below, between words.
+
+    A word that is too long stays whole, so that paths can be copied: its line is longer.
+    """
+    number, lines = columns.index(broken), [columns, *rows]
+    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if room := width():
+        rest = sum(sizes) - sizes[number] + 4  # two spaces between columns
+        sizes[number] = min(sizes[number], max(room - rest, LEAST))
+    for line in lines:
+        for part in _broken(line, number, sizes[number]):
+            cells = (cell.ljust(size) for cell, size in zip(part, sizes, strict=True))
+            click.echo("  ".join(cells).rstrip())
+
+
+def _broken(line: tuple[str, ...], number: int, size: int) -> Iterator[tuple[str, ...]]:
+    """Yields a line of a table as lines whose column *number* is of this size."""
+    parts = textwrap.wrap(line[number], size, break_long_words=False, break_on_hyphens=False)
+    for row, part in enumerate(parts or [""]):
+        yield tuple(part if one == number else "" if row else line[one] for one in range(3))
 
 
 def _shown(value: Any) -> str:
@@ -96,7 +127,7 @@ def _shown(value: Any) -> str:
         return ", ".join(map(_shown, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else shown(str(value))
 
 
 @click.command("init-site", cls=TaskCommand)
@@ -125,10 +156,10 @@ def init_site(partition: str | None, out: Path, force: bool) -> None:
         raise ConfigError(f"{out} is there already", f"skinjob init-site --force{_out_words(out)}")
     choice = choose(ask_site(), partition)
     write_text(out, profile_text(choice))
-    print_table(
+    _print_table(
         ("", "value", "why"),
         [(name, _shown(value), choice.reasons[name]) for name, value in choice.values.items()],
-        words=("value", "why"),
+        broken="why",
     )
     click.echo(f"\nwrote {out}; its comments say what else there is")
     click.echo(

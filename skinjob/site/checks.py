@@ -13,7 +13,7 @@ from datetime import datetime
 
 from skinjob.config import ClusterConfig
 from skinjob.runs import Sweep
-from skinjob.site.finding import Finding, fail, ok, skipped, warn
+from skinjob.site.finding import AGAIN, Finding, fail, failed, ok, skipped, warn
 from skinjob.site.profile import Partition, Site, ask_site
 from skinjob.slurm.answers import ask
 from skinjob.slurm.environment import slurm_environment
@@ -101,7 +101,7 @@ def check_accounting() -> Finding:
 def check_partition(asked: Asked) -> Finding:
     """Finds whether the partition is there and takes jobs."""
     names, up = asked.cluster.partition, _open_partitions(asked)
-    choice = f"skinjob doctor --partition {up[0] if up else 'NAME'}   # up: {', '.join(up)}"
+    choice = f"{AGAIN} --partition {up[0] if up else 'NAME'}   # up: {', '.join(up)}"
     if names is None and not asked.partitions:
         return fail("the cluster has no default partition: one has to be named", choice)
     there = [one.name for one in asked.site.partitions]
@@ -123,7 +123,7 @@ def check_time(asked: Asked) -> Finding:
         return ok(f"{wanted} min, of {limit:g} that the partition allows")
     return fail(
         f"{wanted} min, and the partition allows {limit:g}: the jobs would wait for ever",
-        f"skinjob doctor --time {limit:.0f}   # a run that needs longer goes on in another job",
+        f"{AGAIN} --time {limit:.0f}   # a run that needs longer goes on in another job",
     )
 
 
@@ -153,7 +153,7 @@ def check_node(asked: Asked) -> Finding:
     options = [f"--cpus {most_cpus}"] if cluster.cpus > most_cpus else []
     options += [f"--mem {most_gb}"] if cluster.mem_gb > most_gb or not options else []
     return fail(
-        f"{wanted}, and a node has {most_cpus} and {most_gb}", f"skinjob doctor {' '.join(options)}"
+        f"{wanted}, and a node has {most_cpus} and {most_gb}", f"{AGAIN} {' '.join(options)}"
     )
 
 
@@ -180,7 +180,7 @@ def check_array(asked: Asked) -> Finding:
     if asked.num_jobs > int(most):
         return fail(
             f"{asked.num_jobs} jobs, and an array may have {most}",
-            "skinjob doctor --seeds 0   # fewer runs, in several sweeps",
+            f"{AGAIN} --seeds 0   # fewer runs, in several sweeps",
         )
     return ok(f"{_count(asked.num_jobs, 'job')} of at most {most} in an array")
 
@@ -199,7 +199,7 @@ def check_account(asked: Asked) -> Finding:
         if value is not None and value not in mine:
             words = f"{option} {value} is none of yours ({', '.join(mine) or 'you have none'})"
             if by in enforced:
-                return fail(words, f"skinjob doctor --{option} {mine[0] if mine else 'NAME'}")
+                return fail(words, f"{AGAIN} --{option} {mine[0] if mine else 'NAME'}")
             lacking.append(words)
     if lacking:
         return warn(f"{'; '.join(lacking)}; this cluster does not insist on it")
@@ -222,10 +222,11 @@ def check_script(asked: Asked) -> Finding:
         return fail(f"sbatch --test-only: no answer in {TIMEOUT_S} s", "scontrol ping")
     said = answer.stderr.replace("allocation failure: ", "")
     if answer.returncode:
-        error = refusal(said, asked.cluster)
-        return fail(error.message, error.remedy)
+        return failed(refusal(said, asked.cluster))
     match = STARTS.search(said)
-    start = f"; it would start {_when(match[1])} on {match[2]}" if match and asked.usable else ""
+    # It tells a time for a job that would wait for ever, too.
+    can_start = asked.usable and check_time(asked).verdict == "ok"
+    start = f"; it would start {_when(match[1])} on {match[2]}" if match and can_start else ""
     return ok(f"sbatch --test-only takes it{start}")
 
 
@@ -265,10 +266,10 @@ def _gpus_elsewhere(asked: Asked) -> str:
     """Returns a command that asks for GPUs that the cluster has."""
     kinds = sorted({kind for one in asked.usable for kind, _ in one.gpus if kind})
     if kinds:
-        return f"skinjob doctor --gpu-type {kinds[0]}   # there: {', '.join(kinds)}"
+        return f"{AGAIN} --gpu-type {kinds[0]}   # there: {', '.join(kinds)}"
     for name in _open_partitions(asked):
         if any(one.name == name and asked.has_gpu(one) for one in asked.site.partitions):
-            return f"skinjob doctor --partition {name}"
+            return f"{AGAIN} --partition {name}"
     return "sinfo --format='%P %G'   # GPUs as the cluster names them"
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from skinjob.errors import SkinjobError
 
+AGAIN = "the same command with"
+"""How a remedy begins that is another option: those that were given have to stay."""
 VERDICTS = ("ok", "warn", "fail", "skipped")
 
 
@@ -45,8 +48,12 @@ def named(name: str, found: Finding) -> Finding:
 
 
 def failed(fault: SkinjobError) -> Finding:
-    """Returns a fault as a line of the checklist."""
-    return fail(fault.message, fault.remedy, fault.details)
+    """Returns a fault as a line of the checklist.
+
+    What submit would be called with instead, doctor takes too.
+    """
+    remedy = re.sub(r"skinjob submit (?=--(?!dry-run|help))", f"{AGAIN} ", fault.remedy)
+    return fail(fault.message, remedy, fault.details)
 
 
 def tried(look: Callable[[], Finding]) -> Finding:

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 from skinjob import __version__
 from skinjob.config import ClusterConfig
 from skinjob.errors import ClusterError, RunError
-from skinjob.site.finding import Finding, fail, named, ok, skipped, warn
+from skinjob.site.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
 from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
 from skinjob.slurm.environment import slurm_environment
 from skinjob.slurm.refusals import refusal
@@ -30,10 +31,11 @@ SCRIPT = Path(__file__).parent.parent / "train" / "probe.py"
 TIME_MIN = 5
 LOOK_S = 0.5  # between two looks at the folder
 ASK_S = (2, 15)  # between two questions to squeue, which answers for a whole site: first and most
+ENDS = (signal.SIGTERM, signal.SIGHUP)  # what a shell that closes sends, among others
 LATE_S = 10  # that a shared file system may take to show what a node has written
 MOST_SKEW_S = 30  # a run counts as silent after some minutes
 LINES_TOLD = 5
-SHOW = "skinjob submit --dry-run   # shows the script of the jobs"
+SHOW = "skinjob submit --dry-run   # with the same options: shows the script of the jobs"
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,15 @@ class Probed:
 def probe(runs: Path, cluster: ClusterConfig) -> Iterator[Finding]:
     """Queues the job, waits for it with its state on stderr, and yields what it found.
 
-    Its folder in *runs* is private and removed afterwards; Ctrl-C cancels the job.
+    Its folder in *runs* is private and removed afterwards; Ctrl-C cancels the job, and so does a
+    shell that closes.
     """
     token = secrets.token_hex(8)
     try:
-        with _folder(runs) as folder:
+        with _ended_as_by_ctrl_c(), _folder(runs) as folder:
             probed = _queue_and_wait(folder, token, cluster)
     except (ClusterError, RunError) as fault:
-        yield named("probe", fail(fault.message, fault.remedy))
+        yield named("probe", failed(fault))
         return
     if probed.found is None:
         yield named("probe", fail(probed.error, probed.remedy, probed.output))
@@ -84,6 +87,26 @@ def findings(
 
 
 @contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Makes SIGTERM, and the SIGHUP of a shell that closes, raise KeyboardInterrupt meanwhile."""
+    # A signal that is ignored, as under nohup, stays so.
+    ends = [one for one in ENDS if signal.getsignal(one) == signal.SIG_DFL]
+
+    def end(number: int, frame: object) -> None:
+        for one in ends:  # a second one must not stop the clearing away
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for one in ends:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in ends:
+            signal.signal(one, signal.SIG_DFL)
+
+
+@contextmanager
 def _folder(runs: Path) -> Iterator[Path]:
     """Yields a private folder in the folder of runs, and removes what was made.
 
@@ -95,7 +118,7 @@ def _folder(runs: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=runs.absolute()))  # mode 0700
     except OSError as fault:
         raise RunError(
-            f"probe's folder in {runs}: {fault.strerror}", "skinjob doctor --runs FOLDER"
+            f"probe's folder in {runs}: {fault.strerror}", f"{AGAIN} --runs FOLDER"
         ) from None
     try:
         yield folder
@@ -119,10 +142,10 @@ def _queue_and_wait(folder: Path, token: str, cluster: ClusterConfig) -> Probed:
         found = probed.found
         return probed
     finally:
-        line.clear()
         if found is None:
             # By its name: sbatch may have queued it and not lived to say under which number.
             ask("scancel", "--me", f"--name={folder.name}")
+        line.clear()  # last: a terminal that has gone may refuse it
 
 
 def _queue(script: str, cluster: ClusterConfig) -> str:
@@ -203,9 +226,9 @@ def _nothing_written(folder: Path, job: str) -> Probed:
     how = f": {end.state}, exit code {end.exit_code}, on {end.node or 'no node'}" if end else ""
     error = f"job {job} ended and found nothing{how}"
     if not any(folder.glob(f"{job}*.out")):
-        remedy = "skinjob doctor --probe --runs FOLDER   # one that the nodes see and you may write"
+        remedy = f"{AGAIN} --runs FOLDER   # one that the nodes see and you may write"
         return Probed(job, None, f"{error}; it could not even log to {folder.parent}", remedy)
-    words = "skinjob doctor --probe --python WORDS --setup LINE   # Python or a set-up line failed"
+    words = f"{AGAIN} --python WORDS --setup LINE   # Python or a set-up line failed"
     return Probed(job, None, error, words, _last_words(folder, job))
 
 
@@ -216,7 +239,7 @@ def _python(found: dict[str, Any]) -> Finding:
     if broken:
         return fail(
             f"{python} cannot import {', '.join(line.split(':')[0] for line in broken)}",
-            "skinjob doctor --probe --python /path/to/venv/bin/python   # one with skinjob[train]",
+            f"{AGAIN} --python /path/to/venv/bin/python   # one with skinjob[train]",
             broken,
         )
     versions = ", ".join(f"{name} {said['version']}" for name, said in modules.items())
@@ -239,9 +262,7 @@ def _gpu(found: dict[str, Any], cluster: ClusterConfig) -> Finding:
         )
     given = f"SLURM gave GPU {found['gpus_given']}" if found["gpus_given"] else "SLURM gave no GPU"
     if not found["gpus_given"] and cluster.gpu_flag != "none":
-        return fail(
-            f"{given}, and one was asked for", "skinjob doctor --probe --gpu-flag gres   # or gpus"
-        )
+        return fail(f"{given}, and one was asked for", f"{AGAIN} --gpu-flag gres   # or gpus")
     if not driver:
         return fail(
             f"{given}, and there is no NVIDIA driver on {found['node']} (no libcuda.so.1)",
@@ -277,7 +298,7 @@ def _folder_seen(found: dict[str, Any], token: str) -> Finding:
     if found["token"] != token:
         return fail(
             "what was written here is not what the node read",
-            "skinjob doctor --probe --runs /a/folder/that/nodes/see",
+            f"{AGAIN} --runs /a/folder/that/nodes/see",
         )
     return ok(f"read and written from both sides; {found['free_bytes'] / 1e9:,.0f} GB free there")
 

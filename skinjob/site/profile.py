@@ -203,8 +203,10 @@ def _choose_limits(one: Partition, values: dict[str, Any], reasons: dict[str, st
         values["mem_gb"] = max(0.5, min(usual.mem_gb, most_gb))
         reasons["mem_gb"] = f"GB; the largest node of {one.name} has {one.memory_mb / 1024:.0f}"
     if one.cpus:
-        values["cpus"] = min(usual.cpus, one.cpus)
-        reasons["cpus"] = f"cores; the largest node of {one.name} has {one.cpus}"
+        share = one.cpus // max(one.most_gpus, 1)
+        values["cpus"] = max(1, min(usual.cpus, share))
+        each = f", {share} for each of its {one.most_gpus} GPUs" if one.most_gpus > 1 else ""
+        reasons["cpus"] = f"cores; the largest node of {one.name} has {one.cpus}{each}"
 
 
 def _named(site: Site, name: str) -> Partition:
