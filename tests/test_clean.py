@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import skinjob
+from commands import refusal, skinjob
 from sweep_maker import make_sweep
 
 from skinjob.runs import BY_YOU, RunState, Sweep
@@ -123,6 +123,13 @@ def test_a_cancelled_run_keeps_where_it_goes_on(tmp_path: Path) -> None:
     sweep = make_runs(tmp_path, cancelled)
     skinjob("clean", "--yes", cwd=tmp_path)
     assert all(file.exists() for file in sweep.runs()[1].checkpoint_files)
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """A slip in --runs is told, and leaves nothing."""
+    result = skinjob("clean", "--runs", "rnus", "--yes", cwd=tmp_path)
+    assert refusal(result) == "--runs rnus: no such folder"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from skinjob.commands.arguments import (
     runs_argument,
     runs_of,
     runs_option,
+    sweep_argument,
 )
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
 from skinjob.config import ClusterConfig
 from skinjob.console import print_sentence, print_table
+from skinjob.errors import RunError
 from skinjob.options import cluster_options
 from skinjob.runs import Sweep, sweeps
 
@@ -169,7 +171,7 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
 
 
 @click.command(cls=TaskCommand)
-@click.argument("sweep", required=False)
+@sweep_argument
 @runs_option
 @click.option("--caches", is_flag=True, help="Views and compiled code, which all sweeps share.")
 @click.option("--failed", is_flag=True, help="Checkpoints of failed runs, and half-written files.")
@@ -189,6 +191,8 @@ def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
     """
     from skinjob.steer.clean import KINDS, clear, plan_clearing
 
+    if not sweep and not runs.is_dir():
+        raise RunError(f"--runs {runs}: no such folder", "skinjob clean --runs FOLDER")
     chosen = [find_sweep(sweep, runs)] if sweep else sweeps(runs)
     wanted = [name for name in KINDS if kinds[name]] or list(KINDS[1:] if sweep else KINDS)
     act = clear if yes else plan_clearing
