@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def no_own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps the site profile of whoever runs the tests out of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the other process of tests from waiting in the same queue of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("queue")))
+        patch.setattr(tempfile, "tempdir", None)  # it is read once
         yield
 
 
