@@ -207,7 +207,7 @@ def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project:
     _age(run)
     result = skinjob(slurm, "submit", *long, cwd=project)
     assert "not repeated" not in result.stdout
-    assert f"{run.name} failed, cancelled: job {job} was cancelled by " in result.stdout
+    assert f"{run.name} cancelled: job {job} was cancelled by " in result.stdout
     new = run.sweep.info()["jobs"][run.name]
     assert new != job
     slurm.run(["scancel", "--signal=KILL", new])
