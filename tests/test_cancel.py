@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -40,7 +41,10 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
     first, second = sweep.runs()
     wait_until(lambda: first.state().state == "running")
     pid = first.state().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # else it may let go of its run before it is told to end
     result = skinjob("cancel", sweep.name, cwd=project)
+    os.kill(pid, signal.SIGCONT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("cancelled by you") == 2
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=20)

@@ -166,6 +166,8 @@ def _may_live(state: RunState, is_restart_of: str | None) -> bool:
 def _whose(state: RunState) -> str:
     """Returns who has a run, in words."""
     if state.holder is None:
-        return f"whoever made it {'cancelled' if state.fault == 'cancelled' else state.state}"
+        return "whoever " + (
+            "cancelled it" if state.fault == "cancelled" else f"made it {state.state}"
+        )
     job = f"job {state.job_id}, " if state.job_id else ""
     return f"{job}process {state.pid} on {state.host}"
