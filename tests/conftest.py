@@ -32,10 +32,11 @@ def no_own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_queue() -> Iterator[None]:
     """Keeps the other process of tests from waiting in the same queue of this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("queue")))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder).chmod(0o755)  # some tests are another user
+        patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", None)  # it is read once
         yield
 
