@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,14 @@ from skinjob.fetch.weights import write_untrained
 
 # Two test files run at the same time: jobs with a thread for every core would thrash.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Started by nohup or in the background they are ignored, and so they would be by all that is run.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
