@@ -27,6 +27,9 @@ CLUSTERS = ("auto", "slurm", "local")
 GPU_FLAGS = ("gpus-per-node", "gres", "gpus", "none")
 MEM_FLAGS = ("mem", "mem-per-cpu", "mem-per-gpu")
 
+LEAST_TIME_MIN = 5
+"""A job needs a minute to start, and is warned up to two and a half before its end."""
+
 AXES = ("batch_size", "lr", "seed")
 """What the runs of a sweep differ in."""
 
@@ -167,11 +170,10 @@ class ClusterConfig:
             "--mem 8",
         )
         _require(
-            # A job needs a minute to start, and is warned up to two and a half before its end.
-            5 <= self.time_min <= 525_600,
+            LEAST_TIME_MIN <= self.time_min <= 525_600,
             "time_min",
             self.time_min,
-            "5 to 525600 (minutes; a year)",
+            f"{LEAST_TIME_MIN} to 525600 (minutes; a year)",
             "--time 120",
         )
         _require(self.requeues >= 0, "requeues", self.requeues, "0 or more", "--requeues 3")

@@ -94,9 +94,38 @@ def width() -> int | None:
 
 def print_sentence(text: str) -> None:
     """Prints a sentence to stdout; on a terminal broken between words where it is too long."""
-    columns = width()
-    wrapped = textwrap.wrap(text, columns or len(text), break_on_hyphens=False) or [""]
-    print("\n".join(wrapped if columns else [text]))
+    print("\n".join(wrapped(text, width(), hanging="")))
+
+
+def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = "  ") -> list[str]:
+    """Returns a sentence in lines of no more than *columns*; in one where that is None.
+
+    Lines are broken between words: paths and commands stay whole, to be copied. The first begins
+    with *indent*, those after it with *hanging*.
+
+    >>> wrapped("see runs/a-long/path", 8)
+    ['see', '  runs/a-long/path']
+    """
+    if columns is None:
+        return [indent + text]
+    lines = textwrap.wrap(
+        text,
+        columns,
+        initial_indent=indent,
+        subsequent_indent=hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or [""]
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns how many there are, in words.
+
+    >>> counted(2, "image"), counted(1, "image")
+    ('2 images', '1 image')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def table_lines(

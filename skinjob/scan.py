@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import _imaging
 
-from skinjob.console import progress, shown
+from skinjob.console import counted, progress, shown
 from skinjob.errors import ImagesError
 from skinjob.images import (
     SPLITS,
@@ -211,7 +211,7 @@ def _faulty(
     details = [f"{path:<{width}}  {f.fault}" for path, f in zip(paths, faults, strict=True)]
     named = [f"{path} ({f.fault})" for path, f in zip(paths, faults[:SHOWN], strict=False)]
     counts = [
-        *([f"{len(folders)} faulty folder{'s' * (len(folders) > 1)}"] if folders else []),
+        *([counted(len(folders), "faulty folder")] if folders else []),
         *([f"{len(images)} of {num_images} images faulty"] if images else []),
     ]
     more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""

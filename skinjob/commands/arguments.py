@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -81,8 +81,8 @@ def find_run(run: str, runs: Path) -> Run:
     return runs_of(newest(runs), [run])[0]
 
 
-def runs_of(sweep: Sweep, names: tuple[str, ...] | list[str]) -> list[Run]:
-    """Returns the sweep's runs of these names (or folders), or all of them.
+def runs_of(sweep: Sweep, names: Sequence[str]) -> list[Run]:
+    """Returns the sweep's runs of these names (or folders), each once.
 
     Raises: RunError when one is no run of the sweep.
     """
@@ -94,7 +94,7 @@ def runs_of(sweep: Sweep, names: tuple[str, ...] | list[str]) -> list[Run]:
                 f"{name}: no run of {sweep.folder}",
                 f"skinjob status {shlex.quote(str(sweep.folder))}",
             )
-    return list(dict.fromkeys(run for run in meant.values() if run)) or list(found.values())
+    return list(dict.fromkeys(run for run in meant.values() if run))
 
 
 def _meant(word: str, sweep: Sweep, found: Mapping[str, Run]) -> Run | None:

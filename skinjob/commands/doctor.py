@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import click
 from skinjob.commands.arguments import runs_option
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import asked
-from skinjob.console import shown, width
+from skinjob.console import shown, width, wrapped
 from skinjob.options import cluster_options, file_options, recipe_options
 
 if TYPE_CHECKING:
@@ -75,9 +74,7 @@ def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
 def _lines(text: str) -> list[str]:
     """Returns a sentence in lines that fit the terminal; a pipe gets it in one."""
     columns = width()
-    if columns is None:
-        return [shown(text)]
-    return textwrap.wrap(shown(text), max(columns - INDENT, 30), break_on_hyphens=False) or [""]
+    return wrapped(shown(text), columns and max(columns - INDENT, 30), hanging="")
 
 
 def _print_sum(found: Iterable[Finding]) -> None:

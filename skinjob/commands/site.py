@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 
 from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
-from skinjob.console import shown, width
+from skinjob.console import shown, width, wrapped
 from skinjob.errors import ConfigError
 from skinjob.files import write_text
 from skinjob.options import cluster_options, file_options, recipe_options
@@ -110,8 +109,7 @@ def _print_table(
 
 def _broken(line: tuple[str, ...], number: int, size: int) -> Iterator[tuple[str, ...]]:
     """Yields a line of a table as lines whose column *number* is of this size."""
-    parts = textwrap.wrap(line[number], size, break_long_words=False, break_on_hyphens=False)
-    for row, part in enumerate(parts or [""]):
+    for row, part in enumerate(wrapped(line[number], size, hanging="")):
         yield tuple(part if one == number else "" if row else line[one] for one in range(3))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 
 from skinjob.commands.arguments import typed
-from skinjob.console import shown, table_lines
+from skinjob.console import counted, shown, table_lines, wrapped
 from skinjob.runs import BY_YOU, Run, Sweep, utc_now
 from skinjob.watch.faults import last_words
 from skinjob.watch.overview import Overview
@@ -69,8 +68,7 @@ def counts(states: Iterable[str]) -> str:
 
 def summary(found: Survey, width: int | None) -> list[str]:
     """Returns the lines above a table: which sweep, its runs by state, and whether SLURM spoke."""
-    num = len(found.runs)
-    told = f"{num} run{'s' if num != 1 else ''}: {counts(one.state for one in found.runs)}"
+    told = f"{counted(len(found.runs), 'run')}: {counts(one.state for one in found.runs)}"
     lines = [f"sweep {typed(found.sweep.folder)}", told, SLURM_WORDS.get(found.slurm, "")]
     return [part for line in lines if line for part in wrapped(line, width)]
 
@@ -152,20 +150,6 @@ def _fault(sweep: Sweep, group: Sequence[Standing], width: int | None) -> list[s
     for file, said in last_words(Run(sweep.folder / one.run), one.job, LINES_TOLD):
         lines += [f"  {typed(file)}:", *(f"  | {shown(line)}" for line in said)]
     return [*lines, f"  fix: {one.remedy}"] if one.remedy else lines
-
-
-def wrapped(sentence: str, width: int | None, *, indent: str = "") -> list[str]:
-    """Returns a sentence in lines; broken between words where a terminal needs it."""
-    if width is None:
-        return [indent + sentence]
-    return textwrap.wrap(
-        sentence,
-        width,
-        initial_indent=indent,
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:

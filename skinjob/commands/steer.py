@@ -24,10 +24,10 @@ from skinjob.commands.arguments import (
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
 from skinjob.config import ClusterConfig
-from skinjob.console import print_sentence, print_table
+from skinjob.console import counted, print_sentence, print_table
 from skinjob.errors import RunError
 from skinjob.options import cluster_options
-from skinjob.runs import Sweep, sweeps
+from skinjob.runs import BY_YOU, Sweep, sweeps
 
 if TYPE_CHECKING:
     from skinjob.steer.cancel import Cancellation
@@ -91,7 +91,7 @@ def retry(
     from skinjob.steer.retry import plan_retry
 
     chosen = find_sweep(sweep, runs)
-    names = [one.name for one in runs_of(chosen, run)] if run else []
+    names = [one.name for one in runs_of(chosen, run)]
     found = plan_retry(chosen, names, takes_cancelled=cancelled, **_given(ctx, cluster))
     _tell_left(found.left)
     if found.plan is None:
@@ -137,7 +137,7 @@ def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
     from skinjob.steer.cancel import cancel as cancel_runs
 
     chosen = find_sweep(sweep, runs)
-    names = [one.name for one in runs_of(chosen, run)] if run else []
+    names = [one.name for one in runs_of(chosen, run)]
     if not names and not yes and sys.stdin.isatty() and not _is_sure(chosen):
         click.echo("nothing was cancelled")
         return
@@ -150,13 +150,13 @@ def _is_sure(sweep: Sweep) -> bool:
 
     running = sum(one.state == "running" for one in standings(sweep))
     return not running or click.confirm(
-        f"{running} run{'s' if running > 1 else ''} of {sweep.folder} at work. Cancel all?"
+        f"{counted(running, 'run')} of {sweep.folder} at work. Cancel all?"
     )
 
 
 def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
     """Prints what became of each run and job, and how to take the runs up again."""
-    rows = [(name, "cancelled by you") for name in what.cancelled]
+    rows = [(name, BY_YOU) for name in what.cancelled]
     rows += [(one.run, f"left alone: {one.state}") for one in what.left]
     print_table(("run", "state"), rows, words=("state",))
     for words, jobs in (("told to end", what.ended), ("goes on, with other runs", what.going_on)):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from skinjob.config import ClusterConfig
+from skinjob.console import counted
 from skinjob.runs import Sweep
 from skinjob.site.finding import AGAIN, Finding, fail, failed, ok, skipped, warn
 from skinjob.site.profile import Partition, Site, ask_site
@@ -147,7 +148,7 @@ def check_node(asked: Asked) -> Finding:
     cluster, wanted_mb = asked.cluster, asked.cluster.mem_gb * 1024
     most_cpus = max(one.cpus for one in asked.usable)
     most_gb = max(one.memory_mb for one in asked.usable) // 1024
-    wanted = f"{_count(cluster.cpus, 'core')} and {cluster.mem_gb:g} GB"
+    wanted = f"{counted(cluster.cpus, 'core')} and {cluster.mem_gb:g} GB"
     if any(one.cpus >= cluster.cpus and one.memory_mb >= wanted_mb for one in asked.usable):
         return ok(f"{wanted}, of a node's {most_cpus} and {most_gb}")
     options = [f"--cpus {most_cpus}"] if cluster.cpus > most_cpus else []
@@ -182,7 +183,7 @@ def check_array(asked: Asked) -> Finding:
             f"{asked.num_jobs} jobs, and an array may have {most}",
             f"{AGAIN} --seeds 0   # fewer runs, in several sweeps",
         )
-    return ok(f"{_count(asked.num_jobs, 'job')} of at most {most} in an array")
+    return ok(f"{counted(asked.num_jobs, 'job')} of at most {most} in an array")
 
 
 def check_account(asked: Asked) -> Finding:
@@ -275,7 +276,7 @@ def _gpus_elsewhere(asked: Asked) -> str:
 
 def _told(one: Partition) -> str:
     """Returns a partition's state in words."""
-    state = f"up, {_count(one.num_nodes, 'node')}" if one.is_up else "down"
+    state = f"up, {counted(one.num_nodes, 'node')}" if one.is_up else "down"
     return f"{one.name}{' (the default)' if one.is_default else ''} is {state}"
 
 
@@ -289,10 +290,6 @@ def _when(start: str) -> str:
         return "now"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"in {hours} h {minutes} min by SLURM's estimate, at {start.replace('T', ' ')},"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _first_line(text: str) -> str:

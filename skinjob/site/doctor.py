@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skinjob.config import ClusterConfig, TrainConfig
-from skinjob.console import shown
+from skinjob.console import counted, shown
 from skinjob.errors import ClusterError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
@@ -38,7 +37,7 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
-from skinjob.submit.plan import Plan, jobs_of, make_plan
+from skinjob.submit.plan import Plan, cluster_here, jobs_of, make_plan
 from skinjob.submit.python import lacks_torch, python_note
 from skinjob.submit.room import free_bytes
 
@@ -96,7 +95,7 @@ def _resolved(wish: Wish) -> Wish:
     """Returns the wish with the cluster that auto stands for, and no GPU for the CPU."""
     cluster = wish.cluster
     if cluster.cluster == "auto":
-        cluster = replace(cluster, cluster="slurm" if shutil.which("sbatch") else "local")
+        cluster = replace(cluster, cluster=cluster_here())
     if wish.train.device == "cpu":
         cluster = replace(cluster, gpus=0)
     return replace(wish, cluster=cluster)
@@ -220,7 +219,8 @@ def _look_at_python(cluster: ClusterConfig) -> Finding:
 def _look_at_sweep(plan: Plan) -> Finding:
     """Finds what submit would make of it all."""
     num_jobs = len(jobs_of(plan.configs))
-    words = f"{len(plan.configs)} runs in {num_jobs} jobs, in {shown(str(plan.sweep.folder))}"
+    words = f"{counted(len(plan.configs), 'run')} in {counted(num_jobs, 'job')}"
+    words += f", in {shown(str(plan.sweep.folder))}"
     said = {text for label, text in plan.lines() if label in ("note", "skipped")}
     notes = sorted(said - {plan.python_note})
     return warn(words, details=notes) if notes else ok(words)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from skinjob import __version__
-from skinjob.config import ClusterConfig
+from skinjob.config import LEAST_TIME_MIN, ClusterConfig
 from skinjob.errors import ClusterError, RunError
 from skinjob.site.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
 from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
@@ -28,7 +28,6 @@ from skinjob.submit.executor import probe_script
 from skinjob.watch.faults import NEVER, tail, why_pending
 
 SCRIPT = Path(__file__).parent.parent / "train" / "probe.py"
-TIME_MIN = 5
 LOOK_S = 0.5  # between two looks at the folder
 ASK_S = (2, 15)  # between two questions to squeue, which answers for a whole site: first and most
 ENDS = (signal.SIGTERM, signal.SIGHUP)  # what a shell that closes sends, among others
@@ -137,7 +136,7 @@ def _queue_and_wait(folder: Path, token: str, cluster: ClusterConfig) -> Probed:
     script = Path(shutil.copy(SCRIPT, folder / "probe.py"))
     line, found = _Line(), None
     try:
-        job = _queue(probe_script(script, cluster, time_min=TIME_MIN), cluster)
+        job = _queue(probe_script(script, cluster, time_min=LEAST_TIME_MIN), cluster)
         probed = _wait(folder, job, line)
         found = probed.found
         return probed

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from skinjob.config import ClusterConfig
+from skinjob.config import LEAST_TIME_MIN, ClusterConfig
+from skinjob.console import counted
 from skinjob.errors import ClusterError, ConfigError
 from skinjob.slurm.answers import ask
 from skinjob.submit.limits import parse_time
 
-LEAST_MIN = 5  # shorter time limits skinjob does not take
 DOWN = ("down", "drain", "fail", "unk", "maint", "inval")
 
 
@@ -224,7 +224,8 @@ def _best(site: Site) -> Partition:
     usable = [one for one in site.partitions if _is_usable(one, site.rights)]
     if not usable:
         raise ClusterError(
-            "no partition is up that would take a job of yours of 5 minutes", "sinfo --summarize"
+            f"no partition is up that would take a job of yours of {LEAST_TIME_MIN} minutes",
+            "sinfo --summarize",
         )
     usual_min = ClusterConfig().time_min
     return max(
@@ -241,7 +242,7 @@ def _best(site: Site) -> Partition:
 
 def _is_usable(one: Partition, rights: Rights) -> bool:
     is_mine = not (one.accounts and rights.accounts) or set(one.accounts) & set(rights.accounts)
-    return bool(one.is_up and one.num_nodes and one.time_min >= LEAST_MIN and is_mine)
+    return bool(one.is_up and one.num_nodes and one.time_min >= LEAST_TIME_MIN and is_mine)
 
 
 def _why(one: Partition, site: Site, *, is_named: bool) -> str:
@@ -264,7 +265,7 @@ def _told(one: Partition) -> str:
         return "is down"
     gpus = [f"{count} {name}".strip() for name, count in one.gpus]
     limit = "no time limit" if math.isinf(one.time_min) else f"jobs of {one.time_min:g} min"
-    nodes = f"{one.num_nodes} node{'' if one.num_nodes == 1 else 's'} up"
+    nodes = f"{counted(one.num_nodes, 'node')} up"
     return f"{nodes}, {f'GPUs: {_listed(gpus)}' if gpus else 'no GPU'}, {limit}"
 
 

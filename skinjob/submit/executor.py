@@ -27,9 +27,9 @@ from skinjob.slurm.environment import as_outside_jobs
 from skinjob.slurm.refusals import refusal
 from skinjob.submit.limits import (
     WARNED_S,
+    no_requeue,
     own_runs,
     require_another_start,
-    require_requeue,
     seconds_left,
 )
 
@@ -97,7 +97,7 @@ class Task:
         is_time_limit = bool(runs) and seconds_left(runs[0]) < WARNED_S
         self.ended_by = "time limit" if is_time_limit else "preempted"
         if not self.requeue:
-            require_requeue(runs, self.ended_by)
+            raise no_requeue(runs, self.ended_by)
         if is_time_limit:
             require_another_start(runs, self.requeues)
         log.warning("%s: leaves, to be queued again", self.ended_by)

@@ -35,18 +35,15 @@ def seconds_left(run: Run) -> float:
     return float(run.sweep.info()["cluster"]["time_min"] * 60 - passed_s)
 
 
-def require_requeue(runs: Sequence[Run], ended_by: str) -> None:
-    """Ends a job that its site, or its user, does not let start again.
-
-    Raises: Stopped, always.
-    """
+def no_requeue(runs: Sequence[Run], ended_by: str) -> Stopped:
+    """Returns the end of a job that its site, or its user, does not let start again."""
     words = {
         "time limit": "reached its time limit",
         "preempted": "had to make room for another job",
     }
     epoch = min((run.state().epoch for run in runs), default=0)
     after = f" after epoch {epoch} of {runs[0].config().epochs}" if runs else ""
-    raise Stopped(
+    return Stopped(
         ended_by,
         f"the job {words[ended_by]}{after}, and may not start again (--no-requeue)",
         runs[0].sweep.retry_command() if runs else "skinjob submit",

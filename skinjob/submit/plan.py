@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
-from skinjob.console import shown
+from skinjob.console import counted, shown
 from skinjob.errors import ConfigError, RunError
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
@@ -197,19 +197,16 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
     """Returns what a person should know of the images, and may want, as label and words."""
     remarks = []
     if images.skipped:
-        first = images.skipped[0]
-        words = (
-            f"{_count(images.skipped, 'faulty image')} (first: {shown(first.path)}: {first.fault})"
-        )
-        remarks.append(("skipped", words))
+        first, num = images.skipped[0], counted(len(images.skipped), "faulty image")
+        remarks.append(("skipped", f"{num} (first: {shown(first.path)}: {first.fault})"))
     for what, where, so, repeated in (
         ("test image", "in train too", "the test accuracy flatters", images.in_train_too()),
         ("image", "in two classes", "a label is wrong", images.in_two_classes()),
     ):
         if repeated:
-            verb = "are" if len(repeated) > 1 else "is"
+            verb, num = "are" if len(repeated) > 1 else "is", counted(len(repeated), what)
             path = shown(repeated[0].path)
-            words = f"{_count(repeated, what)} {verb} {where}, byte for byte (first: {path}): {so}"
+            words = f"{num} {verb} {where}, byte for byte (first: {path}): {so}"
             remarks.append(("note", words))
     return remarks
 
@@ -222,18 +219,14 @@ def _unheeded(cluster: ClusterConfig) -> list[tuple[str, str]]:
     )
 
 
-def _count(things: Sequence[object], name: str) -> str:
-    """Returns how many there are, in words.
-
-    >>> _count("ab", "image"), _count("a", "image")
-    ('2 images', '1 image')
-    """
-    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+def cluster_here() -> str:
+    """Returns the cluster that auto stands for on this machine."""
+    return "slurm" if shutil.which("sbatch") else "local"
 
 
 def _resolve_cluster(cluster: str) -> str:
     if cluster == "auto":
-        return "slurm" if shutil.which("sbatch") else "local"
+        return cluster_here()
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise ConfigError(
             "cluster slurm was asked for and there is no sbatch on PATH",

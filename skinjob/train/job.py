@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skinjob import __version__
 from skinjob.config import TrainConfig
-from skinjob.console import progress
+from skinjob.console import counted, progress
 from skinjob.errors import ConfigError, ImagesError, SkinjobError, WeightsError
 from skinjob.files import sha256_file
 from skinjob.images import ImageSet, read_index
@@ -341,11 +341,10 @@ def _introduce(configs: Mapping[Run, TrainConfig], device: Device, images: Image
     """Logs what is going to be trained, on what and why."""
     num_train, num_test = len(images.split("train")), len(images.split("test"))
     log.info(
-        "job: process %d on %s, %d run%s",
+        "job: process %d on %s, %s",
         os.getpid(),
         socket.gethostname(),
-        len(configs),
-        "s" if len(configs) > 1 else "",
+        counted(len(configs), "run"),
     )
     log.info(
         "versions: skinjob %s, python %s, torch %s, torchvision %s",

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common import bare_parser, hardware, in_turns, process_s, ratio, report, spread
+from common import bare_parser, commands_in_turns, hardware, ratio, report, spread
 
 
 def main() -> None:
@@ -19,14 +19,7 @@ def main() -> None:
     print(f"on {hardware()}")
     commands = {"help": skinjob_help(), "click": [sys.executable, "-c", "import click"]}
     with TemporaryDirectory(prefix="skinjob-bench-") as name:
-        folder = Path(name)
-        actions = {
-            name: lambda command=command: process_s(command, folder)
-            for name, command in commands.items()
-        }
-        for action in actions.values():  # bytecode is compiled and files are read once before
-            action()
-        seconds = in_turns(actions, options.n)
+        seconds = commands_in_turns(commands, Path(name), options.n)
     report(
         [
             spread("skinjob --help", seconds["help"], unit="s"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from common import ROOT, bare_parser, hardware, in_turns, process_s, ratio, report, spread
+from common import ROOT, bare_parser, commands_in_turns, hardware, ratio, report, spread
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -44,13 +44,7 @@ def main() -> None:
             "list": ["/bin/sh", "-c", f"{skinjob} list"],
             "click": [sys.executable, "-c", "import click"],
         }
-        actions = {
-            what: lambda command=command: process_s(command, folder)
-            for what, command in commands.items()
-        }
-        for action in actions.values():  # bytecode is compiled and files are read once before
-            action()
-        seconds = in_turns(actions, options.n)
+        seconds = commands_in_turns(commands, folder, options.n)
     ours = [what for what in commands if what != "click"]
     report(
         [spread(f"{what} of 1,000 runs", seconds[what], unit="s") for what in ours]
