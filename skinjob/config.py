@@ -149,6 +149,8 @@ class ClusterConfig:
     """What they are told, if anybody is: the end of the array, and its failure."""
     sbatch: tuple[str, ...] = ()
     """Other flags of sbatch, as --hint=nomultithread."""
+    trust: tuple[str, ...] = ()
+    """Users besides root who may own a folder above the runs, and so could replace them."""
     allow_node_local: bool = False
     """Whether runs, images and weights may lie below /tmp and the like: the nodes share it here."""
 
@@ -219,6 +221,8 @@ class ClusterConfig:
             "shell lines without NUL bytes",
             "--setup 'module load cuda'",
         )
+        for name in self.trust:
+            _require(re.fullmatch(USER, name), "trust", name, "the name of a user", "--trust NAME")
         _require(
             self.python is None or _are_shell_words(self.python),
             "python",
@@ -229,6 +233,7 @@ class ClusterConfig:
 
 
 NAMES = r"[\w.:@+=/][\w.,:@+=/-]*", "a name, or several with commas between"
+USER = r"[\w.@+][\w.@+-]*"
 NODES = r"\w[\w.-]*(\[[\d,-]+\][\w.-]*)?(,\w[\w.-]*(\[[\d,-]+\][\w.-]*)?)*"
 
 WORDS = {

@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -184,3 +185,9 @@ def _coloured(lines: Sequence[str], colours: Mapping[str, str]) -> Text:
     for word, colour in colours.items():
         text.highlight_regex(rf"(?m)\b{word}\b", colour)
     return text
+
+
+def tell_waiting(lock: Path) -> None:
+    """Says on stderr that another process of the user's has to end first."""
+    words = f"waiting for another submit, cancel or clean of yours (it holds {lock})"
+    print(shown(words), file=sys.stderr, flush=True)

@@ -10,14 +10,15 @@ import json
 import os
 import shlex
 import shutil
-import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from skinjob.errors import RunError
+
+PATIENCE_S = 1  # a submit mostly takes less
 
 
 @contextlib.contextmanager
@@ -29,7 +30,11 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
     When the block raises, *path* is untouched and the partial file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as fault:
+        fault.filename = str(path)  # the name that a person knows
+        raise
     os.close(handle)
     partial = Path(name)
     try:
@@ -46,23 +51,51 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Holds a lock on *file*, made if need be, once whoever had it has let go of it.
+def locked(file: Path, tell_waiting: Callable[[], None]) -> Iterator[bool]:
+    """Holds a lock on *file*, which is made if need be, once no other process holds it.
 
-    Where the file system has no locks, as some that clusters share, there is none.
+    Calls *tell_waiting* once where another process holds it for long. Yields whether there is a
+    lock: some file systems that clusters share have none. The file is readable by the user alone,
+    as whoever can read a file can lock it.
+
+    Raises: RunError when the file belongs to another user.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        handle = os.open(file, flags | os.O_RDWR, 0o666)
-    except PermissionError:  # made by another user of the folder
-        handle = os.open(file, flags | os.O_RDONLY)
+        handle = os.open(file, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_RDWR, 0o600)
+    except PermissionError:
+        if not file.exists():
+            raise
+        raise _foreign_lock(file) from None
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        if os.fstat(handle).st_uid != os.geteuid():
+            raise _foreign_lock(file)
+        yield _lock(handle, tell_waiting)
     finally:
         os.close(handle)
+
+
+def _foreign_lock(file: Path) -> RunError:
+    quoted = shlex.quote(str(file))
+    return RunError(f"{file} is not a file of yours", f"ls -l {quoted}; rm {quoted}")
+
+
+def _lock(handle: int, tell_waiting: Callable[[], None]) -> bool:
+    """Waits for the lock on an open file; returns whether its file system has locks at all."""
+    patient_until = time.monotonic() + PATIENCE_S
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > patient_until:
+                    tell_waiting()
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                    return True
+                time.sleep(0.05)
+    except OSError:
+        return False
 
 
 def is_full(folder: Path) -> bool:
@@ -100,21 +133,6 @@ def sha256_file(path: Path) -> str:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def make_private(folder: Path) -> None:
-    """Makes a folder, if it is not there, that nobody but the user can put files into.
-
-    Raises: RunError when it is somebody else's, or others may write to it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise RunError(
-            f"{folder} is not a private folder of yours", f"ls -ld {shlex.quote(str(folder))}"
-        )
 
 
 def _sync_folder(folder: Path) -> None:

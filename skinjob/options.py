@@ -271,6 +271,12 @@ cluster_options = options(
         help="Another flag for sbatch (--sbatch=--hint=nomultithread); may be repeated.",
     ),
     click.option(
+        "--trust",
+        multiple=True,
+        metavar="USER",
+        help="A user who may own a folder above the runs, such as the project's; may be repeated.",
+    ),
+    click.option(
         "--allow-node-local",
         is_flag=True,
         help="Take paths below /tmp and the like: here the nodes share them.",

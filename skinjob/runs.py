@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
 from skinjob.files import replacing, write_json
+from skinjob.ownership import owner
 
 Record = TypeVar("Record")
 
@@ -189,8 +190,12 @@ class Run:
 
         Raises: RunError when what it says cannot be read.
         """
-        if not self.state_file.exists():
+        try:
+            self.state_file.lstat()
+        except FileNotFoundError:
             return RunState()
+        except OSError:  # which one, the reading says
+            pass
         try:
             return _read_record(
                 RunState, self.state_file, f"{self.folder}: its state does not read"
@@ -236,6 +241,19 @@ class Sweep:
     def submission_folder(self) -> Path:
         """Where submitit keeps scripts, pickles and the jobs' output; private to the user."""
         return self.folder / "submission"
+
+    @property
+    def pending_file(self) -> Path:
+        """Which runs sbatch is being asked to take, until the ids of their jobs are recorded."""
+        return self.submission_folder / "pending.json"
+
+    @property
+    def owner(self) -> str | None:
+        """The user that the sweep belongs to; None for the user's own."""
+        try:
+            return owner(self.folder)
+        except OSError:  # it is not there, or is not to be seen
+            return None
 
     @property
     def report_folder(self) -> Path:
@@ -289,6 +307,14 @@ class Sweep:
             folder = folder.absolute()
         return shlex.join(["skinjob", name, str(folder), *words])
 
+    def require_own(self, command: str, *words: str) -> None:
+        """Returns when the sweep is the user's own. Raises: RunError when it is another user's."""
+        if self.owner:
+            raise RunError(
+                f"sweep {self.folder} belongs to {self.owner}",
+                f"ask {self.owner} to run: {self.command(command, *words)}",
+            )
+
     def runs(self) -> list[Run]:
         """Returns the sweep's runs, in the order of sweep.json. Raises: RunError as `info` does."""
         info = self.info()
@@ -310,7 +336,8 @@ def run_name(batch_size: int, lr: float, seed: int) -> str:
 
 def sweeps(runs: Path) -> list[Sweep]:
     """Returns the sweeps below *runs*, oldest first, before them those that do not read."""
-    found = [Sweep(file.parent) for file in runs.glob("*/sweep.json")]
+    # A hidden one is still being made, or being removed.
+    found = [Sweep(file.parent) for file in runs.glob("[!.]*/sweep.json")]
     return sorted(found, key=lambda sweep: (_created_utc(sweep), sweep.name))
 
 

@@ -56,6 +56,7 @@ LISTS = {
     "lr": ((int, float, str), "a list of numbers, such as [0.01, 0.1]"),
     "seeds": ((int, str), 'a list of whole numbers or "0-4"'),
     "setup": ((str,), 'a list of shell lines, such as ["module load cuda"]'),
+    "trust": ((str,), 'a list of user names, such as ["ada"]'),
     "sbatch": ((str,), 'a list of flags, such as ["--hint=nomultithread"]'),
 }
 """The same of the keys that take one value or a list; text in it is read as on the command line."""

@@ -17,6 +17,7 @@ PACKAGE = Path(skinjob.__file__).parent
 
 LEVELS = {
     "errors": 0,
+    "ownership": 1,
     "files": 1,
     "flags": 1,
     "console": 1,
@@ -44,7 +45,7 @@ LEVELS = {
 DOORS = {
     "torch": "train",
     "torchvision": "train",
-    "submitit": "submit/executor.py",
+    "submitit": ("submit/executor.py", "submit/start.py"),
     "pandas": "report",
     "matplotlib": "report",
     "rich": "console.py",

@@ -51,7 +51,7 @@ MODES = [
     ("weights/SHA256SUMS", FILE, BY_UMASK),
     ("weights/.fetch.lock", FILE, f"{BY_UMASK}; empty"),
     ("runs", FOLDER, f"{BY_UMASK}; refused where everybody may write without a sticky bit"),
-    ("runs/.submit.lock", FILE, f"{BY_UMASK}; empty, locked while a submit is at it"),
+    ("runs/.submit-*.lock", "0600", "empty, locked by a submit: who can read it can lock it"),
     ("runs/.cache", FOLDER, BY_UMASK),
     ("runs/.cache/views", FOLDER, f"{BY_UMASK}; a group that may write shares its views"),
     ("runs/.cache/views/*.safetensors", FILE, f"{BY_UMASK}; numbers, which carry no code"),

@@ -95,7 +95,7 @@ def test_an_array_starts_in_a_container_with_a_gpu_of_the_type_however_it_is_ask
     for inside, gpu, _, words in noted(site, project, array):
         assert inside == "yes"
         assert (gpu in "0123" and bool(gpu)) == bool(told)
-        assert words.startswith("-u -m submitit.core._submit ")
+        assert words.startswith("-u -m skinjob.submit.start ")
 
 
 def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path) -> None:

@@ -163,7 +163,7 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output {folder}/%A_%a_%t_log.out --cpus-per-task=3 /opt/venv/bin/python -u -m submitit.core._submit {folder}
+srun --unbuffered --output {folder}/%A_%a_%t_log.out --cpus-per-task=3 /opt/venv/bin/python -u -m skinjob.submit.start {folder}
 """  # noqa: E501  # as submitit writes it
 
 

@@ -38,6 +38,7 @@ OPTIONS = {
         "--runs",
         "--name",
         "--allow-node-local",
+        "--trust",
     ),
     "What a job asks for": (
         "--gpus",

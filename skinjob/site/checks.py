@@ -215,7 +215,8 @@ def check_script(asked: Asked) -> Finding:
             ["sbatch", "--test-only"],
             input=script,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=TIMEOUT_S,
             env=slurm_environment(),
         )

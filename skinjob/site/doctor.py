@@ -14,6 +14,7 @@ from skinjob.errors import ClusterError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
+from skinjob.ownership import require_safe
 from skinjob.runs import Sweep, run_name
 from skinjob.scan import scan
 from skinjob.site.checks import (
@@ -32,7 +33,6 @@ from skinjob.submit.place import (
     file_system,
     nearest,
     require_for_sbatch,
-    require_kept_from_strangers,
     require_path,
     require_shared,
     require_writable,
@@ -161,7 +161,7 @@ def _look_at_folder(wish: Wish) -> Finding:
     _require_seen_by_nodes("--runs", runs, wish.cluster)
     require_writable(runs)
     require_for_sbatch(runs / (wish.name or "new-sweep"))
-    require_kept_from_strangers(runs)
+    require_safe(runs, wish.cluster.trust)
     kind = file_system(nearest(runs).resolve())
     free = f"{free_bytes(runs) / 1e9:,.0f} GB free"
     return ok(f"{shown(str(runs))}: yours to write, {free}{f', on {kind}' if kind else ''}")

@@ -20,6 +20,7 @@ from typing import Any
 from skinjob import __version__
 from skinjob.config import LEAST_TIME_MIN, ClusterConfig
 from skinjob.errors import ClusterError, RunError
+from skinjob.ownership import require_safe
 from skinjob.site.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
 from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
 from skinjob.slurm.environment import slurm_environment
@@ -61,7 +62,7 @@ def probe(runs: Path, cluster: ClusterConfig) -> Iterator[Finding]:
     """
     token = secrets.token_hex(8)
     try:
-        with _ended_as_by_ctrl_c(), _folder(runs) as folder:
+        with _ended_as_by_ctrl_c(), _folder(runs, cluster) as folder:
             probed = _queue_and_wait(folder, token, cluster)
     except (ClusterError, RunError) as fault:
         yield named("probe", failed(fault))
@@ -106,11 +107,12 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _folder(runs: Path) -> Iterator[Path]:
+def _folder(runs: Path, cluster: ClusterConfig) -> Iterator[Path]:
     """Yields a private folder in the folder of runs, and removes what was made.
 
-    Raises: RunError when it cannot be made.
+    Raises: RunError when it cannot be made, or others could replace it.
     """
+    require_safe(runs, cluster.trust)
     is_new = not runs.exists()
     try:
         runs.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,8 @@ def _queue(script: str, cluster: ClusterConfig) -> str:
         ["sbatch", "--parsable"],
         input=script,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=slurm_environment(),
     )
     if answer.returncode:

@@ -67,18 +67,18 @@ class Answers:
     """What SLURM says: asked of each thing once, and remembered."""
 
     def __init__(self) -> None:
-        self._queues: list[dict[str, QueuedJob] | None] = []
+        self._queues: dict[str | None, dict[str, QueuedJob] | None] = {}
         self._ends: dict[str, JobEnd | None] = {}
         self._asked: set[str] = set()
 
-    def queue(self, submission: Path) -> dict[str, QueuedJob] | None:
+    def queue(self, submission: Path, user: str | None = None) -> dict[str, QueuedJob] | None:
         """Returns what `jobs_in_queue` does, of the jobs that were submitted from a folder alone.
 
         Where SLURM began to count anew, a stranger's job may have the id of one of ours.
         """
-        if not self._queues:
-            self._queues.append(jobs_in_queue())
-        queue, folder = self._queues[0], submission.resolve()
+        if user not in self._queues:
+            self._queues[user] = jobs_in_queue(user)
+        queue, folder = self._queues[user], submission.resolve()
         if queue is None:
             return None
         places = {job.script: Path(job.script).parent.resolve() for job in queue.values()}
@@ -92,9 +92,13 @@ class Answers:
         return self._ends
 
 
-def jobs_in_queue() -> dict[str, QueuedJob] | None:
-    """Returns the user's jobs in SLURM's queue by their ids, or None when it does not answer."""
-    answer = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
+def jobs_in_queue(user: str | None = None) -> dict[str, QueuedJob] | None:
+    """Returns a user's jobs in SLURM's queue by their ids, or None when it does not answer.
+
+    Without a *user* they are one's own.
+    """
+    whose = f"--user={user}" if user else "--me"
+    answer = ask("squeue", whose, "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
     if answer is None or answer.returncode:
         return None
     rows = [line.split("|", 4) for line in answer.stdout.splitlines() if line.count("|") >= 4]
@@ -284,7 +288,8 @@ def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
         return subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # a job's path may be no UTF-8
             timeout=TIMEOUT_S,
             env=slurm_environment() | {"SLURM_TIME_FORMAT": "%s"},
         )

@@ -33,12 +33,28 @@ OPTIONS = {"mem_gb": "mem", "time_min": "time"}
 """Names of options that are not those of their fields."""
 
 
+NO_ANSWER = (
+    r"timed out|Zero Bytes were transmitted|Unexpected message"
+    r"|Could not make sense of sbatch output|killed for an unknown reason"
+)
+"""What sbatch, or submitit of it, says where the job may be queued all the same."""
+
+
+class NoAnswerError(ClusterError):
+    """SLURM did not say whether it took a job."""
+
+
 def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
     """Returns the error for what sbatch said, with the value that it means, where that can be told.
 
     sbatch itself mostly leaves it out: "Invalid feature specification".
     """
     words = first_words(said)
+    if re.search(NO_ANSWER, said):
+        return NoAnswerError(
+            f"SLURM did not say whether it took the jobs: {words}",
+            "squeue --me; skinjob submit   # the same again takes up a job that was queued",
+        )
     for pattern, fields, listing in REASONS:
         if re.search(pattern, words, re.IGNORECASE):
             meant = _meant(fields, words, cluster)

@@ -16,7 +16,7 @@ from skinjob.files import write_json
 from skinjob.runs import BY_YOU, FINAL, Run, RunState, Sweep, utc_now
 from skinjob.slurm.answers import Answers, QueuedJob, cancel_jobs
 from skinjob.submit.folders import submitting
-from skinjob.watch.state import OPEN, Standing, lives, survey
+from skinjob.watch.state import OPEN, Standing, is_ours, survey
 
 SETTLE_S = 0.5  # a job that is just writing a heartbeat writes over what it has not seen
 
@@ -41,8 +41,10 @@ def cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
     Their folders say so first: a job that finds it there lets go of the run, or does not begin on
     it, even if it cannot be ended now. A run can be taken up later where it was.
 
-    Raises: ClusterError when SLURM does not answer, and RunError when a folder cannot be written.
+    Raises: ClusterError when SLURM does not answer, and RunError when a folder cannot be written or
+    the sweep is another user's.
     """
+    sweep.require_own("cancel", *names)
     with submitting(sweep.folder.parent):
         return _cancel(sweep, names)
 
@@ -156,7 +158,7 @@ def _end_process(said: RunState) -> bool:
     if said.state != "running" or not said.pid or said.host != socket.gethostname():
         return False
     with suppress(ProcessLookupError, PermissionError):
-        if lives(said):
+        if is_ours(said.pid):
             os.kill(said.pid, signal.SIGTERM)
             return True
     return False

@@ -34,9 +34,10 @@ def plan_retry(
     are those of the runs' own folders, and jobs ask for what the sweep's did before, with
     *changes*, fields of ClusterConfig.
 
-    Raises: RunError when images or weights are not those of the sweep any more, and what
-    `make_plan` raises.
+    Raises: RunError when the sweep is another user's, or images or weights are not those of the
+    sweep any more, and what `make_plan` raises.
     """
+    sweep.require_own("retry", *names)
     meant = [one for one in standings(sweep) if not names or one.run in names]
     taken = (*TAKEN, "cancelled") if names or takes_cancelled else TAKEN
     configs = [Run(sweep.folder / one.run).config() for one in meant if one.state in taken]

@@ -10,18 +10,24 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import (
+    DelayedSubmission,
+    FailedJobError,
+    FailedSubmissionError,
+    JobPaths,
+)
 from submitit.slurm.slurm import _make_sbatch_string
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import Stopped
+from skinjob.files import replacing
 from skinjob.runs import FINAL, Run, Sweep, utc_now
 from skinjob.slurm.environment import as_outside_jobs
 from skinjob.slurm.refusals import refusal
@@ -36,6 +42,7 @@ from skinjob.submit.limits import (
 log = logging.getLogger("skinjob")
 
 JOB_NAME = "skinjob"
+START = "skinjob.submit.start"
 OURS = 1000  # time-outs that submitit grants; how many there may be is decided in `Task`
 
 
@@ -112,14 +119,34 @@ def _leave(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
+class SlurmExecutor(submitit.SlurmExecutor):
+    """submitit's executor, whose jobs begin with a command of ours."""
+
+    start: str
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return self.start
+
+
+class LocalExecutor(submitit.LocalExecutor):
+    """submitit's executor for this machine, whose jobs begin with a command of ours."""
+
+    start: str
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return self.start
+
+
 def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -> dict[str, str]:
     """Queues jobs, each given as names of runs, as one SLURM array; returns job ids by run name.
 
-    Raises: ClusterError with sbatch's own words when it refuses.
+    Raises: NoAnswerError when SLURM does not say whether it took them, and another ClusterError
+    with sbatch's own words when it refuses.
     """
-    executor = submitit.SlurmExecutor(
-        sweep.submission_folder, max_num_timeout=OURS, python=job_python(cluster)
-    )
+    executor = SlurmExecutor(sweep.submission_folder, max_num_timeout=OURS)
+    executor.start = start_command(sweep, cluster)
     executor.update_parameters(**_parameters(cluster))
     # submitit prints what it also raises.
     with as_outside_jobs(), contextlib.redirect_stderr(io.StringIO()):
@@ -130,13 +157,30 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
     return {name: job.job_id for names, job in zip(jobs, queued, strict=True) for name in names}
 
 
+def adopt(sweep: Sweep, jobs: Mapping[str, str], cluster: ClusterConfig) -> None:
+    """Gives queued jobs the pickles that they wait for when they start; *jobs* is run -> job id.
+
+    What submitit does after sbatch has answered, for jobs of which the answer was lost.
+    """
+    by_job: dict[str, list[str]] = {}
+    for name, job in jobs.items():
+        by_job.setdefault(job, []).append(name)
+    for job, names in by_job.items():
+        pickle = JobPaths(sweep.submission_folder, job_id=job).submitted_pickle
+        if not pickle.exists():
+            delayed = DelayedSubmission(_task(sweep, names, cluster))
+            delayed.set_timeout(cluster.time_min, OURS)
+            with replacing(pickle) as partial:
+                delayed.dump(partial)
+
+
 def sbatch_script(sweep: Sweep, num_jobs: int, cluster: ClusterConfig) -> str:
     """Returns the script that `queue` would hand to sbatch, to the letter.
 
     submitit has no public way to it; a test holds this text to the script of a real submission.
     """
     folder = sweep.submission_folder.absolute()
-    command = f"{job_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = start_command(sweep, cluster)
     count = num_jobs if num_jobs > 1 else None  # submitit makes no array of one
     return _make_sbatch_string(
         command=command, folder=folder, map_count=count, **_parameters(cluster)
@@ -161,9 +205,8 @@ def start_local(
     sweep: Sweep, runs: Sequence[str], cluster: ClusterConfig, gpu: str | None
 ) -> submitit.Job[None]:
     """Starts a job on this machine, on the given GPU, and returns it at once."""
-    executor = submitit.LocalExecutor(
-        sweep.submission_folder, max_num_timeout=OURS, python=job_python(cluster)
-    )
+    executor = LocalExecutor(sweep.submission_folder, max_num_timeout=OURS)
+    executor.start = start_command(sweep, cluster)
     executor.update_parameters(
         timeout_min=cluster.time_min,
         setup=list(cluster.setup),
@@ -181,6 +224,13 @@ def _task(
         requeue=cluster.requeue,
         requeues=cluster.requeues,
     )
+
+
+def start_command(sweep: Sweep, cluster: ClusterConfig) -> str:
+    """Returns the shell words by which a job starts: `skinjob.submit.start`, run by its Python."""
+    trust = "".join(f"--trust {shlex.quote(name)} " for name in cluster.trust)
+    folder = shlex.quote(str(sweep.submission_folder.absolute()))
+    return f"{job_python(cluster)} -u -m {START} {trust}{folder}"
 
 
 def job_python(cluster: ClusterConfig) -> str:

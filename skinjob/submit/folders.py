@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
+import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from skinjob import __version__
 from skinjob.config import ClusterConfig
+from skinjob.console import tell_waiting
 from skinjob.errors import RunError
-from skinjob.files import locked, make_private, write_json
+from skinjob.files import locked, write_json
 from skinjob.images import write_index
+from skinjob.ownership import make_private, owner, require_safe
 from skinjob.runs import Run, RunState, Sweep, utc_now
 from skinjob.submit.plan import Plan
 
 FORMAT = 1
+UNFINISHED = ".part"
+"""Ends the hidden name of a sweep's folder that is being made or removed."""
 
 
 @contextmanager
 def submitting(runs: Path) -> Iterator[None]:
-    """Keeps others from queueing, cancelling or clearing up below *runs* at the same time."""
-    with locked(runs / ".submit.lock"):
+    """Keeps the user's other submits, cancels and clearings below *runs* out meanwhile.
+
+    Other users have locks of their own: nobody changes the sweeps of another user.
+    """
+    file = runs / f".submit-{os.geteuid()}.lock"
+    with locked(file, lambda: tell_waiting(file)) as is_locked:
+        if is_locked:  # so nobody is at work on these
+            _remove_leftovers(runs)
         yield
+
+
+def _remove_leftovers(runs: Path) -> None:
+    """Removes what a submit that was killed has left of a sweep that never came to be."""
+    for folder in runs.glob(f".*{UNFINISHED}"):
+        if folder.is_dir() and not folder.is_symlink() and not owner(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def recorded_cluster(sweep: Sweep, **changes: Any) -> ClusterConfig:
@@ -53,52 +73,93 @@ def recorded_cluster(sweep: Sweep, **changes: Any) -> ClusterConfig:
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
     """Makes the sweep's folder and a folder for each run, and says queued of those in *queued*.
 
+    A new sweep is made under a hidden name and gets its own when it is whole.
+
     Raises: RunError when the folder cannot be written, or others can write where jobs execute code.
     """
-    sweep = plan.sweep
     try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
-        # Jobs execute the pickles in here: whoever can write to it runs code as the user.
-        make_private(sweep.submission_folder)
-        for name, config in plan.configs.items():
-            run = Run(sweep.folder / name)
-            if not run.config_file.exists():
-                run.folder.mkdir(exist_ok=True)
-                write_json(run.config_file, asdict(config))
-                run.log_file.touch()  # so that it can be followed from now on
         if plan.is_new:
-            write_index(plan.images, sweep.images_file)
-        write_json(sweep.sweep_file, _sweep_info(plan))
-        for name in queued:
-            run = Run(sweep.folder / name)
-            # Its holder is forgotten: a process that still has the run leaves it.
-            before = run.state()
-            state = RunState(
-                queued_utc=utc_now(), epoch=before.epoch, test_accuracy=before.test_accuracy
-            )
-            write_json(run.state_file, asdict(state))
+            _make_sweep(plan, queued)
+        else:
+            _require_private(plan, plan.sweep)
+            _write_sweep(plan, plan.sweep, queued)
     except OSError as fault:
+        if fault.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise RunError(
+                f"{plan.sweep.folder} is there by now",
+                f"skinjob submit --name {shlex.quote(plan.sweep.name + '-2')}",
+            ) from None
         raise RunError(
-            f"sweep folder {sweep.folder}: {fault.strerror}",
-            f"df -h {shlex.quote(str(sweep.folder.parent))}; or choose another --runs",
+            f"sweep folder {plan.sweep.folder}: {fault.strerror}",
+            f"df -h {shlex.quote(str(plan.sweep.folder.parent))}; or choose another --runs",
         ) from None
 
 
-def record_jobs(sweep: Sweep, jobs: dict[str, str]) -> None:
+def _make_sweep(plan: Plan, queued: Sequence[str]) -> None:
+    """Makes a new sweep in one step, as others see it. Raises: OSError, RunError."""
+    plan.runs.mkdir(parents=True, exist_ok=True)
+    made = Sweep(_hidden(plan.sweep.folder))
+    try:
+        made.folder.mkdir()
+        _require_private(plan, made)
+        _write_sweep(plan, made, queued)
+        made.folder.rename(plan.sweep.folder)
+    finally:
+        shutil.rmtree(made.folder, ignore_errors=True)
+
+
+def _hidden(folder: Path) -> Path:
+    """Returns a path beside a sweep's folder that no command takes for a sweep."""
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _require_private(plan: Plan, sweep: Sweep) -> None:
+    """Makes the folder of which jobs execute the pickles: who can write there runs as the user."""
+    make_private(sweep.submission_folder)
+    require_safe(sweep.submission_folder, plan.cluster.trust)
+
+
+def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
+    """Writes what the folder of the sweep does not hold yet; *sweep* is where it is written."""
+    for name, config in plan.configs.items():
+        run = Run(sweep.folder / name)
+        if not run.config_file.exists():
+            run.folder.mkdir(exist_ok=True)
+            write_json(run.config_file, asdict(config))
+            run.log_file.touch()  # so that it can be followed from now on
+    if not sweep.images_file.exists():
+        write_index(plan.images, sweep.images_file)
+    write_json(sweep.sweep_file, _sweep_info(plan, sweep, queued))
+    for name in queued:
+        run = Run(sweep.folder / name)
+        # Its holder is forgotten: a process that still has the run leaves it.
+        before = run.state()
+        state = RunState(
+            queued_utc=utc_now(), epoch=before.epoch, test_accuracy=before.test_accuracy
+        )
+        write_json(run.state_file, asdict(state))
+
+
+def record_jobs(sweep: Sweep, jobs: Mapping[str, str]) -> None:
     """Adds run name -> job id to sweep.json."""
     info = sweep.info()
-    write_json(sweep.sweep_file, info | {"jobs": info["jobs"] | jobs})
+    write_json(sweep.sweep_file, info | {"jobs": {**info["jobs"], **jobs}})
 
 
 def discard(plan: Plan) -> None:
     """Removes the folder of a new sweep of which nothing was queued."""
-    shutil.rmtree(plan.sweep.folder, ignore_errors=True)
+    hidden = _hidden(plan.sweep.folder)
+    with suppress(OSError):
+        # In one step, as others see it: broken off, it leaves nothing that is half a sweep.
+        plan.sweep.folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _sweep_info(plan: Plan) -> dict[str, Any]:
-    old = {} if plan.is_new else plan.sweep.info()
+def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, Any]:
+    """Returns what sweep.json is to hold. A run that is queued again has no job until it has."""
+    old = {} if plan.is_new else sweep.info()
     names = sorted({*old.get("runs", []), *plan.configs})
-    configs = [Run(plan.sweep.folder / name).config() for name in names]
+    configs = [Run(sweep.folder / name).config() for name in names]
     return {
         "format": FORMAT,
         "name": plan.sweep.name,
@@ -129,6 +190,6 @@ def _sweep_info(plan: Plan) -> dict[str, Any]:
             },
         },
         "cluster": asdict(plan.cluster),
-        "jobs": old.get("jobs", {}),
+        "jobs": {run: job for run, job in old.get("jobs", {}).items() if run not in queued},
         "versions": {"skinjob": __version__, "python": platform.python_version()},
     }

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import RunError
-from skinjob.files import make_private
+from skinjob.ownership import make_private, require_safe
 from skinjob.runs import FINAL, Run, Sweep
 from skinjob.submit.executor import start_local
 from skinjob.submit.folders import record_jobs, recorded_cluster
@@ -38,7 +38,7 @@ LOOK_S = 2  # whoever looks whether a queue is at work has its lock for a moment
 LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave
 
 
-def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
+def start_queue(sweep: Sweep, runs: Sequence[str], trusted: Sequence[str] = ()) -> int:
     """Starts the queue's process, which outlives this one, and returns its process id.
 
     Raises: RunError while another such process is at work on the sweep, or when the machine's
@@ -52,7 +52,10 @@ def start_queue(sweep: Sweep, runs: Sequence[str]) -> int:
     ):
         _take(lock, sweep)
         process = subprocess.Popen(
-            [sys.executable, "-m", "skinjob.submit.local", str(sweep.folder.absolute()), *runs],
+            [
+                *(sys.executable, "-m", "skinjob.submit.local"),
+                *(str(sweep.folder.absolute()), ",".join(trusted), *runs),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -87,12 +90,13 @@ def require_free(sweep: Sweep) -> None:
         time.sleep(0.1)
 
 
-def work(sweep: Sweep, runs: Sequence[str]) -> None:
+def work(sweep: Sweep, runs: Sequence[str], trusted: Sequence[str] = ()) -> None:
     """Runs them all, a job in each slot, and returns when the last has ended.
 
     Raises: RunError when others could have put pickles where the jobs read them.
     """
     make_private(sweep.submission_folder)
+    require_safe(sweep.submission_folder, trusted)  # before sweep.json is believed
     cluster = recorded_cluster(sweep)
     slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
     slots = slots or [None]
@@ -185,4 +189,5 @@ def _busy(sweep: Sweep) -> RunError:
 
 
 if __name__ == "__main__":
-    work(Sweep(Path(sys.argv[1])), sys.argv[2:])
+    folder, trusted, *names = sys.argv[1:]
+    work(Sweep(Path(folder)), names, [name for name in trusted.split(",") if name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shlex
 import stat
 from pathlib import Path
 
@@ -79,26 +78,6 @@ def require_writable(runs: Path) -> None:
         is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
         reason = "is on a read-only file system" if is_read_only else "may not be written by you"
         raise RunError(f"--runs {runs}: {there} {reason}", ELSEWHERE)
-
-
-def require_kept_from_strangers(folder: Path) -> None:
-    """Returns when not everybody on the machine can put another folder in this one's place.
-
-    Jobs execute pickles that lie in a sweep's folder. A sticky bit, as /tmp has, is enough; a
-    group that may write is usual at sites, and is trusted.
-
-    Raises: RunError when the folder, or one above it, is open to everybody.
-    """
-    ways = (folder.absolute(), folder.resolve())  # a link on the way can be swapped too
-    for place in sorted({place for way in ways for place in (way, *way.parents)}):
-        if place.is_dir():
-            mode = place.stat().st_mode
-            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                raise RunError(
-                    f"{place} can be written by everybody: anybody could replace the folder "
-                    f"{folder}, from which jobs execute code",
-                    f"chmod o-w {shlex.quote(str(place))}; or choose another --runs",
-                )
 
 
 def _other(option: str) -> str:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -19,13 +20,13 @@ from skinjob.console import counted, shown
 from skinjob.errors import ConfigError, RunError
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
+from skinjob.ownership import require_safe
 from skinjob.runs import Run, Sweep, run_name, sweeps
 from skinjob.scan import scan
 from skinjob.slurm.environment import unheeded
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.place import (
     require_for_sbatch,
-    require_kept_from_strangers,
     require_path,
     require_shared,
     require_writable,
@@ -250,7 +251,7 @@ def _require_fit(plan: Plan) -> None:
     folder = plan.sweep.folder
     if plan.cluster.cluster == "slurm":
         require_for_sbatch(folder)
-    require_kept_from_strangers(folder)
+    require_safe(folder, plan.cluster.trust)
     free = free_bytes(folder.parent)
     require_room(folder.parent, new_bytes(plan, free), free)
 
@@ -329,32 +330,38 @@ def _named(plan: Plan, runs: Path, name: str) -> Sweep:
             f"sweep name {name!r} is not a plain folder name", "skinjob submit --name my-sweep"
         )
     sweep = Sweep(runs / name)
-    if not sweep.sweep_file.exists() and _is_taken(sweep.folder):
+    other = f"skinjob submit --name {shlex.quote(name + '-2')}"
+    if not sweep.sweep_file.exists():
+        if _is_taken(sweep.folder):
+            raise RunError(f"{sweep.folder} is there, and is no sweep", other)
+        return sweep
+    if sweep.owner:
+        raise RunError(f"sweep {sweep.folder} belongs to {sweep.owner}", other)
+    if sweep.info().get("identity") != plan.identity:
         raise RunError(
-            f"{sweep.folder} is there, and is no sweep",
-            f"skinjob submit --name {shlex.quote(name + '-2')}",
-        )
-    if sweep.sweep_file.exists() and sweep.info().get("identity") != plan.identity:
-        raise RunError(
-            f"sweep {sweep.folder} is there, with another recipe, images or weights",
-            f"skinjob submit --name {shlex.quote(name + '-2')}",
+            f"sweep {sweep.folder} is there, with another recipe, images or weights", other
         )
     return sweep
 
 
 def _is_taken(folder: Path) -> bool:
     """Says whether something is there that is not an empty folder."""
-    if folder.is_dir():
+    if folder.is_dir() and not folder.is_symlink():
         return any(folder.iterdir())
     return folder.exists() or folder.is_symlink()
 
 
 def _found(plan: Plan, runs: Path) -> Sweep | None:
-    """Returns the newest sweep that has these runs already."""
+    """Returns the user's newest sweep that has these runs already.
+
+    Sweeps of others are passed over, as jobs would execute what is in their folders, and so are
+    those that cannot be read.
+    """
     for sweep in reversed(sweeps(runs)):
-        is_alike = sweep.info().get("identity") == plan.identity
-        if is_alike and set(plan.configs) <= {run.name for run in sweep.runs()}:
-            return sweep
+        with suppress(RunError):
+            is_alike = not sweep.owner and sweep.info().get("identity") == plan.identity
+            if is_alike and set(plan.configs) <= {run.name for run in sweep.runs()}:
+                return sweep
     return None
 
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-from skinjob.errors import SkinjobError
+from skinjob.config import ClusterConfig
 from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
+from skinjob.slurm.answers import Answers
+from skinjob.slurm.refusals import NoAnswerError
+from skinjob.slurm.unrecorded import pending_scripts, unrecorded_jobs
 from skinjob.submit import local
-from skinjob.submit.executor import queue
-from skinjob.submit.folders import discard, record_jobs, submitting, write_plan
+from skinjob.submit.executor import adopt, queue
+from skinjob.submit.folders import (
+    FORMAT,
+    discard,
+    record_jobs,
+    recorded_cluster,
+    submitting,
+    write_plan,
+)
 from skinjob.submit.plan import Plan, jobs_of, placed
-from skinjob.watch.state import Standing, standings
+from skinjob.watch.state import Standing, is_working, standings
 
 REPEATED = ("failed", "cancelled", "lost")
+LATE_S = (1, 2, 4)  # pauses in which a busy SLURM may come to show a job
 WAIT_S = {"local": 0.5, "slurm": 15}  # squeue answers for a whole site: it is asked seldom
 
 
@@ -38,7 +49,8 @@ def submit(plan: Plan) -> Submission:
 
     Of two submits at the same time the second waits, and finds what the first has queued.
 
-    Raises: ClusterError when SLURM refuses; then nothing is left of a new sweep.
+    Raises: ClusterError when SLURM refuses; then nothing is left of a new sweep. NoAnswerError when
+    SLURM does not say whether it took the jobs; then the sweep stays, for the next submit to see.
     """
     with submitting(plan.runs):
         return _submit(placed(plan))
@@ -46,26 +58,66 @@ def submit(plan: Plan) -> Submission:
 
 def _submit(plan: Plan) -> Submission:
     sweep, is_new = plan.sweep, plan.is_new
+    if not is_new:
+        settle(sweep)
     found = [] if is_new else standings(sweep)
     stands = {one.run: one for one in found if one.run in plan.configs}
-    todo = tuple(
-        name for name in plan.configs if name not in stands or stands[name].state in REPEATED
-    )
+    todo = _to_queue(plan, stands)
     if not todo:
         return Submission(sweep=sweep, queued=(), jobs={}, before=stands)
     if plan.cluster.cluster == "local" and not is_new:
         local.require_free(sweep)
     before = {name: Run(sweep.folder / name).state() for name in todo}
+    jobs_before = {} if is_new else sweep.info()["jobs"]
     try:
         write_plan(plan, queued=todo)
         jobs = _queue(plan, todo)
-    except SkinjobError:
+    except NoAnswerError:
+        raise
+    except BaseException:  # Ctrl-C too
         if is_new:
             discard(plan)
         else:
-            _restore(sweep, before)
+            _restore(sweep, before, jobs_before)
         raise
     return Submission(sweep=sweep, queued=todo, jobs=jobs, before=stands)
+
+
+def _to_queue(plan: Plan, stands: Mapping[str, Standing]) -> tuple[str, ...]:
+    """Returns the runs that nobody has and that are not done."""
+    # Nobody else submits now: without a job a run waits for nothing, unless this machine's queue
+    # is at work.
+    is_idle = plan.cluster.cluster != "local" or not is_working(plan.sweep)
+    return tuple(
+        name
+        for name in plan.configs
+        if name not in stands
+        or stands[name].state in REPEATED
+        or (stands[name].state == "waiting" and stands[name].job is None and is_idle)
+    )
+
+
+def settle(sweep: Sweep) -> None:
+    """Records the jobs of a submit that was broken off between sbatch and their recording.
+
+    Raises: NoAnswerError when SLURM does not answer now either.
+    """
+    if not sweep.pending_file.exists():
+        return
+    if Answers().queue(sweep.submission_folder) is None:
+        raise NoAnswerError(
+            f"SLURM does not say whether it has the jobs of {sweep.folder} already",
+            "squeue --me; skinjob submit   # the same again, once it answers",
+        )
+    _record(sweep, _queued_after_all(sweep, recorded_cluster(sweep)))
+
+
+def _record(sweep: Sweep, jobs: Mapping[str, str]) -> None:
+    """Writes down which jobs SLURM took of those that it was asked to take."""
+    record_jobs(sweep, jobs)
+    for script in pending_scripts(sweep):
+        script.unlink()  # SLURM has a copy
+    sweep.pending_file.unlink()
 
 
 def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[Standing], None]) -> bool:
@@ -90,22 +142,36 @@ def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[Standing], None])
 
 
 def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
-    if plan.cluster.cluster == "local":
-        local.start_queue(plan.sweep, names)
-        return {}
     with _deaf_to_ctrl_c():
+        if plan.cluster.cluster == "local":
+            local.start_queue(plan.sweep, names, plan.cluster.trust)
+            return {}
         groups = jobs_of({name: plan.configs[name] for name in names})
-        jobs = queue(plan.sweep, groups, plan.cluster)
-        record_jobs(plan.sweep, jobs)
+        write_json(plan.sweep.pending_file, {"format": FORMAT, "jobs": groups})
+        try:
+            jobs = queue(plan.sweep, groups, plan.cluster)
+        except NoAnswerError:
+            jobs = _queued_after_all(plan.sweep, plan.cluster)
+            if not jobs:
+                raise
+        _record(plan.sweep, jobs)
     return jobs
+
+
+def _queued_after_all(sweep: Sweep, cluster: ClusterConfig) -> dict[str, str]:
+    """Returns the jobs that SLURM took although it did not say so, and gives them their work."""
+    for pause_s in (0, *LATE_S):
+        time.sleep(pause_s)
+        found = Answers().queue(sweep.submission_folder)
+        if found and (jobs := unrecorded_jobs(sweep, found)):
+            adopt(sweep, jobs, cluster)
+            return jobs
+    return {}
 
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Ignores Ctrl-C, in sbatch too: a job that is queued and not recorded would be queued twice.
-
-    sbatch gives up by itself when SLURM does not answer.
-    """
+    """Ignores Ctrl-C, in sbatch too, which gives up by itself when SLURM does not answer."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -113,7 +179,13 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _restore(sweep: Sweep, states: dict[str, RunState]) -> None:
-    for name, state in states.items():
-        with suppress(OSError):  # the disk may be full: then they stand as queued, and are lost
-            write_json(Run(sweep.folder / name).state_file, asdict(state))
+def _restore(sweep: Sweep, states: Mapping[str, RunState], jobs: Mapping[str, str]) -> None:
+    """Lets runs stand as they stood before they were to be queued again."""
+    with suppress(OSError):  # the disk may be full: then they stand as queued, and are lost
+        for name, state in states.items():
+            run = Run(sweep.folder / name)
+            if run.state() != state:
+                write_json(run.state_file, asdict(state))
+        if not jobs.items() <= sweep.info()["jobs"].items():
+            record_jobs(sweep, jobs)
+        sweep.pending_file.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
-from skinjob.files import make_private, write_json
+from skinjob.files import write_json
+from skinjob.ownership import make_private, require_safe
 from skinjob.train.device import Device
 
 log = logging.getLogger("skinjob")
@@ -116,6 +117,7 @@ def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | No
     try:
         for place in (folder.parent, folder):  # what is kept in here is executed by later jobs
             make_private(place)
+        require_safe(folder)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
         from torch._inductor import config as inductor  # takes seconds: only here
 

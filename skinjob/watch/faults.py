@@ -117,6 +117,8 @@ def local_ending(run: Run, state: RunState, output: Path, *, has_result: bool) -
         return Ending("disk full", *full, now)
     process = f"process {state.pid or output.name.partition('_')[0]}"
     see = f"tail -n 40 {shlex.quote(str(output))}"
+    if refused := _two_lines(output):
+        return Ending("never started", f"{process}: {refused[0]}", refused[1], now)
     if state.started_utc is None or has_result:
         fault = "exception" if state.started_utc else "never started"
         return Ending(fault, f"{process} ended with an error{where}{_last(output)}", see, now)
@@ -139,12 +141,17 @@ def orphan_ending(run: Run, state: RunState) -> Ending:
 
 
 def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
-    """Writes what ended a run, if it still stands as it *said*, and returns how it stands."""
+    """Writes what ended a run, if it still stands as it *said*, and returns how it stands.
+
+    Nothing is written to the run of another user.
+    """
     now = run.state()
     if now != said:  # it has spoken meanwhile, and knows better
         return now
     told = replace(now, state="failed", **vars(found))
-    with contextlib.suppress(OSError):  # another user's run, or a full disk: told and not written
+    if run.sweep.owner:
+        return told
+    with contextlib.suppress(OSError):  # a full disk: told and not written
         # Not flushed to disk: who asks after a crash finds it out again, and a sweep has many runs.
         write_json(run.state_file, asdict(told), is_durable=False)
     return told
@@ -273,6 +280,8 @@ def _untold(
         return "disk full", *full
     if end is None or end.state == "COMPLETED":
         return "gone", _gone(run, state, job, end), run.sweep.retry_command()
+    if output and (refused := _two_lines(output)):
+        return "never started", f"job {job}{_where(run, state, end)}: {refused[0]}", refused[1]
     if end.signal == signal.SIGKILL:
         error = f"job {job} was killed by signal 9 ({BY_HAND_OR_KERNEL}){where}"
         return "killed", error, run.sweep.retry_command()
@@ -308,6 +317,12 @@ def _where(
     last = f", last heard of at {heard}" if heard else ""
     on = f" on {node}" if node else ""
     return f"{on} after epoch {state.epoch} of {run.config().epochs}{at}{last}"
+
+
+def _two_lines(output: Path) -> tuple[str, str] | None:
+    """Returns error and remedy where a job ended before it began, and gave them as we do."""
+    match = re.search(r"^error: (.+)\nfix:   (.+)$", "\n".join(tail(output, 10)), re.MULTILINE)
+    return (match[1], match[2]) if match else None
 
 
 def _last(output: Path | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skinjob.errors import RunError
-from skinjob.runs import Sweep
+from skinjob.runs import Sweep, sweeps
 from skinjob.slurm.answers import Answers
 from skinjob.watch.state import survey
 
@@ -35,7 +35,7 @@ def overviews(runs: Path) -> list[Overview]:
     SLURM's queue is asked once for all of them.
     """
     slurm = Answers()
-    found = [_overview(Sweep(file.parent), slurm) for file in runs.glob("*/sweep.json")]
+    found = [_overview(sweep, slurm) for sweep in sweeps(runs)]
     return sorted(found, key=lambda one: (one.created_utc, one.name))
 
 

@@ -9,12 +9,13 @@ import fcntl
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 from skinjob.errors import RunError
 from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep
 from skinjob.slurm.answers import Answers, JobEnd, QueuedJob
+from skinjob.slurm.unrecorded import unrecorded_jobs
 from skinjob.watch.faults import (
     ending,
     orphan_ending,
@@ -138,11 +139,13 @@ def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
 
 def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, list[Standing]]:
     """Returns whether SLURM answers, and how runs stand of which their folders leave it open."""
-    queue = slurm.queue(sweep.submission_folder)
+    queue = slurm.queue(sweep.submission_folder, sweep.owner)
     # A run that ended while the queue was asked has the last word.
     cases = [one.again() for one in cases]
     if queue is None:
         return NO_ANSWER, [_standing(one) for one in cases]
+    unrecorded = unrecorded_jobs(sweep, queue)
+    cases = [replace(one, job=unrecorded.get(one.run.name, one.job)) for one in cases]
     gone = {one.run for one in cases if _is_gone(one, queue)}
     ends = slurm.ends({one.job for one in cases if one.run in gone and one.job})
     found = [_concluded(one, ends) if one.run in gone else _open(one, queue) for one in cases]
@@ -151,19 +154,22 @@ def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, li
 
 def _is_gone(one: Case, queue: Mapping[str, QueuedJob]) -> bool:
     """Says whether a run's job has left the queue, and the run is open and silent."""
-    return not one.is_over and one.job not in queue and not _is_recent(one.said)
+    return not one.is_over and one.job not in queue and not _is_recent(one)
 
 
 def is_working(sweep: Sweep) -> bool:
-    """Says whether the process of this machine's queue has the sweep in hand."""
+    """Says whether the process of this machine's queue has the sweep in hand.
+
+    Of another user's sweep this cannot be seen: it is taken to be so.
+    """
+    if sweep.owner:
+        return True
     try:
         with queue_lock(sweep).open("r+b") as file:  # to be written: else NFS gives no lock
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (
-        OSError
-    ):  # no such file, another user's, or no locks there: the runs speak for themselves
+    except OSError:  # no such file, or no locks there: the runs speak for themselves
         return False
     return False
 
@@ -179,7 +185,8 @@ def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
     if one.is_over:
         return found
     if queued is None:
-        return replace(found, reason="its job has left the queue: ask again in a minute")
+        what = "its job has left the queue" if one.job else "it is being submitted"
+        return replace(found, reason=f"{what}: ask again in a minute")
     if queued.state == "RUNNING":
         reason = "its job is starting" if found.state == "waiting" else ""
         return replace(found, reason=reason, node=queued.node or found.node)
@@ -195,7 +202,14 @@ def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
 
 
 def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
-    """Returns how a run stands whose job is no more, and writes it where SLURM says how."""
+    """Returns how a run stands whose job is no more, and writes it where SLURM says how.
+
+    SLURM need not show the jobs of another user: of those nothing is concluded from silence.
+    """
+    owner = one.run.sweep.owner
+    if owner and not ends.get(one.job or ""):
+        hidden = f"SLURM shows you no such job of {owner}"
+        return replace(_standing(one), reason=hidden, left_s=None)
     if one.job is not None and one.job not in ends:
         return replace(
             _standing(one),
@@ -211,9 +225,11 @@ def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
 
 def _local(one: Case, is_at_work: bool) -> Standing:
     """Returns how a run of this machine's own queue stands; writes it if that queue is no more."""
+    found, owner = _standing(one), one.run.sweep.owner
+    if owner and not one.is_over and not lives(one):
+        return replace(found, reason=f"silent; only {owner} can see into its queue", left_s=None)
     # Jobs live on when their queue's process is killed, and the run then speaks for itself.
-    if one.is_over or is_at_work or lives(one.said):
-        found = _standing(one)
+    if one.is_over or is_at_work or lives(one):
         return replace(found, reason="waits for its turn") if found.state == "waiting" else found
     said = write_ending(one.run, one.said, orphan_ending(one.run, one.said))
     return _standing(replace(one, said=said))
@@ -266,21 +282,38 @@ def _time(utc: str) -> datetime:
     return datetime.fromisoformat(utc.replace("Z", "+00:00"))
 
 
-def lives(said: RunState) -> bool:
+def lives(one: Case) -> bool:
     """Says whether the process that has a run in hand may still be there."""
-    command = Path(f"/proc/{said.pid}/cmdline")
-    if said.pid is None or said.host != socket.gethostname() or not Path("/proc/self").exists():
-        return _is_recent(said)
+    pid = one.said.pid
+    if pid is None or one.said.host != socket.gethostname() or not Path("/proc/self").exists():
+        return _is_recent(one)
+    return is_ours(pid)
+
+
+def is_ours(pid: int) -> bool:
+    """Says whether a process of this machine is one of skinjob.
+
+    Numbers of processes are used again, after a restart of the machine all of them.
+    """
     try:
-        # Numbers of processes are used again, after a restart of the machine all of them.
-        return any(word in command.read_bytes() for word in (b"submitit", b"skinjob"))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return b"skinjob" in command or b"submitit" in command
 
 
-def _is_recent(state: RunState) -> bool:
-    said = state.heartbeat_utc or state.queued_utc
-    if said is None:
+def _is_recent(one: Case) -> bool:
+    """Says whether a run has spoken within the last minute or so.
+
+    Both clocks have to say so: the node's, which may be ahead, and the one that stamps the file.
+    """
+    spoken = one.said.heartbeat_utc or one.said.queued_utc
+    if spoken is None:
         return False
-    silence = datetime.now(timezone.utc) - _time(said)
-    return silence < timedelta(seconds=SILENCE_S)
+    now = datetime.now(timezone.utc)
+    try:
+        written = one.run.state_file.stat().st_mtime
+    except OSError:
+        return False
+    silence_s = (now - _time(spoken)).total_seconds(), now.timestamp() - written
+    return max(silence_s) < SILENCE_S and silence_s[1] > -SILENCE_S

@@ -1,0 +1,56 @@
+"""The first thing that a job executes: `python -m skinjob.submit.start [--trust USER] FOLDER`.
+
+The job's work is a pickle in the sweep's submission folder, and loading a pickle executes it. The
+folder was safe at submit; hours later, when the job starts, it is checked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from skinjob.errors import RunError
+from skinjob.ownership import require_private, require_safe
+from skinjob.runs import Sweep
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Checks the submission folder, then executes what submitit left there for this job.
+
+    Exits with 1 and two lines when others could have put something there.
+    """
+    parser = argparse.ArgumentParser(prog="python -m skinjob.submit.start")
+    parser.add_argument("--trust", action="append", default=[], metavar="USER")
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        require_own_pickles(options.folder, options.trust)
+    except RunError as fault:
+        sys.exit(f"error: {fault.message}\nfix:   {fault.remedy}")
+    from submitit.core.submission import process_job
+
+    process_job(options.folder)
+
+
+def require_own_pickles(folder: Path, trusted: Sequence[str]) -> None:
+    """Returns when nobody but the user can have written what a job loads from its folder.
+
+    Raises: RunError when the folder is open to others, can be replaced by them, or holds a file
+    of theirs.
+    """
+    require_private(folder)
+    require_safe(folder, trusted)
+    for pickle in folder.glob("*.pkl"):
+        if pickle.lstat().st_uid != os.geteuid():
+            raise RunError(
+                f"{pickle} is not a file of yours: the job does not execute it",
+                f"rm {shlex.quote(str(pickle))}; {Sweep(folder.parent).retry_command()}",
+            )
+
+
+if __name__ == "__main__":
+    main()
