@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,16 +51,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
     except OSError as fault:
-        if fault.errno not in DISK_IS_FULL:
-            raise
-        _drop_output()
-        code = _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
+        code = _tell_system_error(fault)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _tell(message: str, remedy: str, code: int) -> int:
     click.echo(f"error: {shown(message)}\nfix:   {shown(remedy)}", err=True)
     return code
+
+
+def _tell_system_error(fault: OSError) -> int:
+    """Prints what the system refused, and returns the exit code.
+
+    Raises: OSError, the same, where it names no file and so is no fault of a folder or a disk.
+    """
+    if fault.errno in DISK_IS_FULL:
+        _drop_output()
+        return _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
+    if fault.errno == errno.ENOENT and _has_no_folder():
+        return _tell("the current folder is not there any more", "cd", 1)
+    if not isinstance(fault.filename, str | bytes):
+        raise fault
+    file = Path(os.fsdecode(fault.filename))
+    place = shlex.quote(str(file.absolute().parent))
+    fix = f"findmnt --target {place}" if fault.errno == errno.EROFS else f"ls -ld {place}"
+    return _tell(f"{file}: {fault.strerror}", fix, 1)
+
+
+def _has_no_folder() -> bool:
+    """Says whether the folder in which the command was called was removed."""
+    try:
+        os.getcwd()  # noqa: PTH109  # Path.cwd() may be told by the shell
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _drop_output() -> None:
