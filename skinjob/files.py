@@ -98,6 +98,19 @@ def _lock(handle: int, tell_waiting: Callable[[], None]) -> bool:
         return False
 
 
+def absolute(path: Path) -> Path:
+    """Returns a path from the root, by the names that the user's shell shows.
+
+    No link is resolved: what it leads to here need not be there on another machine.
+    """
+    here = Path(os.environ.get("PWD", ""))
+    try:
+        is_here = here.is_absolute() and here.samefile(os.curdir)
+    except OSError:
+        is_here = False
+    return (here if is_here else Path.cwd()) / path if not path.is_absolute() else path
+
+
 def is_full(folder: Path) -> bool:
     """Says whether the disk of a folder has no room for a file of a megabyte."""
     free: int = shutil.disk_usage(folder).free

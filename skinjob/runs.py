@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
-from skinjob.files import replacing, write_json
+from skinjob.files import absolute, replacing, write_json
 from skinjob.ownership import owner
 
 Record = TypeVar("Record")
@@ -304,7 +305,7 @@ class Sweep:
         """Returns a command of skinjob on this sweep, to be pasted anywhere."""
         folder = self.folder
         with suppress(OSError):  # the current folder may be gone
-            folder = folder.absolute()
+            folder = absolute(folder)
         return shlex.join(["skinjob", name, str(folder), *words])
 
     def require_own(self, command: str, *words: str) -> None:
@@ -332,6 +333,11 @@ def run_name(batch_size: int, lr: float, seed: int) -> str:
     'bs0032-lr0.01-seed0'
     """
     return f"bs{batch_size:04d}-lr{lr!r}-seed{seed}"
+
+
+def submit_lock(runs: Path) -> Path:
+    """Returns the file that a submit, cancel or clean of the user's locks while it is at work."""
+    return runs / f".submit-{os.geteuid()}.lock"
 
 
 def sweeps(runs: Path) -> list[Sweep]:

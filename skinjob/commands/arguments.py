@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from skinjob.errors import RunError
+from skinjob.files import absolute
 from skinjob.runs import Run, Sweep, sweeps
 
 runs_option = click.option(
@@ -113,7 +115,10 @@ def _meant(word: str, sweep: Sweep, found: Mapping[str, Run]) -> Run | None:
 
 def _with_a_name(folder: Path) -> Path:
     """Returns the folder by a path that ends in its name: `.` and `..` do not."""
-    return folder.resolve() if folder.name in ("", "..") else folder
+    if folder.name not in ("", ".."):
+        return folder
+    plain = Path(os.path.normpath(absolute(folder)))
+    return plain if plain.samefile(folder) else folder.resolve()
 
 
 def newest(runs: Path) -> Sweep:
@@ -126,5 +131,5 @@ def newest(runs: Path) -> Sweep:
 
 def typed(path: Path) -> Path:
     """Returns the path as one would type it here."""
-    here = Path.cwd()
+    here = absolute(Path())
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -21,6 +21,7 @@ from skinjob.commands.arguments import (
 )
 from skinjob.commands.help import TaskCommand
 from skinjob.console import print_lines, redrawn, width
+from skinjob.files import absolute
 
 if TYPE_CHECKING:
     from skinjob.watch.state import Standing, Survey
@@ -72,7 +73,7 @@ def _print_status(found: Survey, *, is_drawn: bool) -> None:
 
 
 def _print_json(found: Survey) -> None:
-    sweep = {"sweep": found.sweep.name, "folder": str(found.sweep.folder.absolute())}
+    sweep = {"sweep": found.sweep.name, "folder": str(absolute(found.sweep.folder))}
     runs = [asdict(one) for one in found.runs]
     click.echo(json.dumps(sweep | {"slurm": found.slurm, "runs": runs}, indent=2))
 

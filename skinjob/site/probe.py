@@ -20,6 +20,7 @@ from typing import Any
 from skinjob import __version__
 from skinjob.config import LEAST_TIME_MIN, ClusterConfig
 from skinjob.errors import ClusterError, RunError
+from skinjob.files import absolute
 from skinjob.ownership import require_safe
 from skinjob.site.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
 from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
@@ -116,7 +117,7 @@ def _folder(runs: Path, cluster: ClusterConfig) -> Iterator[Path]:
     is_new = not runs.exists()
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=runs.absolute()))  # mode 0700
+        folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=absolute(runs)))  # mode 0700
     except OSError as fault:
         raise RunError(
             f"probe's folder in {runs}: {fault.strerror}", f"{AGAIN} --runs FOLDER"
