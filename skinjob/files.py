@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 from skinjob.errors import RunError
 
 PATIENCE_S = 1  # a submit mostly takes less
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @contextlib.contextmanager
@@ -137,6 +139,18 @@ def write_text(path: Path, text: str, *, is_durable: bool = True) -> None:
 def write_json(path: Path, value: Any, *, is_durable: bool = True) -> None:
     """Replaces *path* by *value* as indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n", is_durable=is_durable)
+
+
+def csv_text(text: str) -> str:
+    """Returns a CSV cell's text, with an apostrophe before what a spreadsheet would execute.
+
+    A plain number is left alone.
+
+    >>> csv_text("=cmd|x"), csv_text("@sum(a1)"), csv_text("-1"), csv_text("nevus")
+    ("'=cmd|x", "'@sum(a1)", '-1', 'nevus')
+    """
+    is_formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
 
 
 def sha256_file(path: Path) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from skinjob.files import write_json
+import pytest
+
+from skinjob.files import csv_text, write_json
 
 
 def test_a_reader_of_a_file_that_is_replaced_reads_the_old_one_to_its_end(tmp_path: Path) -> None:
@@ -17,3 +19,17 @@ def test_a_reader_of_a_file_that_is_replaced_reads_the_old_one_to_its_end(tmp_pa
         assert json.load(reader)["state"] == "queued"
     assert json.loads(file.read_text(encoding="utf-8")) == {"state": "done"}
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "=cmd|' /C calc'!A0", "+cmd", "-cmd", "@sum(a1)", "\t=1", "\r=1", "-1+1", "-"]
+)
+def test_a_text_in_a_csv_file_is_no_formula(text: str) -> None:
+    """A spreadsheet that opens a CSV file shows a class or sweep by its name, and runs nothing."""
+    assert csv_text(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["nevus", "", "-1", "+0.5", "-.5e-3", "a=b", "'quoted'", "3-4"])
+def test_a_text_in_a_csv_file_that_is_no_formula_stays(text: str) -> None:
+    """What reads the CSV file finds the names of ordinary classes as they are, numbers too."""
+    assert csv_text(text) == text
