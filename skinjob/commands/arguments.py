@@ -27,7 +27,7 @@ def _complete_sweep(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     names = [sweep.name for sweep in sweeps(Path(ctx.params.get("runs") or "runs"))]
-    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    found = [CompletionItem(name) for name in names if _completes(name, incomplete)]
     return found or [CompletionItem(incomplete, type="dir")]
 
 
@@ -36,9 +36,14 @@ def _complete_run(
 ) -> list[CompletionItem]:
     try:
         chosen = find_sweep(ctx.params.get("sweep"), Path(ctx.params.get("runs") or "runs"))
-        return [CompletionItem(r.name) for r in chosen.runs() if r.name.startswith(incomplete)]
+        return [CompletionItem(r.name) for r in chosen.runs() if _completes(r.name, incomplete)]
     except RunError:
         return []
+
+
+def _completes(name: str, incomplete: str) -> bool:
+    """Says whether a name may be offered: a shell shows it to the terminal as it is."""
+    return name.startswith(incomplete) and name.isprintable()
 
 
 sweep_argument = click.argument("sweep", required=False, shell_complete=_complete_sweep)
