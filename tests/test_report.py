@@ -504,6 +504,17 @@ def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
     assert len((after.folder / "metrics.csv").read_text("utf-8").splitlines()) == 21
 
 
+def test_no_cell_of_a_report_is_a_formula(tmp_path: Path) -> None:
+    """A sweep's name is text in a spreadsheet, whatever it begins with."""
+    names = ("=cmd|x", "@sum(a1)", "-2+3", "plain", "-2")
+    sweeps = [make_sweep(tmp_path / name, batch_sizes=[32], epochs=1) for name in names]
+    folder = build_report(sweeps, tmp_path / "out").folder
+    for file in ("metrics.csv", "summary.csv"):
+        rows = list(csv.DictReader((folder / file).read_text().splitlines()))
+        assert [row["sweep"] for row in rows] == ["'=cmd|x", "'@sum(a1)", "'-2+3", "plain", "-2"]
+        assert {row["batch_size"] for row in rows} == {"32"}
+
+
 def _set_column(run: Run, column: str, values: list[str]) -> None:
     """Rewrites one column of a run's metrics.csv."""
     with run.metrics_file.open(newline="", encoding="utf-8") as lines:

@@ -13,11 +13,19 @@ from pathlib import Path
 import pandas as pd
 
 from skinjob.errors import RunError
-from skinjob.files import replacing
+from skinjob.files import csv_text, replacing
 from skinjob.report.findings import compare_by_lr, differences, missing, skipped
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison
-from skinjob.report.tables import Series, SweepTable, all_series, by_lr, read_sweep, summarize
+from skinjob.report.tables import (
+    TEXTS,
+    Series,
+    SweepTable,
+    all_series,
+    by_lr,
+    read_sweep,
+    summarize,
+)
 from skinjob.report.text import percent, printed
 from skinjob.runs import METRICS, Sweep
 
@@ -219,9 +227,12 @@ def _write_metrics(file: Path, tables: Sequence[SweepTable]) -> None:
         writer = csv.writer(lines)
         writer.writerow(METRICS)
         for table in tables:
-            writer.writerows(table.texts)
+            for row in table.texts:
+                cells = zip(METRICS, row, strict=True)
+                writer.writerow([csv_text(t) if name in TEXTS else t for name, t in cells])
 
 
 def _write_summary(file: Path, summary: pd.DataFrame) -> None:
     with replacing(file) as partial:
+        summary = summary.assign(sweep=summary["sweep"].map(csv_text))
         summary.to_csv(partial, index=False, float_format="%.6g", lineterminator="\r\n")
