@@ -119,7 +119,7 @@ def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path)
 def test_a_damaged_csv_is_named_with_its_line(
     tmp_path: Path, column: str, values: list[str], fault: str
 ) -> None:
-    """A report is not made from rows that cannot be: the error names file and line."""
+    """Where no other run is left, the error names file and line, and the fix shows it."""
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
     run = sweep.runs()[0]
     _set_column(run, column, values)
@@ -127,6 +127,8 @@ def test_a_damaged_csv_is_named_with_its_line(
         build_report([sweep])
     assert str(run.metrics_file.resolve()) in caught.value.message
     assert fault in caught.value.message
+    line = fault.split(":")[0].removeprefix("line ")
+    assert caught.value.remedy == f"sed -n {line}p {run.metrics_file.resolve()}"
 
 
 def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
-from skinjob.report.findings import compare_by_lr, differences, missing, skipped
+from skinjob.report.findings import compare_by_lr, differences, missing, skipped, unread
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison
 from skinjob.report.tables import (
@@ -30,6 +30,7 @@ from skinjob.report.text import percent, printed
 from skinjob.runs import METRICS, Sweep
 
 MOST_LINES = 8  # in a comparison; of more, the eye finds none again in the legend
+MOST_TOLD = 5  # runs that an error names
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Report:
     rows: list[list[str]]
     """The summary for a terminal."""
     missing: list[str]
-    """A sentence for each run whose epochs are not all there."""
+    """A sentence for each run that cannot be read, then for each whose epochs are not all there."""
     notes: list[str]
     """What the numbers say, and what they do not."""
     files: list[Path]
@@ -53,15 +54,16 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
     """Writes the report of one sweep, or of several as one, and returns what it says.
 
     It goes to *out*, by default to the sweep's own report/ or, of several, to report-A-B beside the
-    first. Files of an earlier report are replaced one by one; a viewer never sees a half of one.
+    first. Files of an earlier report are replaced one by one; a viewer never sees a half of one. A
+    run that cannot be read is missing, and no more.
 
-    Raises: RunError when no run has finished an epoch, or a file of a sweep is damaged.
+    Raises: RunError when no run that can be read has finished an epoch.
     """
     tables = [read_sweep(sweep) for sweep in _distinct(sweeps)]
     series = all_series(tables)
-    lacks = _for_each(tables, missing)
     if not series:
-        raise _nothing_yet(tables, lacks)
+        raise _nothing_yet(tables)
+    lacks = [*_for_each(tables, unread), *_for_each(tables, missing)]
     folder = out or _default_folder(tables)
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarize(series)
@@ -99,12 +101,19 @@ def _default_folder(tables: Sequence[SweepTable]) -> Path:
     return first.folder.parent / "-".join(["report", *(table.sweep.name for table in tables)])
 
 
-def _nothing_yet(tables: Sequence[SweepTable], lacks: Sequence[str]) -> RunError:
+def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
+    names = ", ".join(str(table.sweep.folder) for table in tables)
+    faults = [fault for table in tables for fault in table.unread.values()]
+    damaged, lacks = _for_each(tables, unread), _for_each(tables, missing)
+    if len(damaged) > MOST_TOLD:
+        damaged[MOST_TOLD:] = [f"and {len(damaged) - MOST_TOLD} more"]
+    why = "; ".join([*damaged, *lacks]) or "no runs"
+    if faults:
+        return RunError(f"{names}: no run can be counted ({why})", faults[0].remedy)
     runs = [run for table in tables for run in table.sweep.runs()]
     logs = [run.log_file for run in runs if run.log_file.exists()] or [run.log_file for run in runs]
-    names = ", ".join(str(table.sweep.folder) for table in tables)
     return RunError(
-        f"{names}: no run has finished an epoch ({'; '.join(lacks) or 'no runs'})",
+        f"{names}: no run has finished an epoch ({why})",
         f"tail {shlex.quote(str(logs[0]))}" if logs else "skinjob submit",
     )
 
