@@ -6,6 +6,7 @@ import csv
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from html import escape
@@ -16,6 +17,7 @@ from commands import as_nobody, refusal, skinjob
 from sweep_maker import make_sweep
 from terminal import SKINJOB
 
+from skinjob.errors import RunError
 from skinjob.report.build import build_report
 from skinjob.runs import Run, Sweep, run_name
 
@@ -143,3 +145,119 @@ def test_runs_that_may_not_be_read_are_missing(place: Path) -> None:
     assert all("Permission denied" in line for line in lines)
     runs[3].state_file.chmod(0)
     assert refusal(as_nobody(*words, cwd=place / "home")).count("Permission denied") == 4
+
+
+# --- other users' sweeps ----------------------------------------------------------------------
+
+
+@needs_root
+def test_a_report_on_another_users_sweep_is_one_paste_away(place: Path) -> None:
+    """Nothing is written into the sweep; what the fix says writes the report to one's home."""
+    sweep = make_sweep(place / "it's $HOME", batch_sizes=(32,), epochs=1)
+    sweep.folder.chmod(0o777)
+    home = place / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    refused = as_nobody(*SKINJOB, "report", sweep.folder, cwd=home)
+    assert refusal(refused) == f"{sweep.folder} belongs to root"
+    assert not sweep.report_folder.exists()
+    done = as_nobody(*pasted(fix_of(refused), home), cwd=sweep.folder, HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert (home / f"report-{sweep.name}/index.html").exists()
+    assert not sweep.report_folder.exists()
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder of the user's with files that a report has, too."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("metrics.csv", "summary.csv", "index.html"):
+        (folder / name).write_text("mine")
+    return folder
+
+
+def listing(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("num_sweeps", [1, 2])
+def test_a_report_goes_through_no_link_but_the_users_own(
+    tmp_path: Path, mine: Path, num_sweeps: int
+) -> None:
+    """A link in a sweep, or beside it, replaces no file of the user's; with --out it may be one."""
+    runs = tmp_path / "runs"
+    sweeps = [make_sweep(runs / f"s{n}", batch_sizes=(32,), epochs=1) for n in range(num_sweeps)]
+    report = sweeps[0].report_folder if num_sweeps == 1 else runs / "report-s0-s1"
+    report.symlink_to(mine)
+    before = listing(mine)
+    refused = skinjob("report", *(one.folder for one in sweeps), cwd=tmp_path)
+    assert refusal(refused) == f"{report} is a link to {mine}"
+    assert listing(mine) == before
+    line = f'skinjob() {{ {sys.executable} -m skinjob "$@"; }}; {fix_of(refused)}'
+    env = os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", line], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"report-{'-'.join(one.name for one in sweeps)}/index.html").exists()
+    assert listing(mine) == before
+    skinjob("report", *(one.folder for one in sweeps), "--out", report, cwd=tmp_path)
+    assert (mine / "comparison.png").exists()
+
+
+@needs_root
+@pytest.mark.parametrize("where", [".", "report"])
+def test_a_report_goes_into_the_users_own_folders_alone(sweep: Sweep, where: str) -> None:
+    """Neither the sweep nor its report/ may be another user's, not even for root."""
+    sweep.report_folder.mkdir()
+    os.chown(sweep.folder / where, 65534, 65534)
+    with pytest.raises(RunError, match=r"(a b|report) belongs to nobody"):
+        build_report([sweep])
+    assert not list(sweep.report_folder.iterdir())
+
+
+# --- places that cannot be written --------------------------------------------------------------
+
+
+@needs_root
+def test_a_place_that_cannot_be_written_is_two_lines(place: Path) -> None:
+    """The path and the reason, wherever the report was to go; the fix has a place that can be."""
+    sweep = make_sweep(place / "sweep", batch_sizes=(32,), epochs=1)
+    home = place / "home"
+    (home / "closed").mkdir(parents=True)
+    (home / "file").write_text("")
+    (home / "taken/metrics.csv").mkdir(parents=True)
+    for path in (home, *home.rglob("*"), *sweep.folder.rglob("*"), sweep.folder):
+        os.chown(path, 65534, 65534)
+    (home / "closed").chmod(0o555)
+    sweep.folder.chmod(0o555)
+    cases = {
+        (): f"{sweep.report_folder}: Permission denied",
+        ("--out", "closed"): "closed: Permission denied",
+        ("--out", "closed/x/y"): "closed/x: Permission denied",
+        ("--out", "file"): "file: it is not a folder",
+        ("--out", "file/x"): "file/x: Not a directory",
+        ("--out", "taken"): "taken/metrics.csv: Is a directory",
+    }
+    for words, reason in cases.items():
+        refused = as_nobody(*SKINJOB, "report", sweep.folder, *words, cwd=home)
+        assert refusal(refused) == reason
+        assert fix_of(refused) == f"skinjob report {sweep.folder} --out ~/report-sweep"
+    done = as_nobody(*pasted(fix_of(refused), home), cwd=home)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_root
+def test_a_sweep_on_a_read_only_file_system_is_reported_elsewhere(sweep: Sweep) -> None:
+    """Whether the report's folder is there already or not."""
+    folder = sweep.folder.resolve()
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        for _ in range(2):
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+            refused = skinjob("report", folder, cwd=folder.parent)
+            assert refusal(refused) == f"{sweep.report_folder}: Read-only file system"
+            assert "--out ~/" in fix_of(refused)
+            subprocess.run(["mount", "-o", "remount,bind,rw", folder], check=True)
+            sweep.report_folder.mkdir(exist_ok=True)
+    finally:
+        subprocess.run(["umount", folder], check=True)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import pwd
 import shlex
 import shutil
+import stat
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from skinjob.console import shown
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
 from skinjob.report.findings import compare_by_lr, differences, missing, skipped, unread
@@ -54,10 +60,11 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
     """Writes the report of one sweep, or of several as one, and returns what it says.
 
     It goes to *out*, by default to the sweep's own report/ or, of several, to report-A-B beside the
-    first. Files of an earlier report are replaced one by one; a viewer never sees a half of one. A
-    run that cannot be read is missing, and no more.
+    first, which have to be the user's own and no link. Files of an earlier report are replaced one
+    by one; a viewer never sees a half of one. A run that cannot be read is missing, and no more.
 
-    Raises: RunError when no run that can be read has finished an epoch.
+    Raises: RunError when no run that can be read has finished an epoch, or the folder is somebody
+    else's or cannot be written; OSError when the disk is full.
     """
     tables = [read_sweep(sweep) for sweep in _distinct(sweeps)]
     series = all_series(tables)
@@ -65,7 +72,22 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
         raise _nothing_yet(tables)
     lacks = [*_for_each(tables, unread), *_for_each(tables, missing)]
     folder = out or _default_folder(tables)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+        else:
+            _make_own(folder, tables)
+        return _written(folder, tables, series, lacks)
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(_unwritable(folder, fault), _elsewhere(tables)) from None
+
+
+def _written(
+    folder: Path, tables: Sequence[SweepTable], series: Sequence[Series], lacks: list[str]
+) -> Report:
+    """Writes every file of the report, and returns what it says."""
     summary = summarize(series)
     notes = _notes(tables, series)
     comparisons, batches = _draw(folder, tables, series)
@@ -98,7 +120,59 @@ def _default_folder(tables: Sequence[SweepTable]) -> Path:
     first = tables[0].sweep
     if len(tables) == 1:
         return first.report_folder
-    return first.folder.parent / "-".join(["report", *(table.sweep.name for table in tables)])
+    return first.folder.parent / _joined_name(tables)
+
+
+def _make_own(folder: Path, tables: Sequence[SweepTable]) -> None:
+    """Makes the report's folder. Raises: RunError where it, or what it is in, is not the user's.
+
+    In a stranger's sweep, report/ may be a link to a folder of the user's, with files of the same
+    names.
+    """
+    _require_own(folder.parent, tables)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    _require_own(folder, tables)
+
+
+def _require_own(folder: Path, tables: Sequence[SweepTable]) -> None:
+    """Raises: RunError when a folder is a link, no folder, or another user's."""
+    seen = folder.lstat()
+    if stat.S_ISLNK(seen.st_mode):
+        problem = f"is a link to {folder.readlink()}"
+    elif not stat.S_ISDIR(seen.st_mode):
+        problem = "is not a folder"
+    elif seen.st_uid != os.geteuid():
+        problem = f"belongs to {_user(seen.st_uid)}"
+    else:
+        return
+    raise RunError(f"{folder} {problem}", _elsewhere(tables))
+
+
+def _user(number: int) -> str:
+    """Returns a user's name, or the number of one that has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _unwritable(folder: Path, fault: OSError) -> str:
+    """Returns which path could not be written, and why."""
+    path = Path(os.fsdecode(fault.filename2 or fault.filename or folder))
+    path = folder if path.suffix == ".part" else path  # a partial file, whose name is random
+    reason = "it is not a folder" if isinstance(fault, FileExistsError) else fault.strerror
+    return f"{path}: {reason}"
+
+
+def _elsewhere(tables: Sequence[SweepTable]) -> str:
+    """Returns the command that writes the report to the user's home folder."""
+    sweeps = shlex.join(str(table.sweep.folder) for table in tables)
+    return f"skinjob report {sweeps} --out ~/{shlex.quote(_joined_name(tables))}"
+
+
+def _joined_name(tables: Sequence[SweepTable]) -> str:
+    return "-".join(["report", *(table.sweep.name for table in tables)])
 
 
 def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
@@ -163,7 +237,7 @@ def _names(tables: Sequence[SweepTable], series: Sequence[Series]) -> tuple[list
         sweep = one.table.sweep.name
         label, stem = f"{one.batch_size}", f"batch-{one.batch_size:04d}"
         if many_sweeps:
-            label, stem = f"{sweep} {label}", f"{sweep}-{stem}"
+            label, stem = f"{shown(sweep)} {label}", f"{sweep}-{stem}"
         if many_lrs:
             label, stem = f"{label}, lr {one.lr!r}", f"{stem}-lr{one.lr!r}"
         labels.append(label)
