@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from commands import wait_until
@@ -95,10 +96,13 @@ def on_a_pty(*words: str | Path, cwd: Path, columns: int, typed: str = "", **env
         stderr=theirs,
     )
     os.close(theirs)
+    timer = Timer(60, process.kill)
+    timer.start()
     said = b""
     with contextlib.suppress(OSError):  # Linux's end of a terminal that nobody writes to any more
         while part := os.read(ours, 1 << 16):
             said += part
+    timer.cancel()
     os.close(ours)
     process.wait()
     return said.decode()

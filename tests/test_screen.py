@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,43 @@ def test_a_strangers_texts_leave_a_terminal_alone(
     assert "Traceback" not in said
     said = re.sub(LIVE if command == "watch" else RICH, "", said.replace("\r\n", "\n"))
     assert is_harmless(said, log=command == "logs"), repr(said)
+
+
+EVERY_DOOR = """
+import sys
+from skinjob import console
+evil = sys.argv[1]
+console.say(evil, colour="red")
+console.print_table(("a", "b"), [(evil, evil)])
+console.print_sentence(evil)
+with console.progress(evil, 2) as draw:
+    draw(1)
+line = console.StatusLine()
+line.show(evil, evil)
+line.clear()
+console.ask(evil)
+"""
+
+
+def test_no_door_to_the_terminal_lets_a_text_do_more_than_print(tmp_path: Path) -> None:
+    """Bars, questions and status lines have names of files and SLURM's words in them, too."""
+    said = on_a_pty(
+        sys.executable, "-c", EVERY_DOOR, HOSTILE, cwd=tmp_path, columns=300, typed="y\n"
+    )
+    assert "Traceback" not in said
+    said = re.sub(rf"{LIVE}|\x1b\[K", "", said.replace("\r\n", "\n"))
+    assert said.count(r"\u202e") >= 6
+    assert is_harmless(said), repr(said)
+
+
+def test_help_and_completion_only_print(sweep: Sweep, tmp_path: Path) -> None:
+    """A job file may be a stranger's, and the Tab key shows the names of sweeps."""
+    (tmp_path / "job.toml").write_text(f"[train]\ndata = {json.dumps(HOSTILE)}\n")
+    shown = skinjob("submit", "--job", "job.toml", "--help", cwd=tmp_path)
+    assert r"\u202e" in shown.stdout
+    assert is_harmless(shown.stdout), repr(shown.stdout)
+    make_sweep(tmp_path / "runs/plain", batch_sizes=(32,), epochs=1)
+    words = {"COMP_WORDS": "skinjob status ", "COMP_CWORD": "2"}
+    offered = skinjob(cwd=tmp_path, _SKINJOB_COMPLETE="bash_complete", **words).stdout
+    assert "plain" in offered
+    assert is_harmless(offered), repr(offered)
