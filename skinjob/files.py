@@ -7,6 +7,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -53,16 +54,20 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(file: Path, tell_waiting: Callable[[], None]) -> Iterator[bool]:
+def locked(
+    file: Path,
+    *,
+    wait_s: float = math.inf,
+    tell_waiting: Callable[[], None] = lambda: None,
+) -> Iterator[bool]:
     """Holds a lock on *file*, which is made if need be, once no other process holds it.
 
     Calls *tell_waiting* once where another process holds it for long. Yields whether there is a
-    lock: some file systems that clusters share have none. The file is readable by the user alone,
-    as whoever can read a file can lock it.
+    lock: after *wait_s* there is none, nor on some file systems that clusters share. The file is
+    readable by the user alone, as whoever can read a file can lock it.
 
-    Raises: RunError when the file belongs to another user.
+    Raises: RunError when the file belongs to another user, OSError when it cannot be opened.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = os.open(file, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_RDWR, 0o600)
     except PermissionError:
@@ -72,7 +77,7 @@ def locked(file: Path, tell_waiting: Callable[[], None]) -> Iterator[bool]:
     try:
         if os.fstat(handle).st_uid != os.geteuid():
             raise _foreign_lock(file)
-        yield _lock(handle, tell_waiting)
+        yield _lock(handle, wait_s, tell_waiting)
     finally:
         os.close(handle)
 
@@ -82,22 +87,21 @@ def _foreign_lock(file: Path) -> RunError:
     return RunError(f"{file} is not a file of yours", f"ls -l {quoted}; rm {quoted}")
 
 
-def _lock(handle: int, tell_waiting: Callable[[], None]) -> bool:
-    """Waits for the lock on an open file; returns whether its file system has locks at all."""
-    patient_until = time.monotonic() + PATIENCE_S
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > patient_until:
-                    tell_waiting()
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-                    return True
-                time.sleep(0.05)
-    except OSError:
-        return False
+def _lock(handle: int, wait_s: float, tell_waiting: Callable[[], None]) -> bool:
+    """Waits for the lock on an open file; returns whether it has come."""
+    begun, is_told = time.monotonic(), False
+    while time.monotonic() - begun < wait_s:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not is_told and time.monotonic() - begun > PATIENCE_S:
+                tell_waiting()
+                is_told = True
+            time.sleep(0.05)
+        except OSError:  # a file system without locks
+            return False
+    return False
 
 
 def absolute(path: Path) -> Path:

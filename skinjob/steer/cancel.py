@@ -84,25 +84,26 @@ def _mark(sweep: Sweep, names: Sequence[str]) -> list[str]:
 
 def _mark_one(run: Run) -> bool:
     """Writes that a run was cancelled, and frees it from its process; False where it is over."""
-    said = run.state()
-    if said.state in FINAL:
-        return said.error == BY_YOU
-    told = replace(
-        said,
-        state="failed",
-        fault="cancelled",
-        error=BY_YOU,
-        remedy=run.sweep.retry_command(run.name),
-        finished_utc=utc_now(),
-        holder=None,
-    )
-    try:
-        write_json(run.state_file, asdict(told))
-    except OSError as fault:
-        raise RunError(
-            f"{run.state_file}: {fault.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
-        ) from None
-    return True
+    with run.changing_state():
+        said = run.state()
+        if said.state in FINAL:
+            return said.error == BY_YOU
+        told = replace(
+            said,
+            state="failed",
+            fault="cancelled",
+            error=BY_YOU,
+            remedy=run.sweep.retry_command(run.name),
+            finished_utc=utc_now(),
+            holder=None,
+        )
+        try:
+            write_json(run.state_file, asdict(told))
+        except OSError as fault:
+            raise RunError(
+                f"{run.state_file}: {fault.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
+            ) from None
+        return True
 
 
 def _end_jobs(

@@ -35,7 +35,8 @@ def submitting(runs: Path) -> Iterator[None]:
     Other users have locks of their own: nobody changes the sweeps of another user.
     """
     file = submit_lock(runs)
-    with locked(file, lambda: tell_waiting(file)) as is_locked:
+    runs.mkdir(parents=True, exist_ok=True)
+    with locked(file, tell_waiting=lambda: tell_waiting(file)) as is_locked:
         if is_locked:  # so nobody is at work on these
             _remove_leftovers(runs)
         yield
