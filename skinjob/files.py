@@ -145,6 +145,18 @@ def write_json(path: Path, value: Any, *, is_durable: bool = True) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n", is_durable=is_durable)
 
 
+def sorted_safetensors(content: bytes) -> bytes:
+    """Returns a safetensors file with its header sorted: equal content gives equal bytes.
+
+    The library writes the metadata in a new order each time. The header is 8 bytes of length, then
+    JSON, then spaces, so that the numbers begin at a multiple of 8.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
 def csv_text(text: str) -> str:
     """Returns a CSV cell's text, with an apostrophe before what a spreadsheet would execute.
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from skinjob.config import TrainConfig
-from skinjob.files import replacing
+from skinjob.files import replacing, sorted_safetensors
 from skinjob.images import ImageFile
 from skinjob.runs import METRICS, Run, utc_now
 from skinjob.train.loop import Epoch
@@ -70,4 +70,4 @@ def write_trained(run: Run, trained: nn.Module, info: dict[str, Any]) -> None:
     prefix = "fc." if is_head else ""
     tensors = {f"{prefix}{name}": t.cpu().contiguous() for name, t in trained.state_dict().items()}
     with replacing(run.trained_file("head" if is_head else "model")) as partial:
-        save_file(tensors, partial, metadata=metadata)
+        partial.write_bytes(sorted_safetensors(save(tensors, metadata)))
