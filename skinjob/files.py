@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
 import math
@@ -12,34 +11,35 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from skinjob.errors import RunError
 
 PATIENCE_S = 1  # a submit mostly takes less
+LOOK_S = 10
+"""So long a writer waits for somebody who looks at its lock, which takes a moment."""
+
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, is_durable: bool = True, is_locked: bool = False) -> Iterator[Path]:
     """Yields a path beside *path* to write to; renames it over *path* when the block succeeds.
 
     A reader sees the old content or the whole new one; so does whoever comes after a crash of the
     machine, as the new file is flushed to disk before the rename, unless it is not *is_durable*.
-    When the block raises, *path* is untouched and the partial file is removed.
+    When the block raises, *path* is untouched and the partial file is removed. With *is_locked*
+    the partial file is locked during the block, so that `remove_abandoned` can tell that somebody
+    writes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as fault:
-        fault.filename = str(path)  # the name that a person knows
-        raise
-    os.close(handle)
-    partial = Path(name)
+    handle, partial = _locked_partial(path) if is_locked else _new_partial(path)
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())  # mkstemp makes it 0600; the user's umask decides instead
@@ -50,7 +50,36 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
         if is_durable:
             _sync_folder(path.parent)
     finally:
+        os.close(handle)
         partial.unlink(missing_ok=True)
+
+
+def _new_partial(path: Path, host: str = "") -> tuple[int, Path]:
+    prefix = f".{path.name}.{host}." if host else f".{path.name}."
+    try:
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+    except OSError as fault:
+        fault.filename = str(path)  # the name that a person knows
+        raise
+    return handle, Path(name)
+
+
+def _locked_partial(path: Path) -> tuple[int, Path]:
+    """Returns a new partial file with this host in its name, and the lock on it if there are any.
+
+    Between the two somebody may have removed it as abandoned: then it is made again.
+    """
+    while True:
+        handle, partial = _new_partial(path, _host())
+        _lock(handle, LOOK_S)
+        if partial.exists():
+            return handle, partial
+        os.close(handle)
+
+
+def _host() -> str:
+    """Returns this host's name, without the dots that separate the parts of a file's name."""
+    return quote(socket.gethostname(), safe="").replace(".", "%2E")
 
 
 @contextlib.contextmanager
@@ -87,7 +116,7 @@ def _foreign_lock(file: Path) -> RunError:
     return RunError(f"{file} is not a file of yours", f"ls -l {quoted}; rm {quoted}")
 
 
-def _lock(handle: int, wait_s: float, tell_waiting: Callable[[], None]) -> bool:
+def _lock(handle: int, wait_s: float, tell_waiting: Callable[[], None] = lambda: None) -> bool:
     """Waits for the lock on an open file; returns whether it has come."""
     begun, is_told = time.monotonic(), False
     while time.monotonic() - begun < wait_s:
@@ -123,14 +152,30 @@ def is_full(folder: Path) -> bool:
     return free < 1_000_000
 
 
-def remove_partials(folder: Path, name: str = "", *, older_s: float = 0) -> None:
-    """Removes what writers that were killed left in a folder, of the file *name* or of all.
+def remove_partials(folder: Path) -> None:
+    """Removes the partial files in a folder; a writer that is at work there fails."""
+    for partial in folder.glob(".*.part"):
+        partial.unlink(missing_ok=True)
 
-    A writer that is at work there would lose its file and fail: none was touched for *older_s*.
+
+def remove_abandoned(folder: Path, now: float, after_s: float) -> None:
+    """Removes the partial files in a folder that no living process writes.
+
+    Those of this host go if nobody has the lock on them. Some file systems keep locks to a host,
+    and some have none: other files go when they have been silent for *after_s* by the clock *now*,
+    in seconds since 1970.
     """
-    for partial in folder.glob(f".{glob.escape(name) or '*'}.*.part"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - partial.stat().st_mtime >= older_s:
+    for partial in folder.glob(".*.part"):
+        # Passed over: what is gone, another user's, or locked by its writer.
+        with contextlib.suppress(OSError), partial.open("r+b") as file:
+            is_own = partial.name.split(".")[-3] == _host()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # there are no locks
+                is_own = False
+            if is_own or now - os.fstat(file.fileno()).st_mtime >= after_s:
                 partial.unlink()
 
 
