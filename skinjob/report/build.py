@@ -160,7 +160,8 @@ def _user(number: int) -> str:
 def _unwritable(folder: Path, fault: OSError) -> str:
     """Returns which path could not be written, and why."""
     path = Path(os.fsdecode(fault.filename2 or fault.filename or folder))
-    path = folder if path.suffix == ".part" else path  # a partial file, whose name is random
+    if path.parent == folder and not isinstance(fault, IsADirectoryError):
+        path = folder  # it is the folder that takes no file
     reason = "it is not a folder" if isinstance(fault, FileExistsError) else fault.strerror
     return f"{path}: {reason}"
 

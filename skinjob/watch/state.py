@@ -276,7 +276,8 @@ def _standing(one: Case) -> Standing:
         reason=BY_YOU if said.error == BY_YOU else said.fault or "",
         fault=said.fault,
         error=said.error,
-        remedy=said.remedy,
+        # A fix is pasted into a shell: another user's is not shown.
+        remedy=None if one.run.sweep.owner else said.remedy,
         node=None if said.state == "queued" else said.host,
         accuracy=said.test_accuracy,
         images_per_s=said.images_per_s,
