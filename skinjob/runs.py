@@ -72,6 +72,7 @@ BY_YOU = "cancelled by you"
 SWEEP_SHAPE: dict[str, Any] = {
     "created_utc": str,
     "identity": str,
+    "folder": str,
     "runs": [str],
     "recipe": {"epochs": int},
     "weights": {"sha256": str, "untrained": bool},

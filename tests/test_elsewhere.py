@@ -104,6 +104,8 @@ def test_a_project_that_was_moved_goes_on(
     (run,) = only_sweep(project / "runs").runs()
     moved = tmp_path_factory.mktemp("moved") / "project"
     project.rename(moved)
+    plan = skinjob("retry", run.sweep.name, "--dry-run", cwd=moved).stdout
+    assert f"data = {moved / 'skin_cancer'}" in plan, plan
     result = skinjob("submit", *LOCAL, "--wait", cwd=moved)
     assert result.returncode == 0, result.stdout + result.stderr
     (run,) = only_sweep(moved / "runs").runs()

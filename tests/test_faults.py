@@ -197,9 +197,8 @@ def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
 def test_a_job_that_was_told_to_end_is_told_from_a_killed_one(slurm_sweep: Sweep) -> None:
     """A run that had the time to say queued was ended by a signal that it could heed."""
     run = slurm_sweep.runs()[1]
-    output = slurm_sweep.submission_folder / "77_0_log.out"
     asked, killed = (
-        local_ending(run, replace(run.state(), state=state), output, has_result=False)
+        local_ending(run, replace(run.state(), state=state), "77", has_result=False)
         for state in ("queued", "running")
     )
     assert (asked.fault, killed.fault) == ("killed", "killed")

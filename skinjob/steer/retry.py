@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from skinjob.config import TrainConfig
+from skinjob.files import absolute
 from skinjob.runs import Run, Sweep
 from skinjob.submit.folders import recorded_cluster
 from skinjob.submit.plan import Plan, make_plan
@@ -40,7 +44,7 @@ def plan_retry(
     sweep.require_own("retry", *names)
     meant = [one for one in standings(sweep) if not names or one.run in names]
     taken = (*TAKEN, "cancelled") if names or takes_cancelled else TAKEN
-    configs = [Run(sweep.folder / one.run).config() for one in meant if one.state in taken]
+    configs = [_config(sweep, one.run) for one in meant if one.state in taken]
     left = [one for one in meant if one.state not in taken]
     if not configs:
         return Retry(None, left)
@@ -52,3 +56,17 @@ def plan_retry(
         skip_bad_images=bool(sweep.info()["images"].get("skipped")),
     )
     return Retry(replace(plan, device_reason="as before"), left)
+
+
+def _config(sweep: Sweep, name: str) -> TrainConfig:
+    """Returns a run's config; its paths moved along if the project has moved with the sweep."""
+    config, before = Run(sweep.folder / name).config(), sweep.info().get("folder")
+    if before is None:
+        return config
+    moved: dict[str, Any] = {}
+    for field in ("data", "weights"):
+        way = os.path.relpath(getattr(config, field), before)
+        path = Path(os.path.normpath(absolute(sweep.folder) / way))
+        if path.exists() and not Path(getattr(config, field)).exists():
+            moved[field] = str(path)
+    return replace(config, **moved)

@@ -17,7 +17,7 @@ from skinjob import __version__
 from skinjob.config import ClusterConfig
 from skinjob.console import tell_waiting
 from skinjob.errors import RunError
-from skinjob.files import locked, write_json
+from skinjob.files import absolute, locked, write_json
 from skinjob.images import write_index
 from skinjob.ownership import make_private, owner, require_safe
 from skinjob.runs import Run, RunState, Sweep, submit_lock, utc_now
@@ -169,6 +169,7 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, 
     return {
         "format": FORMAT,
         "name": plan.sweep.name,
+        "folder": str(absolute(plan.sweep.folder)),
         "created_utc": old.get("created_utc", utc_now()),
         "identity": plan.identity,
         "recipe": configs[0].recipe(),

@@ -33,7 +33,7 @@ from skinjob.submit.folders import record_jobs, recorded_cluster
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.plan import MOST_HEADS
 from skinjob.submit.python import JOB_ENVIRONMENT
-from skinjob.watch.faults import QUEUE_BEGINS, local_ending, tail, write_ending
+from skinjob.watch.faults import QUEUE_BEGINS, local_ending, write_ending
 from skinjob.watch.state import is_working, queue_lock
 
 LOOK_S = 2  # whoever looks whether a queue is at work has its lock for a moment
@@ -148,21 +148,15 @@ def _serve(
                 record_jobs(sweep, dict.fromkeys(names, job.job_id))
             job.wait()
             for name in names:
-                _close(
-                    Run(sweep.folder / name),
-                    job.paths.stdout,
-                    has_result=job.paths.result_pickle.exists(),
-                )
+                has_result = job.paths.result_pickle.exists()
+                _close(Run(sweep.folder / name), job.job_id, has_result=has_result)
 
 
-def _close(run: Run, output: Path, *, has_result: bool) -> None:
+def _close(run: Run, job: str, *, has_result: bool) -> None:
     """Says of a run that its process left unfinished what ended it."""
-    said = run.state()
-    if said.state not in FINAL:
-        # If Python never started, the error is in queue.log.
-        if not tail(output, 1):
-            output = run.sweep.submission_folder / "queue.log"
-        write_ending(run, said, local_ending(run, said, output, has_result=has_result))
+    state = run.state()
+    if state.state not in FINAL:
+        write_ending(run, state, local_ending(run, state, job, has_result=has_result))
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def ending(run: Run, state: RunState, job: str | None, end: JobEnd | None) -> En
     return Ending(*told, _ended_utc(end, state))
 
 
-def local_ending(run: Run, state: RunState, output: Path, *, has_result: bool) -> Ending:
+def local_ending(run: Run, state: RunState, job: str, *, has_result: bool) -> Ending:
     """Returns what ended a run whose process on this machine has ended and left it unfinished.
 
     *has_result* says that Python itself came to the end of the job, be it by an exception.
@@ -118,7 +118,10 @@ def local_ending(run: Run, state: RunState, output: Path, *, has_result: bool) -
     now, where = utc_now(), _where(run, state)
     if full := _full_disk(run):
         return Ending("disk full", *full, now)
-    process = f"process {state.pid or output.name.partition('_')[0]}"
+    process = f"process {state.pid or job}"
+    output = job_output(run.sweep, job)
+    if not tail(output, 1):  # Python never started: the error is in queue.log
+        output = _queue_log(run.sweep)
     see = f"tail -n 40 {shlex.quote(str(output))}"
     if refused := _two_lines(output):
         return Ending("never started", f"{process}: {refused[0]}", refused[1], now)
@@ -136,7 +139,7 @@ def orphan_ending(run: Run, state: RunState) -> Ending:
         return Ending("disk full", *full, _ended_utc(None, state))
     if state.started_utc is None:
         fault = "never started"
-        error = f"this machine's queue ended before the run began{_queue_words(run.sweep)}"
+        error = f"this machine's queue ended before the run began{_last(_queue_log(run.sweep))}"
     else:
         fault, where = "gone", _where(run, state, heard=state.heartbeat_utc)
         process = f"process {state.pid}" if state.pid else "its process"
@@ -323,10 +326,9 @@ def _where(
     return f"{on} after epoch {state.epoch} of {run.config().epochs}{at}{last}"
 
 
-def _queue_words(sweep: Sweep) -> str:
-    """Returns the last that this machine's queue said before it ended, as the end of a sentence."""
-    last = tail(sweep.submission_folder / "queue.log", 1)
-    return "" if not last or last[0].endswith(QUEUE_BEGINS) else f": {last[0].strip()}"
+def _queue_log(sweep: Sweep) -> Path:
+    """Returns the file that the process of this machine's queue writes to."""
+    return sweep.submission_folder / "queue.log"
 
 
 def _two_lines(output: Path) -> tuple[str, str] | None:
@@ -338,7 +340,8 @@ def _two_lines(output: Path) -> tuple[str, str] | None:
 def _last(output: Path | None) -> str:
     """Returns the last that a job said, as the end of a sentence."""
     last = tail(output, 1) if output else []
-    return f"; the last it said: {last[0].strip()}" if last else ""
+    is_said = last and not last[0].endswith(QUEUE_BEGINS)
+    return f"; the last it said: {last[0].strip()}" if is_said else ""
 
 
 def _full_disk(run: Run) -> tuple[str, str] | None:
