@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 import signal
@@ -24,9 +23,10 @@ from skinjob.ownership import require_safe
 from skinjob.site.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
 from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
 from skinjob.slurm.environment import slurm_environment
+from skinjob.slurm.reasons import family, why_pending
 from skinjob.slurm.refusals import refusal
 from skinjob.submit.executor import probe_script
-from skinjob.watch.faults import NEVER, tail, why_pending
+from skinjob.watch.faults import tail
 
 SCRIPT = Path(__file__).parent.parent / "train" / "probe.py"
 LOOK_S = 0.5  # between two looks at the folder
@@ -196,10 +196,9 @@ def _standing(job: str) -> tuple[str, str]:
         return "has left the queue", "gone"
     if queued.state != "PENDING":
         return "at work", "open"
-    word = queued.reason.split(",")[0].strip("()")
-    for pattern, words, _ in NEVER:
-        if re.fullmatch(pattern, word):
-            return f"{words} ({word})", "never"
+    found = family(queued.reason)
+    if found and found.fix:
+        return why_pending(queued.reason), "never"
     return f"waiting, {why_pending(queued.reason)}", "open"
 
 

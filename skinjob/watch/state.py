@@ -15,13 +15,12 @@ from pathlib import Path
 from skinjob.errors import RunError
 from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep
 from skinjob.slurm.answers import Answers, JobEnd, QueuedJob
+from skinjob.slurm.reasons import HELD, what_begun, why_pending
 from skinjob.slurm.unrecorded import unrecorded_jobs
 from skinjob.watch.faults import (
     ending,
     orphan_ending,
-    what_begun,
     why_never,
-    why_pending,
     write_ending,
 )
 
@@ -190,15 +189,16 @@ def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
     if queued.state == "RUNNING":
         reason = "its job is starting" if found.state == "waiting" else ""
         return replace(found, reason=reason, node=queued.node or found.node)
-    if queued.state != "PENDING":
+    if queued.state not in ("PENDING", *HELD):
         return replace(found, reason=what_begun(queued.state), left_s=None)
+    why = queued.state if queued.state in HELD else queued.reason
     # By its own word a run that lost its node is running, until it is started again.
     found = replace(found, state="waiting", node=None, left_s=None)
-    if one.job and (never := why_never(one.run, one.job, queued.reason)):
+    if one.job and (never := why_never(one.run, one.job, why)):
         reason, remedy = never
         error = f"job {one.job} does not start by itself: {reason}"
         return replace(found, reason=reason, error=error, remedy=remedy)
-    return replace(found, reason=why_pending(queued.reason))
+    return replace(found, reason=why_pending(why))
 
 
 def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
