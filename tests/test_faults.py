@@ -337,8 +337,8 @@ def test_a_step_that_was_out_of_memory_tells_of_its_job(
         ),
         (
             "QOSMaxCpuPerUserLimit",
-            "at a limit of your account or QOS: it starts when jobs there end, and never if it asks "
-            "for more than the limit by itself (QOSMaxCpuPerUserLimit)",
+            "at a limit of your account or QOS: it starts when jobs there end, and never if it "
+            "asks for more than the limit by itself (QOSMaxCpuPerUserLimit)",
         ),
         ("SomethingNew", "SomethingNew"),
     ],

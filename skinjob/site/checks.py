@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from skinjob.config import ClusterConfig
+from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted
 from skinjob.runs import Sweep
 from skinjob.site.finding import AGAIN, Finding, fail, failed, ok, skipped, warn
 from skinjob.site.profile import Partition, Site, ask_site
 from skinjob.slurm.answers import ask
 from skinjob.slurm.environment import slurm_environment
-from skinjob.slurm.refusals import refusal
+from skinjob.slurm.joblimits import JobLimit, job_limits
+from skinjob.slurm.refusals import TooManyJobsError, refusal
 from skinjob.submit.executor import sbatch_script
+from skinjob.submit.fewer import WAIT, fewer, number_words
+from skinjob.submit.plan import jobs_of
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 TIMEOUT_S = 60  # sbatch asks again for a while when the controller is busy
@@ -32,10 +35,18 @@ class Asked:
 
     cluster: ClusterConfig
     sweep: Sweep
-    num_jobs: int
+    configs: Mapping[str, TrainConfig]
+    """By run name."""
     site: Site
     settings: Mapping[str, str]
     """slurm.conf, as the controller has it; empty where it does not say."""
+
+    limits: Sequence[JobLimit]
+    """The tightest first."""
+
+    @property
+    def num_jobs(self) -> int:
+        return len(jobs_of(self.configs))
 
     @property
     def partitions(self) -> list[Partition]:
@@ -55,12 +66,12 @@ class Asked:
         return kind in dict(one.gpus) if kind else bool(one.num_gpus)
 
 
-def ask_slurm(cluster: ClusterConfig, sweep: Sweep, num_jobs: int) -> Asked:
+def ask_slurm(cluster: ClusterConfig, sweep: Sweep, configs: Mapping[str, TrainConfig]) -> Asked:
     """Returns what the checks look at. Raises: ClusterError when SLURM does not answer."""
     answer = ask("scontrol", "show", "config")
     pairs = [line.partition("=") for line in (answer.stdout if answer else "").splitlines()]
     settings = {name.strip(): value.strip() for name, _, value in pairs}
-    return Asked(cluster, sweep, num_jobs, ask_site(), settings)
+    return Asked(cluster, sweep, configs, ask_site(), settings, job_limits(cluster))
 
 
 def check_commands() -> Finding:
@@ -173,17 +184,15 @@ def check_cores(asked: Asked) -> Finding:
     return ok(f"{cpus}, of the {max(shares)} that a node has for each GPU")
 
 
-def check_array(asked: Asked) -> Finding:
-    """Finds whether SLURM takes as many jobs in one array."""
-    most = asked.settings.get("MaxArraySize", "")
-    if not most.isdigit():
-        return skipped("SLURM does not say how large an array may be")
-    if asked.num_jobs > int(most):
-        return fail(
-            f"{asked.num_jobs} jobs, and an array may have {most}",
-            f"{AGAIN} --seeds 0   # fewer runs, in several sweeps",
-        )
-    return ok(f"{counted(asked.num_jobs, 'job')} of at most {most} in an array")
+def check_number(asked: Asked) -> Finding:
+    """Finds whether SLURM takes as many jobs, in one array and in its queue."""
+    if not asked.limits:
+        return skipped("SLURM does not say how many jobs it takes")
+    if asked.num_jobs > asked.limits[0].left:
+        words, most = number_words(asked.configs, asked.limits)
+        name = asked.sweep.name
+        return fail(words, fewer(asked.configs, most, AGAIN, name) if most else WAIT)
+    return ok(f"{counted(asked.num_jobs, 'job')}; {asked.limits[0]}")
 
 
 def check_account(asked: Asked) -> Finding:
@@ -222,9 +231,12 @@ def check_script(asked: Asked) -> Finding:
         )
     except subprocess.TimeoutExpired:
         return fail(f"sbatch --test-only: no answer in {TIMEOUT_S} s", "scontrol ping")
-    said = answer.stderr.replace("allocation failure: ", "")
+    said = answer.stderr
     if answer.returncode:
-        return failed(refusal(said, asked.cluster))
+        fault = refusal(said, asked.cluster)
+        if isinstance(fault, TooManyJobsError):
+            return fail(f"sbatch refused: {fault.message}", fault.remedy, fault.details)
+        return failed(fault)
     match = STARTS.search(said)
     # It tells a time for a job that would wait for ever, too.
     can_start = asked.usable and check_time(asked).verdict == "ok"
@@ -249,7 +261,7 @@ CHECKS: dict[str, Callable[[Asked], Finding]] = {
     "GPU": check_gpu,
     "node size": check_node,
     "cores": check_cores,
-    "array": check_array,
+    "jobs": check_number,
     "account": check_account,
     "script": check_script,
 }

@@ -55,9 +55,9 @@ class Wish:
     skip_bad_images: bool = False
 
     @property
-    def num_jobs(self) -> int:
-        names = (run_name(one.batch_size, one.lr, one.seed) for one in self.configs)
-        return len(jobs_of(dict(zip(names, self.configs, strict=True))))
+    def by_name(self) -> dict[str, TrainConfig]:
+        """The runs by their names."""
+        return {run_name(one.batch_size, one.lr, one.seed): one for one in self.configs}
 
     @property
     def train(self) -> TrainConfig:
@@ -117,7 +117,7 @@ def _asked_findings(wish: Wish) -> Iterator[Finding]:
     """Yields what SLURM says of what the jobs ask for."""
     sweep = Sweep(wish.runs / (wish.name or "new-sweep"))
     try:
-        asked = ask_slurm(wish.cluster, sweep, wish.num_jobs)
+        asked = ask_slurm(wish.cluster, sweep, wish.by_name)
     except ClusterError as fault:
         yield named("sinfo", failed(fault))
         yield from _unasked()

@@ -53,7 +53,9 @@ REASONS = (
     ),
     Reason("JobHeldUser", "held by you", "scontrol release {job}"),
     Reason(
-        "JobHeldAdmin", "held by an admin", "scontrol show job {job}  # and ask the cluster's admins"
+        "JobHeldAdmin",
+        "held by an admin",
+        "scontrol show job {job}  # and ask the cluster's admins",
     ),
     Reason(
         "launch failed requeued held",

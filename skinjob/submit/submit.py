@@ -9,13 +9,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from skinjob.config import ClusterConfig
+from skinjob.errors import ClusterError
 from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.slurm.answers import Answers
-from skinjob.slurm.refusals import NoAnswerError
+from skinjob.slurm.joblimits import job_limits
+from skinjob.slurm.refusals import NoAnswerError, TooManyJobsError
 from skinjob.slurm.unrecorded import pending_scripts, unrecorded_jobs
 from skinjob.submit import local
 from skinjob.submit.executor import adopt, queue
+from skinjob.submit.fewer import WAIT, fewer, number_words
 from skinjob.submit.folders import (
     FORMAT,
     discard,
@@ -74,11 +77,13 @@ def _submit(plan: Plan) -> Submission:
         jobs = _queue(plan, todo)
     except NoAnswerError:
         raise
-    except BaseException:  # Ctrl-C too
+    except BaseException as fault:  # Ctrl-C too
         if is_new:
             discard(plan)
         else:
             _restore(sweep, before, jobs_before)
+        if isinstance(fault, TooManyJobsError):
+            raise _too_many(plan, todo, fault, is_new=is_new) from None
         raise
     return Submission(sweep=sweep, queued=todo, jobs=jobs, before=stands)
 
@@ -156,6 +161,22 @@ def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
                 raise
         _record(plan.sweep, jobs)
     return jobs
+
+
+def _too_many(
+    plan: Plan, names: tuple[str, ...], fault: TooManyJobsError, *, is_new: bool
+) -> ClusterError:
+    """Returns the error of jobs that SLURM refused for their number."""
+    configs = {name: plan.configs[name] for name in names}
+    words, most = number_words(configs, job_limits(plan.cluster))
+    if not most:
+        fix = WAIT
+    elif is_new:
+        fix = fewer(configs, most, "skinjob submit", plan.sweep.name)
+    else:
+        first = [name for job in jobs_of(configs)[:most] for name in job]
+        fix = f"{plan.sweep.retry_command(*first)}   # then the others"
+    return ClusterError(f"{words}: sbatch says {fault.message}", fix, fault.details)
 
 
 def _queued_after_all(sweep: Sweep, cluster: ClusterConfig) -> dict[str, str]:
