@@ -81,6 +81,8 @@ def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
         assert checks[name]["verdict"] == "fail"
         assert checks[name]["found"].startswith(beginning)
         words += _options(checks[name]["remedy"])
+    assert words[-4:] == ["--batch-sizes", "4", "--name", "new-sweep"]
+    words += ["--seeds", "0"]  # the disk has no room for so many runs
     mended = doctor(lab, *words, cwd=project, code=0)
     assert {mended[name]["verdict"] for name in found} == {"ok"}
 
