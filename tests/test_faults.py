@@ -218,20 +218,37 @@ def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
     assert run.state().state == "done"
 
 
-@pytest.mark.parametrize("tools", ["none", "unable"])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("", "does not answer (no squeue on PATH)"),
+        ("exit 1", "does not answer"),
+        (
+            "echo Welcome >&2; echo \"squeue: unrecognized option '--array'\" >&2; exit 1",
+            "refuses the question (Welcome; unrecognized option '--array')",
+        ),
+        (
+            "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+            "does not answer (slurm_load_jobs error: Unable to contact slurm controller)",
+        ),
+    ],
+)
 def test_without_an_answer_of_slurm_nothing_is_concluded(
-    slurm_sweep: Sweep, tmp_path: Path, tools: str
+    slurm_sweep: Sweep, tmp_path: Path, script: str, words: str
 ) -> None:
-    """With no SLURM commands, or ones that fail, the runs' own words are shown and kept."""
+    """Without squeue, or with one that refuses, the runs' words are kept, and squeue's shown.
+
+    The squeue is a fake: it says at once what a real one says of a wrong option or after a minute.
+    """
     before = {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()}
-    path = tmp_path / tools
-    if tools == "unable":  # a fake, as quick as a controller that refuses
-        path.mkdir()
-        (path / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    path = tmp_path / "tools"
+    path.mkdir()
+    if script:
+        (path / "squeue").write_text(f"#!/bin/sh\n{script}\n")
         (path / "squeue").chmod(0o755)
     result = skinjob("status", cwd=tmp_path, PATH=str(path))
     assert result.returncode == 3, result.stderr
-    assert "SLURM does not answer: this is what the folders say" in result.stdout
+    assert f"SLURM {words}: this is what the folders say" in result.stdout
     assert re.search(r"^bs0064\S+ +running +3/20 ", result.stdout, re.M)
     assert {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()} == before
 

@@ -6,6 +6,7 @@ A real cluster that enforces limits and has a job_submit plugin of its own, as a
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -145,3 +146,28 @@ def test_a_budget_that_is_used_up_is_not_waited_for(site: Slurm, project: Path) 
     assert "your project's time is used up" in told.stdout
     assert "until others end" not in told.stdout
     assert "fix: sshare " in told.stdout
+
+
+def test_a_squeue_that_does_not_know_me_is_asked_all_the_same(
+    site: Slurm, project: Path, tmp_path: Path
+) -> None:
+    """Older versions know --user alone. Where squeue refuses, the doctor says so as status does."""
+    old = tmp_path / "squeue"
+    real = shutil.which("squeue")
+    refuse = "echo \"squeue: unrecognized option '$1'\" >&2; exit 1"
+    old.write_text(
+        f'#!/bin/sh\nfor word; do [ "$word" != --me ] || {{ {refuse}; }}; done\nexec {real} "$@"\n'
+    )
+    old.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    hold = ("--batch-sizes", "4", *SMALL, "--sbatch=--hold", "--name", "old")
+    assert skinjob(site, "submit", *hold, cwd=project, **env).returncode == 0
+    told = skinjob(site, "status", "runs/old", cwd=project, **env).stdout
+    assert "\nSLURM answers\n" in told
+    assert "held by you" in told
+    assert check(site, "queue", cwd=project, **env)["found"] == "squeue answers: 1 job of yours"
+    old.write_text(f"#!/bin/sh\n{refuse}\n")
+    found = check(site, "queue", cwd=project, **env)
+    assert found["verdict"] == "fail"
+    assert "unrecognized option '--user=0'" in found["found"]
+    skinjob(site, "cancel", "runs/old", cwd=project)

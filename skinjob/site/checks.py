@@ -16,7 +16,7 @@ from skinjob.console import counted
 from skinjob.runs import Sweep
 from skinjob.site.finding import AGAIN, Finding, fail, failed, ok, skipped, warn
 from skinjob.site.profile import Partition, Site, ask_site
-from skinjob.slurm.answers import ask
+from skinjob.slurm.answers import ask, ask_accounting, ask_queue, words_of
 from skinjob.slurm.environment import slurm_environment
 from skinjob.slurm.joblimits import JobLimit, job_limits
 from skinjob.slurm.refusals import TooManyJobsError, refusal
@@ -89,7 +89,7 @@ def check_commands() -> Finding:
 def check_controller() -> Finding:
     """Finds whether SLURM's controller, slurmctld, answers."""
     answer = ask("scontrol", "ping")
-    said = _first_line(answer.stdout) or _first_line(answer.stderr) if answer else ""
+    said = words_of(answer) if answer else ""
     if answer and not answer.returncode and " is UP" in answer.stdout:
         return ok("answers")
     return fail(
@@ -98,14 +98,25 @@ def check_controller() -> Finding:
     )
 
 
+def check_queue() -> Finding:
+    """Finds whether squeue answers what `skinjob status` asks."""
+    queue = ask_queue()
+    if isinstance(queue, str):
+        return fail(
+            f"squeue does not say which jobs are yours: {queue or 'not a word'}",
+            f"squeue --user={os.geteuid()} --array   # status cannot do without",
+        )
+    return ok(f"squeue answers: {counted(len(queue), 'job')} of yours")
+
+
 def check_accounting() -> Finding:
     """Finds whether sacct can say how jobs ended; `skinjob status` can do without."""
     instead = "status reads the run folders and scontrol instead"
-    answer = ask("sacct", "--noheader", "--allocations", "--jobs=1")
+    answer = ask_accounting(["1"])
     if answer is None:
         return warn(f"no sacct here: {instead}")
     if answer.returncode:
-        words = _first_line(answer.stderr) or "no answer"
+        words = words_of(answer) or "no answer"
         return warn(f"sacct does not work ({words}): {instead}")
     return ok("sacct answers")
 
@@ -303,8 +314,3 @@ def _when(start: str) -> str:
         return "now"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"in {hours} h {minutes} min by SLURM's estimate, at {start.replace('T', ' ')},"
-
-
-def _first_line(text: str) -> str:
-    lines: Sequence[str] = text.strip().splitlines()
-    return lines[0] if lines else ""

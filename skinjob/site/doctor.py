@@ -25,6 +25,7 @@ from skinjob.site.checks import (
     check_commands,
     check_controller,
     check_environment,
+    check_queue,
 )
 from skinjob.site.finding import Finding, fail, failed, named, ok, skipped, tried, warn
 from skinjob.site.probe import probe
@@ -108,6 +109,7 @@ def _slurm_findings(wish: Wish) -> Iterator[Finding]:
     controller = controller or check_controller()
     yield named("controller", controller)
     answers = controller.verdict == "ok"
+    yield named("queue", check_queue() if answers else skipped(NO_ANSWER))
     yield named("accounting", check_accounting())
     yield from _asked_findings(wish) if answers else _unasked()
     yield named("environment", check_environment())

@@ -112,7 +112,7 @@ def settle(sweep: Sweep) -> None:
     if Answers().queue(sweep.submission_folder) is None:
         raise NoAnswerError(
             f"SLURM does not say whether it has the jobs of {sweep.folder} already",
-            "squeue --me; skinjob submit   # the same again, once it answers",
+            "squeue --user=$USER; skinjob submit   # the same again, once it answers",
         )
     _record(sweep, _queued_after_all(sweep, recorded_cluster(sweep)))
 

@@ -6,6 +6,7 @@ A state that is not known means waiting, never failed.
 from __future__ import annotations
 
 import fcntl
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,10 @@ STATES = ("running", "waiting", "done", "failed", "cancelled", "lost")
 OPEN = ("waiting", "running")
 """States that a run leaves by itself."""
 
-ANSWERS, NO_ANSWER, NOT_ASKED = "answers", "does not answer", "not asked"
+ANSWERS, NO_ANSWER, REFUSES = "answers", "does not answer", "refuses the question"
+NOT_ASKED = "not asked"
+SILENCE = r"[Cc]ontact|[Cc]onnect|[Cc]ommunicat|timed out|Zero Bytes|no answer in|no squeue|^$"
+"""Words of SLURM's commands where its controller has not heard the question."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,10 @@ class Survey:
 
     sweep: Sweep
     slurm: str
-    """Whether it was asked and answered: ANSWERS, NO_ANSWER or NOT_ASKED."""
+    """Whether it was asked and answered: ANSWERS, NO_ANSWER, REFUSES or NOT_ASKED."""
     runs: list[Standing]
+    words: str = ""
+    """SLURM's own on why it does not answer, or refuses the question."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,12 @@ def survey(sweep: Sweep, slurm: Answers | None = None, runs: Sequence[Run] | Non
     elif all(one.is_over for one in cases):
         word, found = NOT_ASKED, [_standing(one) for one in cases]
     else:
-        word, found = _asked(sweep, cases, slurm or Answers())
+        slurm = slurm or Answers()
+        word, found = _asked(sweep, cases, slurm)
+    words = slurm.no_queue if slurm and word in (NO_ANSWER, REFUSES) else ""
     rest = iter(found)
-    return Survey(sweep, word, [one if isinstance(one, Standing) else next(rest) for one in told])
+    runs_found = [one if isinstance(one, Standing) else next(rest) for one in told]
+    return Survey(sweep, word, runs_found, words)
 
 
 def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
@@ -142,7 +151,8 @@ def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, li
     # A run that ended while the queue was asked has the last word.
     cases = [one.again() for one in cases]
     if queue is None:
-        return NO_ANSWER, [_standing(one) for one in cases]
+        word = NO_ANSWER if re.search(SILENCE, slurm.no_queue) else REFUSES
+        return word, [_standing(one) for one in cases]
     unrecorded = unrecorded_jobs(sweep, queue)
     cases = [replace(one, job=unrecorded.get(one.run.name, one.job)) for one in cases]
     gone = {one.run for one in cases if _is_gone(one, queue)}
