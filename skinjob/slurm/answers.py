@@ -73,6 +73,7 @@ class Answers:
         self._queues: dict[str | None, dict[str, QueuedJob] | str] = {}
         self._ends: dict[str, JobEnd | None] = {}
         self._asked: set[str] = set()
+        self._arrays: dict[str, dict[str, JobEnd | None] | None] = {}
 
     def queue(self, submission: Path, user: str | None = None) -> dict[str, QueuedJob] | None:
         """Returns what `jobs_in_queue` does, of the jobs that were submitted from a folder alone.
@@ -98,6 +99,16 @@ class Answers:
         self._ends |= job_ends(new)
         self._asked |= new
         return self._ends
+
+    def is_dropped(self, job: str) -> bool:
+        """Says whether SLURM has a record of an array and none of this task, nor has it queued.
+
+        So it is with a task that was cancelled by itself before it began.
+        """
+        array = _array(job)
+        if array not in self._arrays:
+            self._arrays[array] = _remembered(array)
+        return job != array and job not in (self._arrays[array] or {job: None})
 
 
 def jobs_in_queue(user: str | None = None) -> dict[str, QueuedJob] | None:

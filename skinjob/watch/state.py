@@ -20,6 +20,7 @@ from skinjob.slurm.reasons import HELD, what_begun, why_pending
 from skinjob.slurm.unrecorded import unrecorded_jobs
 from skinjob.watch.faults import (
     ending,
+    job_output,
     orphan_ending,
     why_never,
     write_ending,
@@ -155,15 +156,28 @@ def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, li
         return word, [_standing(one) for one in cases]
     unrecorded = unrecorded_jobs(sweep, queue)
     cases = [replace(one, job=unrecorded.get(one.run.name, one.job)) for one in cases]
-    gone = {one.run for one in cases if _is_gone(one, queue)}
-    ends = slurm.ends({one.job for one in cases if one.run in gone and one.job})
-    found = [_concluded(one, ends) if one.run in gone else _open(one, queue) for one in cases]
+    gone = [one for one in cases if not one.is_over and one.job not in queue]
+    ends = dict(slurm.ends({one.job for one in gone if one.job}))
+    for one in gone:
+        if one.job and not ends.get(one.job) and not _has_begun(one) and slurm.is_dropped(one.job):
+            ends[one.job] = JobEnd("CANCELLED")
+    known = {one.run for one in gone if not _is_recent(one) or _is_told(ends.get(one.job or ""))}
+    found = [_concluded(one, ends) if one.run in known else _open(one, queue) for one in cases]
     return ANSWERS, found
 
 
-def _is_gone(one: Case, queue: Mapping[str, QueuedJob]) -> bool:
-    """Says whether a run's job has left the queue, and the run is open and silent."""
-    return not one.is_over and one.job not in queue and not _is_recent(one)
+def _has_begun(one: Case) -> bool:
+    """Says whether a run's job may have been at work."""
+    output = job_output(one.run.sweep, one.job or "")
+    return one.said.started_utc is not None or output.exists()
+
+
+def _is_told(end: JobEnd | None) -> bool:
+    """Says whether SLURM's word on a job is enough, while its run's last may be still to come.
+
+    A run that came to its end says so itself, if up to a minute late on some file systems.
+    """
+    return end is not None and end.state != "COMPLETED"
 
 
 def is_working(sweep: Sweep) -> bool:
@@ -229,7 +243,11 @@ def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
             remedy=f"sacct -j {one.job}",
             left_s=None,
         )
-    found = ending(one.run, one.said, one.job, ends.get(one.job or ""))
+    end = ends.get(one.job or "")
+    found = ending(one.run, one.said, one.job, end)
+    if _is_recent(one) and end and end.node and end.state != "CANCELLED":
+        # It was at work: what it may have said itself is better, and must not be written over.
+        return _standing(replace(one, said=replace(one.said, state="failed", **vars(found))))
     return _standing(replace(one, said=write_ending(one.run, one.said, found)))
 
 
