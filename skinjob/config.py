@@ -108,7 +108,7 @@ class ClusterConfig:
     """Where the runs go, and what each of them asks for. Nothing that is None is asked for."""
 
     cluster: str = "auto"
-    """slurm, local, or auto: slurm where sbatch is found."""
+    """slurm, local, or auto: slurm where sbatch is found, or something of SLURM is asked for."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted, shown
-from skinjob.errors import ClusterError, SkinjobError
+from skinjob.errors import ClusterError, ConfigError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
@@ -38,7 +38,7 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
-from skinjob.submit.plan import Plan, cluster_here, jobs_of, make_plan
+from skinjob.submit.plan import Plan, jobs_of, make_plan, require_here
 from skinjob.submit.python import lacks_torch, python_note
 from skinjob.submit.room import free_bytes
 
@@ -96,7 +96,10 @@ def _resolved(wish: Wish) -> Wish:
     """Returns the wish with the cluster that auto stands for, and no GPU for the CPU."""
     cluster = wish.cluster
     if cluster.cluster == "auto":
-        cluster = replace(cluster, cluster=cluster_here())
+        try:
+            cluster = replace(cluster, cluster=require_here(cluster))
+        except ConfigError:  # the check of the commands says what is missing
+            cluster = replace(cluster, cluster="slurm")
     if wish.train.device == "cpu":
         cluster = replace(cluster, gpus=0)
     return replace(wish, cluster=cluster)

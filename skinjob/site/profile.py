@@ -130,8 +130,9 @@ def choose(site: Site, partition: str | None = None) -> Choice:
     Raises: ConfigError when there is no partition of that name, ClusterError when none is up.
     """
     one = _named(site, partition) if partition else _best(site)
-    reasons = {"partition": _why(one, site, is_named=bool(partition))}
-    values: dict[str, Any] = {"partition": one.name}
+    reasons = {"cluster": "jobs go to SLURM, and never to this machine for want of sbatch"}
+    reasons["partition"] = _why(one, site, is_named=bool(partition))
+    values: dict[str, Any] = {"cluster": "slurm", "partition": one.name}
     for name, mine, allowed in (
         ("account", site.rights.accounts, one.accounts),
         ("qos", site.rights.qos, one.qos),
