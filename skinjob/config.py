@@ -152,7 +152,7 @@ class ClusterConfig:
     trust: tuple[str, ...] = ()
     """Users besides root who may own a folder above the runs, and so could replace them."""
     allow_node_local: bool = False
-    """Whether runs, images and weights may lie below /tmp and the like: the nodes share it here."""
+    """Whether what a job opens may lie below /tmp and the like: the nodes share it here."""
 
     def __post_init__(self) -> None:
         for name, choices in (

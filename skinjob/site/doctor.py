@@ -39,7 +39,7 @@ from skinjob.submit.place import (
     require_writable,
 )
 from skinjob.submit.plan import Plan, jobs_of, make_plan, require_here
-from skinjob.submit.python import lacks_torch, python_note
+from skinjob.submit.python import lacks_torch, python_note, require_shared_python
 from skinjob.submit.room import free_bytes
 
 NO_ANSWER = "SLURM does not answer"
@@ -215,6 +215,8 @@ def _look_at_python(cluster: ClusterConfig) -> Finding:
 
     Raises: ConfigError when it can be started here, and lacks a package.
     """
+    if cluster.cluster == "slurm" and not cluster.allow_node_local:
+        require_shared_python(cluster)
     if cluster.cluster == "local" and lacks_torch(cluster):
         return fail(f"no torch in {sys.executable}", "pip install 'skinjob[train]'")
     note = python_note(cluster) if cluster.cluster == "slurm" else None

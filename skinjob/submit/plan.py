@@ -31,7 +31,7 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
-from skinjob.submit.python import lacks_torch, python_note
+from skinjob.submit.python import lacks_torch, python_note, require_shared_python
 from skinjob.submit.room import bytes_needed, free_bytes, require_room
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
@@ -280,6 +280,8 @@ def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig) -> N
         require_path(option, path)
         if cluster.cluster == "slurm" and not cluster.allow_node_local:
             require_shared(option, path)
+    if cluster.cluster == "slurm" and not cluster.allow_node_local:
+        require_shared_python(cluster)
     require_writable(runs)
 
 
