@@ -108,7 +108,7 @@ class ClusterConfig:
     """Where the runs go, and what each of them asks for. Nothing that is None is asked for."""
 
     cluster: str = "auto"
-    """slurm, local, or auto: slurm where sbatch is found."""
+    """slurm, local, or auto: slurm where sbatch is found, or something of SLURM is asked for."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -152,7 +152,7 @@ class ClusterConfig:
     trust: tuple[str, ...] = ()
     """Users besides root who may own a folder above the runs, and so could replace them."""
     allow_node_local: bool = False
-    """Whether runs, images and weights may lie below /tmp and the like: the nodes share it here."""
+    """Whether what a job opens may lie below /tmp and the like: the nodes share it here."""
 
     def __post_init__(self) -> None:
         for name, choices in (

@@ -147,8 +147,10 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm_of_its_own(state: Path, *, accounting: str, gpu_type: str = "") -> Iterator[Slurm]:
-    """Yields a cluster and stops it afterwards.
+def slurm_of_its_own(
+    state: Path, *, accounting: str, gpu_type: str = "", conf: str = ""
+) -> Iterator[Slurm]:
+    """Yields a cluster and stops it afterwards; *conf* are lines of slurm.conf besides its own.
 
     Where there is none a test is skipped, and with SKINJOB_REQUIRE_SLURM=1 it fails: a machine
     that is meant to run these tests must not pass by leaving them out.
@@ -157,6 +159,7 @@ def slurm_of_its_own(state: Path, *, accounting: str, gpu_type: str = "") -> Ite
         # A time limit's SIGTERM would end Python at once and leave the daemons running.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         undo.callback(signal.signal, signal.SIGTERM, before)
+        (state / "site.conf").write_text(conf)
         try:
             cluster = Slurm.start(state, accounting=accounting, gpu_type=gpu_type)
         except SlurmMissingError as missing:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -591,6 +592,42 @@ def test_on_slurm_a_place_of_this_machine_alone_is_refused(slurm_node: Path) -> 
         assert says in said.errors
         assert "fix:   " in said.errors
         assert "--allow-node-local" in said.errors
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "the Python of jobs, {venv}/bin/python is below /tmp"),
+        (("--python", "{venv}/bin/python"), "--python {venv}/bin/python is below /tmp"),
+        (("--python", "env X=1 {venv}/bin/python"), "--python {venv}/bin/python is below /tmp"),
+        (("--setup", ". {venv}/bin/activate", "--python", "env python3"), "--setup {venv}/bin/"),
+        (("--python", "env python3", "--setup", "conda activate {venv}"), "--setup {venv} is"),
+        (("--python", "env python3"), None),
+    ],
+)
+def test_on_slurm_a_python_of_this_machine_alone_is_refused(
+    slurm_node: Path, options: tuple[str, ...], says: str | None
+) -> None:
+    """All that a job opens is looked at: its Python, a venv in /tmp, files that set-up lines read.
+
+    The venv is a real one, whose Python is a link to one that the nodes may have.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        venv = Path(folder, "venv")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+        command = [venv / "bin/python", "-m", "skinjob", "doctor", "--cluster", "slurm", "--json"]
+        result = subprocess.run(
+            [*command, *(word.format(venv=venv) for word in options)],
+            cwd=slurm_node,
+            env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        (found,) = [one for one in json.loads(result.stdout)["checks"] if one["name"] == "Python"]
+        words = found["found"]
+        assert ("compute nodes do not see what is there" in words) == bool(says)
+        assert (says or "").format(venv=venv) in words
+        assert not says or "--allow-node-local" in found["remedy"]
 
 
 def test_on_slurm_the_user_may_say_that_nodes_share_such_a_place(slurm_node: Path) -> None:

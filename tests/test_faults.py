@@ -23,18 +23,19 @@ from skinjob.report.findings import missing
 from skinjob.report.tables import read_sweep
 from skinjob.runs import FAULTS, Run, RunState, Sweep, utc_now
 from skinjob.slurm.answers import ENDS, JobEnd, job_ends, jobs_in_queue
+from skinjob.slurm.reasons import BEGUN, HELD, family, why_pending
 from skinjob.watch.faults import (
     Ending,
     ending,
     local_ending,
     tail,
     why_never,
-    why_pending,
     write_ending,
 )
 
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"
+REASONS = Path(__file__).parent / "slurm/reasons.txt"
 NO_SLURM = "/nonexistent"  # a PATH
 
 
@@ -216,20 +217,37 @@ def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
     assert run.state().state == "done"
 
 
-@pytest.mark.parametrize("tools", ["none", "unable"])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("", "does not answer (no squeue on PATH)"),
+        ("exit 1", "does not answer"),
+        (
+            "echo Welcome >&2; echo \"squeue: unrecognized option '--array'\" >&2; exit 1",
+            "refuses the question (Welcome; unrecognized option '--array')",
+        ),
+        (
+            "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+            "does not answer (slurm_load_jobs error: Unable to contact slurm controller)",
+        ),
+    ],
+)
 def test_without_an_answer_of_slurm_nothing_is_concluded(
-    slurm_sweep: Sweep, tmp_path: Path, tools: str
+    slurm_sweep: Sweep, tmp_path: Path, script: str, words: str
 ) -> None:
-    """With no SLURM commands, or ones that fail, the runs' own words are shown and kept."""
+    """Without squeue, or with one that refuses, the runs' words are kept, and squeue's shown.
+
+    The squeue is a fake: it says at once what a real one says of a wrong option or after a minute.
+    """
     before = {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()}
-    path = tmp_path / tools
-    if tools == "unable":  # a fake, as quick as a controller that refuses
-        path.mkdir()
-        (path / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    path = tmp_path / "tools"
+    path.mkdir()
+    if script:
+        (path / "squeue").write_text(f"#!/bin/sh\n{script}\n")
         (path / "squeue").chmod(0o755)
     result = skinjob("status", cwd=tmp_path, PATH=str(path))
     assert result.returncode == 3, result.stderr
-    assert "SLURM does not answer: this is what the folders say" in result.stdout
+    assert f"SLURM {words}: this is what the folders say" in result.stdout
     assert re.search(r"^bs0064\S+ +running +3/20 ", result.stdout, re.M)
     assert {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()} == before
 
@@ -335,7 +353,8 @@ def test_a_step_that_was_out_of_memory_tells_of_its_job(
         ),
         (
             "QOSMaxCpuPerUserLimit",
-            "at a limit of your account or QOS, until others end (QOSMaxCpuPerUserLimit)",
+            "at a limit of your account or QOS: it starts when jobs there end, and never if it "
+            "asks for more than the limit by itself (QOSMaxCpuPerUserLimit)",
         ),
         ("SomethingNew", "SomethingNew"),
     ],
@@ -367,6 +386,26 @@ def test_a_job_that_waits_for_ever_has_a_remedy(
     assert never
     assert f"({reason})" in never[0]
     assert never[1].startswith(remedy)
+
+
+def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
+    """A used-up budget, a limit that others share and a job that fits nowhere are told apart."""
+    words = {"limit": "when jobs there end", "budget": "your project's time is used up"}
+    kind, num = "", 0
+    for line in REASONS.read_text().splitlines()[1:]:
+        if not line.startswith(" "):
+            kind = line.split()[0]
+            continue
+        for reason in line.split():
+            found = family(reason)
+            assert found, reason
+            assert (found.fix is not None) == (kind in ("budget", "never")), reason
+            assert [one for one in words if words[one] in found.words] == [kind] * (kind in words)
+            num += 1
+    assert num == 216
+    for state in HELD:
+        assert "scontrol release" in str(getattr(family(state), "fix", ""))
+        assert state not in BEGUN
 
 
 def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:

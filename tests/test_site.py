@@ -225,6 +225,7 @@ def test_the_profile_is_of_the_partition_that_has_gpus_and_is_up() -> None:
     site = Site(partitions=read_sinfo(SINFO), rights=Rights(), has_gpu_flags=True)
     choice = choose(site)
     assert choice.values == {
+        "cluster": "slurm",
         "partition": "gpu",
         "gpu_type": "a100",
         "time_min": 120,

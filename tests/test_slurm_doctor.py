@@ -75,12 +75,14 @@ def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
         "time limit": "45 min, and the partition allows 30",
         "GPU": "no node that is up has a GPU of type v100",
         "node size": "99 cores and 9999 GB, and a node has 8 and ",
-        "array": "1202 jobs, and an array may have 1001",
+        "jobs": "1202 jobs, and an array may have 1001 (MaxArraySize)",
     }
     for name, beginning in found.items():
         assert checks[name]["verdict"] == "fail"
         assert checks[name]["found"].startswith(beginning)
         words += _options(checks[name]["remedy"])
+    assert words[-4:] == ["--batch-sizes", "4", "--name", "new-sweep"]
+    words += ["--seeds", "0"]  # the disk has no room for so many runs
     mended = doctor(lab, *words, cwd=project, code=0)
     assert {mended[name]["verdict"] for name in found} == {"ok"}
 

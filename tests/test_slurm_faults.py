@@ -199,21 +199,18 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
         slurm.run(remedy.split(), check=True)
         released = sweep_told(slurm, sweep, project)
         states = {run.name: run.state().state for run in sweep.runs()}
-        # One task by itself leaves no trace in SLURM; the others do.
         slurm.run(["scancel", job_of(second)], check=True)
-        # sacct, some seconds behind, has it in the queue until then, and nothing is concluded.
-        wait_until(lambda: sweep_told(slurm, sweep, project) and second.state().fault)
         one_gone = sweep_told(slurm, sweep, project)
         slurm.run(["scancel", job_of(first).split("_")[0]], check=True)
         skinjob(slurm, "status", sweep.folder, cwd=project, code=1)
     finally:
         slurm.run([*partition, "state=up"], check=True)
-    assert waiting.count("its partition is down (PartitionDown)") == 3
+    assert waiting.count("its partition is down, until an admin opens it (PartitionDown)") == 3
     assert re.search(rf"^{first.name} +waiting .*held by you \(JobHeldUser\)", held, re.M)
     assert "fix:" not in released
     assert set(states.values()) == {"queued"}
-    assert re.search(rf"^{second.name} +lost .*gone", one_gone, re.M)
-    assert [run.state().fault for run in sweep.runs()] == ["cancelled", "gone", "cancelled"]
+    assert re.search(rf"^{second.name} +cancelled ", one_gone, re.M)
+    assert [run.state().fault for run in sweep.runs()] == ["cancelled"] * 3
     assert "before it began to train" in str(third.state().error)
 
 
@@ -288,6 +285,35 @@ def test_without_accounting_the_controller_and_the_output_tell(
     faults = {run.name: run.state().fault for run in forgotten.runs()}
     assert (faults[CANCELLED], faults[KILLED]) == ("cancelled", "gone")
     assert "SLURM does not say why" in str(Run(forgotten.folder / KILLED).state().error)
+
+
+def test_a_job_that_never_began_is_told_at_once(
+    plain: Slurm, project: Path, tmp_path: Path
+) -> None:
+    """What scontrol knows is not waited for: a cancelled job, a task of an array, a failed set-up.
+
+    There is no accounting, and the runs were queued a moment ago.
+    """
+    small = ("--device", "cpu", "--cpus", "1", "--mem", "1")
+    closed = ("--batch-sizes", "2,4,8", *small, "--partition", "closed", "--name", "calledoff")
+    skinjob(plain, "submit", *closed, cwd=project)
+    sweep = Sweep(project / "runs/calledoff")
+    first, second, third = sweep.runs()
+    plain.run(["scancel", job_of(second)], check=True)
+    one = skinjob(plain, "status", sweep.folder, cwd=project, code=3).stdout
+    plain.run(["scancel", job_of(first).split("_")[0]], check=True)
+    both = skinjob(plain, "status", sweep.folder, cwd=project, code=1).stdout
+    assert re.search(rf"^{second.name} +cancelled ", one, re.M)
+    assert re.search(rf"^{third.name} +waiting ", one, re.M)
+    assert re.search(rf"^{third.name} +cancelled ", both, re.M)
+
+    setup = ("--batch-sizes", "4", *small, "--setup", "exit 3", "--name", "setup")
+    skinjob(plain, "submit", *setup, cwd=project)
+    (run,) = Sweep(project / "runs/setup").runs()
+    plain.wait(job_of(run))
+    told = skinjob(plain, "status", run.sweep.folder, cwd=project, code=1).stdout
+    assert "ended with exit code 3 before it began to train" in told
+    assert run.state().state == "queued", "its own word may come late, and would be better"
 
 
 def test_a_time_limit_that_the_job_could_not_heed_is_told(

@@ -155,6 +155,7 @@ def test_init_site_writes_a_profile_that_submit_takes(
     with (project / file).open("rb") as content:
         values = tomllib.load(content)["cluster"]
     assert (values["partition"], values["gpu_type"], values["cpus"]) == ("lab", "a100", 2)
+    assert values["cluster"] == "slurm", "without sbatch it is refused, and not trained here"
     assert '# partition = "closed": is down' in (project / file).read_text()
     dry = skinjob(site, "submit", "--site", file, "--dry-run", *SMALL[:2], cwd=project)
     assert "#SBATCH --gpus-per-node=a100:1\n" in dry.stdout

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import os
 import pty
+import re
 import shlex
 import signal
 import stat
@@ -19,6 +20,7 @@ import pytest
 from commands import only_sweep, refusal, skinjob, standing, wait_for
 from trees import make_sweep
 
+from skinjob.files import write_json
 from skinjob.runs import Run, sweeps
 from skinjob.submit.local import require_free, start_queue
 from skinjob.watch.state import queue_lock
@@ -423,3 +425,47 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_report_without_a_sweep_says_how_to_make_one(tmp_path: Path) -> None:
     """The next command is never a riddle."""
     assert "no sweep in runs/" in refusal(skinjob("report", cwd=tmp_path))
+
+
+ASKED = {
+    "--partition lab --account l": "a partition is asked for, and there is no sbatch on PATH: lab",
+    "--account lab": "an account is asked for",
+    "--qos short": "a QOS is asked for",
+    "--constraint a100": "a constraint is asked for",
+    "--reservation r": "a reservation is asked for",
+    "--nodelist n1": "a node is asked for",
+    "--exclude n1": "a node to exclude is asked for",
+    "--wckey w": "a wckey is asked for",
+    "--gpu-type a100": "a GPU type is asked for",
+    "--mail me@example.org": "a mail is asked for",
+    "--sbatch=--hint=nomultithread": "a flag of sbatch is asked for",
+}
+
+
+@pytest.mark.parametrize("options", ASKED)
+def test_what_is_asked_of_slurm_is_not_done_on_this_machine(project: Path, options: str) -> None:
+    """Without sbatch on PATH nothing trains on the login node against what was asked for."""
+    small = ("--batch-sizes", "4", "--device", "cpu", "--dry-run", *options.split())
+    result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
+    assert refusal(result).startswith(ASKED[options])
+    assert "fix:   module load slurm" in result.stderr
+    here = skinjob("submit", *small, "--cluster", "local", cwd=project, PATH="/nonexistent")
+    assert here.returncode == 0, here.stderr
+
+
+def test_a_site_profile_and_a_sweep_of_slurm_keep_to_slurm(project: Path) -> None:
+    """A profile asks as a flag does; a sweep whose jobs are SLURM's is not taken up here."""
+    small = ("--batch-sizes", "4", "--device", "cpu", "--name", "s")
+    (project / "jobs").mkdir()
+    (project / "jobs/site.toml").write_text('[cluster]\npartition = "lab"\n')
+    result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
+    assert refusal(result).startswith("a partition is asked for")
+    found = skinjob("doctor", *small, cwd=project, PATH="/nonexistent").stdout
+    assert re.search(r"^fail +commands +not on PATH: sbatch", found, re.M)
+    (project / "jobs/site.toml").unlink()
+    skinjob("submit", *small, "--cluster", "local", "--setup", "exit 3", "--wait", cwd=project)
+    sweep = only_sweep(project / "runs")
+    info = sweep.info()
+    write_json(sweep.sweep_file, info | {"cluster": {**info["cluster"], "cluster": "slurm"}})
+    result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
+    assert refusal(result) == "the jobs of runs/s are SLURM's, and there is no sbatch on PATH"

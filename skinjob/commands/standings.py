@@ -11,7 +11,7 @@ from skinjob.console import counted, shown, table_lines, wrapped
 from skinjob.runs import BY_YOU, Run, Sweep, utc_now
 from skinjob.watch.faults import last_words
 from skinjob.watch.overview import Overview
-from skinjob.watch.state import ANSWERS, NO_ANSWER, STATES, Standing, Survey
+from skinjob.watch.state import ANSWERS, NOT_ASKED, STATES, Standing, Survey
 
 NOTHING = "-"
 COLOURS = {
@@ -22,11 +22,6 @@ COLOURS = {
     "cancelled": "yellow",
     "waiting": "bold",
 }
-SLURM_WORDS = {
-    ANSWERS: "SLURM answers",
-    NO_ANSWER: "SLURM does not answer: this is what the folders say",
-}
-
 MOST_TOLD = 5  # faults told one by one; a job that fails takes many runs along
 LINES_TOLD = 5  # of a log
 
@@ -69,8 +64,18 @@ def counts(states: Iterable[str]) -> str:
 def summary(found: Survey, width: int | None) -> list[str]:
     """Returns the lines above a table: which sweep, its runs by state, and whether SLURM spoke."""
     told = f"{counted(len(found.runs), 'run')}: {counts(one.state for one in found.runs)}"
-    lines = [f"sweep {typed(found.sweep.folder)}", told, SLURM_WORDS.get(found.slurm, "")]
+    lines = [f"sweep {typed(found.sweep.folder)}", told, slurm_words(found)]
     return [part for line in lines if line for part in wrapped(line, width)]
+
+
+def slurm_words(found: Survey) -> str:
+    """Returns whether SLURM answers, in a line; nothing where it was not asked."""
+    if found.slurm == NOT_ASKED:
+        return ""
+    if found.slurm == ANSWERS:
+        return "SLURM answers"
+    why = f" ({shown(found.words)})" if found.words else ""
+    return f"SLURM {found.slurm}{why}: this is what the folders say"
 
 
 def table(runs: Sequence[Standing], width: int | None) -> list[str]:

@@ -95,14 +95,14 @@ def _redrawn(looks: Iterable[Survey]) -> Survey:
 
 def _told(looks: Iterable[Survey]) -> Survey:
     """Prints a line for each change, for a pipe."""
-    from skinjob.commands.standings import SLURM_WORDS, change, summary
+    from skinjob.commands.standings import change, slurm_words, summary
 
     before: dict[str, Standing] = {}
     slurm = None
     for found in looks:
         lines = [] if before else summary(found, None)
-        if before and found.slurm != slurm and found.slurm in SLURM_WORDS:
-            lines.append(SLURM_WORDS[found.slurm])
+        if before and found.slurm != slurm and (words := slurm_words(found)):
+            lines.append(words)
         lines += [line for one in found.runs if (line := change(before.get(one.run), one))]
         print_lines(lines, {})
         before, slurm = {one.run: one for one in found.runs}, found.slurm

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from skinjob.config import ClusterConfig
+from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted
 from skinjob.runs import Sweep
 from skinjob.site.finding import AGAIN, Finding, fail, failed, ok, skipped, warn
 from skinjob.site.profile import Partition, Site, ask_site
-from skinjob.slurm.answers import ask
+from skinjob.slurm.answers import ask, ask_accounting, ask_queue, words_of
 from skinjob.slurm.environment import slurm_environment
-from skinjob.slurm.refusals import refusal
+from skinjob.slurm.joblimits import JobLimit, job_limits
+from skinjob.slurm.refusals import TooManyJobsError, refusal
 from skinjob.submit.executor import sbatch_script
+from skinjob.submit.fewer import WAIT, fewer, number_words
+from skinjob.submit.plan import jobs_of
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 TIMEOUT_S = 60  # sbatch asks again for a while when the controller is busy
@@ -32,10 +35,18 @@ class Asked:
 
     cluster: ClusterConfig
     sweep: Sweep
-    num_jobs: int
+    configs: Mapping[str, TrainConfig]
+    """By run name."""
     site: Site
     settings: Mapping[str, str]
     """slurm.conf, as the controller has it; empty where it does not say."""
+
+    limits: Sequence[JobLimit]
+    """The tightest first."""
+
+    @property
+    def num_jobs(self) -> int:
+        return len(jobs_of(self.configs))
 
     @property
     def partitions(self) -> list[Partition]:
@@ -55,12 +66,12 @@ class Asked:
         return kind in dict(one.gpus) if kind else bool(one.num_gpus)
 
 
-def ask_slurm(cluster: ClusterConfig, sweep: Sweep, num_jobs: int) -> Asked:
+def ask_slurm(cluster: ClusterConfig, sweep: Sweep, configs: Mapping[str, TrainConfig]) -> Asked:
     """Returns what the checks look at. Raises: ClusterError when SLURM does not answer."""
     answer = ask("scontrol", "show", "config")
     pairs = [line.partition("=") for line in (answer.stdout if answer else "").splitlines()]
     settings = {name.strip(): value.strip() for name, _, value in pairs}
-    return Asked(cluster, sweep, num_jobs, ask_site(), settings)
+    return Asked(cluster, sweep, configs, ask_site(), settings, job_limits(cluster))
 
 
 def check_commands() -> Finding:
@@ -78,7 +89,7 @@ def check_commands() -> Finding:
 def check_controller() -> Finding:
     """Finds whether SLURM's controller, slurmctld, answers."""
     answer = ask("scontrol", "ping")
-    said = _first_line(answer.stdout) or _first_line(answer.stderr) if answer else ""
+    said = words_of(answer) if answer else ""
     if answer and not answer.returncode and " is UP" in answer.stdout:
         return ok("answers")
     return fail(
@@ -87,14 +98,25 @@ def check_controller() -> Finding:
     )
 
 
+def check_queue() -> Finding:
+    """Finds whether squeue answers what `skinjob status` asks."""
+    queue = ask_queue()
+    if isinstance(queue, str):
+        return fail(
+            f"squeue does not say which jobs are yours: {queue or 'not a word'}",
+            f"squeue --user={os.geteuid()} --array   # status cannot do without",
+        )
+    return ok(f"squeue answers: {counted(len(queue), 'job')} of yours")
+
+
 def check_accounting() -> Finding:
     """Finds whether sacct can say how jobs ended; `skinjob status` can do without."""
     instead = "status reads the run folders and scontrol instead"
-    answer = ask("sacct", "--noheader", "--allocations", "--jobs=1")
+    answer = ask_accounting(["1"])
     if answer is None:
         return warn(f"no sacct here: {instead}")
     if answer.returncode:
-        words = _first_line(answer.stderr) or "no answer"
+        words = words_of(answer) or "no answer"
         return warn(f"sacct does not work ({words}): {instead}")
     return ok("sacct answers")
 
@@ -173,17 +195,15 @@ def check_cores(asked: Asked) -> Finding:
     return ok(f"{cpus}, of the {max(shares)} that a node has for each GPU")
 
 
-def check_array(asked: Asked) -> Finding:
-    """Finds whether SLURM takes as many jobs in one array."""
-    most = asked.settings.get("MaxArraySize", "")
-    if not most.isdigit():
-        return skipped("SLURM does not say how large an array may be")
-    if asked.num_jobs > int(most):
-        return fail(
-            f"{asked.num_jobs} jobs, and an array may have {most}",
-            f"{AGAIN} --seeds 0   # fewer runs, in several sweeps",
-        )
-    return ok(f"{counted(asked.num_jobs, 'job')} of at most {most} in an array")
+def check_number(asked: Asked) -> Finding:
+    """Finds whether SLURM takes as many jobs, in one array and in its queue."""
+    if not asked.limits:
+        return skipped("SLURM does not say how many jobs it takes")
+    if asked.num_jobs > asked.limits[0].left:
+        words, most = number_words(asked.configs, asked.limits)
+        name = asked.sweep.name
+        return fail(words, fewer(asked.configs, most, AGAIN, name) if most else WAIT)
+    return ok(f"{counted(asked.num_jobs, 'job')}; {asked.limits[0]}")
 
 
 def check_account(asked: Asked) -> Finding:
@@ -222,9 +242,12 @@ def check_script(asked: Asked) -> Finding:
         )
     except subprocess.TimeoutExpired:
         return fail(f"sbatch --test-only: no answer in {TIMEOUT_S} s", "scontrol ping")
-    said = answer.stderr.replace("allocation failure: ", "")
+    said = answer.stderr
     if answer.returncode:
-        return failed(refusal(said, asked.cluster))
+        fault = refusal(said, asked.cluster)
+        if isinstance(fault, TooManyJobsError):
+            return fail(f"sbatch refused: {fault.message}", fault.remedy, fault.details)
+        return failed(fault)
     match = STARTS.search(said)
     # It tells a time for a job that would wait for ever, too.
     can_start = asked.usable and check_time(asked).verdict == "ok"
@@ -249,7 +272,7 @@ CHECKS: dict[str, Callable[[Asked], Finding]] = {
     "GPU": check_gpu,
     "node size": check_node,
     "cores": check_cores,
-    "array": check_array,
+    "jobs": check_number,
     "account": check_account,
     "script": check_script,
 }
@@ -291,8 +314,3 @@ def _when(start: str) -> str:
         return "now"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"in {hours} h {minutes} min by SLURM's estimate, at {start.replace('T', ' ')},"
-
-
-def _first_line(text: str) -> str:
-    lines: Sequence[str] = text.strip().splitlines()
-    return lines[0] if lines else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted, shown
-from skinjob.errors import ClusterError, SkinjobError
+from skinjob.errors import ClusterError, ConfigError, SkinjobError
 from skinjob.fetch.sums import SUMS_NAME
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.images import ImageSet
@@ -25,6 +25,7 @@ from skinjob.site.checks import (
     check_commands,
     check_controller,
     check_environment,
+    check_queue,
 )
 from skinjob.site.finding import Finding, fail, failed, named, ok, skipped, tried, warn
 from skinjob.site.probe import probe
@@ -36,8 +37,13 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
-from skinjob.submit.plan import Plan, cluster_here, jobs_of, make_plan
-from skinjob.submit.python import lacks_torch, python_note, python_words
+from skinjob.submit.plan import Plan, jobs_of, make_plan, require_here
+from skinjob.submit.python import (
+    lacks_torch,
+    python_note,
+    python_words,
+    require_shared_python,
+)
 from skinjob.submit.room import free_bytes
 
 NO_ANSWER = "SLURM does not answer"
@@ -54,9 +60,9 @@ class Wish:
     skip_bad_images: bool = False
 
     @property
-    def num_jobs(self) -> int:
-        names = (run_name(one.batch_size, one.lr, one.seed) for one in self.configs)
-        return len(jobs_of(dict(zip(names, self.configs, strict=True))))
+    def by_name(self) -> dict[str, TrainConfig]:
+        """The runs by their names."""
+        return {run_name(one.batch_size, one.lr, one.seed): one for one in self.configs}
 
     @property
     def train(self) -> TrainConfig:
@@ -94,7 +100,10 @@ def _resolved(wish: Wish) -> Wish:
     """Returns the wish with the cluster that auto stands for, and no GPU for the CPU."""
     cluster = wish.cluster
     if cluster.cluster == "auto":
-        cluster = replace(cluster, cluster=cluster_here())
+        try:
+            cluster = replace(cluster, cluster=require_here(cluster))
+        except ConfigError:  # the check of the commands says what is missing
+            cluster = replace(cluster, cluster="slurm")
     if wish.train.device == "cpu":
         cluster = replace(cluster, gpus=0)
     return replace(wish, cluster=cluster)
@@ -107,6 +116,7 @@ def _slurm_findings(wish: Wish) -> Iterator[Finding]:
     controller = controller or check_controller()
     yield named("controller", controller)
     answers = controller.verdict == "ok"
+    yield named("queue", check_queue() if answers else skipped(NO_ANSWER))
     yield named("accounting", check_accounting())
     yield from _asked_findings(wish) if answers else _unasked()
     yield named("environment", check_environment())
@@ -116,7 +126,7 @@ def _asked_findings(wish: Wish) -> Iterator[Finding]:
     """Yields what SLURM says of what the jobs ask for."""
     sweep = Sweep(wish.runs / (wish.name or "new-sweep"))
     try:
-        asked = ask_slurm(wish.cluster, sweep, wish.num_jobs)
+        asked = ask_slurm(wish.cluster, sweep, wish.by_name)
     except ClusterError as fault:
         yield named("sinfo", failed(fault))
         yield from _unasked()
@@ -209,6 +219,8 @@ def _look_at_python(cluster: ClusterConfig) -> Finding:
 
     Raises: ConfigError when it can be started here, and lacks a package.
     """
+    if cluster.cluster == "slurm" and not cluster.allow_node_local:
+        require_shared_python(cluster)
     if cluster.cluster == "local" and lacks_torch(cluster):
         return fail(f"no torch in {sys.executable}", "pip install 'skinjob[train]'")
     note = python_note(cluster) if cluster.cluster == "slurm" else None

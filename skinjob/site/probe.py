@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import secrets
 import shutil
 import signal
@@ -23,11 +23,12 @@ from skinjob.errors import ClusterError, RunError
 from skinjob.files import absolute
 from skinjob.ownership import require_safe
 from skinjob.site.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
-from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
+from skinjob.slurm.answers import ask, ask_queue, job_ends
 from skinjob.slurm.environment import slurm_environment
+from skinjob.slurm.reasons import family, why_pending
 from skinjob.slurm.refusals import refusal
 from skinjob.submit.executor import probe_script
-from skinjob.watch.faults import NEVER, tail, why_pending
+from skinjob.watch.faults import tail
 
 SCRIPT = Path(__file__).parent.parent / "train" / "probe.py"
 LOOK_S = 0.5  # between two looks at the folder
@@ -146,7 +147,7 @@ def _queue_and_wait(folder: Path, token: str, cluster: ClusterConfig) -> Probed:
     finally:
         if found is None:
             # By its name: sbatch may have queued it and not lived to say under which number.
-            ask("scancel", "--me", f"--name={folder.name}")
+            ask("scancel", f"--user={os.geteuid()}", f"--name={folder.name}")
         line.clear()  # last: a terminal that has gone may refuse it
 
 
@@ -189,18 +190,18 @@ def _wait(folder: Path, job: str, line: StatusLine) -> Probed:
 
 def _standing(job: str) -> tuple[str, str]:
     """Returns how a job stands, in words and as one of open, gone and never."""
-    queue = jobs_in_queue()
-    if queue is None:
-        return "SLURM does not answer just now", "open"
+    queue = ask_queue()
+    if isinstance(queue, str):
+        why = f" ({queue})" if queue else ""
+        return f"SLURM does not answer just now{why}", "open"
     queued = queue.get(job)
     if queued is None:
         return "has left the queue", "gone"
     if queued.state != "PENDING":
         return "at work", "open"
-    word = queued.reason.split(",")[0].strip("()")
-    for pattern, words, _ in NEVER:
-        if re.fullmatch(pattern, word):
-            return f"{words} ({word})", "never"
+    found = family(queued.reason)
+    if found and found.fix:
+        return why_pending(queued.reason), "never"
     return f"waiting, {why_pending(queued.reason)}", "open"
 
 

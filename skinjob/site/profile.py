@@ -14,7 +14,7 @@ from typing import Any
 from skinjob.config import LEAST_TIME_MIN, ClusterConfig
 from skinjob.console import counted
 from skinjob.errors import ClusterError, ConfigError
-from skinjob.slurm.answers import ask
+from skinjob.slurm.answers import ask, words_of
 from skinjob.submit.limits import parse_time
 
 DOWN = ("down", "drain", "fail", "unk", "maint", "inval")
@@ -89,7 +89,7 @@ def ask_site() -> Site:
             "skinjob submit --cluster local   # trains on this machine",
         )
     if answer.returncode:
-        said = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[0]
+        said = words_of(answer) or f"exit code {answer.returncode}"
         raise ClusterError(f"sinfo does not answer: {said}", "scontrol ping")
     partitions = read_sinfo(answer.stdout)
     shown = ask("scontrol", "--oneliner", "show", "partition")
@@ -130,8 +130,9 @@ def choose(site: Site, partition: str | None = None) -> Choice:
     Raises: ConfigError when there is no partition of that name, ClusterError when none is up.
     """
     one = _named(site, partition) if partition else _best(site)
-    reasons = {"partition": _why(one, site, is_named=bool(partition))}
-    values: dict[str, Any] = {"partition": one.name}
+    reasons = {"cluster": "jobs go to SLURM, and never to this machine for want of sbatch"}
+    reasons["partition"] = _why(one, site, is_named=bool(partition))
+    values: dict[str, Any] = {"cluster": "slurm", "partition": one.name}
     for name, mine, allowed in (
         ("account", site.rights.accounts, one.accounts),
         ("qos", site.rights.qos, one.qos),

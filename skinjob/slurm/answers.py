@@ -6,6 +6,7 @@ from it.
 
 from __future__ import annotations
 
+import os
 import pwd
 import re
 import signal
@@ -18,6 +19,8 @@ from pathlib import Path
 from skinjob.slurm.environment import slurm_environment
 
 TIMEOUT_S = 20
+TIMED_OUT = 124
+MOST_LINES = 4  # of what a command says
 ENDS = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -67,9 +70,10 @@ class Answers:
     """What SLURM says: asked of each thing once, and remembered."""
 
     def __init__(self) -> None:
-        self._queues: dict[str | None, dict[str, QueuedJob] | None] = {}
+        self._queues: dict[str | None, dict[str, QueuedJob] | str] = {}
         self._ends: dict[str, JobEnd | None] = {}
         self._asked: set[str] = set()
+        self._arrays: dict[str, dict[str, JobEnd | None] | None] = {}
 
     def queue(self, submission: Path, user: str | None = None) -> dict[str, QueuedJob] | None:
         """Returns what `jobs_in_queue` does, of the jobs that were submitted from a folder alone.
@@ -77,12 +81,17 @@ class Answers:
         Where SLURM began to count anew, a stranger's job may have the id of one of ours.
         """
         if user not in self._queues:
-            self._queues[user] = jobs_in_queue(user)
+            self._queues[user] = ask_queue(user)
         queue, folder = self._queues[user], submission.resolve()
-        if queue is None:
+        if isinstance(queue, str):
             return None
         places = {job.script: Path(job.script).parent.resolve() for job in queue.values()}
         return {name: job for name, job in queue.items() if places[job.script] == folder}
+
+    @property
+    def no_queue(self) -> str:
+        """Why SLURM did not tell a queue, in its words; empty where it said nothing."""
+        return next((why for why in self._queues.values() if isinstance(why, str)), "")
 
     def ends(self, jobs: Collection[str]) -> dict[str, JobEnd | None]:
         """Returns what `job_ends` does, of these jobs and of those asked for before."""
@@ -91,18 +100,53 @@ class Answers:
         self._asked |= new
         return self._ends
 
+    def is_dropped(self, job: str) -> bool:
+        """Says whether SLURM has a record of an array and none of this task, nor has it queued.
+
+        So it is with a task that was cancelled by itself before it began.
+        """
+        array = _array(job)
+        if array not in self._arrays:
+            self._arrays[array] = _remembered(array)
+        return job != array and job not in (self._arrays[array] or {job: None})
+
 
 def jobs_in_queue(user: str | None = None) -> dict[str, QueuedJob] | None:
     """Returns a user's jobs in SLURM's queue by their ids, or None when it does not answer.
 
     Without a *user* they are one's own.
     """
-    whose = f"--user={user}" if user else "--me"
+    found = ask_queue(user)
+    return None if isinstance(found, str) else found
+
+
+def ask_queue(user: str | None = None) -> dict[str, QueuedJob] | str:
+    """Returns what `jobs_in_queue` does, or in SLURM's words why it does not answer."""
+    whose = f"--user={user or os.geteuid()}"  # older versions do not know --me
     answer = ask("squeue", whose, "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
-    if answer is None or answer.returncode:
-        return None
+    if answer is None:
+        return "no squeue on PATH"
+    if answer.returncode:
+        return words_of(answer)
     rows = [line.split("|", 4) for line in answer.stdout.splitlines() if line.count("|") >= 4]
     return {job: QueuedJob(*words) for job, *words in rows}
+
+
+def words_of(answer: subprocess.CompletedProcess[str]) -> str:
+    """Returns what a command of SLURM's had to say against a question, in a line.
+
+    >>> words_of(subprocess.CompletedProcess(["squeue"], 1, "", "Hello\\nsqueue: error: No\\n"))
+    'Hello; No'
+    """
+    lines = [
+        re.sub(r"^\w+: (error: |fatal: )?", "", line.strip())
+        for line in (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+        if line.strip()
+    ]
+    if answer.returncode == TIMED_OUT and not lines:
+        return f"no answer in {TIMEOUT_S} s"
+    more = f"; and {len(lines) - MOST_LINES} more lines" if len(lines) > MOST_LINES else ""
+    return "; ".join(lines[:MOST_LINES]) + more
 
 
 def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:
@@ -134,8 +178,7 @@ def cancel_jobs(jobs: Collection[str]) -> str:
     answer = ask("scancel", *sorted(jobs))
     if answer is None:
         return "no scancel on PATH"
-    said = answer.stderr.strip().splitlines()
-    return (said[0] if said else "it does not answer") if answer.returncode else ""
+    return (words_of(answer) or "it does not answer") if answer.returncode else ""
 
 
 def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
@@ -143,15 +186,7 @@ def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
 
     It is empty where the cluster keeps no accounting, and None where that does not answer.
     """
-    answer = ask(
-        "sacct",
-        "--noheader",
-        "--parsable2",
-        "--format=JobID,State,ExitCode,NodeList,Timelimit,End",
-        # Asked for a task of an array that never began, sacct does not find it: its row is that
-        # of the whole array, 12_[0-3].
-        f"--jobs={','.join(_arrays(jobs))}",
-    )
+    answer = ask_accounting(jobs)
     if answer is None:
         return {}
     if answer.returncode:
@@ -167,6 +202,19 @@ def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
             elif end := found.get(job):
                 found[job] = _with_step(end, step, *row[1:3])
     return found
+
+
+def ask_accounting(jobs: Collection[str]) -> subprocess.CompletedProcess[str] | None:
+    """Returns what sacct answers of jobs; None where there is no sacct."""
+    return ask(
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--format=JobID,State,ExitCode,NodeList,Timelimit,End",
+        # Asked for a task of an array that never began, sacct does not find it: its row is that
+        # of the whole array, 12_[0-3].
+        f"--jobs={','.join(_arrays(jobs))}",
+    )
 
 
 def _with_step(end: JobEnd, step: str, state: str, exit_code: str) -> JobEnd | None:
@@ -294,6 +342,6 @@ def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
             env=slurm_environment() | {"SLURM_TIME_FORMAT": "%s"},
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", "")
+        return subprocess.CompletedProcess(command, TIMED_OUT, "", "")
     except OSError:
         return None

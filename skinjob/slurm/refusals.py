@@ -33,6 +33,11 @@ OPTIONS = {"mem_gb": "mem", "time_min": "time"}
 """Names of options that are not those of their fields."""
 
 
+FAILED = r"(?:Batch job submission failed|allocation failure): "
+RETRIES = r"Slurm temporarily unable to accept job"
+TOO_MANY = r"SubmitJob|Resource temporarily unavailable|job array specification"
+"""Words of a refusal for the number of jobs."""
+
 NO_ANSWER = (
     r"timed out|Zero Bytes were transmitted|Unexpected message"
     r"|Could not make sense of sbatch output|killed for an unknown reason"
@@ -44,39 +49,80 @@ class NoAnswerError(ClusterError):
     """SLURM did not say whether it took a job."""
 
 
+SPECIFIC = (
+    r"(QOS|Assoc|Max)[A-Z]\w+"
+    r"|invalid partition specified: .+"
+    r"|.+ (specifications?|count per node|requirements) can not be satisfied"
+)
+"""Lines of SLURM's own that say more than its last one."""
+UNSPECIFIED = r"Unspecified error|cli_filter plugin terminated with error"
+"""Last lines of a refusal by a site's own rules: they leave the reason to the lines before."""
+
+
+class RefusedError(ClusterError):
+    """SLURM refused a job: none is queued."""
+
+
+class TooManyJobsError(RefusedError):
+    """SLURM refused jobs for their number. The message is SLURM's reason."""
+
+
 def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
     """Returns the error for what sbatch said, with the value that it means, where that can be told.
 
-    sbatch itself mostly leaves it out: "Invalid feature specification".
+    sbatch itself mostly leaves it out: "Invalid feature specification". What the site's own rules
+    had sbatch say besides is in the error's details.
     """
-    words = first_words(said)
-    if re.search(NO_ANSWER, said):
+    words, others = reason(said)
+    if not said.strip() or re.search(NO_ANSWER, said):  # sbatch was killed, or heard nothing
         return NoAnswerError(
             f"SLURM did not say whether it took the jobs: {words}",
-            "squeue --me; skinjob submit   # the same again takes up a job that was queued",
+            "squeue --user=$USER; skinjob submit   # the same again takes up a job that was queued",
         )
+    if re.search(UNSPECIFIED, words):
+        rules = "; ".join(others)
+        return RefusedError(
+            f"sbatch refused: {rules or words}",
+            "skinjob submit --dry-run   # shows the script; the rules are the site's own"
+            if rules
+            else "skinjob submit --dry-run   # shows the script: ask the cluster's admins",
+        )
+    if re.search(TOO_MANY, words):
+        return TooManyJobsError(words, "squeue --user=$USER", others)
     for pattern, fields, listing in REASONS:
         if re.search(pattern, words, re.IGNORECASE):
             meant = _meant(fields, words, cluster)
             options = [_option(name) for name in meant or fields[:1]]
             told = ", ".join(_told(cluster, name) for name in meant)
-            return ClusterError(
+            return RefusedError(
                 f"sbatch refused: {words}{f' ({told})' if told else ''}",
                 f"{listing}   # what there is; then skinjob submit with another {options[0]}",
+                others,
             )
-    return ClusterError(
-        f"sbatch refused: {words}", "sinfo; skinjob submit --dry-run   # shows the script"
+    return RefusedError(
+        f"sbatch refused: {words}", "sinfo; skinjob submit --dry-run   # shows the script", others
     )
 
 
-def first_words(said: str) -> str:
-    """Returns the first thing that sbatch had to say, or the first line of whatever was said.
+def reason(said: str) -> tuple[str, list[str]]:
+    """Returns why sbatch takes no job, and the other lines of what it said.
 
-    >>> first_words("x failed:\\nsbatch: error: invalid partition specified: nowhere")
-    'invalid partition specified: nowhere'
+    Plugins of the site may have sbatch say something first. SLURM's own reason is its last line.
+
+    >>> reason("sbatch: error: Hello\\nsbatch: error: Batch job submission failed: Access denied")
+    ('Access denied', ['Hello'])
     """
-    found = re.findall(r"sbatch: (?:error: )?(.+)", said) or said.splitlines() or ["nothing"]
-    return str(found[0]).removeprefix("Batch job submission failed: ")
+    own = re.findall(rf"(?m)^(?:sbatch: (?:error: |fatal: )?(.+)|({FAILED}.+))", said)
+    own = ["".join(pair) for pair in own] or said.split("\n")
+    lines = list(dict.fromkeys(line.strip() for line in own if line.strip()))
+    last = [found[1] for line in lines if (found := re.fullmatch(FAILED + "(.+)", line))]
+    if not last:
+        rules = [line for line in lines if re.search(UNSPECIFIED, line)]
+        last = rules or ["; ".join(lines) or "nothing"]
+        return last[-1], [line for line in lines if line not in last] if rules else []
+    others = [line for line in lines if not re.match(f"{FAILED}|{RETRIES}", line)]
+    specific = [line for line in others if re.fullmatch(SPECIFIC, line)]
+    return (specific or last)[-1], [line for line in others if line not in specific]
 
 
 def _meant(fields: tuple[str, ...], words: str, cluster: ClusterConfig) -> list[str]:

@@ -119,7 +119,8 @@ def _end_jobs(
     """
     queue = slurm.queue(sweep.submission_folder) if jobs else {}
     there = [job for job in jobs if queue is None or _is_there(queue.get(job))]
-    refusal = "it does not answer" if queue is None else cancel_jobs(there) if there else ""
+    silent = slurm.no_queue or "it does not answer"
+    refusal = silent if queue is None else cancel_jobs(there) if there else ""
     if refusal:
         again = shlex.join(["skinjob", "cancel", str(absolute(sweep.folder)), *names])
         raise ClusterError(

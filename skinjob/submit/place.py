@@ -37,19 +37,21 @@ def require_path(option: str, path: Path) -> None:
         ) from None
 
 
-def require_shared(option: str, path: Path) -> None:
+def require_shared(option: str, path: Path, *, mend: str | None = None) -> None:
     """Returns when the nodes of a cluster may see a path as it is seen here.
+
+    *mend* is the option that gives another, where that is not *option*.
 
     Raises: ConfigError when it lies on a disk or in the memory of this machine alone.
     """
-    there = path.resolve()
-    reason = _node_local(there)
-    if reason:
-        seen = f"{path}" if there == path else f"{path} ({there})"
-        raise ConfigError(
-            f"{option} {seen} is {reason}: compute nodes do not see what is there",
-            f"{_other(option)}; or, where they do, skinjob submit --allow-node-local",
-        )
+    # The link itself lies somewhere too: a venv's Python is one, to the system's.
+    for there in (path.resolve(), path.absolute().parent.resolve() / path.name):
+        if reason := _node_local(there):
+            seen = f"{path}" if there == path else f"{path} ({there})"
+            raise ConfigError(
+                f"{option} {seen} is {reason}: compute nodes do not see what is there",
+                f"{_other(mend or option)}; or, where they do, skinjob submit --allow-node-local",
+            )
 
 
 def require_for_sbatch(folder: Path) -> None:

@@ -32,7 +32,7 @@ from skinjob.submit.place import (
     require_shared,
     require_writable,
 )
-from skinjob.submit.python import lacks_torch, python_note
+from skinjob.submit.python import lacks_torch, python_note, require_shared_python
 from skinjob.submit.room import bytes_needed, free_bytes, require_room
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
@@ -138,7 +138,8 @@ def make_plan(
     *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
     """
     train = configs[0]
-    cluster = replace(cluster, cluster=_resolve_cluster(cluster.cluster))
+    is_auto = cluster.cluster == "auto"
+    cluster = replace(cluster, cluster=require_here(cluster))
     if str(runs).startswith("-"):
         runs = absolute(runs)  # as a word of a command, a relative one would be an option
     _require_places(train, runs, cluster)
@@ -165,6 +166,8 @@ def make_plan(
         python_note=python_note(cluster) if cluster.cluster == "slurm" else None,
     )
     plan = placed(plan)
+    if is_auto:
+        _require_same_cluster(plan)
     _require_fit(plan)
     return plan
 
@@ -221,20 +224,54 @@ def _unheeded(cluster: ClusterConfig) -> list[tuple[str, str]]:
     )
 
 
-def cluster_here() -> str:
-    """Returns the cluster that auto stands for on this machine."""
-    return "slurm" if shutil.which("sbatch") else "local"
+LOAD = "module load slurm   # or log in to the login node; --cluster local trains on this machine"
+ONLY_SLURM = {
+    "partition": "a partition",
+    "account": "an account",
+    "qos": "a QOS",
+    "constraint": "a constraint",
+    "reservation": "a reservation",
+    "nodelist": "a node",
+    "exclude": "a node to exclude",
+    "wckey": "a wckey",
+    "gpu_type": "a GPU type",
+    "mail": "a mail",
+    "sbatch": "a flag of sbatch",
+}
+"""What a user asks only of SLURM: never of this machine."""
 
 
-def _resolve_cluster(cluster: str) -> str:
-    if cluster == "auto":
-        return cluster_here()
-    if cluster == "slurm" and not shutil.which("sbatch"):
+def require_here(cluster: ClusterConfig) -> str:
+    """Returns the cluster that is meant: slurm where there is sbatch, else this machine.
+
+    Raises: ConfigError when there is no sbatch and something is asked for that SLURM alone has.
+    """
+    if cluster.cluster == "local" or shutil.which("sbatch"):
+        return "slurm" if cluster.cluster == "auto" else cluster.cluster
+    asked = [name for name in ONLY_SLURM if getattr(cluster, name) not in (None, ())]
+    if cluster.cluster == "slurm":
+        words = "cluster slurm was asked for and there is no sbatch on PATH"
+    elif asked:
+        value = getattr(cluster, asked[0])
+        told = " ".join(value) if isinstance(value, tuple) else value
+        words = f"{ONLY_SLURM[asked[0]]} is asked for, and there is no sbatch on PATH: {told}"
+    else:
+        return "local"
+    raise ConfigError(words, LOAD)
+
+
+def _require_same_cluster(plan: Plan) -> None:
+    """Returns when a sweep that is there is not taken up on this machine for want of sbatch alone.
+
+    Raises: ConfigError when its jobs are SLURM's.
+    """
+    if plan.is_new or plan.cluster.cluster == "slurm":
+        return
+    if plan.sweep.info()["cluster"]["cluster"] == "slurm":
         raise ConfigError(
-            "cluster slurm was asked for and there is no sbatch on PATH",
-            "skinjob submit --cluster local",
+            f"the jobs of {plan.sweep.folder} are SLURM's, and there is no sbatch on PATH",
+            LOAD,
         )
-    return cluster
 
 
 def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig) -> None:
@@ -244,6 +281,8 @@ def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig) -> N
         require_path(option, path)
         if cluster.cluster == "slurm" and not cluster.allow_node_local:
             require_shared(option, path)
+    if cluster.cluster == "slurm" and not cluster.allow_node_local:
+        require_shared_python(cluster)
     require_writable(runs)
 
 

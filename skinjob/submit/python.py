@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import ConfigError
+from skinjob.submit.place import require_shared
 
 NEEDED = ("skinjob", "submitit", "torch", "torchvision")
 TRIED_S = 20  # a conda environment on a slow file system takes half of it
+OPENED = (
+    r"(?:^|[;&|]) *(?:(?:source|\.|exec|bash|sh|eval|(?:conda|mamba|micromamba) +activate) +)?"
+    r"([^\s;&|<>]*/[^\s;&|<>]+)"
+)
+"""What a line of a shell starts or reads: a path with a folder."""
 LOOK = (  # finds a module without loading it: torch alone takes seconds
     "from importlib.util import find_spec; "
     f"print('skinjob lacks', *(name for name in {NEEDED} if find_spec(name) is None))"
@@ -43,6 +52,31 @@ def python_words(cluster: ClusterConfig) -> str:
 def lacks_torch(cluster: ClusterConfig) -> bool:
     """Says whether jobs would start this very Python, and it has no torch."""
     return not cluster.python and not cluster.setup and find_spec("torch") is None
+
+
+def require_shared_python(cluster: ClusterConfig) -> None:
+    """Returns when the nodes may see all that a job opens before its run: Python, packages, set-up.
+
+    Of shell words and lines the files are looked at that they start or read.
+
+    Raises: ConfigError for one on a disk or in the memory of this machine alone.
+    """
+    if cluster.python:
+        for word in shlex.split(cluster.python):
+            file = word if "/" in word or cluster.setup else shutil.which(word) or word
+            if "/" in file and Path(file).is_file():
+                require_shared("--python", Path(file))
+    else:
+        require_shared("the Python of jobs,", Path(sys.executable), mend="--python")
+        for name in NEEDED:
+            spec = find_spec(name)
+            if spec and spec.origin:
+                require_shared(f"the package {name},", Path(spec.origin), mend="--python")
+    for line in cluster.setup:
+        for word in re.findall(OPENED, line):
+            path = Path(os.path.expandvars(word.strip("'\"$(`"))).expanduser()
+            if path.exists():
+                require_shared("--setup", path)
 
 
 def python_note(cluster: ClusterConfig) -> str | None:

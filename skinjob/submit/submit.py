@@ -7,16 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from skinjob.config import ClusterConfig
-from skinjob.errors import ClusterError, SkinjobError
+from skinjob.errors import SkinjobError
 from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.slurm.answers import Answers
-from skinjob.slurm.refusals import NoAnswerError
+from skinjob.slurm.joblimits import job_limits
+from skinjob.slurm.refusals import NoAnswerError, RefusedError, TooManyJobsError
 from skinjob.slurm.unrecorded import unrecorded_jobs, write_pending
 from skinjob.submit import local
 from skinjob.submit.executor import adopt, queue
+from skinjob.submit.fewer import WAIT, fewer, number_words
 from skinjob.submit.folders import (
     discard,
     record_jobs,
@@ -29,6 +32,8 @@ from skinjob.watch.state import Standing, standings
 
 REPEATED = ("failed", "cancelled", "lost")
 LATE_S = (1, 2, 4)  # pauses in which a busy SLURM may come to show a job
+REFUSED = {"local": SkinjobError, "slurm": RefusedError}
+"""The errors after which there are no jobs."""
 WAIT_S = {"local": 0.5, "slurm": 15}  # squeue answers for a whole site: it is asked seldom
 
 
@@ -71,22 +76,23 @@ def _submit(plan: Plan) -> Submission:
         local.require_free(sweep)
     before = {name: Run(sweep.folder / name).state() for name in todo}
     jobs_before = {} if is_new else sweep.info()["jobs"]
-    is_queueing = False
-    try:
+    undo = partial(discard, plan) if is_new else partial(_restore, sweep, before, jobs_before)
+    with _undoing(undo, BaseException):  # Ctrl-C too
         write_plan(plan, queued=todo)
-        is_queueing = True
-        jobs = _queue(plan, todo)
-    except BaseException as fault:  # Ctrl-C too
-        refusal = ClusterError if plan.cluster.cluster == "slurm" else SkinjobError
-        is_refused = isinstance(fault, refusal) and not isinstance(fault, NoAnswerError)
-        if is_queueing and not is_refused:
-            raise  # there may be jobs: the next submit finds out
-        if is_new:
-            discard(plan)
-        else:
-            _restore(sweep, before, jobs_before)
-        raise
+    # After any other error there may be jobs: the next submit finds out.
+    with _undoing(undo, REFUSED[plan.cluster.cluster]):
+        jobs = _queue(plan, todo, is_new=is_new)
     return Submission(sweep=sweep, queued=todo, jobs=jobs, before=stands)
+
+
+@contextmanager
+def _undoing(undo: Callable[[], None], errors: type[BaseException]) -> Iterator[None]:
+    """Calls *undo* when the block raises one of these errors."""
+    try:
+        yield
+    except errors:
+        undo()
+        raise
 
 
 def settle(sweep: Sweep) -> None:
@@ -99,7 +105,7 @@ def settle(sweep: Sweep) -> None:
     if Answers().queue(sweep.submission_folder) is None:
         raise NoAnswerError(
             f"SLURM does not say whether it has the jobs of {sweep.folder} already",
-            "squeue --me; skinjob submit   # the same again, once it answers",
+            "squeue --user=$USER; skinjob submit   # the same again, once it answers",
         )
     jobs = _queued_after_all(sweep, recorded_cluster(sweep))
     for run in (Run(sweep.folder / name) for name in jobs):
@@ -135,7 +141,7 @@ def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[Standing], None])
     return is_done
 
 
-def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
+def _queue(plan: Plan, names: tuple[str, ...], *, is_new: bool) -> dict[str, str]:
     with _deaf_to_ctrl_c():
         if plan.cluster.cluster == "local":
             local.start_queue(plan.sweep, names, plan.cluster.trust)
@@ -144,12 +150,30 @@ def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
         write_pending(plan.sweep, groups)
         try:
             jobs = queue(plan.sweep, groups, plan.cluster)
+        except TooManyJobsError as fault:
+            raise _too_many(plan, names, fault, is_new=is_new) from None
         except NoAnswerError:
             jobs = _queued_after_all(plan.sweep, plan.cluster)
             if not jobs:
                 raise
         _record(plan.sweep, jobs)
     return jobs
+
+
+def _too_many(
+    plan: Plan, names: tuple[str, ...], fault: TooManyJobsError, *, is_new: bool
+) -> RefusedError:
+    """Returns the error of jobs that SLURM refused for their number."""
+    configs = {name: plan.configs[name] for name in names}
+    words, most = number_words(configs, job_limits(plan.cluster))
+    if not most:
+        fix = WAIT
+    elif is_new:
+        fix = fewer(configs, most, "skinjob submit", plan.sweep.name)
+    else:
+        first = [name for job in jobs_of(configs)[:most] for name in job]
+        fix = f"{plan.sweep.retry_command(*first)}   # then the others"
+    return RefusedError(f"{words}: sbatch says {fault.message}", fix, fault.details)
 
 
 def _queued_after_all(sweep: Sweep, cluster: ClusterConfig) -> dict[str, str]:

@@ -17,6 +17,7 @@ from skinjob.errors import RunError
 from skinjob.files import is_full, write_json
 from skinjob.runs import Run, RunState, Sweep, utc_now
 from skinjob.slurm.answers import JobEnd
+from skinjob.slurm.reasons import family
 
 TAIL_BYTES = 20_000
 
@@ -33,56 +34,6 @@ SAID = (
     (r"CANCELLED AT \S+ \*\*\*", "CANCELLED"),
 )
 """What SLURM writes into a job's output, and the state that it stands for."""
-
-WAITING = {
-    "BeginTime": "not before its begin time",
-    "Cleaning": "its last attempt is being cleared up",
-    "Dependency": "waits for another job",
-    "JobArrayTaskLimit": "as many are at work as --array-parallelism allows",
-    "None": "SLURM has not looked at it yet",
-    "PartitionDown": "its partition is down",
-    "PartitionInactive": "its partition is closed",
-    "Priority": "others are before it",
-    "ReqNodeNotAvail": "its nodes are down or reserved",
-    "Resources": "no GPU, cores or memory free for it yet",
-}
-"""Why a job waits that will start by itself, by squeue's reason."""
-
-BEGUN = {
-    "COMPLETING": "its job is ending",
-    "CONFIGURING": "its node is being made ready",
-    "SUSPENDED": "its job is suspended",
-}
-"""What a job is at that is neither pending nor running, by SLURM's word."""
-
-NEVER = (
-    (r"JobHeldUser", "held by you", "scontrol release {job}"),
-    (
-        r"JobHeldAdmin",
-        "held by an admin",
-        "scontrol show job {job}  # and ask the cluster's admins",
-    ),
-    (r"launch failed requeued held", "held: it could not be launched", "scontrol release {job}"),
-    (r"JobHoldMaxRequeue", "held: requeued too often", "scontrol release {job}"),
-    (r"BadConstraints", "asks for what no node has", "{cancel}; {again}"),
-    (r"DependencyNeverSatisfied", "waits for a job that failed", "{cancel}; {again}"),
-    (
-        r"PartitionTimeLimit",
-        "--time is over its partition's limit",
-        "sinfo -o '%P %l'; {cancel}; {again} --time LESS",
-    ),
-    (
-        r"PartitionNodeLimit|(Account|QOS)NotAllowed|Invalid(Account|QOS)",
-        "its partition does not take it",
-        "{cancel}; {again} --partition OTHER",
-    ),
-    (
-        r"(QOS|Assoc)\w*(PerJob|WallDuration)\w*",
-        "asks for more than a job may have",
-        "sacctmgr show assoc user=$USER; {cancel}; {again} --time LESS",
-    ),
-)
-"""Of a job that never starts by itself: squeue's reason, words, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -164,37 +115,15 @@ def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
     return told
 
 
-def why_pending(reason: str) -> str:
-    """Returns why a pending job has not started, in words, with squeue's own after them.
-
-    >>> why_pending("Resources")
-    'no GPU, cores or memory free for it yet (Resources)'
-    """
-    word = reason.split(",")[0].strip("()")
-    limit = re.match(r"QOS|Assoc", word)
-    words = WAITING.get(word) or (limit and "at a limit of your account or QOS, until others end")
-    return f"{words} ({word})" if words else word
-
-
-def what_begun(state: str) -> str:
-    """Returns what a job is at that waits no more and does not run, in words.
-
-    >>> what_begun("SUSPENDED")
-    'its job is suspended (SUSPENDED)'
-    """
-    words = BEGUN.get(state)
-    return f"{words} ({state})" if words else state.lower()
-
-
 def why_never(run: Run, job: str, reason: str) -> tuple[str, str] | None:
     """Returns why a pending job never starts by itself and what to do; None if it may start."""
-    for pattern, words, remedy in NEVER:
-        if re.fullmatch(pattern, reason.split(",")[0].strip("()")):
-            names = _runs_of(job, run)
-            again = run.sweep.retry_command(*names)  # cancelled runs are taken up by name alone
-            cancel = run.sweep.command("cancel", *names)
-            return f"{words} ({reason})", remedy.format(job=job, again=again, cancel=cancel)
-    return None
+    found = family(reason)
+    if found is None or found.fix is None:
+        return None
+    names = _runs_of(job, run)
+    again = run.sweep.retry_command(*names)  # cancelled runs are taken up by name alone
+    cancel = run.sweep.command("cancel", *names)
+    return f"{found.words} ({reason})", found.fix.format(job=job, again=again, cancel=cancel)
 
 
 def _runs_of(job: str, run: Run) -> list[str]:

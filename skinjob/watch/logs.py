@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skinjob.runs import Run
 from skinjob.watch.faults import last_words
-from skinjob.watch.state import NO_ANSWER, OPEN, Standing, Survey, survey
+from skinjob.watch.state import NO_ANSWER, OPEN, REFUSES, Standing, Survey, survey
 from skinjob.watch.watching import surveys
 
 FOLLOW_S = 1
@@ -72,4 +72,4 @@ def _stands(found: Survey) -> str:
     one: Standing = found.runs[0]
     why = one.error or one.reason
     told = f"{one.run} {one.state}, epoch {one.epoch}/{one.epochs}{': ' + why if why else ''}"
-    return f"{told} (SLURM does not answer)" if found.slurm == NO_ANSWER else told
+    return f"{told} (SLURM {found.slurm})" if found.slurm in (NO_ANSWER, REFUSES) else told

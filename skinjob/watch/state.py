@@ -6,6 +6,7 @@ A state that is not known means waiting, never failed.
 from __future__ import annotations
 
 import fcntl
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ from pathlib import Path
 from skinjob.errors import RunError
 from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep, submit_lock
 from skinjob.slurm.answers import Answers, JobEnd, QueuedJob
+from skinjob.slurm.reasons import HELD, what_begun, why_pending
 from skinjob.slurm.unrecorded import unrecorded_jobs
 from skinjob.watch.faults import (
     ending,
+    job_output,
     orphan_ending,
-    what_begun,
     why_never,
-    why_pending,
     write_ending,
 )
 
@@ -29,7 +30,10 @@ STATES = ("running", "waiting", "done", "failed", "cancelled", "lost")
 OPEN = ("waiting", "running")
 """States that a run leaves by itself."""
 
-ANSWERS, NO_ANSWER, NOT_ASKED = "answers", "does not answer", "not asked"
+ANSWERS, NO_ANSWER, REFUSES = "answers", "does not answer", "refuses the question"
+NOT_ASKED = "not asked"
+SILENCE = r"[Cc]ontact|[Cc]onnect|[Cc]ommunicat|timed out|Zero Bytes|no answer in|no squeue|^$"
+"""Words of SLURM's commands where its controller has not heard the question."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,10 @@ class Survey:
 
     sweep: Sweep
     slurm: str
-    """Whether it was asked and answered: ANSWERS, NO_ANSWER or NOT_ASKED."""
+    """Whether it was asked and answered: ANSWERS, NO_ANSWER, REFUSES or NOT_ASKED."""
     runs: list[Standing]
+    words: str = ""
+    """SLURM's own on why it does not answer, or refuses the question."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +133,12 @@ def survey(
     elif all(one.is_over for one in cases):
         word, found = NOT_ASKED, [_standing(one) for one in cases]
     else:
-        word, found = _asked(sweep, cases, slurm or Answers())
+        slurm = slurm or Answers()
+        word, found = _asked(sweep, cases, slurm)
+    words = slurm.no_queue if slurm and word in (NO_ANSWER, REFUSES) else ""
     rest = iter(found)
-    return Survey(sweep, word, [one if isinstance(one, Standing) else next(rest) for one in told])
+    runs_found = [one if isinstance(one, Standing) else next(rest) for one in told]
+    return Survey(sweep, word, runs_found, words)
 
 
 def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
@@ -155,20 +164,38 @@ def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, li
     # A run that ended while the queue was asked has the last word.
     cases = [one.again() for one in cases]
     if queue is None:
-        return NO_ANSWER, [_standing(one) for one in cases]
+        word = NO_ANSWER if re.search(SILENCE, slurm.no_queue) else REFUSES
+        return word, [_standing(one) for one in cases]
     unrecorded = unrecorded_jobs(sweep, queue)
     cases = [replace(one, job=unrecorded.get(one.run.name, one.job)) for one in cases]
-    gone = {one.run for one in cases if _is_gone(one, queue)}
-    ends = slurm.ends({one.job for one in cases if one.run in gone and one.job})
-    found = [_concluded(one, ends) if one.run in gone else _open(one, queue) for one in cases]
+    gone = [one for one in cases if not one.is_over and one.job not in queue]
+    ends = dict(slurm.ends({one.job for one in gone if one.job}))
+    for one in gone:
+        if one.job and not ends.get(one.job) and not _has_begun(one) and slurm.is_dropped(one.job):
+            ends[one.job] = JobEnd("CANCELLED")
+    known = {
+        one.run
+        for one in gone
+        if (one.job is None and one.is_submitted)
+        or not _is_recent(one)
+        or _is_told(ends.get(one.job or ""))
+    }
+    found = [_concluded(one, ends) if one.run in known else _open(one, queue) for one in cases]
     return ANSWERS, found
 
 
-def _is_gone(one: Case, queue: Mapping[str, QueuedJob]) -> bool:
-    """Says whether a run's job has left the queue, and the run is open and silent."""
-    if one.is_over or one.job in queue:
-        return False
-    return (one.job is None and one.is_submitted) or not _is_recent(one)
+def _has_begun(one: Case) -> bool:
+    """Says whether a run's job may have been at work."""
+    output = job_output(one.run.sweep, one.job or "")
+    return one.said.started_utc is not None or output.exists()
+
+
+def _is_told(end: JobEnd | None) -> bool:
+    """Says whether SLURM's word on a job is enough, while its run's last may be still to come.
+
+    A run that came to its end says so itself, if up to a minute late on some file systems.
+    """
+    return end is not None and end.state != "COMPLETED"
 
 
 def is_working(sweep: Sweep) -> bool:
@@ -219,15 +246,16 @@ def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
     if queued.state == "RUNNING":
         reason = "its job is starting" if found.state == "waiting" else ""
         return replace(found, reason=reason, node=queued.node or found.node)
-    if queued.state != "PENDING":
+    if queued.state not in ("PENDING", *HELD):
         return replace(found, reason=what_begun(queued.state), left_s=None)
+    why = queued.state if queued.state in HELD else queued.reason
     # By its own word a run that lost its node is running, until it is started again.
     found = replace(found, state="waiting", node=None, left_s=None)
-    if one.job and (never := why_never(one.run, one.job, queued.reason)):
+    if one.job and (never := why_never(one.run, one.job, why)):
         reason, remedy = never
         error = f"job {one.job} does not start by itself: {reason}"
         return replace(found, reason=reason, error=error, remedy=remedy)
-    return replace(found, reason=why_pending(queued.reason))
+    return replace(found, reason=why_pending(why))
 
 
 def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
@@ -248,7 +276,11 @@ def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
             remedy=f"sacct -j {one.job}",
             left_s=None,
         )
-    found = ending(one.run, one.said, one.job, ends.get(one.job or ""))
+    end = ends.get(one.job or "")
+    found = ending(one.run, one.said, one.job, end)
+    if _is_recent(one) and end and end.node and end.state != "CANCELLED":
+        # It was at work: what it may have said itself is better, and must not be written over.
+        return _standing(replace(one, said=replace(one.said, state="failed", **vars(found))))
     return _standing(replace(one, said=write_ending(one.run, one.said, found)))
 
 

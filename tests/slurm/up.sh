@@ -8,12 +8,13 @@
 #   --gpus        fake GPUs (default 4)
 #   --gpu-type    their type, as a job may ask for it (default: none)
 #   --cpus        CPUs that SLURM believes in (default 8); may be more than there are
+# What is in STATE/site.conf, if there is one, is added to slurm.conf.
 # Needs root. Touches STATE and /run/netns, nothing else. Afterwards:
 #   . STATE/env.sh; nsenter --net="$SLURM_NETNS" sinfo
 set -euo pipefail
 
 say() { echo "slurm: $*" >&2; }
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 [ $# -ge 1 ] || usage
 state=$1; shift
@@ -192,6 +193,7 @@ PartitionName=lab Nodes=$host Default=YES MaxTime=INFINITE DefaultTime=60 State=
 PartitionName=short Nodes=$host MaxTime=30 DefaultTime=30 State=UP
 PartitionName=closed Nodes=$host MaxTime=INFINITE DefaultTime=60 State=DOWN
 CONF
+[ ! -e "$state/site.conf" ] || cat "$state/site.conf" >>"$state/conf/slurm.conf"
 cat >"$state/env.sh" <<ENV
 export SLURM_CONF='$state/conf/slurm.conf'
 export SLURM_NETNS='$netns'
