@@ -129,7 +129,7 @@ def on_slurm(
 
 
 def queued(slurm: Slurm) -> list[str]:
-    listed = slurm.run(["squeue", "-h", "--array", "-o", "%i"], check=True)
+    listed = slurm.run(["squeue", "-h", "--array", "--states=PD,R", "-o%i"], check=True)
     return sorted(listed.stdout.split())
 
 
