@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from skinjob.watch.faults import (
     Ending,
     ending,
     local_ending,
+    reason_line,
     tail,
     why_never,
     write_ending,
@@ -36,6 +38,7 @@ from skinjob.watch.faults import (
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"
 REASONS = Path(__file__).parent / "slurm/reasons.txt"
+TRACEBACK = "Traceback (most recent call last):"
 NO_SLURM = "/nonexistent"  # a PATH
 
 
@@ -386,6 +389,53 @@ def test_a_job_that_waits_for_ever_has_a_remedy(
     assert never
     assert f"({reason})" in never[0]
     assert never[1].startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["error: no module", "srun: error: n1: task 0: Exited with exit code 2"], "error: no "),
+        ([TRACEBACK, '  File "a"', "RuntimeError: CUDA", "Use X"], "RuntimeError"),
+        ([TRACEBACK, "E: 1", TRACEBACK, "F: 2"], "F: 2"),
+        (["srun: error: execve(): python: No such", "srun: Terminating StepId=1.0"], "srun: error"),
+        ([], ""),
+    ],
+)
+def test_the_reason_in_an_output_is_not_its_last_line(lines: list[str], reason: str) -> None:
+    """What SLURM adds to the end of any job is passed over, and so is what follows an error."""
+    assert reason_line(lines).startswith(reason)
+    assert bool(reason_line(lines)) == bool(reason)
+
+
+@pytest.mark.parametrize("number", [1, 4, 6, 7, 9, 11, 15, 24, 25])
+def test_each_signal_is_told_by_its_name_and_what_sends_it(slurm_sweep: Sweep, number: int) -> None:
+    """A limit of CPU time or of a file's size is not taken for a hand that killed the job."""
+    run = slurm_sweep.runs()[1]
+    error = ending(run, run.state(), "13", JobEnd("FAILED", signal=number)).error
+    assert f"killed by signal {number} ({signal.Signals(number).name}: " in error
+    assert ("by hand" in error) == (number == signal.SIGKILL)
+    assert ("ulimit -t" in error) == (number == signal.SIGXCPU)
+    assert ("ulimit -f" in error) == (number == signal.SIGXFSZ)
+
+
+def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
+    """bash sets both values of the limit, and the kernel then kills with SIGKILL: the job says why.
+
+    The limit of the shell that submits holds for its jobs.
+    """
+    command = shlex.join([*SKINJOB, "submit", *LONG[:1], "4", "--epochs", "200000", *LONG[4:]])
+    shell = ["bash", "-c", f"ulimit -t 12; {command} --wait"]
+    result = subprocess.run(
+        shell,
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    state = only_sweep(project / "runs").runs()[0].state()
+    assert (state.state, state.fault) == ("failed", "killed"), result.stdout + result.stderr
+    assert "reached its limit of 12 s of CPU time (ulimit -t)" in str(state.error)
+    assert "by hand" not in str(state.error)
 
 
 def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:

@@ -315,10 +315,15 @@ def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
         ((), "PYTHON -IS", "lacks skinjob"),
         (("export X=1",), None, None),
         (("module load torch",), "PYTHON -IS", "was not tried: here it says: "),
+        (
+            ("printf 'Run conda init.\\n\\n  then again\\nIMPORTANT: close it\\n' >&2; false",),
+            "PYTHON -IS",
+            "it says: Run conda init.; then again; IMPORTANT: close it",
+        ),
         ((), "apptainer-of-nodes exec x.sif python3", "apptainer-of-nodes"),
         (("exit 3",), None, "ends with exit code 3"),
     ],
-    ids=["lacking", "whole", "module", "container", "exit"],
+    ids=["lacking", "whole", "module", "conda", "container", "exit"],
 )
 def test_the_python_of_the_jobs_is_tried_here(
     tmp_path: Path,

@@ -113,9 +113,13 @@ def state_of(sweep: Sweep, name: str) -> RunState:
     ("name", "fault", "words"),
     [
         (CANCELLED, "cancelled", r"was cancelled by \w+ on \S+ after epoch \d+ of 2000"),
-        (STEP_KILLED, "killed", r"was killed by signal 9 \(by hand or by the kernel"),
-        (KILLED, "killed", r"was killed by signal 9 \(by hand or by the kernel"),
-        (SEGFAULT, "killed", r"was killed by signal 11 \(SIGSEGV\) on \S+ after epoch \d+ of 2000"),
+        (STEP_KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand or by the kernel"),
+        (KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand or by the kernel"),
+        (
+            SEGFAULT,
+            "killed",
+            r"was killed by signal 11 \(SIGSEGV: a fault in a library\) on \S+ after epoch \d+ of",
+        ),
     ],
 )
 def test_what_ended_a_job_is_told(

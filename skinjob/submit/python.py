@@ -15,6 +15,7 @@ from pathlib import Path
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import ConfigError
+from skinjob.slurm.answers import MOST_LINES
 from skinjob.submit.place import require_shared
 
 NEEDED = ("skinjob", "submitit", "torch", "torchvision")
@@ -127,7 +128,11 @@ def _try(setup: tuple[str, ...], python: str) -> list[str] | str:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
             return f"setup and python took more than {TRIED_S} s"
-    return _lacking(output.splitlines(), errors.strip().splitlines(), shell.returncode)
+    return _lacking(
+        output.splitlines(),
+        [line for line in errors.splitlines() if line.strip()],
+        shell.returncode,
+    )
 
 
 def _lacking(output: list[str], errors: list[str], code: int) -> list[str] | str:
@@ -141,4 +146,6 @@ def _lacking(output: list[str], errors: list[str], code: int) -> list[str] | str
     found = [line.split()[2:] for line in output if line.startswith("skinjob lacks")]
     if found and (not found[-1] or "skinjob setup failed" not in output):
         return found[-1]
-    return f"it says: {errors[-1]}" if errors else f"it ends with exit code {code}"
+    more = f"; and {len(errors) - MOST_LINES} more lines" if len(errors) > MOST_LINES else ""
+    told = "; ".join(line.strip() for line in errors[:MOST_LINES])
+    return f"it says: {told}{more}" if errors else f"it ends with exit code {code}"

@@ -6,11 +6,15 @@ import errno
 import logging
 import os
 import re
+import resource
 import shlex
+import signal
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 import torch
 
@@ -57,7 +61,7 @@ def telling(hold: Hold, why_queued: Callable[[], str | None] = lambda: None) -> 
     *why_queued* is asked what ended a job that leaves in order to be started again.
     """
     try:
-        with beating(hold):
+        with beating(hold), _before_cpu_limit(hold.runs[0]):
             yield
     except SystemExit:  # told to leave: by SLURM, to be started again, or by whoever cancelled it
         for run in hold.runs:
@@ -68,6 +72,40 @@ def telling(hold: Hold, why_queued: Callable[[], str | None] = lambda: None) -> 
         for run in hold.runs:
             tell_failed(hold, run, fault)
         raise
+
+
+@contextmanager
+def _before_cpu_limit(run: Run) -> Iterator[None]:
+    """Raises Stopped shortly before the limit of CPU time (ulimit -t) kills the process.
+
+    Jobs inherit the limit of the shell that submitted. Where its two values are one, as bash sets
+    them, the kernel sends SIGKILL, of which nobody could say why it came.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limits = {soft, hard} - {resource.RLIM_INFINITY}
+    if not limits or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    limit = min(limits)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # Another signal comes each second, while the run is told.
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+        raise Stopped(
+            "killed",
+            f"the job reached its limit of {limit} s of CPU time (ulimit -t), which it has from "
+            "the shell that submitted",
+            f"ulimit -t unlimited; {run.sweep.retry_command()}   # on SLURM, where the shell may "
+            "not: --sbatch=--propagate=NONE",
+        )
+
+    before = signal.signal(signal.SIGXCPU, stop)
+    resource.setrlimit(resource.RLIMIT_CPU, (max(1, limit - max(5, limit // 10)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+        signal.signal(signal.SIGXCPU, before)
 
 
 def tell_failed(hold: Hold, run: Run, fault: BaseException) -> None:

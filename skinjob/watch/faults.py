@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import shlex
 import signal
 from collections.abc import Sequence
@@ -25,6 +26,25 @@ QUEUE_BEGINS = "the queue begins"
 """A line of queue.log: what is above it is of an earlier queue."""
 
 BY_HAND_OR_KERNEL = "by hand or by the kernel for want of memory"
+SIGNALS = {
+    signal.SIGABRT: "a library gave up",
+    signal.SIGBUS: "a file that it read was cut short, or /dev/shm is full",
+    signal.SIGHUP: "its terminal was closed",
+    signal.SIGILL: "this CPU lacks what a library was built for",
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGKILL: BY_HAND_OR_KERNEL,
+    signal.SIGSEGV: "a fault in a library",
+    signal.SIGTERM: "it was told to end",
+    signal.SIGXCPU: "its limit of CPU time: ulimit -t",
+    signal.SIGXFSZ: "its limit on the size of a file: ulimit -f",
+}
+"""What most often sends a signal."""
+
+CLOSING = (
+    r"srun: (error: \S+: tasks? .*: |Terminating|Job step aborted|Force Terminated|launch/slurm)"
+    r"|slurmstepd\S*: error: \*\*\* |submitit (INFO|W|ERROR)|scancel: Terminating"
+)
+"""What SLURM and submitit write to the end of any job that fails."""
 
 SAID = (
     (r"oom[-_]kill event|[Ee]xceeded (job )?memory limit", "OUT_OF_MEMORY"),
@@ -78,9 +98,11 @@ def local_ending(run: Run, state: RunState, job: str, *, has_result: bool) -> En
         return Ending("never started", f"{process}: {refused[0]}", refused[1], now)
     if state.started_utc is None or has_result:
         fault = "exception" if state.started_utc else "never started"
-        return Ending(fault, f"{process} ended with an error{where}{_last(output)}", see, now)
+        limit = "" if has_result else _cpu_limit()
+        error = f"{process} ended with an error{limit}{where}{_last(output)}"
+        return Ending(fault, error, see, now)
     # One that had the time to say queued was told to end by a signal that it could heed.
-    by = "told to end" if state.state == "queued" else f"killed ({BY_HAND_OR_KERNEL})"
+    by = "told to end" if state.state == "queued" else f"killed ({BY_HAND_OR_KERNEL}{_cpu_limit()})"
     return Ending("killed", f"{process} was {by}{where}", run.sweep.retry_command(), now)
 
 
@@ -218,12 +240,12 @@ def _untold(
         return "gone", _gone(run, state, job, end), run.sweep.retry_command()
     if output and (refused := _two_lines(output)):
         return "never started", f"job {job}{_where(run, state, end)}: {refused[0]}", refused[1]
-    if end.signal == signal.SIGKILL:
-        error = f"job {job} was killed by signal 9 ({BY_HAND_OR_KERNEL}){where}"
-        return "killed", error, run.sweep.retry_command()
     see = f"tail -n 40 {shlex.quote(str(output))}"
     if end.signal:
-        return "killed", f"job {job} was killed by signal {_signal(end.signal)}{where}{said}", see
+        is_killed = end.signal == signal.SIGKILL
+        why = f"{_signal(end.signal)}{_cpu_limit() if is_killed else ''}"
+        error = f"job {job} was killed by signal {why}{where}{'' if is_killed else said}"
+        return "killed", error, run.sweep.retry_command() if is_killed else see
     fault = "exception" if state.started_utc else "never started"
     return fault, f"job {job} ended with exit code {end.exit_code}{where}{said}", see
 
@@ -267,10 +289,27 @@ def _two_lines(output: Path) -> tuple[str, str] | None:
 
 
 def _last(output: Path | None) -> str:
-    """Returns the last that a job said, as the end of a sentence."""
-    last = tail(output, 1) if output else []
-    is_said = last and not last[0].endswith(QUEUE_BEGINS)
-    return f"; the last it said: {last[0].strip()}" if is_said else ""
+    """Returns why a job ended by its own output, as the end of a sentence."""
+    lines = tail(output, 200) if output else []
+    begins = [n for n, line in enumerate(lines) if line.endswith(QUEUE_BEGINS)]
+    last = reason_line(lines[begins[-1] + 1 :] if begins else lines)
+    return f"; the last it said: {last}" if last else ""
+
+
+def reason_line(lines: Sequence[str]) -> str:
+    """Returns the line of a job's output that most likely says why it ended.
+
+    That is the error of the last traceback, whose message may go on below; else the last line, but
+    for what SLURM and submitit add to the end of any job.
+
+    >>> reason_line(["Traceback (most recent call last):", "  in f", "RuntimeError: a", "Use b"])
+    'RuntimeError: a'
+    """
+    lines = [line for line in lines if not re.match(CLOSING, line)]
+    starts = [n for n, line in enumerate(lines) if line.startswith("Traceback (most recent call")]
+    errors = lines[starts[-1] + 1 :] if starts else []
+    found = next((line for line in errors if line.strip() and not line.startswith(" ")), None)
+    return (found or (lines[-1] if lines else "")).strip()
 
 
 def _full_disk(run: Run) -> tuple[str, str] | None:
@@ -289,15 +328,23 @@ def _ended_utc(end: JobEnd | None, state: RunState) -> str:
 
 
 def _signal(number: int) -> str:
-    """Returns a signal's number and name.
+    """Returns a signal's number, name and what most often sends it.
 
     >>> _signal(11)
-    '11 (SIGSEGV)'
+    '11 (SIGSEGV: a fault in a library)'
     """
     try:
-        return f"{number} ({signal.Signals(number).name})"
+        found = signal.Signals(number)
     except ValueError:
         return str(number)
+    why = f": {SIGNALS[found]}" if found in SIGNALS else ""
+    return f"{number} ({found.name}{why})"
+
+
+def _cpu_limit() -> str:
+    """Returns that a job may have met this shell's limit of CPU time, which jobs inherit."""
+    limits = set(resource.getrlimit(resource.RLIMIT_CPU)) - {resource.RLIM_INFINITY}
+    return f", or at its limit of {min(limits)} s of CPU time (ulimit -t)" if limits else ""
 
 
 def _is_known(line: str, log: Sequence[str]) -> bool:
