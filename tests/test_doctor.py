@@ -27,6 +27,7 @@ SEEN: dict[str, Any] = {
     "driver_cuda": "12.4",
     "gpu": {"name": "NVIDIA A100", "memory_bytes": 80e9, "built": "12.1"},
     "token": "t",
+    "unseen": [],
     "free_bytes": 5e9,
     "network": "Network is unreachable",
     "clock": 1000.0,
@@ -156,6 +157,15 @@ def test_a_folder_or_clock_that_differs_on_the_node_is_told() -> None:
     assert found["its clock"].verdict == "warn"
     assert "100 s ahead" in found["its clock"].found
     assert found["its cores"].verdict == "warn"
+
+
+def test_a_path_that_a_node_lacks_is_told() -> None:
+    """A link of the login node that leads nowhere on the node fails, by the path of a job."""
+    paths = seen(unseen=["/mnt/disk/skin_cancer"])["its paths"]
+    assert paths.verdict == "fail"
+    assert paths.found == "node7 cannot read /mnt/disk/skin_cancer"
+    assert "--data FOLDER" in str(paths.remedy)
+    assert seen()["its paths"].verdict == "ok"
 
 
 def test_a_network_is_a_fact_and_no_fault() -> None:

@@ -75,15 +75,26 @@ def test_a_nodes_link_module_and_locale_change_nothing(
     setup = " ".join(f"{name}={value}" for name, value in latin1.items())
     lines = ("--setup", f"export {setup}", "--setup", "test -f random.py || exit 9")
     submit = [SKINJOB, "submit", *SMALL, *lines]
+    probe = [
+        SKINJOB,
+        "doctor",
+        *SMALL,
+        "--probe",
+        "--json",
+        "--data",
+        f"{project}/disk/skin_cancer",
+    ]
     script = f"""
         mount --bind {home} {kept} && mount -t tmpfs tmpfs {project} && mkdir {project}/disk &&
         mount --bind {kept} {project}/disk && ln -s disk {home} && cd {home} &&
-        {shlex.join(submit)}
+        {{ {shlex.join(probe)} >{kept}/probe.json; {shlex.join(submit)}; }}
     """
     login = ["unshare", "--mount", "--propagation=private", "bash", "-c", script]
     environment = {"PYTHONPATH": ":".join(sys.path)}
     result = slurm.run(login, cwd=project, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
+    unseen = f"cannot read {project}/disk/skin_cancer"
+    assert unseen in (home / "probe.json").read_text(), "a path that only this machine has"
     sweep = only_sweep(home / "runs")
     (job,) = sweep.info()["jobs"].values()
     slurm.wait(job)

@@ -170,6 +170,7 @@ def test_the_probe_tells_what_a_node_has(lab: Slurm, project: Path) -> None:
     assert "nvidia-smi" in checks["its GPU"]["remedy"]
     assert "torch " in checks["its Python"]["found"]
     assert "read and written from both sides" in checks["its folder"]["found"]
+    assert checks["its paths"]["verdict"] == "ok"
     assert "no way to the internet" in checks["its network"]["found"]
     assert not (project / "runs").exists(), "what it made is removed"
 

@@ -93,7 +93,8 @@ def examine(wish: Wish, *, is_probing: bool) -> Iterator[Finding]:
     elif slurm_failed or files_failed:
         yield named("probe", skipped("its job could not work before the above is mended"))
     else:
-        yield from probe(wish.runs, wish.cluster)
+        paths = [Path(wish.train.data), Path(wish.train.weights)]
+        yield from probe(wish.runs, wish.cluster, paths)
 
 
 def _resolved(wish: Wish) -> Wish:

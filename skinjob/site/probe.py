@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,10 @@ class Probed:
     """When this machine saw what it wrote, seconds since 1970."""
 
 
-def probe(runs: Path, cluster: ClusterConfig) -> Iterator[Finding]:
+def probe(runs: Path, cluster: ClusterConfig, paths: Sequence[Path]) -> Iterator[Finding]:
     """Queues the job, waits for it with its state on stderr, and yields what it found.
+
+    *paths* are what a run's job opens: images and weights.
 
     Its folder in *runs* is private and removed afterwards; Ctrl-C cancels the job, and so does a
     shell that closes.
@@ -65,6 +67,7 @@ def probe(runs: Path, cluster: ClusterConfig) -> Iterator[Finding]:
     token = secrets.token_hex(8)
     try:
         with _ended_as_by_ctrl_c(), _folder(runs, cluster) as folder:
+            _write_paths(folder, [runs, *paths])
             probed = _queue_and_wait(folder, token, cluster)
     except (ClusterError, RunError) as fault:
         yield named("probe", failed(fault))
@@ -84,6 +87,7 @@ def findings(
     yield named("its GPU", _gpu(found, cluster))
     yield named("its cores", _cores(found, cluster))
     yield named("its folder", _folder_seen(found, token))
+    yield named("its paths", _paths_seen(found))
     yield named("its clock", _clock(found["clock"] - seen_at))
     yield named("its network", _network(found["network"]))
 
@@ -305,6 +309,21 @@ def _folder_seen(found: dict[str, Any], token: str) -> Finding:
             f"{AGAIN} --runs /a/folder/that/nodes/see",
         )
     return ok(f"read and written from both sides; {found['free_bytes'] / 1e9:,.0f} GB free there")
+
+
+def _write_paths(folder: Path, paths: Sequence[Path]) -> None:
+    """Writes for the job which paths it is to look at: the very words that a run's job gets."""
+    content = json.dumps([str(absolute(path)) for path in paths])
+    (folder / "paths.json").write_text(content, encoding="utf-8")
+
+
+def _paths_seen(found: dict[str, Any]) -> Finding:
+    if found["unseen"]:
+        return fail(
+            f"{found['node']} cannot read {', '.join(found['unseen'])}",
+            f"{AGAIN} --data FOLDER --weights FILE   # by paths that nodes know",
+        )
+    return ok("images, weights and runs are there by the paths of a job")
 
 
 def _clock(ahead_s: float) -> Finding:

@@ -34,10 +34,16 @@ def look(folder: Path) -> dict[str, Any]:
         "driver_cuda": driver_cuda(),
         "gpu": gpu(),
         "token": (folder / "token").read_text(encoding="utf-8"),
+        "unseen": unseen(json.loads((folder / "paths.json").read_text(encoding="utf-8"))),
         "free_bytes": shutil.disk_usage(folder).free,
         "network": network(),
         "clock": time.time(),
     }
+
+
+def unseen(paths: list[str]) -> list[str]:
+    """Returns those of the paths that a job would open and that cannot be read from here."""
+    return [path for path in paths if not os.access(path, os.R_OK)]
 
 
 def version_of(name: str) -> dict[str, str]:
