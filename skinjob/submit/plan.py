@@ -24,7 +24,7 @@ from skinjob.ownership import require_safe
 from skinjob.runs import Run, Sweep, run_name, sweeps
 from skinjob.scan import scan
 from skinjob.slurm.environment import unheeded
-from skinjob.submit.gpus import visible_gpus
+from skinjob.submit.gpus import no_gpu_reason, visible_gpus
 from skinjob.submit.place import (
     require_for_sbatch,
     require_path,
@@ -301,12 +301,12 @@ def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, Clus
     visible = len(visible_gpus())
     if device == "cuda" and visible == 0:
         raise ConfigError(
-            "device cuda was asked for and this machine has no GPU", "skinjob submit --device cpu"
+            f"device cuda was asked for and {no_gpu_reason()}", "skinjob submit --device cpu"
         )
     if visible == 0 or cluster.gpus == 0:
         return (
             "cpu",
-            "auto: this machine has no GPU" if visible == 0 else "auto: no GPU is asked for",
+            f"auto: {no_gpu_reason()}" if visible == 0 else "auto: no GPU is asked for",
             replace(cluster, gpus=0),
         )
     return "cuda", f"auto: this machine has {visible}", cluster
