@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from skinjob.console import PIPE_WIDTH, width
 from skinjob.errors import RunError
 from skinjob.files import replacing
 from skinjob.report.findings import compare_by_lr, differences, missing, skipped
@@ -65,7 +66,7 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
     files = [folder / name for name in ("metrics.csv", "summary.csv", "index.html")]
     for picture in (*comparisons, *batches):
         files += [*picture.files, *picture.copies]
-    columns, rows = printed(summary, shutil.get_terminal_size().columns)
+    columns, rows = printed(summary, width() or PIPE_WIDTH)
     warnings = [f"{UNTRAINED}."] if any(table.untrained for table in tables) else []
     return Report(folder, summary, columns, rows, lacks, [*warnings, *notes], files)
 
