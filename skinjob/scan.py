@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import _imaging
 
@@ -22,6 +23,7 @@ from skinjob.images import (
     ImageFile,
     ImageSet,
     decode,
+    is_flat,
     quoted,
     read_content,
     reason_of,
@@ -51,14 +53,15 @@ def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
             listed += [(split, label, path) for path in paths]
             folders += [Fault(_below(root, path), reason) for path, reason in closed]
     entries = [entry for entry in listed if entry[2].suffix.lower() in SUFFIXES]
-    found, bad = [], []
+    found, bad, flat = [], [], []
     for (split, label, path), result in zip(entries, _examined(entries), strict=True):
         if isinstance(result, str):
             bad.append(Fault(_below(root, path), result))
         else:
-            found.append(ImageFile(_below(root, path), split, label, *result))
+            found.append(ImageFile(_below(root, path), split, label, result.bytes, result.sha256))
+            flat += [found[-1].path] if result.is_flat else []
     num_ignored = len(listed) - len(entries)
-    images = ImageSet(root, classes, tuple(found), num_ignored, skipped=tuple(bad))
+    images = ImageSet(root, classes, tuple(found), num_ignored, tuple(bad), tuple(flat))
     folders += _empty(images, {fault.path for fault in folders})
     if folders or (bad and not skips_bad):
         raise _faulty(root, folders, bad, len(entries))
@@ -144,7 +147,15 @@ def _below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _examined(entries: Sequence[tuple[str, int, Path]]) -> Iterator[tuple[int, str] | str]:
+class Examined(NamedTuple):
+    """What is known of an image that can be trained on."""
+
+    bytes: int
+    sha256: str
+    is_flat: bool
+
+
+def _examined(entries: Sequence[tuple[str, int, Path]]) -> Iterator[Examined | str]:
     """Yields what `_examine` says of each entry's path, in order; shows a bar on a terminal."""
     _silence_decoders()
     with (
@@ -160,18 +171,18 @@ def _examined(entries: Sequence[tuple[str, int, Path]]) -> Iterator[tuple[int, s
                 draw(done)
 
 
-def _examine(path: Path) -> tuple[int, str] | str:
+def _examine(path: Path) -> Examined | str:
     """Returns an image's size and digest, or what is wrong with it."""
     try:
         content = read_content(path)
         if not content:
             return "empty file"
-        decode(content)
+        image = decode(content)
     except FileNotFoundError:
         return "broken symbolic link" if path.is_symlink() else "removed while it was looked at"
     except Exception as problem:  # Pillow's decoders raise all kinds; each means that it is faulty
         return reason_of(problem)
-    return len(content), hashlib.sha256(content).hexdigest()
+    return Examined(len(content), hashlib.sha256(content).hexdigest(), is_flat(image))
 
 
 def _silence_decoders() -> None:

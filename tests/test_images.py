@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import skinjob
+from numpy.typing import NDArray
 from PIL import Image
 from trees import make_tree
 
 from skinjob.errors import ImagesError
 from skinjob.images import decode, read_index, write_index
 from skinjob.scan import scan
+
+SMALL = ("--cluster", "local", "--batch-sizes", "4", "--dry-run")
 
 
 @pytest.fixture
@@ -83,3 +88,57 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert rgb.mode == "RGB"
     if mode != "1":
         assert np.abs(np.asarray(rgb, float).mean(axis=2) - grey).max() < 4
+
+
+GREY = np.linspace(0, 255, 400).round().reshape(20, 20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("float32", GREY / 255),
+        ("float32", GREY / 255 * 1.06 - 0.03),
+        ("float32", GREY),
+        ("float32", GREY * 257),
+        ("int32", GREY),
+        ("int32", GREY * 257),
+        ("uint16", GREY),
+        ("uint16", GREY * 257),
+    ],
+)
+def test_grey_values_of_every_usual_range_are_seen(kind: str, values: NDArray[np.float64]) -> None:
+    """An image that another program saved in floats or in 16 bits trains as it looks."""
+    content = io.BytesIO()
+    Image.fromarray(values.astype(kind)).save(content, "TIFF")
+    rgb = np.asarray(decode(content.getvalue()), float)
+    assert np.abs(rgb.mean(axis=2) - GREY).max() < 9  # clipped at the ends where it overshoots
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("int32", GREY * 2**20, "from 0 to 2.67387e+08, and from 0 to 255 or 0 to 65535 is wanted"),
+        ("float32", GREY * -999, "from -254745 to -0, and from 0 to 1 or 0 to 255 or 0 to 65535"),
+        ("float32", np.where(GREY > 9, GREY, np.nan), "from numbers to NaN or infinity"),
+    ],
+)
+def test_grey_values_of_no_usual_range_are_a_fault(
+    tree: Path, kind: str, values: NDArray[np.float64], words: str
+) -> None:
+    """What would have been black, white or noise is named before anything is queued."""
+    Image.fromarray(values.astype(kind)).save(tree / "train/benign/new.tif")
+    with pytest.raises(ImagesError, match="1 of 11 images faulty") as fault:
+        scan(tree)
+    assert words in fault.value.message
+
+
+def test_images_that_show_nothing_are_counted_before_the_queue(project: Path) -> None:
+    """Black frames, white pages, transparent icons and 12-bit values in 16 bits are pointed out."""
+    folder = project / "skin_cancer/train/benign"
+    Image.new("RGB", (50, 50), "white").save(folder / "a.jpg")
+    Image.new("RGBA", (50, 50)).save(folder / "b.png")
+    Image.fromarray((GREY * 16).astype(np.uint16)).save(folder / "c.tif")
+    Image.fromarray((GREY / 17).astype(np.uint8)).save(folder / "d.png")  # 16 grey levels
+    Image.fromarray((GREY / 15).astype(np.uint8)).save(folder / "e.png")  # 18: not pointed out
+    words = "4 images hold a single grey level, or nearly (first: train/benign/a.jpg)"
+    assert words in skinjob("submit", *SMALL, cwd=project).stdout

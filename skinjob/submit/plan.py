@@ -200,6 +200,10 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
     if images.skipped:
         first, num = images.skipped[0], counted(len(images.skipped), "faulty image")
         remarks.append(("skipped", f"{num} (first: {shown(first.path)}: {first.fault})"))
+    if images.flat:
+        verb, num = "hold" if len(images.flat) > 1 else "holds", counted(len(images.flat), "image")
+        words = f"{num} {verb} a single grey level, or nearly (first: {shown(images.flat[0])})"
+        remarks.append(("note", f"{words}: there is nothing to see in it"))
     for what, where, so, repeated in (
         ("test image", "in train too", "the test accuracy flatters", images.in_train_too()),
         ("image", "in two classes", "a label is wrong", images.in_two_classes()),
