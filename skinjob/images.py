@@ -89,8 +89,8 @@ class ImageSet:
     root: Path
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
-    num_ignored: int = field(default=0, compare=False)
-    """Files in class folders that are not images by their name."""
+    left_out: tuple[str, ...] = field(default=(), compare=False)
+    """What lies below the root and is not used, in words, kind by kind."""
     skipped: tuple[Fault, ...] = field(default=(), compare=False)
     """Images that were left out for their faults."""
     flat: tuple[str, ...] = field(default=(), compare=False)

@@ -225,6 +225,11 @@ def _empty(tree: Path) -> None:
         file.unlink()
 
 
+def _rename(tree: Path) -> None:
+    for file in list((tree / "test/benign").iterdir()):
+        file.rename(file.with_suffix(".HEIC"))
+
+
 def _all_bad(tree: Path) -> None:
     for file in (tree / "test/benign").iterdir():
         file.write_bytes(b"")
@@ -235,6 +240,7 @@ def _all_bad(tree: Path) -> None:
     [
         (_remove("test"), {"test": "no such folder"}),
         (_remove("test", "train"), {"test": "no such folder", "train": "no such folder"}),
+        (lambda tree: (tree / "test").rename(tree / "Test"), {"test": "no such folder, but Test/"}),
         (_remove("test/benign"), {
             "test": "1 found of 2 or more class folders",
             "train/benign": "no such class in test",
@@ -248,6 +254,7 @@ def _all_bad(tree: Path) -> None:
             "train/benign": "no such class in test",
         }),
         (_empty, {"test/benign": "no image in it (.jpg, .jpeg"}),
+        (_rename, {"test/benign": "no image in it, but 2 .heic"}),
         (_all_bad, {
             "test/benign": "no image in it that can be trained on",
             "test/benign/0.jpg": "empty file",
@@ -279,6 +286,17 @@ def test_an_image_folder_that_is_none_is_two_lines(tmp_path: Path, kind: str) ->
     with pytest.raises(ImagesError, match=r"a\\nb: (no such folder|not a directory)$") as fault:
         scan(root)
     assert not fault.value.details
+
+
+def test_an_image_folder_in_the_folder_that_is_given_is_named(project: Path) -> None:
+    """Of an archive that unpacked into a folder of its own, the fix is the command to type."""
+    tree = project / "skin_cancer"
+    tree.rename(project / "unpacked")
+    tree.mkdir()
+    (project / "unpacked").rename(tree / "skin cancer")
+    result = skinjob("submit", *SMALL, cwd=project)
+    assert refusal(result) == "image folder skin_cancer: train/ and test/ are in its skin cancer/"
+    assert "fix:   skinjob submit --data 'skin_cancer/skin cancer'\n" in result.stderr
 
 
 # What is right
@@ -350,7 +368,7 @@ def test_what_systems_leave_behind_is_passed_over(tree: Path) -> None:
     images = scan(tree)
     assert images.classes == ("benign", "malignant")
     assert len(images.files) == 10
-    assert images.num_ignored == 1  # Thumbs.db: it is not hidden
+    assert images.left_out == ("3 hidden", "1 .db", "2 hidden in train/ itself")
 
 
 def test_links_that_run_in_circles_list_no_image_twice(tree: Path) -> None:

@@ -56,14 +56,55 @@ def test_fingerprint_follows_content_and_not_place(tree: Path, tmp_path: Path) -
     assert scan(copy).fingerprint("train") == scan(tree).fingerprint("train")
 
 
-def test_files_that_are_not_images_are_ignored_and_counted(tree: Path) -> None:
-    """A thumbnail database or a note beside the images does no harm, and is mentioned."""
-    (tree / "train/benign/Thumbs.db").write_bytes(b"x")
-    (tree / "train/benign/.DS_Store").write_bytes(b"x")
-    (tree / "train/benign/._0.jpg").write_bytes(b"x")
-    images = scan(tree)
-    assert len(images.files) == 10
-    assert images.num_ignored == 1
+def _leave_out(tree: Path) -> None:
+    """Adds what people's image folders hold besides images, and two more names of a JPEG."""
+    benign, image = tree / "train/benign", tree / "train/benign/0.jpg"
+    for name in ("a.jfif", "b.JPE", "c.JPG ", "sub/d.jpg"):  # these are used
+        (benign / name).parent.mkdir(exist_ok=True)
+        shutil.copy(image, benign / name)
+    for place in ("train", "test/malignant", "."):
+        for name in (".ipynb_checkpoints/0.jpg", ".DS_Store", "__MACOSX/._0.jpg"):
+            (tree / place / name).parent.mkdir(exist_ok=True)
+            shutil.copy(image, tree / place / name)
+    for name in ("Thumbs.db", "1.heic", "2.HEIC", "._0.jpg", "README", "a.\x1b[31mx"):
+        (benign / name).write_bytes(b"x")
+    for name in ("train/1.jpg", "train/2.jpg", "test/3.png", "valid/benign/0.jpg", "4.jpg"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tree / name)
+    for name in ("archive.zip", "train/more.zip", "labels.csv"):
+        (tree / name).write_bytes(b"x")
+    for number in range(7):
+        (tree / f"w{number}").mkdir()
+
+
+LEFT_OUT = (
+    "3 hidden",
+    "2 .heic",
+    "1 .db",
+    "1 without suffix",
+    "1 .\\x1b[31mx",
+    "1 image beside train/ and test/",
+    "1 .zip beside train/ and test/",
+    *("valid/ is not used", "w0/ is not used", "w1/ is not used", "w2/ is not used"),
+    *("w3/ is not used", "3 more folders not used"),
+    "2 images in train/ itself",
+    "1 .zip in train/ itself",
+    "2 hidden in train/ itself",
+    "1 image in test/ itself",
+)
+
+
+def test_what_is_left_out_is_counted_kind_by_kind(project: Path) -> None:
+    """Half a class in another format, or images in the wrong folder, are seen before the queue."""
+    _leave_out(project / "skin_cancer")
+    images = scan(project / "skin_cancer")
+    assert len(images.files) == 24 + 4
+    assert sorted(images.left_out) == sorted(LEFT_OUT)
+    words = ", ".join(images.left_out)
+    plan = skinjob("submit", *SMALL, cwd=project)
+    assert f"left out {words}\n" in plan.stdout
+    doctor = skinjob("doctor", *SMALL[:-1], cwd=project)
+    assert f"left out: {words}\n" in doctor.stdout
 
 
 def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:

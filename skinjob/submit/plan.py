@@ -78,14 +78,12 @@ class Plan:
             split: ", ".join(f"{count} {name}" for name, count in classes.items())
             for split, classes in self.images.counts().items()
         }
-        ignored = (
-            f" ({self.images.num_ignored} other files ignored)" if self.images.num_ignored else ""
-        )
         untrained = "  UNTRAINED: random numbers" if self.weights.untrained else ""
         return [
             ("weights", f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{untrained}"),
-            ("train", f"{counts['train']}{ignored}"),
+            ("train", counts["train"]),
             ("test", counts["test"]),
+            *([("left out", ", ".join(self.images.left_out))] if self.images.left_out else []),
             *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
