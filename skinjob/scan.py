@@ -7,9 +7,11 @@ import ctypes
 import hashlib
 import logging
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +41,12 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 AT_ONCE = 1000  # images that wait for a thread: a pool holds on to all that it is given
 SHOWN = 3  # faults named in an error; the lines before it name all
+OTHER_FORM = "another Unicode form"
+ONE_FORM = (
+    "import os, unicodedata as u; [os.rename(s + n, s + u.normalize('NFC', n))"
+    " for s in ('train/', 'test/') for n in os.listdir(s)]"
+)
+"""A program that gives all classes names of one Unicode form, in the image folder."""
 MOST_KINDS = 5  # of what is left out, named one by one
 
 
@@ -105,11 +113,30 @@ def _classes(root: Path) -> tuple[tuple[str, ...], list[Fault]]:
         if len(found) < 2:
             faults.append(Fault(split, f"{len(found)} found of 2 or more class folders"))
         for other in names:
-            lacking = found - names[other]
-            faults += [Fault(f"{split}/{name}", f"no such class in {other}") for name in lacking]
+            for name in found - names[other]:
+                words = f"no such class in {other}{_spelling(name, names[other])}"
+                faults.append(Fault(f"{split}/{name}", words))
+        faults += [
+            Fault(f"{split}/{name}", f"another class looks the same{_spelling(name, found)}")
+            for name in found
+            if any(one != name and _nfc(one) == _nfc(name) for one in found)
+        ]
         odd = [name for name in found if not name.isprintable()]  # classes are named in pictures
         faults += [Fault(f"{split}/{name}", "its name is not printable text") for name in odd]
     return tuple(sorted(set().union(*names.values()))), faults
+
+
+def _spelling(name: str, others: AbstractSet[str]) -> str:
+    """Returns how a class is written where that cannot be seen, and how its like in *others* is."""
+    if name.isascii() and name == name.strip():
+        return ""
+    like = [ascii(one) for one in others if one != name and _nfc(one) == _nfc(name)]
+    there = f", and {like[0]} is {OTHER_FORM} of it" if like else ""
+    return f" (it is written {name!a}{there})"
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -281,10 +308,10 @@ def _faulty(
         *([f"{len(images)} of {num_images} images faulty"] if images else []),
     ]
     more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    return ImagesError(
-        f"{', '.join(counts)}: {', '.join(named)}{more}",
-        f"ls {quoted(root)}/*   # wanted: train/<class>/*.jpg and test/<class>/*.jpg"
-        if folders
-        else "skinjob submit --skip-bad-images   # goes on without them; or copy them again",
-        details,
-    )
+    if any(OTHER_FORM in fault.fault for fault in folders):
+        fix = f'cd {quoted(root)} && python3 -c "{ONE_FORM}"'
+    elif folders:
+        fix = f"ls {quoted(root)}/*   # wanted: train/<class>/*.jpg and test/<class>/*.jpg"
+    else:
+        fix = "skinjob submit --skip-bad-images   # goes on without them; or copy them again"
+    return ImagesError(f"{', '.join(counts)}: {', '.join(named)}{more}", fix, details)

@@ -299,6 +299,41 @@ def test_an_image_folder_in_the_folder_that_is_given_is_named(project: Path) -> 
     assert "fix:   skinjob submit --data 'skin_cancer/skin cancer'\n" in result.stderr
 
 
+def test_a_class_in_two_unicode_forms_is_shown_and_mended(project: Path) -> None:
+    """Names as a Mac and as Linux write them are told apart, and the fix mends them."""
+    tree = project / "skin_cancer"
+    (tree / "train/malignant").rename(tree / "train/m\u00e9lanome")
+    (tree / "test/malignant").rename(tree / "test/me\u0301lanome")
+    result = skinjob("submit", *SMALL, "--dry-run", cwd=project)
+    composed, combined = ascii("m\u00e9lanome"), ascii("me\u0301lanome")
+    words = f"it is written {composed}, and {combined} is another Unicode form of it"
+    assert f"no such class in test ({words})" in refusal(result)
+    fix = result.stderr.splitlines()[1].removeprefix("fix:   ")
+    subprocess.run(["bash", "-c", fix], cwd=project, check=True)
+    assert scan(tree).classes == ("benign", "m\u00e9lanome")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("b\u0435nign", "'b\\u0435nign'"), ("benign ", "'benign '")]
+)
+def test_a_class_that_only_looks_like_another_is_written_out(
+    tree: Path, name: str, written: str
+) -> None:
+    """A Cyrillic letter or a space at the end is seen in the error."""
+    (tree / "test/benign").rename(tree / "test" / name)
+    assert faults(tree)[f"test/{name}".strip()].endswith(f"(it is written {written})")
+
+
+def test_two_classes_that_look_the_same_are_refused(tree: Path) -> None:
+    """A class that a copy has split in two is not trained on as two."""
+    for split in ("train", "test"):
+        (tree / split / "malignant").rename(tree / split / "m\u00e9")
+        shutil.copytree(tree / split / "m\u00e9", tree / split / "me\u0301")
+    found = faults(tree)
+    assert len(found) == 4
+    assert all(words.startswith("another class looks the same") for words in found.values())
+
+
 # What is right
 
 
