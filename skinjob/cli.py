@@ -27,7 +27,7 @@ from skinjob.commands.site import config, init_site
 from skinjob.commands.steer import cancel, clean, retry
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import list_sweeps, logs, status
-from skinjob.console import shown
+from skinjob.console import say, say_as_is
 from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
 
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as fault:
-        for line in fault.details:
-            click.echo(line)
+        if fault.details:
+            say(*fault.details)
         code = _tell(fault.message, fault.remedy, 1)
     except click.UsageError as fault:
         command = fault.ctx.command_path if fault.ctx else "skinjob"
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _tell(message: str, remedy: str, code: int) -> int:
-    click.echo(f"error: {shown(message)}\nfix:   {shown(remedy)}", err=True)
+    say(f"error: {message}", f"fix:   {remedy}", is_error=True)
     return code
 
 
@@ -127,7 +127,7 @@ def cli(ctx: click.Context) -> None:
     anywhere    skinjob report          tables and plots
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        say_as_is(ctx.get_help())
 
 
 for command in (

@@ -1,6 +1,7 @@
-"""What a person sees: tables and progress bars. The one door to rich.
+"""What a person sees: lines, tables and progress bars. The one door to the terminal, and to rich.
 
-Output to a terminal fits its width; piped output is never cut, and has no bar.
+Output to a terminal fits its width; piped output is never cut, and has no bar. Names, states and
+logs may be written by strangers: every character that does not print is escaped here.
 """
 
 from __future__ import annotations
@@ -13,10 +14,63 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from rich.text import Text
 
 PIPE_WIDTH = 400  # columns; a pipe has no width, and a cut table is useless to grep
+
+
+def say(*lines: str, is_error: bool = False, colour: str = "", keeps: str = "") -> None:
+    """Prints lines to stdout, or to stderr where *is_error*; without any, an empty line.
+
+    A line break in a line is escaped, too: no value can pretend to be a line of its own. The
+    characters in *keeps* are not escaped. On a terminal the first word has the *colour*.
+    """
+    text = "\n".join(shown(line, keeps) for line in lines)
+    stream = sys.stderr if is_error else sys.stdout
+    if not colour or not stream.isatty():
+        print(text, file=stream, flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    coloured = Text(text)
+    coloured.stylize(colour, 0, len(text.split(" ", 1)[0]))
+    Console(highlight=False, file=stream).print(coloured, soft_wrap=True)
+
+
+def say_as_is(text: str) -> None:
+    """Prints a text to stdout byte for byte: JSON, help, and scripts for a shell."""
+    print(text, flush=True)
+
+
+def ask(question: str) -> bool:
+    """Asks a question at the terminal and returns whether the answer is yes."""
+    return click.confirm(shown(question))
+
+
+class StatusLine:
+    """One line on stderr that says how work stands; on a terminal it is drawn over itself."""
+
+    def __init__(self) -> None:
+        self._words = ""
+
+    def show(self, line: str, words: str) -> None:
+        """Writes the line over the last one; in a pipe below it, where *words* have changed."""
+        line = shown(line)
+        if sys.stderr.isatty():
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{line[:room]}", end="", file=sys.stderr, flush=True)
+        elif words != self._words:
+            print(line, file=sys.stderr, flush=True)
+        self._words = words
+
+    def clear(self) -> None:
+        """Removes the line from a terminal."""
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def print_table(
@@ -39,9 +93,10 @@ def print_table(
             no_wrap=bool(words) and name not in words,
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(highlight=False, markup=False, width=width).print(table)
+    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager
@@ -67,9 +122,14 @@ def progress(label: str, total: int, *, unit: str = "") -> Iterator[Callable[[in
     counts = (
         [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     )
-    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *counts,
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
+        task = bar.add_task(shown(label), total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
@@ -77,15 +137,18 @@ def _silent(done: int) -> None:
     """Draws nothing."""
 
 
-def shown(text: str) -> str:
-    """Returns a text as it is shown in a line: what does not print is escaped.
+def shown(text: str, keeps: str = "") -> str:
+    """Returns a text as it is shown in a line: what does not print, and is not in *keeps*, escaped.
 
-    Names of files may hold line breaks, colours of a terminal, and bytes that are no text.
+    Names of files may hold line breaks, colours of a terminal, and bytes that are no text. A text
+    that was escaped already stays as it is.
 
     >>> print(shown("a b\\n.jpg"))
     a b\\n.jpg
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keeps else repr(c)[1:-1] for c in text)
 
 
 def width() -> int | None:
@@ -95,7 +158,7 @@ def width() -> int | None:
 
 def print_sentence(text: str) -> None:
     """Prints a sentence to stdout; on a terminal broken between words where it is too long."""
-    print("\n".join(wrapped(text, width(), hanging="")))
+    say(*wrapped(text, width(), hanging=""))
 
 
 def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = "  ") -> list[str]:
@@ -107,6 +170,7 @@ def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = 
     >>> wrapped("see runs/a-long/path", 8)
     ['see', '  runs/a-long/path']
     """
+    text = shown(text)
     if columns is None:
         return [indent + text]
     lines = textwrap.wrap(
@@ -134,6 +198,7 @@ def table_lines(
 ) -> list[str]:
     """Returns a header and a line for each row; columns in *words* are to the left, others right.
 
+    Cells are as `shown` returns them: escaped later, they would push the next column away.
     A thousand rows take some milliseconds, of rich's table a second.
 
     >>> table_lines(("run", "epoch"), [("bs32", "1/20"), ("bs1024", "10/20")], words=("run",))
@@ -152,11 +217,11 @@ def table_lines(
 
 
 def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
-    """Prints lines as they are; on a terminal the words in *colours* have theirs."""
+    """Prints lines to stdout; on a terminal the words in *colours* have theirs."""
     if not lines:
         return
     if not sys.stdout.isatty():
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        say(*lines)
         return
     from rich.console import Console
 
@@ -181,7 +246,7 @@ def _coloured(lines: Sequence[str], colours: Mapping[str, str]) -> Text:
     """Returns lines as rich prints them, each word of *colours* that a line has in its colour."""
     from rich.text import Text
 
-    text = Text("\n".join(lines), no_wrap=True, overflow="crop")
+    text = Text("\n".join(map(shown, lines)), no_wrap=True, overflow="crop")
     for word, colour in colours.items():
         text.highlight_regex(rf"(?m)\b{word}\b", colour)
     return text

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
+import math
 import os
+import re
 import shlex
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from skinjob.errors import RunError
 
 PATIENCE_S = 1  # a submit mostly takes less
+LOOK_S = 10
+"""So long a writer waits for somebody who looks at its lock, which takes a moment."""
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, is_durable: bool = True, is_locked: bool = False) -> Iterator[Path]:
     """Yields a path beside *path* to write to; renames it over *path* when the block succeeds.
 
     A reader sees the old content or the whole new one; so does whoever comes after a crash of the
     machine, as the new file is flushed to disk before the rename, unless it is not *is_durable*.
-    When the block raises, *path* is untouched and the partial file is removed.
+    When the block raises, *path* is untouched and the partial file is removed. With *is_locked*
+    the partial file is locked during the block, so that `remove_abandoned` can tell that somebody
+    writes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as fault:
-        fault.filename = str(path)  # the name that a person knows
-        raise
-    os.close(handle)
-    partial = Path(name)
+    handle, partial = _locked_partial(path) if is_locked else _new_partial(path)
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())  # mkstemp makes it 0600; the user's umask decides instead
@@ -47,20 +50,53 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
         if is_durable:
             _sync_folder(path.parent)
     finally:
+        os.close(handle)
         partial.unlink(missing_ok=True)
 
 
+def _new_partial(path: Path, host: str = "") -> tuple[int, Path]:
+    prefix = f".{path.name}.{host}." if host else f".{path.name}."
+    try:
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+    except OSError as fault:
+        fault.filename = str(path)  # the name that a person knows
+        raise
+    return handle, Path(name)
+
+
+def _locked_partial(path: Path) -> tuple[int, Path]:
+    """Returns a new partial file with this host in its name, and the lock on it if there are any.
+
+    Between the two somebody may have removed it as abandoned: then it is made again.
+    """
+    while True:
+        handle, partial = _new_partial(path, _host())
+        _lock(handle, LOOK_S)
+        if partial.exists():
+            return handle, partial
+        os.close(handle)
+
+
+def _host() -> str:
+    """Returns this host's name, without the dots that separate the parts of a file's name."""
+    return quote(socket.gethostname(), safe="").replace(".", "%2E")
+
+
 @contextlib.contextmanager
-def locked(file: Path, tell_waiting: Callable[[], None]) -> Iterator[bool]:
+def locked(
+    file: Path,
+    *,
+    wait_s: float = math.inf,
+    tell_waiting: Callable[[], None] = lambda: None,
+) -> Iterator[bool]:
     """Holds a lock on *file*, which is made if need be, once no other process holds it.
 
     Calls *tell_waiting* once where another process holds it for long. Yields whether there is a
-    lock: some file systems that clusters share have none. The file is readable by the user alone,
-    as whoever can read a file can lock it.
+    lock: after *wait_s* there is none, nor on some file systems that clusters share. The file is
+    readable by the user alone, as whoever can read a file can lock it.
 
-    Raises: RunError when the file belongs to another user.
+    Raises: RunError when the file belongs to another user, OSError when it cannot be opened.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = os.open(file, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_RDWR, 0o600)
     except PermissionError:
@@ -70,7 +106,7 @@ def locked(file: Path, tell_waiting: Callable[[], None]) -> Iterator[bool]:
     try:
         if os.fstat(handle).st_uid != os.geteuid():
             raise _foreign_lock(file)
-        yield _lock(handle, tell_waiting)
+        yield _lock(handle, wait_s, tell_waiting)
     finally:
         os.close(handle)
 
@@ -80,22 +116,34 @@ def _foreign_lock(file: Path) -> RunError:
     return RunError(f"{file} is not a file of yours", f"ls -l {quoted}; rm {quoted}")
 
 
-def _lock(handle: int, tell_waiting: Callable[[], None]) -> bool:
-    """Waits for the lock on an open file; returns whether its file system has locks at all."""
-    patient_until = time.monotonic() + PATIENCE_S
+def _lock(handle: int, wait_s: float, tell_waiting: Callable[[], None] = lambda: None) -> bool:
+    """Waits for the lock on an open file; returns whether it has come."""
+    begun, is_told = time.monotonic(), False
+    while time.monotonic() - begun < wait_s:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not is_told and time.monotonic() - begun > PATIENCE_S:
+                tell_waiting()
+                is_told = True
+            time.sleep(0.05)
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
+def absolute(path: Path) -> Path:
+    """Returns a path from the root, by the names that the user's shell shows.
+
+    No link is resolved: what it leads to here need not be there on another machine.
+    """
+    here = Path(os.environ.get("PWD", ""))
     try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > patient_until:
-                    tell_waiting()
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-                    return True
-                time.sleep(0.05)
+        is_here = here.is_absolute() and here.samefile(os.curdir)
     except OSError:
-        return False
+        is_here = False
+    return (here if is_here else Path.cwd()) / path if not path.is_absolute() else path
 
 
 def is_full(folder: Path) -> bool:
@@ -104,14 +152,30 @@ def is_full(folder: Path) -> bool:
     return free < 1_000_000
 
 
-def remove_partials(folder: Path, name: str = "", *, older_s: float = 0) -> None:
-    """Removes what writers that were killed left in a folder, of the file *name* or of all.
+def remove_partials(folder: Path) -> None:
+    """Removes the partial files in a folder; a writer that is at work there fails."""
+    for partial in folder.glob(".*.part"):
+        partial.unlink(missing_ok=True)
 
-    A writer that is at work there would lose its file and fail: none was touched for *older_s*.
+
+def remove_abandoned(folder: Path, now: float, after_s: float) -> None:
+    """Removes the partial files in a folder that no living process writes.
+
+    Those of this host go if nobody has the lock on them. Some file systems keep locks to a host,
+    and some have none: other files go when they have been silent for *after_s* by the clock *now*,
+    in seconds since 1970.
     """
-    for partial in folder.glob(f".{glob.escape(name) or '*'}.*.part"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - partial.stat().st_mtime >= older_s:
+    for partial in folder.glob(".*.part"):
+        # Passed over: what is gone, another user's, or locked by its writer.
+        with contextlib.suppress(OSError), partial.open("r+b") as file:
+            is_own = partial.name.split(".")[-3] == _host()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # there are no locks
+                is_own = False
+            if is_own or now - os.fstat(file.fileno()).st_mtime >= after_s:
                 partial.unlink()
 
 
@@ -124,6 +188,30 @@ def write_text(path: Path, text: str, *, is_durable: bool = True) -> None:
 def write_json(path: Path, value: Any, *, is_durable: bool = True) -> None:
     """Replaces *path* by *value* as indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n", is_durable=is_durable)
+
+
+def sorted_safetensors(content: bytes) -> bytes:
+    """Returns a safetensors file with its header sorted: equal content gives equal bytes.
+
+    The library writes the metadata in a new order each time. The header is 8 bytes of length, then
+    JSON, then spaces, so that the numbers begin at a multiple of 8.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def csv_text(text: str) -> str:
+    """Returns a CSV cell's text, with an apostrophe before what a spreadsheet would execute.
+
+    A plain number is left alone.
+
+    >>> csv_text("=cmd|x"), csv_text("@sum(a1)"), csv_text("-1"), csv_text("nevus")
+    ("'=cmd|x", "'@sum(a1)", '-1', 'nevus')
+    """
+    is_formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
 
 
 def sha256_file(path: Path) -> str:

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from skinjob.console import shown
 from skinjob.errors import ImagesError
-from skinjob.files import replacing
+from skinjob.files import csv_text, replacing
 
 SPLITS = ("train", "test")
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
@@ -188,7 +188,8 @@ def write_index(images: ImageSet, file: Path) -> None:
         writer = csv.writer(rows)
         writer.writerow(COLUMNS)
         writer.writerows(
-            (i.path, i.split, images.classes[i.label], i.bytes, i.sha256) for i in images.files
+            (i.path, i.split, csv_text(images.classes[i.label]), i.bytes, i.sha256)
+            for i in images.files
         )
 
 
@@ -207,9 +208,12 @@ def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
             files = []
             for path, split, name, num_bytes, sha256 in rows:
                 line = rows.line_num
-                if split not in SPLITS or not path.startswith(f"{split}/{name}/"):
+                top, _, below = path.partition("/")
+                folder, has_file, _ = below.partition("/")
+                is_right = has_file and top == split and name in (folder, csv_text(folder))
+                if split not in SPLITS or not is_right:
                     raise ValueError(f"{path!r:.80} in {split!r:.80}, {name!r:.80}")
-                files.append(ImageFile(path, split, classes.index(name), int(num_bytes), sha256))
+                files.append(ImageFile(path, split, classes.index(folder), int(num_bytes), sha256))
     except OSError as fault:
         raise ImagesError(
             f"{file}: {fault.strerror}", f"ls {shlex.quote(str(file.parent))}"

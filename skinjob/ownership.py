@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from skinjob.errors import RunError
+from skinjob.files import absolute
 
 ROOT = 0
 NAMELESS = "user "
@@ -77,7 +78,7 @@ def require_safe(folder: Path, trusted: Collection[str] = ()) -> None:
 
     Raises: RunError that names the first place on the way where a stranger can.
     """
-    ways = (folder.absolute(), folder.resolve())  # a link on the way can be replaced too
+    ways = (absolute(folder), folder.resolve())  # a link on the way can be replaced too
     for place in sorted({place for way in ways for place in (way, *way.parents)}):
         for who, remedy in _strangers(place, {ROOT, os.geteuid(), *_numbers(trusted)}):
             raise RunError(

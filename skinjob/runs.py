@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
-from collections.abc import Hashable, Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
@@ -20,7 +21,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
-from skinjob.files import replacing, write_json
+from skinjob.files import absolute, locked, replacing, write_json
 from skinjob.ownership import owner
 
 Record = TypeVar("Record")
@@ -90,6 +91,9 @@ DOUBLED = {"--time": "time_min", "--mem": "mem_gb"}
 SILENCE_S = 75
 """A job that was silent for so long is gone: it speaks every five seconds, and some file systems
 show what it wrote up to a minute late."""
+
+LOCK_S = 10
+"""So long a process waits for another that is changing a run's state; that takes milliseconds."""
 
 KEPT_MOST_BYTES = 4 << 30
 KEPT_SHARE = 8
@@ -181,6 +185,11 @@ class Run:
     def log_file(self) -> Path:
         return self.folder / "train.log"
 
+    @property
+    def lock_file(self) -> Path:
+        """What a process locks while it changes the state; private, as a reader could lock it."""
+        return self.sweep.submission_folder / f"{self.name}.lock"
+
     def config(self) -> TrainConfig:
         """Returns what the run was asked to do. Raises: RunError when the folder is not a run's."""
         return _read_record(TrainConfig, self.config_file, f"{self.folder} is not a run")
@@ -203,6 +212,17 @@ class Run:
         except RunError as fault:
             remove = f"rm {shlex.quote(str(self.state_file))}"
             raise RunError(fault.message, f"{remove}   # the run goes on where it was") from None
+
+    @contextmanager
+    def changing_state(self) -> Iterator[None]:
+        """Keeps other processes from changing the state during the block, where there are locks.
+
+        A process that was stopped inside its own block holds up the others for LOCK_S at most.
+        """
+        with ExitStack() as stack:
+            with suppress(OSError, RunError):  # without the lock the state can still be written
+                stack.enter_context(locked(self.lock_file, wait_s=LOCK_S))
+            yield
 
     def update_state(self, *, is_durable: bool = True, **changes: Any) -> RunState:
         """Writes the state with *changes* and a fresh heartbeat, and returns it."""
@@ -304,7 +324,7 @@ class Sweep:
         """Returns a command of skinjob on this sweep, to be pasted anywhere."""
         folder = self.folder
         with suppress(OSError):  # the current folder may be gone
-            folder = folder.absolute()
+            folder = absolute(folder)
         return shlex.join(["skinjob", name, str(folder), *words])
 
     def require_own(self, command: str, *words: str) -> None:
@@ -332,6 +352,11 @@ def run_name(batch_size: int, lr: float, seed: int) -> str:
     'bs0032-lr0.01-seed0'
     """
     return f"bs{batch_size:04d}-lr{lr!r}-seed{seed}"
+
+
+def submit_lock(runs: Path) -> Path:
+    """Returns the file that a submit, cancel or clean of the user's locks while it is at work."""
+    return runs / f".submit-{os.geteuid()}.lock"
 
 
 def sweeps(runs: Path) -> list[Sweep]:

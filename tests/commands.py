@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 
+import pytest
+
 from skinjob.runs import Sweep, sweeps
 from skinjob.watch.state import standings
 
@@ -20,6 +22,22 @@ def skinjob(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.Complet
         [sys.executable, "-m", "skinjob", *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": ":".join(sys.path)} | env,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def as_nobody(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as another user, which only root can; `cwd` has to be open to that user."""
+    if os.geteuid() != 0:
+        pytest.skip("being another user needs root")
+    return subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *map(str, words)],
+        cwd=cwd,
+        env=os.environ
+        | {"PYTHONPATH": ":".join(sys.path), "HOME": str(cwd), "XDG_CONFIG_HOME": "/nonexistent"}
+        | env,
         capture_output=True,
         stdin=subprocess.DEVNULL,
         text=True,

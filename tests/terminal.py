@@ -1,9 +1,10 @@
-"""A real terminal for a command, of a size, whose screen can be read: tmux."""
+"""A real terminal for a command, of a size: tmux shows its screen, a pseudo-terminal every byte."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from commands import wait_until
@@ -76,3 +78,31 @@ def terminal(
         yield found
     finally:
         subprocess.run([TMUX, "-S", found.socket, "kill-server"], check=False)
+
+
+def on_a_pty(*words: str | Path, cwd: Path, columns: int, typed: str = "", **env: str) -> str:
+    """Returns every byte that a command writes to its terminal, stdout and stderr in one."""
+    ours, theirs = pty.openpty()
+    os.write(ours, typed.encode())
+    process = subprocess.Popen(
+        [*map(str, words)],
+        cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+        | {"PYTHONPATH": ":".join(sys.path), "TERM": "xterm-256color"}
+        | {"COLUMNS": str(columns), "LINES": "40"}
+        | env,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    timer = Timer(60, process.kill)
+    timer.start()
+    said = b""
+    with contextlib.suppress(OSError):  # Linux's end of a terminal that nobody writes to any more
+        while part := os.read(ours, 1 << 16):
+            said += part
+    timer.cancel()
+    os.close(ours)
+    process.wait()
+    return said.decode()

@@ -54,6 +54,10 @@ DOORS = {
 """The only place that may import a library; a folder stands for all that is in it."""
 
 
+TERMINAL = {"stdout", "stderr", "__stdout__", "__stderr__"}
+CLICK_PRINTS = {"echo", "echo_via_pager", "secho", "confirm", "prompt", "progressbar"}
+
+
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -100,6 +104,32 @@ def test_a_heavy_library_has_one_door(library: str) -> None:
         place = module.relative_to(PACKAGE).as_posix()
         if any(name.split(".")[0] == library for name in imports(module)):
             assert place.startswith(doors), f"{place} imports {library}"
+
+
+def writes_to_the_terminal(tree: ast.AST) -> list[str]:
+    """Returns what in a module prints, or gets hold of the streams other than to ask about them."""
+    asked = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("isatty", "fileno", "flush")
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in {"print", *CLICK_PRINTS}:
+            found.append(node.id)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "click":
+            found += [node.attr] if node.attr in CLICK_PRINTS else []
+        elif isinstance(node, ast.Attribute) and node.attr in TERMINAL and id(node) not in asked:
+            found += [node.attr] if ast.unparse(node.value) == "sys" else []
+    return found
+
+
+def test_the_terminal_has_one_door() -> None:
+    """What strangers wrote is escaped in console.py: nothing else prints."""
+    for module in modules():
+        if module.name != "console.py":
+            found = writes_to_the_terminal(ast.parse(module.read_text()))
+            assert not found, f"{module.relative_to(PACKAGE)} prints by {found}"
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in cli.commands)], ids=" ".join)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from commands import refusal, skinjob, wait_until
 from trees import left, make_sweep, make_tree
 
+from skinjob import files, runs
 from skinjob.runs import Run
 from skinjob.train import cache, holding
 from skinjob.train import job as train_job
 from skinjob.train.holding import Hold
 from skinjob.train.job import run_job
+from skinjob.train.telling import take
+
+SLEEP = time.sleep
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +100,7 @@ def test_a_run_whose_holder_is_gone_is_taken_at_once(
     first.kill()
     first.wait()
     monkeypatch.setattr(holding.time, "sleep", lambda _: pytest.fail("it waits"))
-    assert not holding.living_holders([run])
+    assert take([run]).has(run)
 
 
 def test_a_holder_on_another_machine_is_believed_by_its_heartbeat(
@@ -99,12 +109,128 @@ def test_a_holder_on_another_machine_is_believed_by_its_heartbeat(
     """A number of a process says nothing of another machine, its heartbeat does."""
     run = make_run(data, weights, tmp_path)
     hold = Hold([run], state="running", host="another", pid=1, job_id="7")
-    monkeypatch.setattr(holding, "SILENCE_S", 3)
-    assert not holding.living_holders([run])  # silent for so long
-    monkeypatch.setattr(holding.time, "sleep", lambda _: run.update_state())
-    assert list(holding.living_holders([run])) == [run]
-    assert not holding.living_holders([run], is_restart_of="7")  # SLURM has ended that attempt
+    while_waiting(monkeypatch, run.update_state)
+    assert take([run]).left_alone == {
+        run: f"{run.folder} is at work in job 7, process 1 on another"
+    }
     assert hold.check(run)
+    monkeypatch.undo()
+    monkeypatch.setattr(holding, "SILENCE_S", 0.5)
+    assert take([run]).has(run)  # silent for so long
+    assert not hold.check(run)
+
+
+def test_a_restarted_job_waits_for_no_heartbeat_of_its_last_attempt(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM has ended that attempt."""
+    run = make_run(data, weights, tmp_path)
+    Hold([run], state="running", host="another", pid=1, job_id="7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(holding.time, "sleep", lambda _: pytest.fail("it waits"))
+    assert take([run], job_id="7").has(run)
+
+
+def while_waiting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Calls *act* whenever a process waits for a heartbeat, for three seconds instead of 75."""
+
+    def act_and_sleep(seconds: float) -> None:
+        act()
+        SLEEP(seconds)
+
+    monkeypatch.setattr(holding, "SILENCE_S", 3)
+    monkeypatch.setattr(holding.time, "sleep", act_and_sleep)
+
+
+ENDS = {
+    "is done": {"state": "done"},
+    "has failed meanwhile": {"state": "failed", "fault": "exception"},
+    "was cancelled": {"state": "failed", "fault": "cancelled"},
+}
+
+
+@pytest.mark.parametrize("moment", ["waiting", "taking"])
+@pytest.mark.parametrize("words", ENDS)
+def test_a_run_that_ends_while_another_process_waits_for_it_stays_as_it_is(
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    moment: str,
+) -> None:
+    """`skinjob train RUN` beside a job in its last seconds trains nothing again."""
+    run = make_run(data, weights, tmp_path)
+    hold = Hold([run], state="running", host="another", pid=1)
+    end = functools.partial(hold.end, run, **ENDS[words])
+    if moment == "waiting":
+        while_waiting(monkeypatch, end)
+    else:  # between the last look and the taking of the run
+        monkeypatch.setattr(holding.Request, "wait", lambda _: end())
+    assert run_job([run.folder]) == [f"{run.folder} {words}"]
+    assert run.state().state == ENDS[words]["state"]
+    assert run.state().attempts == 1
+
+
+def test_a_run_that_is_let_go_of_is_taken(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that leaves, to be queued again, holds up nobody who is there now."""
+    run = make_run(data, weights, tmp_path)
+    hold = Hold([run], state="running", host="another", pid=1)
+    while_waiting(monkeypatch, lambda: hold.end(run, state="queued"))
+    assert take([run]).has(run)
+
+
+def test_a_run_that_failed_before_is_trained_again_by_hand(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """`skinjob train RUN` on a run that is cancelled or failed already means to train it."""
+    for end in ENDS.values():
+        run = make_run(data, weights, tmp_path / end.get("fault", "done"))
+        run.update_state(**end)
+        assert take([run]).has(run) == (end["state"] == "failed")
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_one_of_two_that_wait_for_a_silent_run_takes_it(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+) -> None:
+    """Both find it free at the same moment; one trains it, and the other says who does."""
+    run = make_run(data, weights, tmp_path)
+    Hold([run], state="running", host="another", pid=1)
+    monkeypatch.setattr(holding, "SILENCE_S", 0)
+    both_judged = threading.Barrier(2)
+    wait = holding.Request.wait
+
+    def wait_for_both(request: holding.Request) -> None:
+        wait(request)
+        both_judged.wait()
+
+    monkeypatch.setattr(holding.Request, "wait", wait_for_both)
+    if not has_locks:
+        monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with ThreadPoolExecutor(2) as pool:
+        holds = list(pool.map(take, [[run], [run]]))
+    assert sum(hold.check(run) for hold in holds) == 1
+    if has_locks:
+        assert run.state().attempts == 2
+        (words,) = [words for hold in holds for words in hold.left_alone.values()]
+        assert f"is at work in process {os.getpid()}" in words
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_a_process_that_is_stopped_while_it_has_the_lock_stops_no_other(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM may suspend a job at any moment: others take its run after a while."""
+    run = make_run(data, weights, tmp_path)
+    monkeypatch.setattr(runs, "LOCK_S", 0.2)
+    with run.changing_state():
+        assert take([run]).has(run)
 
 
 def test_the_last_to_take_a_run_has_it(data: Path, weights: Path, tmp_path: Path) -> None:

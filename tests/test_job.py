@@ -15,7 +15,7 @@ from skinjob.submit.folders import record_jobs
 from skinjob.submit.plan import jobs_of
 from skinjob.train import forward
 from skinjob.train.job import run_job
-from skinjob.train.telling import telling
+from skinjob.train.telling import take, telling
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_run_that_another_job_has_by_now_is_left_alone(
     mine, other = sweep.runs()
 
     def end_badly() -> None:
-        with telling([mine, other], "1"):
+        with telling(take([mine, other], "1")):
             other.update_state(state="running", job_id="2", holder="another")
             raise KeyboardInterrupt
 

@@ -119,7 +119,7 @@ def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path)
 def test_a_damaged_csv_is_named_with_its_line(
     tmp_path: Path, column: str, values: list[str], fault: str
 ) -> None:
-    """A report is not made from rows that cannot be: the error names file and line."""
+    """Where no other run is left, the error names file and line, and the fix shows it."""
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
     run = sweep.runs()[0]
     _set_column(run, column, values)
@@ -127,6 +127,8 @@ def test_a_damaged_csv_is_named_with_its_line(
         build_report([sweep])
     assert str(run.metrics_file.resolve()) in caught.value.message
     assert fault in caught.value.message
+    line = fault.split(":")[0].removeprefix("line ")
+    assert caught.value.remedy == f"sed -n {line}p {run.metrics_file.resolve()}"
 
 
 def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:
@@ -502,6 +504,17 @@ def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
     assert after.folder == before.folder == tmp_path / "out"
     assert [list(built.summary["epochs"]) for built in (before, after)] == [[7], [20]]
     assert len((after.folder / "metrics.csv").read_text("utf-8").splitlines()) == 21
+
+
+def test_no_cell_of_a_report_is_a_formula(tmp_path: Path) -> None:
+    """A sweep's name is text in a spreadsheet, whatever it begins with."""
+    names = ("=cmd|x", "@sum(a1)", "-2+3", "plain", "-2")
+    sweeps = [make_sweep(tmp_path / name, batch_sizes=[32], epochs=1) for name in names]
+    folder = build_report(sweeps, tmp_path / "out").folder
+    for file in ("metrics.csv", "summary.csv"):
+        rows = list(csv.DictReader((folder / file).read_text().splitlines()))
+        assert [row["sweep"] for row in rows] == ["'=cmd|x", "'@sum(a1)", "'-2+3", "plain", "-2"]
+        assert {row["batch_size"] for row in rows} == {"32"}
 
 
 def _set_column(run: Run, column: str, values: list[str]) -> None:

@@ -163,7 +163,7 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output {folder}/%A_%a_%t_log.out --cpus-per-task=3 /opt/venv/bin/python -u -m skinjob.submit.start {folder}
+srun --unbuffered --output {folder}/%A_%a_%t_log.out --cpus-per-task=3 env PYTHONSAFEPATH=1 PYTHONUTF8=1 /opt/venv/bin/python -u -m skinjob.submit.start {folder}
 """  # noqa: E501  # as submitit writes it
 
 
@@ -188,7 +188,7 @@ def test_another_python_starts_the_tasks_of_an_array(slurm: Slurm, project: Path
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
     (script,) = sweep.submission_folder.glob("*_submission.sh")
-    assert f"{link} -u -m submitit" in script.read_text()
+    assert f"{link} -u -m skinjob.submit.start" in script.read_text()
     wait_for_end(slurm, sweep)
     assert set(states(sweep).values()) == {"done"}
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import wait_until
 from torch import Tensor
 from torchvision.models import resnet18
-from trees import make_tree
+from trees import make_sweep, make_tree
 
+from skinjob import files
 from skinjob.errors import ImagesError
 from skinjob.images import ImageSet
 from skinjob.scan import scan
@@ -34,6 +41,7 @@ from skinjob.train.forward import (
     choose_forward,
     cpu_digest,
 )
+from skinjob.train.job import run_job
 from skinjob.train.model import build_backbone, build_resnet18
 from skinjob.train.pixels import TEST, Pixels, Store
 from skinjob.train.streams import Streams
@@ -298,3 +306,82 @@ def test_views_come_in_turn_and_once(
     for view, found in zip(wanted, views.in_turn(wanted), strict=True):
         expected = torch.cat(list(alone.get(view).in_turn()))
         assert torch.equal(torch.cat(list(found.in_turn())), expected)
+
+
+def test_what_a_killed_job_left_in_the_cache_is_removed_by_the_next(
+    weights: Path, tmp_path: Path
+) -> None:
+    """Half a view may be as large as a view. What somebody may still be writing stays."""
+    data = make_tree(tmp_path / "skin_cancer", num_train=30, num_test=2)
+    run = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[4], epochs=1).runs()[0]
+    folder = run.sweep.views_folder
+    job = subprocess.Popen(
+        [sys.executable, "-m", "skinjob", "train", run.folder],
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: list(folder.glob(".*.part")) and list(folder.glob("*.claim")))
+    finally:
+        job.kill()
+        job.wait()
+    (partial,) = folder.glob(".*.part")
+    host, day = partial.name.split(".")[-3], 24 * 3600
+    elsewhere, silent = (
+        partial.with_name(f".1.safetensors.{name}.x.part") for name in ("host-1", "host-2")
+    )
+    marks = [folder / f".now-{name}" for name in ("new", "old")]
+    now = time.time()
+    for file, age_s in zip((elsewhere, silent, *marks), (0, day + 60, 0, day + 60), strict=True):
+        file.touch()
+        os.utime(file, (now - age_s, now - age_s))
+    # Of a job that was killed when its view was there already: nobody claims that again.
+    (folder / "1.claim").write_text(f"{socket.gethostname()} {job.pid}")
+    cache = ViewCache(folder)
+    with cache.writing(KEY, 1) as writer:
+        (written,) = folder.glob(f".{cache.file(KEY).name}.{host}.*.part")
+        os.utime(written, (now - day - 60,) * 2)
+        run_job([run.folder])
+        assert {file for file in folder.iterdir() if file.suffix != ".safetensors"} == {
+            elsewhere,
+            written,
+            marks[0],
+        }
+        writer.put(0, torch.ones(1, 512))
+    assert cache.has(KEY)
+
+
+@pytest.mark.parametrize("age_s", [0, 25 * 3600])
+def test_where_there_are_no_locks_half_a_view_stays_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_s: int
+) -> None:
+    """Nobody can tell there whether it is being written, so only its age counts."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    cache = ViewCache(tmp_path)
+    with suppress(FileNotFoundError), cache.writing(KEY, 1):
+        (partial,) = tmp_path.glob(".*.part")
+        os.utime(partial, (time.time() - age_s,) * 2)
+        cache.clear_up()
+        assert partial.exists() == (age_s == 0)
+
+
+def test_a_view_that_is_removed_before_it_is_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that clears up at the moment in which another begins to write does not stop it."""
+    cache = ViewCache(tmp_path)
+    flock = files.fcntl.flock
+
+    def clear_up_first(handle: int, operation: int) -> None:
+        monkeypatch.setattr(files.fcntl, "flock", flock)
+        cache.clear_up()
+        flock(handle, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", clear_up_first)
+    with cache.writing(KEY, 1) as writer:
+        writer.put(0, torch.ones(1, 512))
+    assert cache.has(KEY)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import load_file
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.runs import Run, Sweep
@@ -78,6 +77,4 @@ def left(run: Run) -> tuple[Any, ...]:
     with run.metrics_file.open(newline="") as lines:
         rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
     part = "head" if run.config().train == "head" else "model"
-    tensors = load_file(run.trained_file(part))  # the file's metadata come in any order
-    numbers = {name: tensor.tolist() for name, tensor in tensors.items()}
-    return rows, run.predictions_file.read_bytes(), numbers
+    return rows, run.predictions_file.read_bytes(), run.trained_file(part).read_bytes()

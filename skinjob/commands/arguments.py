@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from skinjob.errors import RunError
+from skinjob.files import absolute
 from skinjob.runs import Run, Sweep, sweeps
 
 runs_option = click.option(
@@ -25,7 +27,7 @@ def _complete_sweep(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     names = [sweep.name for sweep in sweeps(Path(ctx.params.get("runs") or "runs"))]
-    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    found = [CompletionItem(name) for name in names if _completes(name, incomplete)]
     return found or [CompletionItem(incomplete, type="dir")]
 
 
@@ -34,9 +36,14 @@ def _complete_run(
 ) -> list[CompletionItem]:
     try:
         chosen = find_sweep(ctx.params.get("sweep"), Path(ctx.params.get("runs") or "runs"))
-        return [CompletionItem(r.name) for r in chosen.runs() if r.name.startswith(incomplete)]
+        return [CompletionItem(r.name) for r in chosen.runs() if _completes(r.name, incomplete)]
     except RunError:
         return []
+
+
+def _completes(name: str, incomplete: str) -> bool:
+    """Says whether a name may be offered: a shell shows it to the terminal as it is."""
+    return name.startswith(incomplete) and name.isprintable()
 
 
 sweep_argument = click.argument("sweep", required=False, shell_complete=_complete_sweep)
@@ -113,7 +120,10 @@ def _meant(word: str, sweep: Sweep, found: Mapping[str, Run]) -> Run | None:
 
 def _with_a_name(folder: Path) -> Path:
     """Returns the folder by a path that ends in its name: `.` and `..` do not."""
-    return folder.resolve() if folder.name in ("", "..") else folder
+    if folder.name not in ("", ".."):
+        return folder
+    plain = Path(os.path.normpath(absolute(folder)))
+    return plain if plain.samefile(folder) else folder.resolve()
 
 
 def newest(runs: Path) -> Sweep:
@@ -126,5 +136,5 @@ def newest(runs: Path) -> Sweep:
 
 def typed(path: Path) -> Path:
     """Returns the path as one would type it here."""
-    here = Path.cwd()
+    here = absolute(Path())
     return path.relative_to(here) if path.is_relative_to(here) else path

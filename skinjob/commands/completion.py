@@ -9,6 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from skinjob.commands.help import TaskCommand
+from skinjob.console import say, say_as_is
 
 INSTALL = {
     "bash": "skinjob completion bash > ~/.skinjob-completion && "
@@ -36,8 +37,8 @@ def completion(ctx: click.Context, shell: str | None) -> None:
       eval "$(skinjob completion)"
     """
     chosen = shell or _own_shell()
-    click.echo(completion_script(ctx.find_root().command, chosen))
-    click.echo(f"# in every new shell: {INSTALL[chosen]}")
+    say_as_is(completion_script(ctx.find_root().command, chosen))
+    say(f"# in every new shell: {INSTALL[chosen]}")
 
 
 def completion_script(cli: click.Command, shell: str) -> str:

@@ -10,6 +10,7 @@ from skinjob.commands.help import TaskCommand
 from skinjob.commands.report import report_on
 from skinjob.commands.submit import print_plan, submit_and_tell
 from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.console import say
 from skinjob.errors import WeightsError
 
 # Images are per class. At the recipe's lr of 0.01 a head barely moves in so few updates.
@@ -38,7 +39,7 @@ def demo(folder: Path) -> None:
 
     data, weights = folder / "skin_cancer", folder / "weights" / "resnet18.safetensors"
     make_images(data, num_train=DEMO_TRAIN, num_test=DEMO_TEST)
-    click.echo(f"images in {data}: generated drawings, not real lesions")
+    say(f"images in {data}: generated drawings, not real lesions")
     _demo_weights(weights)
     recipe = TrainConfig(
         data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS, lr=DEMO_LR
@@ -50,7 +51,7 @@ def demo(folder: Path) -> None:
     )
     print_plan(plan)
     submit_and_tell(plan, is_waiting=True)
-    click.echo()
+    say()
     report_on([plan.sweep], None)
 
 
@@ -60,11 +61,13 @@ def _demo_weights(file: Path) -> None:
 
     try:
         fetched = fetch_weights(file.parent)
-        click.echo(f"weights in {fetched.path}: {fetched.source}")
+        say(f"weights in {fetched.path}: {fetched.source}")
     except WeightsError as fault:
-        click.echo(f"weights could not be fetched: {fault.message}", err=True)
-        click.echo(
-            "\n*** UNTRAINED BACKBONE: the demo goes on with random numbers for weights. ***"
-            "\n*** Its accuracies say nothing, neither of skin nor of ResNet18.           ***\n"
+        say(f"weights could not be fetched: {fault.message}", is_error=True)
+        say(
+            "",
+            "*** UNTRAINED BACKBONE: the demo goes on with random numbers for weights. ***",
+            "*** Its accuracies say nothing, neither of skin nor of ResNet18.           ***",
+            "",
         )
         write_untrained(file)

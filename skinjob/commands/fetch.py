@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from skinjob.commands.help import TaskCommand
+from skinjob.console import say
 
 
 @click.command(cls=TaskCommand)
@@ -37,9 +38,9 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
     from skinjob.fetch.weights import fetch_weights as fetch
 
     fetched = fetch(out, source, sha256)
-    click.echo(f"{fetched.path} {'is there already, and whole' if fetched.already else 'written'}")
-    click.echo(f"sha256  {fetched.sha256}")
-    click.echo(f"size    {fetched.size_bytes:,} bytes")
-    click.echo(f"source  {fetched.source}")
-    click.echo(f"\nnext:  {fetched.scp_line}")
-    click.echo("there: (cd skinjob/weights && sha256sum -c SHA256SUMS)")
+    say(f"{fetched.path} {'is there already, and whole' if fetched.already else 'written'}")
+    say(f"sha256  {fetched.sha256}")
+    say(f"size    {fetched.size_bytes:,} bytes")
+    say(f"source  {fetched.source}")
+    say("", f"next:  {fetched.scp_line}")
+    say("there: (cd skinjob/weights && sha256sum -c SHA256SUMS)")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from skinjob.console import say_as_is, shown
 from skinjob.errors import SkinjobError
 from skinjob.sources import source
 
@@ -87,15 +88,15 @@ class TaskCommand(click.Command):
         except SkinjobError:  # click before 8.2 reads the files first, and then --help
             if not set(ctx.help_option_names).intersection(ctx.meta[__name__]):
                 raise
-            click.echo(ctx.get_help())
+            say_as_is(ctx.get_help())
             raise click.exceptions.Exit() from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, in sections where they are many."""
         fault = self._read_files(ctx)
-        shown = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
-        records = {option: _record(ctx, option) for option in shown}
-        for title, group in _sections(shown).items():
+        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
+        records = {option: _record(ctx, option) for option in options}
+        for title, group in _sections(options).items():
             with formatter.section(title):
                 formatter.write_dl([records[option] for option in group])
         if any("; from " in text for _, text in records.values()):
@@ -103,7 +104,7 @@ class TaskCommand(click.Command):
             formatter.write_text("A default that names no file and no variable is built in.")
         if fault is not None:
             formatter.write_paragraph()
-            formatter.write_text(f"Without the defaults of a file at fault: {fault.message}")
+            formatter.write_text(f"Without the defaults of a file at fault: {shown(fault.message)}")
 
     def _read_files(self, ctx: click.Context) -> SkinjobError | None:
         """Makes the values of job and site files the defaults, which `--help` comes before.
@@ -145,7 +146,7 @@ def _record(ctx: click.Context, option: click.Option) -> tuple[str, str]:
     value, found = option.consume_value(ctx, {})
     if found in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT):
         ctx.set_parameter_source(option.name or "", found)
-        default = f"{_told(value)}; from {source(ctx, option.name or '')}"
+        default = shown(f"{_told(value)}; from {source(ctx, option.name or '')}")
     return names, f"{text.rstrip()}  [default: {default}]" if default else text
 
 

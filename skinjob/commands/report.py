@@ -9,7 +9,7 @@ import click
 
 from skinjob.commands.arguments import find_sweep, newest, runs_option, sweeps_argument, typed
 from skinjob.commands.help import TaskCommand
-from skinjob.console import print_table
+from skinjob.console import print_table, say
 from skinjob.runs import Sweep
 
 
@@ -39,8 +39,8 @@ def report_on(chosen: Sequence[Sweep], out: Path | None) -> None:
     print_table(built.columns, built.rows)
     for title, lines in (("missing", built.missing), ("", built.notes)):
         if lines:
-            click.echo()
+            say()
         for line in lines:
-            click.echo(f"{title}: {line}" if title else line)
+            say(f"{title}: {line}" if title else line)
     folder = typed(built.folder)
-    click.echo(f"\nopen: {folder / 'index.html'}\n      {folder / 'comparison.png'}")
+    say("", f"open: {folder / 'index.html'}", f"      {folder / 'comparison.png'}")

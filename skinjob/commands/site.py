@@ -13,7 +13,7 @@ import click
 
 from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
-from skinjob.console import shown, width, wrapped
+from skinjob.console import say, say_as_is, shown, width, wrapped
 from skinjob.errors import ConfigError
 from skinjob.files import write_text
 from skinjob.options import cluster_options, file_options, recipe_options
@@ -46,7 +46,7 @@ def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
         "cluster": _told(ctx, CLUSTER_KEYS, values),
     }
     if is_json:
-        click.echo(json.dumps(tables, indent=2))
+        say_as_is(json.dumps(tables, indent=2))
     else:
         _print(tables)
 
@@ -104,7 +104,7 @@ def _print_table(
     for line in lines:
         for part in _broken(line, number, sizes[number]):
             cells = (cell.ljust(size) for cell, size in zip(part, sizes, strict=True))
-            click.echo("  ".join(cells).rstrip())
+            say("  ".join(cells).rstrip())
 
 
 def _broken(line: tuple[str, ...], number: int, size: int) -> Iterator[tuple[str, ...]]:
@@ -159,10 +159,8 @@ def init_site(partition: str | None, out: Path, force: bool) -> None:
         [(name, _shown(value), choice.reasons[name]) for name, value in choice.values.items()],
         broken="why",
     )
-    click.echo(f"\nwrote {out}; its comments say what else there is")
-    click.echo(
-        f"next:  skinjob doctor{'' if out == DEFAULT_SITE else f' --site {shlex.quote(str(out))}'}"
-    )
+    say("", f"wrote {out}; its comments say what else there is")
+    say(f"next:  skinjob doctor{'' if out == DEFAULT_SITE else f' --site {shlex.quote(str(out))}'}")
 
 
 def _out_words(out: Path) -> str:

@@ -40,7 +40,7 @@ CELLS: Mapping[str, Callable[[Standing], str]] = {
     "node": lambda one: one.node or NOTHING,
     "job": lambda one: one.job or NOTHING,
     "requeues": lambda one: str(one.requeues) if one.requeues else NOTHING,
-    "reason": lambda one: shown(one.reason) or NOTHING,
+    "reason": lambda one: one.reason or NOTHING,
 }
 WORDS = ("run", "state", "node", "job", "reason")
 URGENT = ("running", "failed", "lost", "cancelled", "waiting", "done")
@@ -79,7 +79,7 @@ def table(runs: Sequence[Standing], width: int | None) -> list[str]:
     Of columns that do not fit the least important go first; why runs wait is below then, once for
     all that wait for the same. Without a width all columns are there, for other programs to read.
     """
-    rows = {name: [cell(one) for one in runs] for name, cell in CELLS.items()}
+    rows = {name: [shown(cell(one)) for one in runs] for name, cell in CELLS.items()}
     names = list(CELLS)
     if width is not None:
         names = [name for name in names if any(cell != NOTHING for cell in rows[name])]
@@ -109,7 +109,7 @@ def change(before: Standing | None, one: Standing) -> str | None:
     if before and (before.state, before.error) == (one.state, one.error):
         return None
     accuracy = "" if one.accuracy is None else f", {CELLS['accuracy'](one)} accuracy"
-    why = shown(one.error or one.reason)
+    why = one.error or one.reason
     told = f"{utc_now()} {one.run} {one.state}, epoch {one.epoch}/{one.epochs}{accuracy}"
     return f"{told}: {why}" if why else told
 
@@ -122,7 +122,7 @@ def _width(names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> int:
 def _reasons(runs: Sequence[Standing], width: int | None) -> list[str]:
     """Returns why runs stand so, once for all that do for the same reason."""
     found = Counter((one.state, one.reason) for one in runs if one.reason not in ("", one.state))
-    lines = [f"{count} {state}: {shown(reason)}" for (state, reason), count in found.items()]
+    lines = [f"{count} {state}: {reason}" for (state, reason), count in found.items()]
     parts = [part for line in lines for part in wrapped(line, width)]
     return ["", *parts] if parts else []
 
@@ -146,9 +146,9 @@ def _fault(sweep: Sweep, group: Sequence[Standing], width: int | None) -> list[s
     one, more = group[0], len(group) - 1
     others = f" and {more} more of its job" if more else ""
     lines = [f"{one.run}{others}: {one.fault or one.state}"]
-    lines += wrapped(shown(one.error or "it does not say why"), width, indent="  ")
+    lines += wrapped(one.error or "it does not say why", width, indent="  ")
     for file, said in last_words(Run(sweep.folder / one.run), one.job, LINES_TOLD):
-        lines += [f"  {typed(file)}:", *(f"  | {shown(line)}" for line in said)]
+        lines += [f"  {typed(file)}:", *(f"  | {line}" for line in said)]
     return [*lines, f"  fix: {one.remedy}"] if one.remedy else lines
 
 
@@ -160,7 +160,7 @@ def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:
     """
     if not sweeps:
         return []
-    rows = [_overview_cells(one) for one in sweeps]
+    rows = [tuple(map(shown, _overview_cells(one))) for one in sweeps]
     names = ["sweep", "made (UTC)", "recipe", "runs", "accuracy"]
     cells = {name: [row[number] for row in rows] for number, name in enumerate(names)}
     for name in ("recipe", "made (UTC)", "accuracy"):
@@ -175,7 +175,7 @@ def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:
         lines = [
             line for name, told in pairs for line in (name, *wrapped(told, width, indent="  "))
         ]
-    bad = [line for one in sweeps if one.error for line in wrapped(shown(one.error), width)]
+    bad = [line for one in sweeps if one.error for line in wrapped(one.error, width)]
     return [*lines, "", *bad] if bad else lines
 
 

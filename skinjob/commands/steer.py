@@ -24,7 +24,7 @@ from skinjob.commands.arguments import (
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
 from skinjob.config import ClusterConfig
-from skinjob.console import counted, print_sentence, print_table
+from skinjob.console import ask, counted, print_sentence, print_table, say
 from skinjob.errors import RunError
 from skinjob.options import cluster_options
 from skinjob.runs import BY_YOU, Sweep, sweeps
@@ -95,7 +95,7 @@ def retry(
     found = plan_retry(chosen, names, takes_cancelled=cancelled, **_given(ctx, cluster))
     _tell_left(found.left)
     if found.plan is None:
-        click.echo(f"nothing of {chosen.folder} to queue again")
+        say(f"nothing of {chosen.folder} to queue again")
     else:
         print_and_submit(found.plan, dry_run, is_waiting)
 
@@ -139,7 +139,7 @@ def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
     chosen = find_sweep(sweep, runs)
     names = [one.name for one in runs_of(chosen, run)]
     if not names and not yes and sys.stdin.isatty() and not _is_sure(chosen):
-        click.echo("nothing was cancelled")
+        say("nothing was cancelled")
         return
     _tell_cancelled(chosen, cancel_runs(chosen, names))
 
@@ -149,9 +149,7 @@ def _is_sure(sweep: Sweep) -> bool:
     from skinjob.watch.state import standings
 
     running = sum(one.state == "running" for one in standings(sweep))
-    return not running or click.confirm(
-        f"{counted(running, 'run')} of {sweep.folder} at work. Cancel all?"
-    )
+    return not running or ask(f"{counted(running, 'run')} of {sweep.folder} at work. Cancel all?")
 
 
 def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
@@ -161,13 +159,15 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
     print_table(("run", "state"), rows, words=("state",))
     for words, jobs in (("told to end", what.ended), ("goes on, with other runs", what.going_on)):
         if jobs:
-            click.echo()
+            say()
             print_sentence(f"{words}: job {', '.join(jobs)}")
     if what.cancelled:
         is_few = len(what.cancelled) <= MOST_NAMED
         again = sweep.retry_command(*(what.cancelled if is_few else ["--cancelled"]))
-        click.echo(f"\nback:  {again}")
-    click.echo(f"{'' if what.cancelled else chr(10)}next:  skinjob status {_quoted(sweep)}")
+        say("", f"back:  {again}")
+    else:
+        say()
+    say(f"next:  skinjob status {_quoted(sweep)}")
 
 
 @click.command(cls=TaskCommand)
@@ -207,16 +207,16 @@ def _tell_cleared(what: Clearing, is_done: bool) -> None:
     ]
     if rows:
         print_table(("what", "where", "files", "bytes"), rows, words=("where",))
-        click.echo()
+        say()
         for kind in dict.fromkeys(part.kind for part in what.parts):
             print_sentence(f"{kind}: {WITHOUT[kind]}")
     for folder, reason in what.left:
         print_sentence(f"left alone: {folder}: {reason}")
     size = f"{what.num_bytes:,} bytes ({what.num_bytes / 1e6:,.1f} MB)"
     if not rows:
-        click.echo("nothing to remove")
+        say("nothing to remove")
     elif is_done:
-        click.echo(f"removed: {size}")
+        say(f"removed: {size}")
     else:
         print_sentence(f"to remove: {size}; nothing was yet: the same command with --yes does")
 

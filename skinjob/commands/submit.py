@@ -11,7 +11,7 @@ import click
 from skinjob.commands.arguments import runs_option
 from skinjob.commands.help import TaskCommand
 from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
-from skinjob.console import print_table
+from skinjob.console import print_table, say
 from skinjob.errors import RunError
 from skinjob.options import cluster_options, file_options, recipe_options
 from skinjob.runs import BY_YOU
@@ -115,7 +115,7 @@ def print_and_submit(plan: Plan, is_dry: bool, is_waiting: bool) -> None:
 
 def print_plan(plan: Plan) -> None:
     for label, value in plan.lines():
-        click.echo(f"{label:<9}{value}")
+        say(f"{label:<9}{value}")
 
 
 def _print_dry_run(plan: Plan) -> None:
@@ -123,15 +123,14 @@ def _print_dry_run(plan: Plan) -> None:
     from skinjob.submit.plan import jobs_of
 
     config = next(iter(plan.configs.values()))
-    click.echo("\n# configuration, the same for every run")
+    say("", "# configuration, the same for every run")
     for key, value in {**config.recipe(), **vars(plan.cluster)}.items():
-        click.echo(f"{key} = {value}")
-    click.echo("\n# runs")
-    click.echo("\n".join(plan.configs))
+        say(f"{key} = {value}")
+    say("", "# runs", *plan.configs)
     if plan.cluster.cluster == "slurm":
-        click.echo("\n# sbatch script")
-        click.echo(sbatch_script(plan.sweep, len(jobs_of(plan.configs)), plan.cluster))
-    click.echo("\nnothing was made or queued (--dry-run)")
+        script = sbatch_script(plan.sweep, len(jobs_of(plan.configs)), plan.cluster)
+        say("", "# sbatch script", *script.split("\n"), keeps="\t")
+    say("", "nothing was made or queued (--dry-run)")
 
 
 def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
@@ -140,31 +139,31 @@ def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
     from skinjob.submit.submit import wait
 
     submission = submit_plan(plan)
-    click.echo()
+    say()
     again = [one for name, one in submission.before.items() if name in submission.queued]
     for one in again[:MOST_TOLD]:
         _tell_standing(one)
     if len(again) > MOST_TOLD:
-        click.echo(f"and {len(again) - MOST_TOLD} more that ended so")
+        say(f"and {len(again) - MOST_TOLD} more that ended so")
     if again:
-        click.echo()
+        say()
     print_table(
         ("run", "batch size", "lr", "seed", "updates", "state", "job"),
         [_row(plan, submission, name) for name in plan.configs],
     )
     folder = shlex.quote(str(submission.sweep.folder))
     if is_waiting:
-        click.echo("\nwaiting; Ctrl-C leaves the jobs at work")
-        click.echo(f"watch: skinjob status {folder} --watch")
+        say("", "waiting; Ctrl-C leaves the jobs at work")
+        say(f"watch: skinjob status {folder} --watch")
         ok = wait(submission.sweep, tuple(plan.configs), _tell_standing)
-        click.echo(f"\nnext: skinjob report {folder}")
+        say("", f"next: skinjob report {folder}")
         if not ok:
             raise RunError(f"not every run of {folder} is done", f"skinjob status {folder}")
         return
     first = shlex.quote(str(submission.sweep.folder / next(iter(plan.configs))))
-    click.echo(f"\nfollow: skinjob status {folder} --watch")
-    click.echo(f"logs:   skinjob logs {first} -f")
-    click.echo(f"next:   skinjob report {folder}")
+    say("", f"follow: skinjob status {folder} --watch")
+    say(f"logs:   skinjob logs {first} -f")
+    say(f"next:   skinjob report {folder}")
 
 
 def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
@@ -182,7 +181,7 @@ def _tell_standing(one: Standing) -> None:
     """Prints how a run stands, in a line."""
     words = f"failed, {one.fault}" if one.state == "failed" and one.fault else one.state
     why = "" if one.error in (None, BY_YOU) else f": {one.error}"
-    click.echo(f"{one.run} {BY_YOU if one.error == BY_YOU else words}{why}")
+    say(f"{one.run} {BY_YOU if one.error == BY_YOU else words}{why}")
 
 
 @click.command(cls=TaskCommand)

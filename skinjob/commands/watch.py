@@ -20,7 +20,8 @@ from skinjob.commands.arguments import (
     sweep_argument,
 )
 from skinjob.commands.help import TaskCommand
-from skinjob.console import print_lines, redrawn, width
+from skinjob.console import print_lines, redrawn, say, say_as_is, width
+from skinjob.files import absolute
 
 if TYPE_CHECKING:
     from skinjob.watch.state import Standing, Survey
@@ -72,9 +73,9 @@ def _print_status(found: Survey, *, is_drawn: bool) -> None:
 
 
 def _print_json(found: Survey) -> None:
-    sweep = {"sweep": found.sweep.name, "folder": str(found.sweep.folder.absolute())}
+    sweep = {"sweep": found.sweep.name, "folder": str(absolute(found.sweep.folder))}
     runs = [asdict(one) for one in found.runs]
-    click.echo(json.dumps(sweep | {"slurm": found.slurm, "runs": runs}, indent=2))
+    say_as_is(json.dumps(sweep | {"slurm": found.slurm, "runs": runs}, indent=2))
 
 
 def _watched(looks: Iterable[Survey]) -> Survey:
@@ -104,7 +105,6 @@ def _told(looks: Iterable[Survey]) -> Survey:
             lines.append(SLURM_WORDS[found.slurm])
         lines += [line for one in found.runs if (line := change(before.get(one.run), one))]
         print_lines(lines, {})
-        sys.stdout.flush()
         before, slurm = {one.run: one for one in found.runs}, found.slurm
     return found
 
@@ -126,7 +126,7 @@ def list_sweeps(runs: Path) -> None:
 
     found = overviews(runs)
     if not found:
-        click.echo(f"no sweep in {runs}/ yet; make one: skinjob submit")
+        say(f"no sweep in {runs}/ yet; make one: skinjob submit")
     print_lines(overview_lines(found, width()), COLOURS)
 
 
@@ -153,4 +153,4 @@ def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
     from skinjob.watch.logs import log_lines
 
     for line, is_log in log_lines(find_run(run, runs), lines, is_following=follow):
-        click.echo(line, err=not is_log)
+        say(line, is_error=not is_log, keeps="\t")

@@ -42,7 +42,7 @@ from skinjob.fetch.resnet18 import (
 from skinjob.fetch.source import Source, find_source
 from skinjob.fetch.statedict import read_state_dict
 from skinjob.fetch.sums import SUMS_NAME, promise_digest, promised_digest
-from skinjob.files import replacing, sha256_file
+from skinjob.files import replacing, sha256_file, sorted_safetensors
 
 WEIGHTS_FOLDER = Path("weights")
 WEIGHTS_NAME = "resnet18.safetensors"
@@ -320,26 +320,13 @@ def _install(
     target: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], again: str
 ) -> None:
     """Replaces *target* by a safetensors file of *tensors*, and its line in SHA256SUMS."""
-    content = _serialize(tensors, metadata)
+    from safetensors.numpy import save
+
+    content = sorted_safetensors(save(dict(tensors), dict(metadata)))
     with explaining_full_disk(target.parent, len(content), again):
         with replacing(target) as partial:
             partial.write_bytes(content)
         promise_digest(target, hashlib.sha256(content).hexdigest())
-
-
-def _serialize(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """Returns a safetensors file whose bytes depend on nothing but its content.
-
-    The library writes the metadata in a new order each time, so one set of weights would have
-    many digests; its header (8 bytes of length, then JSON) is written again, sorted.
-    """
-    from safetensors.numpy import save
-
-    content = save(dict(tensors), dict(metadata))
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of 8
-    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

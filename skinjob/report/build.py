@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import pwd
 import shlex
 import shutil
+import stat
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from skinjob.console import PIPE_WIDTH, width
+from skinjob.console import PIPE_WIDTH, shown, width
 from skinjob.errors import RunError
-from skinjob.files import replacing
-from skinjob.report.findings import compare_by_lr, differences, missing, skipped
+from skinjob.files import csv_text, replacing
+from skinjob.report.findings import compare_by_lr, differences, missing, skipped, unread
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison
-from skinjob.report.tables import Series, SweepTable, all_series, by_lr, read_sweep, summarize
+from skinjob.report.tables import (
+    TEXTS,
+    Series,
+    SweepTable,
+    all_series,
+    by_lr,
+    read_sweep,
+    summarize,
+)
 from skinjob.report.text import percent, printed
 from skinjob.runs import METRICS, Sweep
 
 MOST_LINES = 8  # in a comparison; of more, the eye finds none again in the legend
+MOST_TOLD = 5  # runs that an error names
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Report:
     rows: list[list[str]]
     """The summary for a terminal."""
     missing: list[str]
-    """A sentence for each run whose epochs are not all there."""
+    """A sentence for each run that cannot be read, then for each whose epochs are not all there."""
     notes: list[str]
     """What the numbers say, and what they do not."""
     files: list[Path]
@@ -46,17 +60,34 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
     """Writes the report of one sweep, or of several as one, and returns what it says.
 
     It goes to *out*, by default to the sweep's own report/ or, of several, to report-A-B beside the
-    first. Files of an earlier report are replaced one by one; a viewer never sees a half of one.
+    first, which have to be the user's own and no link. Files of an earlier report are replaced one
+    by one; a viewer never sees a half of one. A run that cannot be read is missing, and no more.
 
-    Raises: RunError when no run has finished an epoch, or a file of a sweep is damaged.
+    Raises: RunError when no run that can be read has finished an epoch, or the folder is somebody
+    else's or cannot be written; OSError when the disk is full.
     """
     tables = [read_sweep(sweep) for sweep in _distinct(sweeps)]
     series = all_series(tables)
-    lacks = _for_each(tables, missing)
     if not series:
-        raise _nothing_yet(tables, lacks)
+        raise _nothing_yet(tables)
+    lacks = [*_for_each(tables, unread), *_for_each(tables, missing)]
     folder = out or _default_folder(tables)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+        else:
+            _make_own(folder, tables)
+        return _written(folder, tables, series, lacks)
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(_unwritable(folder, fault), _elsewhere(tables)) from None
+
+
+def _written(
+    folder: Path, tables: Sequence[SweepTable], series: Sequence[Series], lacks: list[str]
+) -> Report:
+    """Writes every file of the report, and returns what it says."""
     summary = summarize(series)
     notes = _notes(tables, series)
     comparisons, batches = _draw(folder, tables, series)
@@ -89,15 +120,75 @@ def _default_folder(tables: Sequence[SweepTable]) -> Path:
     first = tables[0].sweep
     if len(tables) == 1:
         return first.report_folder
-    return first.folder.parent / "-".join(["report", *(table.sweep.name for table in tables)])
+    return first.folder.parent / _joined_name(tables)
 
 
-def _nothing_yet(tables: Sequence[SweepTable], lacks: Sequence[str]) -> RunError:
+def _make_own(folder: Path, tables: Sequence[SweepTable]) -> None:
+    """Makes the report's folder. Raises: RunError where it, or what it is in, is not the user's.
+
+    In a stranger's sweep, report/ may be a link to a folder of the user's, with files of the same
+    names.
+    """
+    _require_own(folder.parent, tables)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    _require_own(folder, tables)
+
+
+def _require_own(folder: Path, tables: Sequence[SweepTable]) -> None:
+    """Raises: RunError when a folder is a link, no folder, or another user's."""
+    seen = folder.lstat()
+    if stat.S_ISLNK(seen.st_mode):
+        problem = f"is a link to {folder.readlink()}"
+    elif not stat.S_ISDIR(seen.st_mode):
+        problem = "is not a folder"
+    elif seen.st_uid != os.geteuid():
+        problem = f"belongs to {_user(seen.st_uid)}"
+    else:
+        return
+    raise RunError(f"{folder} {problem}", _elsewhere(tables))
+
+
+def _user(number: int) -> str:
+    """Returns a user's name, or the number of one that has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _unwritable(folder: Path, fault: OSError) -> str:
+    """Returns which path could not be written, and why."""
+    path = Path(os.fsdecode(fault.filename2 or fault.filename or folder))
+    if path.parent == folder and not isinstance(fault, IsADirectoryError):
+        path = folder  # it is the folder that takes no file
+    reason = "it is not a folder" if isinstance(fault, FileExistsError) else fault.strerror
+    return f"{path}: {reason}"
+
+
+def _elsewhere(tables: Sequence[SweepTable]) -> str:
+    """Returns the command that writes the report to the user's home folder."""
+    sweeps = shlex.join(str(table.sweep.folder) for table in tables)
+    return f"skinjob report {sweeps} --out ~/{shlex.quote(_joined_name(tables))}"
+
+
+def _joined_name(tables: Sequence[SweepTable]) -> str:
+    return "-".join(["report", *(table.sweep.name for table in tables)])
+
+
+def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
+    names = ", ".join(str(table.sweep.folder) for table in tables)
+    faults = [fault for table in tables for fault in table.unread.values()]
+    damaged, lacks = _for_each(tables, unread), _for_each(tables, missing)
+    if len(damaged) > MOST_TOLD:
+        damaged[MOST_TOLD:] = [f"and {len(damaged) - MOST_TOLD} more"]
+    why = "; ".join([*damaged, *lacks]) or "no runs"
+    if faults:
+        return RunError(f"{names}: no run can be counted ({why})", faults[0].remedy)
     runs = [run for table in tables for run in table.sweep.runs()]
     logs = [run.log_file for run in runs if run.log_file.exists()] or [run.log_file for run in runs]
-    names = ", ".join(str(table.sweep.folder) for table in tables)
     return RunError(
-        f"{names}: no run has finished an epoch ({'; '.join(lacks) or 'no runs'})",
+        f"{names}: no run has finished an epoch ({why})",
         f"tail {shlex.quote(str(logs[0]))}" if logs else "skinjob submit",
     )
 
@@ -147,7 +238,7 @@ def _names(tables: Sequence[SweepTable], series: Sequence[Series]) -> tuple[list
         sweep = one.table.sweep.name
         label, stem = f"{one.batch_size}", f"batch-{one.batch_size:04d}"
         if many_sweeps:
-            label, stem = f"{sweep} {label}", f"{sweep}-{stem}"
+            label, stem = f"{shown(sweep)} {label}", f"{sweep}-{stem}"
         if many_lrs:
             label, stem = f"{label}, lr {one.lr!r}", f"{stem}-lr{one.lr!r}"
         labels.append(label)
@@ -220,9 +311,12 @@ def _write_metrics(file: Path, tables: Sequence[SweepTable]) -> None:
         writer = csv.writer(lines)
         writer.writerow(METRICS)
         for table in tables:
-            writer.writerows(table.texts)
+            for row in table.texts:
+                cells = zip(METRICS, row, strict=True)
+                writer.writerow([csv_text(t) if name in TEXTS else t for name, t in cells])
 
 
 def _write_summary(file: Path, summary: pd.DataFrame) -> None:
     with replacing(file) as partial:
+        summary = summary.assign(sweep=summary["sweep"].map(csv_text))
         summary.to_csv(partial, index=False, float_format="%.6g", lineterminator="\r\n")

@@ -25,16 +25,23 @@ FEW_SEEDS = (
 MOST_LACKS = 20  # named one by one; a big sweep just submitted has a thousand
 
 
+def unread(table: SweepTable) -> list[str]:
+    """Returns a sentence for each run that cannot be read, and so is in no number."""
+    return [f"{name}: not counted: {fault.message}" for name, fault in table.unread.items()]
+
+
 def missing(table: SweepTable) -> list[str]:
     """Returns a sentence for each run whose epochs are not all there, the failed first if many.
 
-    Of many runs the last sentence counts those that would be too many to name.
+    Those that cannot be read are in `unread`. Of many runs the last sentence counts those that
+    would be too many to name.
     """
     done = table.rows.groupby("run")["epoch"].max().to_dict()
     found = [
         (run, lack)
         for run in table.sweep.runs()
-        if (lack := _lack(run, int(done.get(run.name, 0)), table.planned))
+        if run.name not in table.unread
+        and (lack := _lack(run, int(done.get(run.name, 0)), table.planned))
     ]
     if len(found) <= MOST_LACKS:
         return [lack for _, lack in found]
@@ -135,7 +142,7 @@ def _lack(run: Run, done: int, planned: int) -> str | None:
     if state is None:
         return None if done >= planned else f"{run.name}: {epochs}, and no readable state.json"
     if state.state == "failed":
-        cause = (state.error or f"see {run.log_file}").strip().splitlines()[0]
+        cause = (state.error or f"see {run.log_file}").strip().split("\n")[0]
         fault = f" ({state.fault})" if state.fault else ""
         return f"{run.name}: failed{fault} with {epochs}: {cause}"
     if done >= planned:
@@ -148,7 +155,7 @@ def known_state(run: Run) -> RunState | None:
     """Returns a run's word on itself; None where a copied folder came without it."""
     try:
         return run.state() if run.state_file.exists() else None
-    except RunError:
+    except (RunError, OSError):
         return None
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from skinjob.console import shown
 from skinjob.files import write_text
 from skinjob.report.findings import known_state
 from skinjob.report.plots import UNTRAINED
@@ -103,6 +104,11 @@ def write_page(
         '<a href="metrics.csv">metrics.csv</a> (every epoch of every run).</footer>',
     ]
     write_text(file, _document(title, "\n".join(part for part in body if part)))
+
+
+def escape(text: str) -> str:
+    """Returns a text for the page, what does not print escaped as it is in a terminal."""
+    return html.escape(shown(text, keeps="\n"))
 
 
 def _document(title: str, body: str) -> str:

@@ -9,10 +9,12 @@ import csv
 import io
 import re
 import shlex
+import stat
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,8 @@ class SweepTable:
     """The same rows as numbers; a blank is NaN. Their lr is the optimizer's in that epoch."""
     lrs: dict[str, float]
     """The lr that each run with a row was asked for, which a schedule starts from."""
+    unread: dict[str, RunError]
+    """The runs of which a file cannot be read, and why. No number counts them."""
 
     @property
     def planned(self) -> int:
@@ -171,7 +175,9 @@ class Series:
 def read_sweep(sweep: Sweep) -> SweepTable:
     """Returns every row that the sweep's runs have written so far.
 
-    Raises: RunError when sweep.json lacks what a report needs, or a metrics.csv is damaged.
+    A run of which a file cannot be read has no rows and is in `unread`.
+
+    Raises: RunError when sweep.json lacks what a report needs.
     """
     info = sweep.info()
     if "runs" not in info or "epochs" not in info.get("recipe", {}):
@@ -182,26 +188,34 @@ def read_sweep(sweep: Sweep) -> SweepTable:
     texts: list[list[str]] = []
     rows: list[list[Value]] = []
     lrs = {}
+    unread = {}
     for run in sweep.runs():
-        own_texts, own_rows = read_run(run)
+        try:
+            own_texts, own_rows = read_run(run)
+            if _is_there(run.state_file):
+                run.state()
+            if _is_there(run.config_file) or own_rows:
+                lrs[run.name] = _lr(run)
+        except RunError as fault:
+            unread[run.name] = fault
+            continue
         texts += own_texts
         rows += own_rows
-        if own_rows:
-            lrs[run.name] = _lr(run)
-    return SweepTable(sweep, info, texts, pd.DataFrame(rows, columns=list(METRICS)), lrs)
+    return SweepTable(sweep, info, texts, pd.DataFrame(rows, columns=list(METRICS)), lrs, unread)
 
 
 def read_run(run: Run) -> tuple[list[list[str]], list[list[Value]]]:
     """Returns the rows of a run's metrics.csv, in the order of METRICS: as text, and as values.
 
-    Raises: RunError, naming file and line, when a row is ill-formed or an epoch is not the next.
+    Raises: RunError, naming file and line, when a row is ill-formed or an epoch is not the next,
+    and naming the file when it cannot be read.
     """
+    if not _is_there(run.metrics_file):
+        return [], []
     try:
         content = _whole_lines(run.metrics_file.read_bytes())
-    except FileNotFoundError:
-        return [], []
-    except (OSError, ValueError) as fault:  # ValueError: a run's name with a NUL in it
-        raise _damaged(run, 1, str(fault)) from None
+    except OSError as fault:
+        raise _unreadable(run.metrics_file, fault.strerror) from None
     reader = csv.reader(io.StringIO(content, newline=""))
     texts: list[list[str]] = []
     rows: list[list[Value]] = []
@@ -382,6 +396,25 @@ def _reader(name: str) -> Callable[[str], Value]:
     if name in OPTIONAL:
         return _float_or_blank
     return _accuracy if name.endswith("_accuracy") else _float
+
+
+def _is_there(file: Path) -> bool:
+    """Says whether a file is there. Raises: RunError when it cannot be read, or is no file."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as fault:
+        raise _unreadable(file, fault.strerror) from None
+    except ValueError as fault:  # a run's name with a NUL in it
+        raise _unreadable(file, str(fault)) from None
+    if not stat.S_ISREG(mode):  # a pipe would never end
+        raise _unreadable(file, "it is not a file")
+    return True
+
+
+def _unreadable(file: Path, reason: str | None) -> RunError:
+    return RunError(f"{file}: {reason}", f"ls -ld {shlex.quote(str(file))}")
 
 
 def _damaged(run: Run, line: int, fault: str) -> RunError:

@@ -28,7 +28,6 @@ from skinjob.site.checks import (
 )
 from skinjob.site.finding import Finding, fail, failed, named, ok, skipped, tried, warn
 from skinjob.site.probe import probe
-from skinjob.submit.executor import job_python
 from skinjob.submit.place import (
     file_system,
     nearest,
@@ -38,7 +37,7 @@ from skinjob.submit.place import (
     require_writable,
 )
 from skinjob.submit.plan import Plan, cluster_here, jobs_of, make_plan
-from skinjob.submit.python import lacks_torch, python_note
+from skinjob.submit.python import lacks_torch, python_note, python_words
 from skinjob.submit.room import free_bytes
 
 NO_ANSWER = "SLURM does not answer"
@@ -214,7 +213,7 @@ def _look_at_python(cluster: ClusterConfig) -> Finding:
     if cluster.cluster == "local" and lacks_torch(cluster):
         return fail(f"no torch in {sys.executable}", "pip install 'skinjob[train]'")
     note = python_note(cluster) if cluster.cluster == "slurm" else None
-    return warn(note) if note else ok(f"{job_python(cluster)} has what a run needs")
+    return warn(note) if note else ok(f"{python_words(cluster)} has what a run needs")
 
 
 def _look_at_sweep(plan: Plan) -> Finding:

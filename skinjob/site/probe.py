@@ -8,7 +8,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from typing import Any
 
 from skinjob import __version__
 from skinjob.config import LEAST_TIME_MIN, ClusterConfig
+from skinjob.console import StatusLine
 from skinjob.errors import ClusterError, RunError
+from skinjob.files import absolute
 from skinjob.ownership import require_safe
 from skinjob.site.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
 from skinjob.slurm.answers import ask, job_ends, jobs_in_queue
@@ -116,7 +117,7 @@ def _folder(runs: Path, cluster: ClusterConfig) -> Iterator[Path]:
     is_new = not runs.exists()
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=runs.absolute()))  # mode 0700
+        folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=absolute(runs)))  # mode 0700
     except OSError as fault:
         raise RunError(
             f"probe's folder in {runs}: {fault.strerror}", f"{AGAIN} --runs FOLDER"
@@ -136,7 +137,7 @@ def _queue_and_wait(folder: Path, token: str, cluster: ClusterConfig) -> Probed:
     """
     (folder / "token").write_text(token, encoding="utf-8")
     script = Path(shutil.copy(SCRIPT, folder / "probe.py"))
-    line, found = _Line(), None
+    line, found = StatusLine(), None
     try:
         job = _queue(probe_script(script, cluster, time_min=LEAST_TIME_MIN), cluster)
         probed = _wait(folder, job, line)
@@ -163,7 +164,7 @@ def _queue(script: str, cluster: ClusterConfig) -> str:
     return answer.stdout.strip().split(";")[0]  # on several clusters the name of one follows
 
 
-def _wait(folder: Path, job: str, line: _Line) -> Probed:
+def _wait(folder: Path, job: str, line: StatusLine) -> Probed:
     """Returns what the job wrote, or why it wrote nothing, once one of them is known."""
     started, gone_at, next_at = time.monotonic(), None, 0.0
     pause_s: float = ASK_S[0]
@@ -329,23 +330,3 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _digits(version: str) -> str:
     """Returns a version as PyTorch's index spells it: 12.4 as 124."""
     return "".join(map(str, _numbers(version)))
-
-
-class _Line:
-    """The line on stderr that says how the job stands."""
-
-    def __init__(self) -> None:
-        self.words = ""
-
-    def show(self, line: str, words: str) -> None:
-        """Writes the line over the last one; on a pipe below it, where *words* have changed."""
-        if sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{line[:width]}", end="", file=sys.stderr, flush=True)
-        elif words != self.words:
-            print(line, file=sys.stderr, flush=True)
-        self.words = words
-
-    def clear(self) -> None:
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from skinjob.errors import ClusterError, RunError
-from skinjob.files import write_json
+from skinjob.files import absolute, write_json
 from skinjob.runs import BY_YOU, FINAL, Run, RunState, Sweep, utc_now
 from skinjob.slurm.answers import Answers, QueuedJob, cancel_jobs
 from skinjob.submit.folders import submitting
@@ -51,7 +51,7 @@ def cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
 
 def _cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
     slurm = Answers()
-    found = {one.run: one for one in survey(sweep, slurm).runs}
+    found = {one.run: one for one in survey(sweep, slurm, is_locked=True).runs}
     meant = [found[name] for name in names or found]
     todo = [one.run for one in meant if one.state in OPEN]
     states = {name: Run(sweep.folder / name).state() for name in todo}
@@ -84,25 +84,26 @@ def _mark(sweep: Sweep, names: Sequence[str]) -> list[str]:
 
 def _mark_one(run: Run) -> bool:
     """Writes that a run was cancelled, and frees it from its process; False where it is over."""
-    said = run.state()
-    if said.state in FINAL:
-        return said.error == BY_YOU
-    told = replace(
-        said,
-        state="failed",
-        fault="cancelled",
-        error=BY_YOU,
-        remedy=run.sweep.retry_command(run.name),
-        finished_utc=utc_now(),
-        holder=None,
-    )
-    try:
-        write_json(run.state_file, asdict(told))
-    except OSError as fault:
-        raise RunError(
-            f"{run.state_file}: {fault.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
-        ) from None
-    return True
+    with run.changing_state():
+        said = run.state()
+        if said.state in FINAL:
+            return said.error == BY_YOU
+        told = replace(
+            said,
+            state="failed",
+            fault="cancelled",
+            error=BY_YOU,
+            remedy=run.sweep.retry_command(run.name),
+            finished_utc=utc_now(),
+            holder=None,
+        )
+        try:
+            write_json(run.state_file, asdict(told))
+        except OSError as fault:
+            raise RunError(
+                f"{run.state_file}: {fault.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
+            ) from None
+        return True
 
 
 def _end_jobs(
@@ -120,7 +121,7 @@ def _end_jobs(
     there = [job for job in jobs if queue is None or _is_there(queue.get(job))]
     refusal = "it does not answer" if queue is None else cancel_jobs(there) if there else ""
     if refusal:
-        again = shlex.join(["skinjob", "cancel", str(sweep.folder.absolute()), *names])
+        again = shlex.join(["skinjob", "cancel", str(absolute(sweep.folder)), *names])
         raise ClusterError(
             f"SLURM has not ended {_listed(there)} ({refusal}); the runs are cancelled, and "
             "their jobs let go of them",

@@ -59,7 +59,9 @@ def plan_clearing(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -
     left: list[tuple[Path, str]] = []
     for sweep in chosen:
         stands = found[sweep.folder.resolve()]
-        if isinstance(stands, str):
+        if sweep.owner:
+            left.append((sweep.folder, f"it belongs to {sweep.owner}"))
+        elif isinstance(stands, str):
             left.append((sweep.folder, stands))
         else:
             parts += [_part(kind, sweep.folder, _of_sweep(kind, sweep, stands)) for kind in kinds]

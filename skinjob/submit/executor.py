@@ -27,7 +27,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import Stopped
-from skinjob.files import replacing
+from skinjob.files import absolute, replacing
 from skinjob.runs import FINAL, Run, Sweep, utc_now
 from skinjob.slurm.environment import as_outside_jobs
 from skinjob.slurm.refusals import refusal
@@ -38,6 +38,7 @@ from skinjob.submit.limits import (
     require_another_start,
     seconds_left,
 )
+from skinjob.submit.python import job_python
 
 log = logging.getLogger("skinjob")
 
@@ -62,7 +63,7 @@ class Task:
         *requeue* is whether the job may be queued again at all, *requeues* how often it still may
         at its time limit.
         """
-        self.folders = [folder.resolve() for folder in folders]
+        self.folders = [absolute(folder) for folder in folders]
         self.gpu = gpu
         self.requeue = requeue
         self.requeues = requeues
@@ -145,7 +146,7 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
     Raises: NoAnswerError when SLURM does not say whether it took them, and another ClusterError
     with sbatch's own words when it refuses.
     """
-    executor = SlurmExecutor(sweep.submission_folder, max_num_timeout=OURS)
+    executor = SlurmExecutor(absolute(sweep.submission_folder), max_num_timeout=OURS)
     executor.start = start_command(sweep, cluster)
     executor.update_parameters(**_parameters(cluster))
     # submitit prints what it also raises.
@@ -166,7 +167,7 @@ def adopt(sweep: Sweep, jobs: Mapping[str, str], cluster: ClusterConfig) -> None
     for name, job in jobs.items():
         by_job.setdefault(job, []).append(name)
     for job, names in by_job.items():
-        pickle = JobPaths(sweep.submission_folder, job_id=job).submitted_pickle
+        pickle = JobPaths(absolute(sweep.submission_folder), job_id=job).submitted_pickle
         if not pickle.exists():
             delayed = DelayedSubmission(_task(sweep, names, cluster))
             delayed.set_timeout(cluster.time_min, OURS)
@@ -179,7 +180,7 @@ def sbatch_script(sweep: Sweep, num_jobs: int, cluster: ClusterConfig) -> str:
 
     submitit has no public way to it; a test holds this text to the script of a real submission.
     """
-    folder = sweep.submission_folder.absolute()
+    folder = absolute(sweep.submission_folder)
     command = start_command(sweep, cluster)
     count = num_jobs if num_jobs > 1 else None  # submitit makes no array of one
     return _make_sbatch_string(
@@ -205,7 +206,7 @@ def start_local(
     sweep: Sweep, runs: Sequence[str], cluster: ClusterConfig, gpu: str | None
 ) -> submitit.Job[None]:
     """Starts a job on this machine, on the given GPU, and returns it at once."""
-    executor = LocalExecutor(sweep.submission_folder, max_num_timeout=OURS)
+    executor = LocalExecutor(absolute(sweep.submission_folder), max_num_timeout=OURS)
     executor.start = start_command(sweep, cluster)
     executor.update_parameters(
         timeout_min=cluster.time_min,
@@ -229,13 +230,8 @@ def _task(
 def start_command(sweep: Sweep, cluster: ClusterConfig) -> str:
     """Returns the shell words by which a job starts: `skinjob.submit.start`, run by its Python."""
     trust = "".join(f"--trust {shlex.quote(name)} " for name in cluster.trust)
-    folder = shlex.quote(str(sweep.submission_folder.absolute()))
+    folder = shlex.quote(str(absolute(sweep.submission_folder)))
     return f"{job_python(cluster)} -u -m {START} {trust}{folder}"
-
-
-def job_python(cluster: ClusterConfig) -> str:
-    """Returns the shell words that start Python in a job: the user's own, or this very Python."""
-    return cluster.python or shlex.quote(sys.executable)
 
 
 def _parameters(cluster: ClusterConfig) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import platform
 import secrets
 import shlex
@@ -21,7 +20,7 @@ from skinjob.errors import RunError
 from skinjob.files import locked, write_json
 from skinjob.images import write_index
 from skinjob.ownership import make_private, owner, require_safe
-from skinjob.runs import Run, RunState, Sweep, utc_now
+from skinjob.runs import Run, RunState, Sweep, submit_lock, utc_now
 from skinjob.submit.plan import Plan
 
 FORMAT = 1
@@ -35,8 +34,9 @@ def submitting(runs: Path) -> Iterator[None]:
 
     Other users have locks of their own: nobody changes the sweeps of another user.
     """
-    file = runs / f".submit-{os.geteuid()}.lock"
-    with locked(file, lambda: tell_waiting(file)) as is_locked:
+    file = submit_lock(runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    with locked(file, tell_waiting=lambda: tell_waiting(file)) as is_locked:
         if is_locked:  # so nobody is at work on these
             _remove_leftovers(runs)
         yield
@@ -120,12 +120,18 @@ def _require_private(plan: Plan, sweep: Sweep) -> None:
 
 
 def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
-    """Writes what the folder of the sweep does not hold yet; *sweep* is where it is written."""
+    """Writes what the folder of the sweep does not hold yet; *sweep* is where it is written.
+
+    A run that is queued again gets the paths of images and weights that were checked now: the
+    project may have moved.
+    """
     for name, config in plan.configs.items():
         run = Run(sweep.folder / name)
-        if not run.config_file.exists():
+        is_new = not run.config_file.exists()
+        if is_new or (name in queued and run.config() != config):
             run.folder.mkdir(exist_ok=True)
             write_json(run.config_file, asdict(config))
+        if is_new:
             run.log_file.touch()  # so that it can be followed from now on
     if not sweep.images_file.exists():
         write_index(plan.images, sweep.images_file)
@@ -171,7 +177,7 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, 
         "seeds": sorted({config.seed for config in configs}),
         "runs": names,
         "weights": {
-            "path": configs[0].weights,
+            "path": next(iter(plan.configs.values())).weights,
             "sha256": plan.weights.sha256,
             "architecture": plan.weights.architecture,
             "source": plan.weights.source,
@@ -179,7 +185,7 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, 
             "untrained": plan.weights.untrained,
         },
         "images": {
-            "root": str(plan.images.root.resolve()),
+            "root": next(iter(plan.configs.values())).data,
             "fingerprint": plan.images.fingerprint(),
             "classes": list(plan.images.classes),
             "counts": plan.images.counts(),

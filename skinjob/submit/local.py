@@ -25,13 +25,15 @@ from typing import BinaryIO
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import RunError
+from skinjob.files import absolute
 from skinjob.ownership import make_private, require_safe
-from skinjob.runs import FINAL, Run, Sweep
+from skinjob.runs import FINAL, Run, Sweep, utc_now
 from skinjob.submit.executor import start_local
 from skinjob.submit.folders import record_jobs, recorded_cluster
 from skinjob.submit.gpus import visible_gpus
 from skinjob.submit.plan import MOST_HEADS
-from skinjob.watch.faults import local_ending, tail, write_ending
+from skinjob.submit.python import JOB_ENVIRONMENT
+from skinjob.watch.faults import QUEUE_BEGINS, local_ending, tail, write_ending
 from skinjob.watch.state import is_working, queue_lock
 
 LOOK_S = 2  # whoever looks whether a queue is at work has its lock for a moment
@@ -51,14 +53,17 @@ def start_queue(sweep: Sweep, runs: Sequence[str], trusted: Sequence[str] = ()) 
         (sweep.submission_folder / "queue.log").open("ab") as output,
     ):
         _take(lock, sweep)
+        output.write(f"{utc_now()} {QUEUE_BEGINS}\n".encode())
+        output.flush()
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "skinjob.submit.local"),
-                *(str(sweep.folder.absolute()), ",".join(trusted), *runs),
+                *(str(absolute(sweep.folder)), ",".join(trusted), *runs),
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=os.environ | JOB_ENVIRONMENT,
             start_new_session=True,
             # The lock goes with the open file: it is held until that process ends.
             pass_fds=(lock.fileno(),),
@@ -154,7 +159,7 @@ def _close(run: Run, output: Path, *, has_result: bool) -> None:
     """Says of a run that its process left unfinished what ended it."""
     said = run.state()
     if said.state not in FINAL:
-        # What never came to be a Python writes to where the queue does.
+        # If Python never started, the error is in queue.log.
         if not tail(output, 1):
             output = run.sweep.submission_folder / "queue.log"
         write_ending(run, said, local_ending(run, said, output, has_result=has_result))

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from skinjob.errors import ConfigError, RunError
+from skinjob.files import absolute
 
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -56,7 +57,7 @@ def require_for_sbatch(folder: Path) -> None:
 
     Raises: ConfigError when SLURM would read the path as something else.
     """
-    path = str(folder.absolute())
+    path = str(absolute(folder))
     if not path.isprintable():
         reason = "a line break or another control character would end its #SBATCH line"
     elif "%" in path or "\\" in path:

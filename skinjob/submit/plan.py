@@ -19,6 +19,7 @@ from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted, shown
 from skinjob.errors import ConfigError, RunError
 from skinjob.fetch.weights import WeightsInfo, read_weights_info
+from skinjob.files import absolute
 from skinjob.images import ImageSet
 from skinjob.ownership import require_safe
 from skinjob.runs import Run, Sweep, run_name, sweeps
@@ -137,7 +138,7 @@ def make_plan(
     train = configs[0]
     cluster = replace(cluster, cluster=_resolve_cluster(cluster.cluster))
     if str(runs).startswith("-"):
-        runs = runs.absolute()  # as a word of a command, a relative one would be an option
+        runs = absolute(runs)  # as a word of a command, a relative one would be an option
     _require_places(train, runs, cluster)
     device, device_reason, cluster = _resolve_device(train.device, cluster)
     if cluster.cluster == "local" and lacks_torch(cluster):
@@ -148,7 +149,7 @@ def make_plan(
     weights = weights or read_weights_info(Path(train.weights))
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
-    data, file = str(images.root.resolve()), str(weights.path.resolve())
+    data, file = str(absolute(images.root)), str(absolute(weights.path))
     resolved = [replace(one, device=device, data=data, weights=file) for one in configs]
     plan = Plan(
         runs=runs,

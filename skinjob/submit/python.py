@@ -21,6 +21,25 @@ LOOK = (  # finds a module without loading it: torch alone takes seconds
 )
 
 
+JOB_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+"""What a job's Python is started with.
+
+A random.py in the folder of submit is not taken for Python's own, and paths and logs are UTF-8
+whatever the node's locale is.
+"""
+
+
+def job_python(cluster: ClusterConfig) -> str:
+    """Returns the shell words that start Python in a job: the user's own, or this very Python."""
+    environment = " ".join(f"{name}={value}" for name, value in JOB_ENVIRONMENT.items())
+    return f"env {environment} {python_words(cluster)}"
+
+
+def python_words(cluster: ClusterConfig) -> str:
+    """Returns the shell words of the jobs' Python itself."""
+    return cluster.python or shlex.quote(sys.executable)
+
+
 def lacks_torch(cluster: ClusterConfig) -> bool:
     """Says whether jobs would start this very Python, and it has no torch."""
     return not cluster.python and not cluster.setup and find_spec("torch") is None
@@ -37,8 +56,8 @@ def python_note(cluster: ClusterConfig) -> str | None:
     if not cluster.python and not cluster.setup:
         is_bare = lacks_torch(cluster)
         return f"no torch in {sys.executable}: jobs need --python or --setup" if is_bare else None
-    python = cluster.python or shlex.quote(sys.executable)
-    said = _try(cluster.setup, python)
+    python = python_words(cluster)
+    said = _try(cluster.setup, job_python(cluster))
     if isinstance(said, str):
         return f"python of the jobs was not tried: here {said}"
     if said:

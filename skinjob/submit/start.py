@@ -6,10 +6,14 @@ folder was safe at submit; hours later, when the job starts, it is checked again
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # the folder of submit: a random.py in it is not Python's own
+
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 

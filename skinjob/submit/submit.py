@@ -25,7 +25,7 @@ from skinjob.submit.folders import (
     write_plan,
 )
 from skinjob.submit.plan import Plan, jobs_of, placed
-from skinjob.watch.state import Standing, is_working, standings
+from skinjob.watch.state import Standing, standings
 
 REPEATED = ("failed", "cancelled", "lost")
 LATE_S = (1, 2, 4)  # pauses in which a busy SLURM may come to show a job
@@ -60,9 +60,11 @@ def _submit(plan: Plan) -> Submission:
     sweep, is_new = plan.sweep, plan.is_new
     if not is_new:
         settle(sweep)
-    found = [] if is_new else standings(sweep)
+    found = [] if is_new else standings(sweep, is_locked=True)
     stands = {one.run: one for one in found if one.run in plan.configs}
-    todo = _to_queue(plan, stands)
+    todo = tuple(
+        name for name in plan.configs if name not in stands or stands[name].state in REPEATED
+    )
     if not todo:
         return Submission(sweep=sweep, queued=(), jobs={}, before=stands)
     if plan.cluster.cluster == "local" and not is_new:
@@ -83,20 +85,6 @@ def _submit(plan: Plan) -> Submission:
     return Submission(sweep=sweep, queued=todo, jobs=jobs, before=stands)
 
 
-def _to_queue(plan: Plan, stands: Mapping[str, Standing]) -> tuple[str, ...]:
-    """Returns the runs that nobody has and that are not done."""
-    # Nobody else submits now: without a job a run waits for nothing, unless this machine's queue
-    # is at work.
-    is_idle = plan.cluster.cluster != "local" or not is_working(plan.sweep)
-    return tuple(
-        name
-        for name in plan.configs
-        if name not in stands
-        or stands[name].state in REPEATED
-        or (stands[name].state == "waiting" and stands[name].job is None and is_idle)
-    )
-
-
 def settle(sweep: Sweep) -> None:
     """Records the jobs of a submit that was broken off between sbatch and their recording.
 
@@ -109,7 +97,11 @@ def settle(sweep: Sweep) -> None:
             f"SLURM does not say whether it has the jobs of {sweep.folder} already",
             "squeue --me; skinjob submit   # the same again, once it answers",
         )
-    _record(sweep, _queued_after_all(sweep, recorded_cluster(sweep)))
+    jobs = _queued_after_all(sweep, recorded_cluster(sweep))
+    for run in (Run(sweep.folder / name) for name in jobs):
+        if run.state().fault == "gone":  # somebody looked while nobody knew of its job
+            run.update_state(state="queued", fault=None, error=None, remedy=None)
+    _record(sweep, jobs)
 
 
 def _record(sweep: Sweep, jobs: Mapping[str, str]) -> None:

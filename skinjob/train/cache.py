@@ -12,17 +12,19 @@ import json
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from skinjob.files import remove_partials, replacing
+from skinjob.files import remove_abandoned, replacing
 from skinjob.train.features import Features, FeaturesWriter, read_features
 
 log = logging.getLogger("skinjob")
 
 ABANDONED_S = 24 * 3600
+MARK = ".now-"
 STALE_S = 60  # a claim is touched every second or so
 
 
@@ -57,16 +59,26 @@ class ViewCache:
 
         The key goes with them as metadata that a person can read.
         """
-        with replacing(self.file(key)) as partial, partial.open("r+b") as file:
+        with replacing(self.file(key), is_locked=True) as partial, partial.open("r+b") as file:
             yield FeaturesWriter(file, num_images, key)
+
+    def clear_up(self) -> None:
+        """Removes what processes that were killed left: views half written, claims, marks."""
+        with suppress(OSError):  # no folder yet, or a full disk
+            now = self._now()
+            remove_abandoned(self.folder, now, ABANDONED_S)
+            for claim in self.folder.glob("*.claim"):
+                if self._is_stale(claim):
+                    claim.unlink(missing_ok=True)
+            for mark in self.folder.glob(f"{MARK}*"):
+                if now - mark.stat().st_mtime >= ABANDONED_S:
+                    mark.unlink(missing_ok=True)
 
     def claim(self, key: dict[str, str]) -> bool:
         """Returns True when the view is now ours to compute, False when somebody else is at it."""
         claim = self._claim_file(key)
         claim.parent.mkdir(parents=True, exist_ok=True)
         if claim.exists() and self._is_stale(claim):
-            # A writer that only seems gone would fail without its file.
-            remove_partials(self.folder, self.file(key).name, older_s=ABANDONED_S)
             claim.unlink(missing_ok=True)
         try:
             handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -108,11 +120,9 @@ class ViewCache:
 
     def _now(self) -> float:
         """Returns the time by the clock that stamps the claims: the file server's, not ours."""
-        mark = self.folder / f".now-{socket.gethostname()}-{os.getpid()}"
-        mark.touch()
-        now = mark.stat().st_mtime
-        mark.unlink(missing_ok=True)
-        return now
+        # Without a name where that can be had: a kill leaves nothing.
+        with tempfile.TemporaryFile(prefix=MARK, dir=self.folder) as mark:
+            return os.fstat(mark.fileno()).st_mtime
 
 
 def is_alive(pid: int) -> bool:

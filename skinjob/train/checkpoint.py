@@ -93,6 +93,11 @@ def _loaded(run: Run, config: TrainConfig) -> Iterator[Checkpoint]:
             file.unlink(missing_ok=True)
 
 
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config without where images and weights lie: a project may be moved."""
+    return {name: value for name, value in config.items() if name not in ("data", "weights")}
+
+
 def _load(file: Path, config: TrainConfig) -> Checkpoint:
     """Raises: FileNotFoundError, and anything for a file that is none of this run's."""
     written = file.read_bytes()
@@ -100,7 +105,7 @@ def _load(file: Path, config: TrainConfig) -> Checkpoint:
     if hashlib.sha256(written[:end]).digest() != written[end:]:
         raise ValueError("its bytes are not those that were written")
     content = torch.load(io.BytesIO(written[:end]), map_location="cpu", weights_only=True)
-    if content["config"] != asdict(config):
+    if _without_paths(content["config"]) != _without_paths(asdict(config)):
         raise ValueError("it is of another configuration")
     rows, state = content["rows"], content["state"]
     if any(len(row) != len(METRICS) for row in rows) or not isinstance(state, dict):

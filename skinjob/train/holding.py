@@ -9,11 +9,12 @@ nothing; the hold saves their work, and settles who has the last word.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from threading import Event, RLock, Thread
@@ -40,22 +41,36 @@ class TakenError(RunError):
 class Hold:
     """The runs that this process has in hand, and its word for it."""
 
-    def __init__(self, runs: Sequence[Run], **said: Any) -> None:
-        """Takes *runs*, of which nobody else must be at work; *said* is what their states say."""
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        refusal: Callable[[Run, RunState], str | None] = lambda run, now: None,
+        **said: Any,
+    ) -> None:
+        """Takes those of *runs* that *refusal* gives no reason against; *said* is what they say.
+
+        *refusal* gets the state of the moment in which the run is taken. Without locks two
+        processes may still take a run together: the first to write finds the other's word there.
+        """
         self.word = secrets.token_hex(8)
+        self.left_alone: dict[Run, str] = {}
+        """The runs that were not taken, and why."""
         self._lock = RLock()  # a signal's handler may come in between
         self._states: dict[Run, RunState] = {}
         for run in runs:
-            remove_partials(run.folder)
-            before = run.state()
-            self._states[run] = replace(
-                before,
-                holder=self.word,
-                attempts=before.attempts + 1,
-                resumed_epoch=before.epoch,
-                **said,
-            )
-            self._write(run)
+            with run.changing_state():
+                now = run.state()
+                if reason := refusal(run, now):
+                    self.left_alone[run] = reason
+                    continue
+                self._states[run] = replace(
+                    now,
+                    holder=self.word,
+                    attempts=now.attempts + 1,
+                    resumed_epoch=now.epoch,
+                    **said,
+                )
+                self._write(run)
 
     @property
     def runs(self) -> list[Run]:
@@ -73,6 +88,14 @@ class Hold:
                 log.info("left to %s", _whose(found), extra={"run": run.name})
             return self.has(run)
 
+    def remove_partials(self, run: Run) -> None:
+        """Removes the files that processes which were killed left half written in a run's folder.
+
+        Not when the run is taken: another process may be taking it at the same moment.
+        """
+        with self._lock:  # a heartbeat is written through such a file too
+            remove_partials(run.folder)
+
     def note(self, run: Run, **changes: Any) -> None:
         """Changes a run's state; the next heartbeat writes it."""
         with self._lock:
@@ -84,7 +107,7 @@ class Hold:
 
         Raises: OSError when the state cannot be written.
         """
-        with self._lock:
+        with self._lock, run.changing_state():
             if not self.check(run):
                 return False
             self.note(run, **changes)
@@ -130,37 +153,72 @@ def beating(hold: Hold) -> Iterator[None]:
         thread.join()
 
 
-def living_holders(runs: Sequence[Run], *, is_restart_of: str | None = None) -> dict[Run, RunState]:
-    """Returns the states of those runs that a living process has in hand; the others can be taken.
+class Request:
+    """What a job asks for: runs, and their states when it asked.
 
-    Whether it lives is seen by its heartbeat, not by a clock that two machines might share. It
-    takes a minute to see that there is none; less where its process is known to have ended, or
-    where SLURM says so by starting the job *is_restart_of* again.
+    SLURM starts a job again after preemption, a time limit or a node's failure, and now and then
+    while the first is still at work on a node that it has lost sight of.
     """
-    found: dict[Run, RunState] = {}
-    first = {run: run.state() for run in runs}
-    open_runs = list(runs)
-    end = time.monotonic() + SILENCE_S
-    while True:
-        states = {run: run.state() for run in open_runs}
-        open_runs = [run for run in open_runs if _may_live(states[run], is_restart_of)]
-        found |= {run: states[run] for run in open_runs if _has_spoken(first[run], states[run])}
-        open_runs = [run for run in open_runs if run not in found]
-        if not open_runs or time.monotonic() > end:
-            return found
-        time.sleep(min(1.0, SILENCE_S / 10))
+
+    def __init__(self, runs: Sequence[Run], job_id: str | None = None) -> None:
+        self.job_id = job_id
+        # A shell on a node has the variable too: it is the job's own where there is a job.
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+        self.is_restart = job_id is not None and restarts != "0"
+        self.before = {run: run.state() for run in runs}
+
+    def wait(self) -> None:
+        """Returns once it is known which of the runs another process is training.
+
+        Whether it lives is seen by its heartbeat, not by a clock that two machines might share. It
+        takes a minute to see that there is none; less where its process is known to have ended, or
+        where SLURM says so by starting this job again.
+        """
+        undecided = list(self.before)
+        end = time.monotonic() + SILENCE_S
+        while True:
+            states = {run: run.state() for run in undecided}
+            undecided = [
+                run
+                for run, now in states.items()
+                if self._may_be_training(now) and self.refusal(run, now) is None
+            ]
+            if not undecided or time.monotonic() > end:
+                return
+            time.sleep(min(1.0, SILENCE_S / 10))
+
+    def refusal(self, run: Run, now: RunState) -> str | None:
+        """Returns why a run, whose state is *now*, is not this job's to train; None if it is."""
+        before = self.before[run]
+        has_ended = now.state == "failed" and now != before
+        if now.state == "done":
+            return f"{run.folder} is done"
+        if self.is_restart and (now.state == "failed" or _newer_job(run, self.job_id)):
+            return f"{run.folder} has failed, or is another job's since"
+        if now.state == "failed" and now.fault == "cancelled" and (self.job_id or has_ended):
+            return f"{run.folder} was cancelled"  # queued again since, it would say queued
+        if has_ended:
+            return f"{run.folder} has failed meanwhile"
+        if self._may_be_training(now) and _has_spoken(before, now):
+            job = f"job {now.job_id}, " if now.job_id else ""
+            return f"{run.folder} is at work in {job}process {now.pid} on {now.host}"
+        return None
+
+    def _may_be_training(self, state: RunState) -> bool:
+        """Says whether another process may be training a run, as far as one look can tell."""
+        if state.state != "running" or state.holder is None:
+            return False
+        if self.is_restart and state.job_id == self.job_id:
+            return False
+        return state.host != socket.gethostname() or state.pid is None or is_alive(state.pid)
+
+
+def _newer_job(run: Run, job_id: str | None) -> bool:
+    return bool(run.sweep.info()["jobs"].get(run.name, job_id) != job_id)
 
 
 def _has_spoken(before: RunState, now: RunState) -> bool:
     return (now.heartbeat_utc, now.holder) != (before.heartbeat_utc, before.holder)
-
-
-def _may_live(state: RunState, is_restart_of: str | None) -> bool:
-    if state.state != "running" or state.holder is None:
-        return False
-    if is_restart_of is not None and state.job_id == is_restart_of:
-        return False
-    return state.host != socket.gethostname() or state.pid is None or is_alive(state.pid)
 
 
 def _whose(state: RunState) -> str:

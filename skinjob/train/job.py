@@ -32,14 +32,14 @@ from skinjob.train.device import Device, choose_device
 from skinjob.train.features import Features
 from skinjob.train.finetune import FullTraining
 from skinjob.train.forward import Forward, choose_forward
-from skinjob.train.holding import Hold, TakenError, living_holders
+from skinjob.train.holding import Hold, TakenError
 from skinjob.train.loop import Epoch, HeadTraining
 from skinjob.train.model import build_backbone
 from skinjob.train.outputs import write_predictions, write_trained
 from skinjob.train.pixels import TEST, Pixels
 from skinjob.train.reporter import Reporter, logging_to
 from skinjob.train.streams import Streams
-from skinjob.train.telling import tell_done, tell_failed, telling
+from skinjob.train.telling import take, tell_done, tell_failed, telling
 from skinjob.train.views import Views
 
 log = logging.getLogger("skinjob")
@@ -87,18 +87,17 @@ def run_job(
     runs = [Run(folder) for folder in folders]
     _require_one_sweep(runs)
     configs = {run: run.config() for run in runs}
-    left_alone = _left_alone(runs, job_id)
-    runs = [run for run in runs if run not in left_alone]
-    with logging_to(runs):
-        for run, why in left_alone.items():
+    hold = take(runs, job_id)
+    with logging_to(hold.runs):
+        for run, why in hold.left_alone.items():
             log.info("left alone: %s", why, extra={"run": run.name})
-        if runs:
-            with telling(runs, job_id, why_queued) as hold:
-                job = _prepare({run: configs[run] for run in runs}, hold)
+        if hold.runs:
+            with telling(hold, why_queued):
+                job = _prepare({run: configs[run] for run in hold.runs}, hold)
                 faults = _train_heads(job) if job.recipe.train == "head" else _train_all(job)
                 if faults:
                     raise faults[0]
-    return list(left_alone.values())
+    return list(hold.left_alone.values())
 
 
 def _require_one_sweep(runs: Sequence[Run]) -> None:
@@ -108,42 +107,6 @@ def _require_one_sweep(runs: Sequence[Run]) -> None:
             f"runs of {len(sweeps)} sweeps in one job: {', '.join(sweeps)}",
             "skinjob train RUN..., for each sweep by itself",
         )
-
-
-def _left_alone(runs: Sequence[Run], job_id: str | None) -> dict[Run, str]:
-    """Returns the runs that are not this job's to train, and why.
-
-    SLURM starts a job again after preemption, a time limit or a node's failure, and now and then
-    while the first is still at work on a node that it has lost sight of.
-    """
-    # A shell on a node has the variable too: it is the job's own where there is a job.
-    is_restart = job_id is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    states = {run: run.state() for run in runs}
-    found = {run: f"{run.folder} is done" for run in runs if states[run].state == "done"}
-    if is_restart:
-        found |= {
-            run: f"{run.folder} has failed, or is another job's since"
-            for run in runs
-            if states[run].state == "failed" or _newer_job(run, job_id)
-        }
-    others = [run for run in runs if run not in found]
-    holders = living_holders(others, is_restart_of=job_id if is_restart else None)
-    for run, holder in holders.items():
-        job = f"job {holder.job_id}, " if holder.job_id else ""
-        found[run] = f"{run.folder} is at work in {job}process {holder.pid} on {holder.host}"
-    if job_id is not None:  # asked last: to see who has a run may take a minute
-        found |= {run: f"{run.folder} was cancelled" for run in others if _is_cancelled(run)}
-    return found
-
-
-def _is_cancelled(run: Run) -> bool:
-    """Says whether a run was called off since its job was queued: queued again, it says queued."""
-    state = run.state()
-    return state.state == "failed" and state.fault == "cancelled"
-
-
-def _newer_job(run: Run, job_id: str | None) -> bool:
-    return bool(run.sweep.info()["jobs"].get(run.name, job_id) != job_id)
 
 
 def _prepare(configs: Mapping[Run, TrainConfig], hold: Hold) -> Job:
@@ -297,6 +260,7 @@ def _begin(job: Job, run: Run, training: T) -> Course[T]:
     checkpoint = job.checkpoints[run]
     if not job.hold.say(run, epoch=checkpoint.epoch, resumed_epoch=checkpoint.epoch):
         raise TakenError(run)
+    job.hold.remove_partials(run)
     return Course(run, training, checkpoint, job.device.precision)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,9 +15,14 @@ NUM_FEATURES = 512
 
 
 def build_resnet18(weights: Path) -> ResNet:
-    """Returns ResNet18 with the weights of the local file; nothing is downloaded."""
-    model = resnet18(weights=None)
+    """Returns ResNet18 with the weights of the local file; nothing is downloaded or drawn."""
+    with torch.device("meta"):  # of shapes alone: all numbers come from the file
+        model = resnet18(weights=None)
+    model.to_empty(device="cpu")
     tensors = load_file(weights)
+    for name, buffer in model.named_buffers():
+        if name not in tensors:  # the counts of batches; torch keeps those of the model then
+            buffer.zero_()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     lacking = [name for name in missing if not name.endswith("num_batches_tracked")]
     if lacking or unexpected:  # `read_weights_info` has refused such a file before
@@ -59,7 +65,14 @@ def _fold(module: nn.Module, convolution: str, norm: str) -> None:
 
 
 def build_head(num_classes: int, seed: int) -> nn.Linear:
-    """Returns a new last layer, (N, 512) -> (N, num_classes) logits, drawn from *seed* alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Linear(NUM_FEATURES, num_classes)
+    """Returns a new last layer, (N, 512) -> (N, num_classes) logits, drawn from *seed* alone.
+
+    Its numbers are those of nn.Linear after torch.manual_seed(*seed*). They come from a generator
+    of its own, because other threads may use torch's at the same time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, NUM_FEATURES, num_classes)
+    nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(NUM_FEATURES)
+    nn.init.uniform_(head.bias, -bound, bound, generator=generator)
+    return head

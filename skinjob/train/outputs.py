@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from skinjob.config import TrainConfig
-from skinjob.files import replacing
+from skinjob.files import csv_text, replacing, sorted_safetensors
 from skinjob.images import ImageFile
 from skinjob.runs import METRICS, Run, utc_now
 from skinjob.train.loop import Epoch
@@ -24,7 +24,7 @@ def metrics_row(run: Run, config: TrainConfig, epoch: Epoch) -> list[str]:
         for column, value in epoch.row.items()
     }
     values = {
-        "sweep": run.sweep.name,
+        "sweep": csv_text(run.sweep.name),
         "run": run.name,
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -52,10 +52,8 @@ def write_predictions(
         writer = csv.writer(rows)
         writer.writerow(["image", "label", "predicted", *(f"p_{name}" for name in classes)])
         for file, p in zip(files, probabilities.tolist(), strict=True):
-            best = classes[p.index(max(p))]
-            writer.writerow(
-                [file.path, classes[file.label], best, *(f"{value:.6f}" for value in p)]
-            )
+            names = csv_text(classes[file.label]), csv_text(classes[p.index(max(p))])
+            writer.writerow([file.path, *names, *(f"{value:.6f}" for value in p)])
 
 
 def write_trained(run: Run, trained: nn.Module, info: dict[str, Any]) -> None:
@@ -70,4 +68,4 @@ def write_trained(run: Run, trained: nn.Module, info: dict[str, Any]) -> None:
     prefix = "fc." if is_head else ""
     tensors = {f"{prefix}{name}": t.cpu().contiguous() for name, t in trained.state_dict().items()}
     with replacing(run.trained_file("head" if is_head else "model")) as partial:
-        save_file(tensors, partial, metadata=metadata)
+        partial.write_bytes(sorted_safetensors(save(tensors, metadata)))

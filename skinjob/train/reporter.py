@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
+from skinjob.console import say
 from skinjob.runs import Run, utc_now
 from skinjob.train.holding import Hold, TakenError
 from skinjob.train.loop import Epoch
@@ -183,7 +184,8 @@ class _Printer(logging.Handler):
         run = getattr(record, "run", None) if self.names_runs else None
         time_and_words = self.format(record)
         with suppress(OSError):  # a reader that has gone, or a full disk, ends no training
-            print(f"{time_and_words}  ({run})" if run else time_and_words, flush=True)
+            text = f"{time_and_words}  ({run})" if run else time_and_words
+            say(*text.split("\n"), keeps="\t")  # a traceback has several lines
 
 
 def _utc_formatter() -> logging.Formatter:

@@ -17,7 +17,7 @@ import torch
 from skinjob.errors import RunError, SkinjobError, Stopped
 from skinjob.files import is_full
 from skinjob.runs import Run, utc_now
-from skinjob.train.holding import Hold, beating
+from skinjob.train.holding import Hold, Request, beating
 
 log = logging.getLogger("skinjob")
 
@@ -25,18 +25,16 @@ NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_?alloc|Cann
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
 
 
-@contextmanager
-def telling(
-    runs: Sequence[Run],
-    job_id: str | None = None,
-    why_queued: Callable[[], str | None] = lambda: None,
-) -> Iterator[Hold]:
-    """Takes the runs in hand; says running, and, of those without a last word, failed or queued.
+def take(runs: Sequence[Run], job_id: str | None = None) -> Hold:
+    """Returns the hold on those of the runs that are this job's to train; they say running.
 
-    *why_queued* is asked what ended a job that leaves in order to be started again.
+    Another process may have some: it takes a minute to see that it has gone.
     """
-    hold = Hold(
+    request = Request(runs, job_id)
+    request.wait()
+    return Hold(
         runs,
+        request.refusal,
         state="running",
         job_id=job_id,
         host=socket.gethostname(),
@@ -50,9 +48,17 @@ def telling(
         error=None,
         remedy=None,
     )
+
+
+@contextmanager
+def telling(hold: Hold, why_queued: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Keeps the runs in hand; says failed or queued of those without a last word.
+
+    *why_queued* is asked what ended a job that leaves in order to be started again.
+    """
     try:
         with beating(hold):
-            yield hold
+            yield
     except SystemExit:  # told to leave: by SLURM, to be started again, or by whoever cancelled it
         for run in hold.runs:
             with suppress(OSError, RunError):  # told or not, the job is asked to leave

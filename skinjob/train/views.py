@@ -71,8 +71,11 @@ class Views:
     def in_turn(self, views: Sequence[int]) -> Generator[Features, None, None]:
         """Yields the features of these views; while one is in use the next is computed.
 
+        Clears the cache of what killed jobs left in it.
+
         Raises: as `get`.
         """
+        self.cache.clear_up()
         with ThreadPoolExecutor(1) as ahead:
             coming = [ahead.submit(self.get, view) for view in views[:1]]
             try:

@@ -20,6 +20,9 @@ from skinjob.slurm.answers import JobEnd
 
 TAIL_BYTES = 20_000
 
+QUEUE_BEGINS = "the queue begins"
+"""A line of queue.log: what is above it is of an earlier queue."""
+
 BY_HAND_OR_KERNEL = "by hand or by the kernel for want of memory"
 
 SAID = (
@@ -132,7 +135,8 @@ def orphan_ending(run: Run, state: RunState) -> Ending:
     if full := _full_disk(run):
         return Ending("disk full", *full, _ended_utc(None, state))
     if state.started_utc is None:
-        fault, error = "never started", "this machine's queue was ended before the run's turn"
+        fault = "never started"
+        error = f"this machine's queue ended before the run began{_queue_words(run.sweep)}"
     else:
         fault, where = "gone", _where(run, state, heard=state.heartbeat_utc)
         process = f"process {state.pid}" if state.pid else "its process"
@@ -317,6 +321,12 @@ def _where(
     last = f", last heard of at {heard}" if heard else ""
     on = f" on {node}" if node else ""
     return f"{on} after epoch {state.epoch} of {run.config().epochs}{at}{last}"
+
+
+def _queue_words(sweep: Sweep) -> str:
+    """Returns the last that this machine's queue said before it ended, as the end of a sentence."""
+    last = tail(sweep.submission_folder / "queue.log", 1)
+    return "" if not last or last[0].endswith(QUEUE_BEGINS) else f": {last[0].strip()}"
 
 
 def _two_lines(output: Path) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from skinjob.errors import RunError
-from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep
+from skinjob.runs import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep, submit_lock
 from skinjob.slurm.answers import Answers, JobEnd, QueuedJob
 from skinjob.slurm.unrecorded import unrecorded_jobs
 from skinjob.watch.faults import (
@@ -79,6 +79,8 @@ class Case:
     said: RunState
     job: str | None
     epochs: int
+    is_submitted: bool = False
+    """Whether it is known that no submit is at it any more: what has no job by now gets none."""
 
     @property
     def is_over(self) -> bool:
@@ -89,18 +91,25 @@ class Case:
         return self if self.is_over else replace(self, said=self.run.state())
 
 
-def standings(sweep: Sweep) -> list[Standing]:
+def standings(sweep: Sweep, *, is_locked: bool = False) -> list[Standing]:
     """Returns how every run of a sweep stands; writes what ended those whose job is no more.
 
     Raises: RunError when the folder is not a sweep's.
     """
-    return survey(sweep).runs
+    return survey(sweep, is_locked=is_locked).runs
 
 
-def survey(sweep: Sweep, slurm: Answers | None = None, runs: Sequence[Run] | None = None) -> Survey:
+def survey(
+    sweep: Sweep,
+    slurm: Answers | None = None,
+    runs: Sequence[Run] | None = None,
+    *,
+    is_locked: bool = False,
+) -> Survey:
     """Returns how the runs of a sweep, or some of them, stand; writes what ended some.
 
     *slurm* may know some answers already; else SLURM is asked, where the folders leave it open.
+    *is_locked* says that the caller holds the lock of submit, so that nobody else queues runs.
 
     Raises: RunError when the folder is not a sweep's.
     """
@@ -109,6 +118,9 @@ def survey(sweep: Sweep, slurm: Answers | None = None, runs: Sequence[Run] | Non
     epochs: int = info["recipe"]["epochs"]
     told = [_case(run, jobs.get(run.name), epochs) for run in runs or sweep.runs()]
     cases = [one for one in told if isinstance(one, Case)]
+    # Before the queue is looked at: what was submitted until now has its queue by then.
+    if is_locked or _nobody_submits(sweep):
+        cases = [replace(one, is_submitted=True) for one in cases]
     if info["cluster"]["cluster"] == "local":
         is_at_work = is_working(sweep)
         word, found = NOT_ASKED, [_local(one.again(), is_at_work) for one in cases]
@@ -154,7 +166,9 @@ def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, li
 
 def _is_gone(one: Case, queue: Mapping[str, QueuedJob]) -> bool:
     """Says whether a run's job has left the queue, and the run is open and silent."""
-    return not one.is_over and one.job not in queue and not _is_recent(one)
+    if one.is_over or one.job in queue:
+        return False
+    return (one.job is None and one.is_submitted) or not _is_recent(one)
 
 
 def is_working(sweep: Sweep) -> bool:
@@ -172,6 +186,21 @@ def is_working(sweep: Sweep) -> bool:
     except OSError:  # no such file, or no locks there: the runs speak for themselves
         return False
     return False
+
+
+def _nobody_submits(sweep: Sweep) -> bool:
+    """Says whether it is known that no submit of the user's is at work on the sweep.
+
+    One that was killed may have left an sbatch that goes on.
+    """
+    if sweep.owner or sweep.pending_file.exists():
+        return False
+    try:
+        with submit_lock(sweep.folder.parent).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a submit is at work, or there are no locks here
+        return False
+    return True
 
 
 def queue_lock(sweep: Sweep) -> Path:
@@ -247,7 +276,8 @@ def _standing(one: Case) -> Standing:
         reason=BY_YOU if said.error == BY_YOU else said.fault or "",
         fault=said.fault,
         error=said.error,
-        remedy=said.remedy,
+        # A fix is pasted into a shell: another user's is not shown.
+        remedy=None if one.run.sweep.owner else said.remedy,
         node=None if said.state == "queued" else said.host,
         accuracy=said.test_accuracy,
         images_per_s=said.images_per_s,
@@ -284,6 +314,9 @@ def _time(utc: str) -> datetime:
 
 def lives(one: Case) -> bool:
     """Says whether the process that has a run in hand may still be there."""
+    if one.said.state == "queued":
+        is_starting = one.job is not None and one.job.isdigit() and is_ours(int(one.job))
+        return is_starting or (not one.is_submitted and _is_recent(one))
     pid = one.said.pid
     if pid is None or one.said.host != socket.gethostname() or not Path("/proc/self").exists():
         return _is_recent(one)

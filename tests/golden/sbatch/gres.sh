@@ -21,4 +21,4 @@ module load cuda/12.4
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /RUNS/sweep/submission/%A_%a_%t_log.out --cpus-per-task=8 PYTHON -u -m skinjob.submit.start /RUNS/sweep/submission
+srun --unbuffered --output /RUNS/sweep/submission/%A_%a_%t_log.out --cpus-per-task=8 env PYTHONSAFEPATH=1 PYTHONUTF8=1 PYTHON -u -m skinjob.submit.start /RUNS/sweep/submission

@@ -19,4 +19,4 @@
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /RUNS/sweep/submission/%A_%a_%t_log.out --cpus-per-task=4 PYTHON -u -m skinjob.submit.start /RUNS/sweep/submission
+srun --unbuffered --output /RUNS/sweep/submission/%A_%a_%t_log.out --cpus-per-task=4 env PYTHONSAFEPATH=1 PYTHONUTF8=1 PYTHON -u -m skinjob.submit.start /RUNS/sweep/submission
