@@ -22,6 +22,7 @@ from typing import cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from skinjob.config import FieldError
 from skinjob.console import shown
 from skinjob.errors import ImagesError
 from skinjob.files import csv_text, replacing
@@ -106,6 +107,21 @@ class ImageSet:
             split: {name: found[split, label] for label, name in enumerate(self.classes)}
             for split in SPLITS
         }
+
+    def positive_label(self, name: str | None) -> int:
+        """Returns the label of the positive class: of *name*, or by default the last.
+
+        Raises: FieldError when there is no such class.
+        """
+        if name is None:
+            return len(self.classes) - 1
+        if name not in self.classes:
+            raise FieldError(
+                "positive",
+                f"positive class {name!r} is none of {', '.join(map(shown, self.classes))}",
+                f"skinjob submit --positive {shown(shlex.quote(self.classes[-1]))}",
+            )
+        return self.classes.index(name)
 
     def in_train_too(self) -> tuple[ImageFile, ...]:
         """Returns the test images that are, byte for byte, training images too."""

@@ -65,6 +65,12 @@ class Plan:
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     @property
+    def positive(self) -> str:
+        """The class that sensitivity, specificity and AUC look for."""
+        config = next(iter(self.configs.values()))
+        return self.images.classes[self.images.positive_label(config.positive)]
+
+    @property
     def is_new(self) -> bool:
         return not self.sweep.sweep_file.exists()
 
@@ -84,6 +90,7 @@ class Plan:
             ("weights", f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{untrained}"),
             ("train", counts["train"]),
             ("test", counts["test"]),
+            ("positive", f"{self.positive} ({_why_positive(config)})"),
             *([("left out", ", ".join(self.images.left_out))] if self.images.left_out else []),
             *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
@@ -95,6 +102,11 @@ class Plan:
                 f"{self.sweep.folder}{'' if self.is_new else '  (there already, taken up again)'}",
             ),
         ]
+
+
+def _why_positive(config: TrainConfig) -> str:
+    last = "the last by name; --positive CLASS chooses another"
+    return last if config.positive is None else "asked for with --positive"
 
 
 def grid(
@@ -150,7 +162,11 @@ def make_plan(
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
     data, file = str(absolute(images.root)), str(absolute(weights.path))
-    resolved = [replace(one, device=device, data=data, weights=file) for one in configs]
+    is_last = images.positive_label(train.positive) == len(images.classes) - 1
+    positive = None if is_last else train.positive  # one recipe, however it was asked for
+    resolved = [
+        replace(one, device=device, data=data, weights=file, positive=positive) for one in configs
+    ]
     plan = Plan(
         runs=runs,
         name=name,
