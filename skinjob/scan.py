@@ -20,6 +20,7 @@ from PIL import _imaging
 
 from skinjob.console import counted, progress, shown
 from skinjob.errors import ImagesError
+from skinjob.files import pointer_kind
 from skinjob.images import (
     SPLITS,
     Fault,
@@ -258,6 +259,8 @@ def _examine(path: Path) -> Examined | str:
         content = read_content(path)
         if not content:
             return "empty file"
+        if kind := pointer_kind(content):
+            return f"{kind}, not the image: git lfs pull (or git annex get) brings it"
         image = decode(content)
     except FileNotFoundError:
         return "broken symbolic link" if path.is_symlink() else "removed while it was looked at"

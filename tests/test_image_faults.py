@@ -110,6 +110,7 @@ FAULTY: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (_cut, "truncated"),
     "empty": (_write(b""), "empty file"),
     "page": (_write(b"<html>"), "not an image"),
+    "pointer": (_write(b"version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer, not"),
     "zeros": (_write(bytes(5000)), "not an image"),
     "postscript": (_write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n"), "not an image"),
     "dead link": (lambda path: path.symlink_to("gone.jpg"), "broken symbolic link"),
