@@ -27,7 +27,7 @@ from skinjob.commands.site import config, init_site
 from skinjob.commands.steer import cancel, clean, retry
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import list_sweeps, logs, status
-from skinjob.console import say, say_as_is
+from skinjob.console import escape_unencodable, say, say_as_is
 from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
 
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     0 done, 1 a fault that the user can mend, 2 usage, 130 interrupted.
     """
+    if arguments is None:
+        _start_in_utf8()
+    escape_unencodable()
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as fault:
@@ -53,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as fault:
         code = _tell_system_error(fault)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _start_in_utf8() -> None:
+    """Starts this command anew where the locale is not UTF-8: jobs would read other paths."""
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _tell(message: str, remedy: str, code: int) -> int:

@@ -7,6 +7,7 @@ logs may be written by strangers: every character that does not print is escaped
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 import sys
 import textwrap
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIPE_WIDTH = 400  # columns; a pipe has no width, and a cut table is useless to grep
+
+
+def escape_unencodable() -> None:
+    """Makes stdout and stderr escape what their encoding lacks, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(*lines: str, is_error: bool = False, colour: str = "", keeps: str = "") -> None:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from skinjob.files import write_json
 from skinjob.runs import Sweep
 from skinjob.slurm.answers import QueuedJob
+
+FORMAT = 1
+
+
+def write_pending(sweep: Sweep, jobs: Sequence[Sequence[str]]) -> None:
+    """Writes down which runs each job is to have, before sbatch is asked to take the jobs."""
+    scripts = sorted(script.name for script in _scripts(sweep))
+    pending = {"format": FORMAT, "jobs": jobs, "scripts_before": scripts}
+    write_json(sweep.pending_file, pending)
 
 
 def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, QueuedJob]) -> dict[str, str]:
     """Returns run name -> job id of the jobs in SLURM's queue that sweep.json does not have yet.
 
-    The sweep's pending.json names the runs of each job. The jobs are known by their script: until
-    its id is recorded, a script has the hidden name under which sbatch was given it.
+    They are known by their script, which was not there before sbatch was asked to take them.
     """
     try:
-        groups = json.loads(sweep.pending_file.read_text(encoding="utf-8"))["jobs"]
+        pending = json.loads(sweep.pending_file.read_text(encoding="utf-8"))
+        groups, before = pending["jobs"], set(pending["scripts_before"])
     except (OSError, ValueError, LookupError, TypeError):  # nothing is pending
         return {}
-    scripts = {script.name for script in pending_scripts(sweep)}
+    scripts = {script.name for script in _scripts(sweep)} - before
     found: dict[str, str] = {}
     for job, queued in queue.items():
         task = int(job.partition("_")[2] or 0)
@@ -29,10 +39,6 @@ def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, QueuedJob]) -> dict[str, s
     return found
 
 
-def pending_scripts(sweep: Sweep) -> list[Path]:
-    """Returns the scripts that sbatch was given and of which no job is recorded.
-
-    submitit renames a script to its job's id, and leaves a link of the hidden name.
-    """
-    scripts = sweep.submission_folder.glob(".submission_file_*.sh")
-    return [script for script in scripts if not script.is_symlink()]
+def _scripts(sweep: Sweep) -> list[Path]:
+    """Returns the scripts that sbatch was given, by the hidden names that it knows them by."""
+    return list(sweep.submission_folder.glob(".submission_file_*.sh"))

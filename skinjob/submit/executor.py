@@ -277,6 +277,8 @@ def _additional(cluster: ClusterConfig) -> dict[str, Any]:
         words = ["gpu"] if cluster.gpu_flag == "gres" else []
         words += [cluster.gpu_type] if cluster.gpu_type else []
         flags[cluster.gpu_flag] = ":".join([*words, str(cluster.gpus)])
+    if (here := absolute(Path())) != Path.cwd():
+        flags["chdir"] = str(here)  # sbatch would name the place that a link leads to here
     if cluster.reservation:
         flags["reservation"] = cluster.reservation
     for flag in cluster.sbatch:

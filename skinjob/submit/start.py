@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from skinjob.console import escape_unencodable
 from skinjob.errors import RunError
 from skinjob.ownership import require_private, require_safe
 from skinjob.runs import Sweep
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trust", action="append", default=[], metavar="USER")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
+    escape_unencodable()  # a line of the log ends no training
     try:
         require_own_pickles(options.folder, options.trust)
     except RunError as fault:

@@ -9,15 +9,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from skinjob.config import ClusterConfig
+from skinjob.errors import ClusterError, SkinjobError
 from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.slurm.answers import Answers
 from skinjob.slurm.refusals import NoAnswerError
-from skinjob.slurm.unrecorded import pending_scripts, unrecorded_jobs
+from skinjob.slurm.unrecorded import unrecorded_jobs, write_pending
 from skinjob.submit import local
 from skinjob.submit.executor import adopt, queue
 from skinjob.submit.folders import (
-    FORMAT,
     discard,
     record_jobs,
     recorded_cluster,
@@ -71,12 +71,16 @@ def _submit(plan: Plan) -> Submission:
         local.require_free(sweep)
     before = {name: Run(sweep.folder / name).state() for name in todo}
     jobs_before = {} if is_new else sweep.info()["jobs"]
+    is_queueing = False
     try:
         write_plan(plan, queued=todo)
+        is_queueing = True
         jobs = _queue(plan, todo)
-    except NoAnswerError:
-        raise
-    except BaseException:  # Ctrl-C too
+    except BaseException as fault:  # Ctrl-C too
+        refusal = ClusterError if plan.cluster.cluster == "slurm" else SkinjobError
+        is_refused = isinstance(fault, refusal) and not isinstance(fault, NoAnswerError)
+        if is_queueing and not is_refused:
+            raise  # there may be jobs: the next submit finds out
         if is_new:
             discard(plan)
         else:
@@ -107,8 +111,6 @@ def settle(sweep: Sweep) -> None:
 def _record(sweep: Sweep, jobs: Mapping[str, str]) -> None:
     """Writes down which jobs SLURM took of those that it was asked to take."""
     record_jobs(sweep, jobs)
-    for script in pending_scripts(sweep):
-        script.unlink()  # SLURM has a copy
     sweep.pending_file.unlink()
 
 
@@ -139,7 +141,7 @@ def _queue(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:
             local.start_queue(plan.sweep, names, plan.cluster.trust)
             return {}
         groups = jobs_of({name: plan.configs[name] for name in names})
-        write_json(plan.sweep.pending_file, {"format": FORMAT, "jobs": groups})
+        write_pending(plan.sweep, groups)
         try:
             jobs = queue(plan.sweep, groups, plan.cluster)
         except NoAnswerError:
