@@ -651,3 +651,20 @@ def _short(text: str) -> str:
 
 if __name__ == "__main__":
     main_table()
+
+
+@needs_root
+def test_a_limit_of_threads_is_said(shared: Path) -> None:
+    """Where a login node allows a user few threads, nothing is a traceback or a Ctrl-C."""
+    with open_to_others(shared) as here:
+        os.chown(here, 54321, 54321)
+        limits = ["prlimit", "--nproc=1", "setpriv", "--reuid=54321", "--clear-groups"]
+        result = subprocess.run(
+            [*limits, sys.executable, "-m", "skinjob", *SUBMIT, "--dry-run"],
+            cwd=here,
+            env=os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": str(here)},
+            capture_output=True,
+            text=True,
+        )
+        words = "can't start new thread: the system's limit for one user is reached"
+        assert refusal(result) == words
