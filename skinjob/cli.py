@@ -32,6 +32,8 @@ from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_THREAD = "can't start new thread"
+"""What Python says where the system lets the user start no more threads or processes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         _start_in_utf8()
     escape_unencodable()
+    # numpy's OpenBLAS starts a thread for each core, all idle, and where the system allows fewer it
+    # sends itself a Ctrl-C.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as fault:
@@ -55,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
     except OSError as fault:
         code = _tell_system_error(fault)
+    except RuntimeError as fault:
+        if str(fault) != NO_THREAD:
+            raise
+        code = _tell_limit(NO_THREAD)
+    except MemoryError:
+        code = _tell("there is no memory left for it", "ulimit -v; free -h", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -78,6 +89,8 @@ def _tell_system_error(fault: OSError) -> int:
     if fault.errno in DISK_IS_FULL:
         _drop_output()
         return _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
+    if fault.errno == errno.EAGAIN:
+        return _tell_limit("can't start a new process")
     if fault.errno == errno.ENOENT and _has_no_folder():
         return _tell("the current folder is not there any more", "cd", 1)
     if not isinstance(fault.filename, str | bytes):
@@ -86,6 +99,14 @@ def _tell_system_error(fault: OSError) -> int:
     place = shlex.quote(str(file.absolute().parent))
     fix = f"findmnt --target {place}" if fault.errno == errno.EROFS else f"ls -ld {place}"
     return _tell(f"{file}: {fault.strerror}", fix, 1)
+
+
+def _tell_limit(what: str) -> int:
+    return _tell(
+        f"{what}: the system's limit for one user is reached",
+        "ulimit -u; ps -L -u $(id -u) | wc -l   # the limit, and what counts; end some of it",
+        1,
+    )
 
 
 def _has_no_folder() -> bool:

@@ -69,6 +69,8 @@ class TrainConfig:
     """auto, cuda or cpu. Asked for cuda and none there is an error."""
     precision: str = "auto"
     """The arithmetic of the layers before the head: auto, fp32 or bf16."""
+    positive: str | None = None
+    """The class that sensitivity, specificity and AUC look for; by default the last by name."""
 
     def __post_init__(self) -> None:
         _require(
@@ -100,7 +102,14 @@ class TrainConfig:
 
     def recipe(self) -> dict[str, Any]:
         """Returns what the runs of a sweep have in common: all but the axes of its grid."""
-        return {name: value for name, value in asdict(self).items() if name not in AXES}
+        return {name: value for name, value in self.record().items() if name not in AXES}
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields by name, for a file; without those that are None.
+
+        A field that came later is None by default: records from before it stay equal.
+        """
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,17 @@ LOOK_S = 10
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
+def pointer_kind(head: bytes) -> str:
+    """Returns in words which pointer of Git begins so, in the place of a file that is elsewhere.
+
+    >>> pointer_kind(b"version https://git-lfs.github.com/spec/v1"), pointer_kind(b"GIF89a")
+    ('a Git LFS pointer', '')
+    """
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer"
+    return "a git-annex pointer" if head.startswith(b"/annex/objects/") else ""
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, is_durable: bool = True, is_locked: bool = False) -> Iterator[Path]:
     """Yields a path beside *path* to write to; renames it over *path* when the block succeeds.

@@ -11,14 +11,18 @@ import contextlib
 import csv
 import hashlib
 import io
+import math
 import shlex
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from skinjob.config import FieldError
 from skinjob.console import shown
 from skinjob.errors import ImagesError
 from skinjob.files import csv_text, replacing
@@ -31,6 +35,7 @@ LEAST_SIDE = 16  # pixels; less is a placeholder, such as the 1 x 1 of a web pag
 MOST_RATIO = 16  # of the sides; with the shorter one at 224 the longer one would fill the memory
 MOST_PIXELS = 2**28 // 3  # 256 MiB in RGB; from here on Pillow warns of a decompression bomb
 MOST_BYTES = 2**30  # a file of more is not read
+FLAT_LEVELS = 16  # of 256: an image whose values lie closer together shows nothing
 
 COLUMNS = ("path", "split", "label", "bytes", "sha256")
 
@@ -85,10 +90,12 @@ class ImageSet:
     root: Path
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
-    num_ignored: int = field(default=0, compare=False)
-    """Files in class folders that are not images by their name."""
+    left_out: tuple[str, ...] = field(default=(), compare=False)
+    """What lies below the root and is not used, in words, kind by kind."""
     skipped: tuple[Fault, ...] = field(default=(), compare=False)
     """Images that were left out for their faults."""
+    flat: tuple[str, ...] = field(default=(), compare=False)
+    """Paths of the images that hold a single grey level, or nearly so."""
 
     def split(self, name: str) -> tuple[ImageFile, ...]:
         return tuple(file for file in self.files if file.split == name)
@@ -100,6 +107,21 @@ class ImageSet:
             split: {name: found[split, label] for label, name in enumerate(self.classes)}
             for split in SPLITS
         }
+
+    def positive_label(self, name: str | None) -> int:
+        """Returns the label of the positive class: of *name*, or by default the last.
+
+        Raises: FieldError when there is no such class.
+        """
+        if name is None:
+            return len(self.classes) - 1
+        if name not in self.classes:
+            raise FieldError(
+                "positive",
+                f"positive class {name!r} is none of {', '.join(map(shown, self.classes))}",
+                f"skinjob submit --positive {shown(shlex.quote(self.classes[-1]))}",
+            )
+        return self.classes.index(name)
 
     def in_train_too(self) -> tuple[ImageFile, ...]:
         """Returns the test images that are, byte for byte, training images too."""
@@ -131,14 +153,46 @@ def decode(content: bytes) -> Image.Image:
     image.load()
     with contextlib.suppress(Exception):  # EXIF that does not read turns nothing: as in a viewer
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit values to 255 on the way to RGB, which turns most of an image white.
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _to_eight_bits(image).convert("L").convert("RGB")
     if image.mode == "P":
         image = image.convert(
             "RGBA"
         )  # palettes may have a transparent entry, which RGB warns about
     return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Returns a grey image of 16 or 32 bits with its values brought to the range 0 to 255.
+
+    Pillow clips all values to 255, which turns 16-bit images white, and floats of 0 to 1 black.
+
+    Raises: ValueError when the values are not of one of the usual ranges.
+    """
+    import numpy as np  # at the top it would slow down every command
+
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())  # NaN where one value is NaN
+    scales = [1, 255, 65535] if image.mode == "F" else [255, 65535]
+    # A filter may have left values a little beyond the range; they are clipped.
+    fitting = (scale for scale in scales if -0.1 * scale <= low and high <= 1.1 * scale)
+    scale = next(fitting, None)
+    if scale is None:
+        found = (
+            f"{low:g} to {high:g}" if math.isfinite(high - low) else "numbers to NaN or infinity"
+        )
+        usual = " or ".join(f"0 to {scale}" for scale in scales)
+        raise ValueError(f"its values go from {found}, and from {usual} is wanted")
+    if scale == 1:
+        return image.point(lambda value: value * 255 + 0.5)
+    image = image if image.mode == "F" else image.convert("I")
+    return image if scale == 255 else image.point(lambda value: value / 256)
+
+
+def is_flat(image: Image.Image) -> bool:
+    """Says whether an RGB image is of a single grey level or colour, or nearly so."""
+    ends = cast(Sequence[tuple[float, float]], image.getextrema())  # of each channel
+    return all(high - low < FLAT_LEVELS for low, high in ends)
 
 
 def write_index(images: ImageSet, file: Path) -> None:

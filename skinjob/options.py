@@ -155,6 +155,11 @@ recipe_options = options(
         help="A run for each, such as 0-4.",
     ),
     click.option(
+        "--positive",
+        metavar="CLASS",
+        help="Class that sensitivity, specificity and AUC look for. [default: the last by name]",
+    ),
+    click.option(
         "--device",
         type=click.Choice(DEVICES),
         default=TRAIN["device"],

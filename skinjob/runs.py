@@ -76,7 +76,12 @@ SWEEP_SHAPE: dict[str, Any] = {
     "runs": [str],
     "recipe": {"epochs": int},
     "weights": {"sha256": str, "untrained": bool},
-    "images": {"fingerprint": str, "classes": [str], "counts": {str: {str: int}}},
+    "images": {
+        "fingerprint": str,
+        "classes": [str],
+        "positive": str,
+        "counts": {str: {str: int}},
+    },
     "cluster": {"cluster": str},
     "jobs": {str: str},
 }

@@ -34,6 +34,7 @@ TRAIN_KEYS = (
     "lr",
     "schedule",
     "seeds",
+    "positive",
     "device",
     "precision",
 )

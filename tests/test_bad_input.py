@@ -251,11 +251,17 @@ CASES = [
     weights("cut", _cut, "weights/resnet18.safetensors: no safetensors file, or cut off"),
     weights("cut, SHA256SUMS beside it", _cut, "damaged: its SHA-256 is", listed=True),
     weights("a byte flipped", _flip, "damaged: its SHA-256 is", listed=True),
-    weights("a .pth", _pickle, "weights/resnet18.safetensors: no safetensors file, or cut off"),
+    weights("a .pth", _pickle, "weights/resnet18.safetensors: a torch file (.pth)"),
+    weights(
+        "a Git LFS pointer",
+        lambda file: _write(file, b"version https://git-lfs.github.com/spec/v1\noid sha256:5c10\n"),
+        "weights/resnet18.safetensors: a Git LFS pointer, not the weights",
+        listed=True,
+    ),
     weights(
         "an HTML page",
         lambda file: _write(file, b"<!DOCTYPE html><html><body>Log in</body></html>"),
-        "weights/resnet18.safetensors: no safetensors file, or cut off",
+        "weights/resnet18.safetensors: an HTML page, not weights",
     ),
     weights("another network", _other_architecture, "architecture resnet50, resnet18 expected"),
     images("a file", _file, "image folder skin_cancer: not a directory"),
@@ -682,3 +688,20 @@ def _short(text: str) -> str:
 
 if __name__ == "__main__":
     main_table()
+
+
+@needs_root
+def test_a_limit_of_threads_is_said(shared: Path) -> None:
+    """Where a login node allows a user few threads, nothing is a traceback or a Ctrl-C."""
+    with open_to_others(shared) as here:
+        os.chown(here, 54321, 54321)
+        limits = ["prlimit", "--nproc=1", "setpriv", "--reuid=54321", "--clear-groups"]
+        result = subprocess.run(
+            [*limits, sys.executable, "-m", "skinjob", *SUBMIT, "--dry-run"],
+            cwd=here,
+            env=os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": str(here)},
+            capture_output=True,
+            text=True,
+        )
+        words = "can't start new thread: the system's limit for one user is reached"
+        assert refusal(result) == words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from skinjob.fetch import download as download_module
 from skinjob.fetch import source as source_module
 from skinjob.fetch.source import find_source
 from skinjob.fetch.weights import Fetched, fetch_weights, read_weights_info, write_untrained
+from skinjob.files import sha256_file
 
 NAME = "resnet18.safetensors"
 
@@ -342,6 +344,49 @@ def test_a_login_page_is_told(site: Site, pth: Path, tmp_path: Path) -> None:
     _refused(tmp_path / "b", "an HTML page, not weights", str(page))
 
 
+HUGGING_FACE = {"resnet.embedder.embedder.convolution.weight": np.zeros((64, 3, 7, 7), np.float32)}
+POINTERS = {
+    "LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:5c10\nsize 46830571\n",
+    "annex": b"/annex/objects/SHA256E-s46830571--5c10.pth\n",
+}
+
+
+@pytest.mark.parametrize("kind", ["LFS", "annex", "Hugging Face", "ours"])
+def test_a_source_that_is_no_pth_is_called_what_it_is(
+    tmp_path: Path, weights: Path, kind: str
+) -> None:
+    """Whoever cloned without LFS, or took the file of another library, is told that."""
+    file = tmp_path / "resnet18-f37072fd.pth"
+    if kind in POINTERS:
+        file.write_bytes(POINTERS[kind])
+        words = "a (Git LFS|git-annex) pointer, not the weights"
+    elif kind == "ours":
+        shutil.copy(weights, file)
+        words = "this file was made by skinjob fetch-weights already"
+    else:
+        save_file(HUGGING_FACE, file, {"format": "pt"})
+        words = "'resnet.embedder.*' is no tensor of torchvision's ResNet18 .Hugging Face's names"
+        with pytest.raises(WeightsError, match=words):
+            read_weights_info(file)
+    _refused(tmp_path / "weights", words, str(file))
+
+
+def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
+    tmp_path: Path, weights: Path
+) -> None:
+    """torchvision's tensors in a safetensors file without its origin are one command away."""
+    save_file(load_file(weights), tmp_path / "other one.safetensors")
+    with pytest.raises(WeightsError, match="nothing in it says what it is") as found:
+        read_weights_info(tmp_path / "other one.safetensors")
+    convert, fetch = found.value.remedy.split(" && ")
+    assert fetch == "skinjob fetch-weights --source new.pth"
+    python = shlex.join([sys.executable]) + convert.removeprefix("python")
+    subprocess.run(["bash", "-c", python], cwd=tmp_path, check=True)
+    digest = sha256_file(tmp_path / "new.pth")
+    made = fetch_weights(tmp_path / "made", str(tmp_path / "new.pth"), digest)
+    assert made.path.exists()
+
+
 def test_a_404_is_told(site: Site, tmp_path: Path) -> None:
     """A mirror without the file is told with its answer."""
     _refused(tmp_path, "answered 404", f"{site.base}/gone-01234567.pth")
@@ -563,7 +608,7 @@ def test_weights_without_their_digest_can_be_used(out: Path) -> None:
     assert not read_weights_info(out / NAME).listed
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(100), b"\xff" * 100])
+@pytest.mark.parametrize("content", [b"", bytes(100), b"\xff" * 100])
 def test_what_is_no_safetensors_file_is_told(tmp_path: Path, content: bytes) -> None:
     """A file of another kind under the weights' name is told as that."""
     (tmp_path / NAME).write_bytes(content)
@@ -583,7 +628,10 @@ def test_weights_cut_off_on_the_way_are_told(out: Path) -> None:
     ("changes", "message"),
     [
         ({"architecture": "resnet50"}, "architecture resnet50, resnet18 expected"),
-        ({"architecture": ""}, "architecture not told, resnet18 expected"),
+        (
+            {"architecture": ""},
+            "a safetensors file of another maker: nothing in it says what it is",
+        ),
         ({"source_sha256": ""}, "its metadata lacks or garbles 'source_sha256'"),
         ({"mean": "[1, 2]"}, "its metadata lacks or garbles"),
         ({"resize": "wide"}, "its metadata lacks or garbles"),

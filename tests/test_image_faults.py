@@ -110,6 +110,7 @@ FAULTY: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (_cut, "truncated"),
     "empty": (_write(b""), "empty file"),
     "page": (_write(b"<html>"), "not an image"),
+    "pointer": (_write(b"version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer, not"),
     "zeros": (_write(bytes(5000)), "not an image"),
     "postscript": (_write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n"), "not an image"),
     "dead link": (lambda path: path.symlink_to("gone.jpg"), "broken symbolic link"),
@@ -225,6 +226,11 @@ def _empty(tree: Path) -> None:
         file.unlink()
 
 
+def _rename(tree: Path) -> None:
+    for file in list((tree / "test/benign").iterdir()):
+        file.rename(file.with_suffix(".HEIC"))
+
+
 def _all_bad(tree: Path) -> None:
     for file in (tree / "test/benign").iterdir():
         file.write_bytes(b"")
@@ -235,6 +241,7 @@ def _all_bad(tree: Path) -> None:
     [
         (_remove("test"), {"test": "no such folder"}),
         (_remove("test", "train"), {"test": "no such folder", "train": "no such folder"}),
+        (lambda tree: (tree / "test").rename(tree / "Test"), {"test": "no such folder, but Test/"}),
         (_remove("test/benign"), {
             "test": "1 found of 2 or more class folders",
             "train/benign": "no such class in test",
@@ -248,6 +255,7 @@ def _all_bad(tree: Path) -> None:
             "train/benign": "no such class in test",
         }),
         (_empty, {"test/benign": "no image in it (.jpg, .jpeg"}),
+        (_rename, {"test/benign": "no image in it, but 2 .heic"}),
         (_all_bad, {
             "test/benign": "no image in it that can be trained on",
             "test/benign/0.jpg": "empty file",
@@ -279,6 +287,52 @@ def test_an_image_folder_that_is_none_is_two_lines(tmp_path: Path, kind: str) ->
     with pytest.raises(ImagesError, match=r"a\\nb: (no such folder|not a directory)$") as fault:
         scan(root)
     assert not fault.value.details
+
+
+def test_an_image_folder_in_the_folder_that_is_given_is_named(project: Path) -> None:
+    """Of an archive that unpacked into a folder of its own, the fix is the command to type."""
+    tree = project / "skin_cancer"
+    tree.rename(project / "unpacked")
+    tree.mkdir()
+    (project / "unpacked").rename(tree / "skin cancer")
+    result = skinjob("submit", *SMALL, cwd=project)
+    assert refusal(result) == "image folder skin_cancer: train/ and test/ are in its skin cancer/"
+    assert "fix:   skinjob submit --data 'skin_cancer/skin cancer'\n" in result.stderr
+
+
+def test_a_class_in_two_unicode_forms_is_shown_and_mended(project: Path) -> None:
+    """Names as a Mac and as Linux write them are told apart, and the fix mends them."""
+    tree = project / "skin_cancer"
+    (tree / "train/malignant").rename(tree / "train/m\u00e9lanome")
+    (tree / "test/malignant").rename(tree / "test/me\u0301lanome")
+    result = skinjob("submit", *SMALL, "--dry-run", cwd=project)
+    composed, combined = ascii("m\u00e9lanome"), ascii("me\u0301lanome")
+    words = f"it is written {composed}, and {combined} is another Unicode form of it"
+    assert f"no such class in test ({words})" in refusal(result)
+    fix = result.stderr.splitlines()[1].removeprefix("fix:   ")
+    subprocess.run(["bash", "-c", fix], cwd=project, check=True)
+    assert scan(tree).classes == ("benign", "m\u00e9lanome")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("b\u0435nign", "'b\\u0435nign'"), ("benign ", "'benign '")]
+)
+def test_a_class_that_only_looks_like_another_is_written_out(
+    tree: Path, name: str, written: str
+) -> None:
+    """A Cyrillic letter or a space at the end is seen in the error."""
+    (tree / "test/benign").rename(tree / "test" / name)
+    assert faults(tree)[f"test/{name}".strip()].endswith(f"(it is written {written})")
+
+
+def test_two_classes_that_look_the_same_are_refused(tree: Path) -> None:
+    """A class that a copy has split in two is not trained on as two."""
+    for split in ("train", "test"):
+        (tree / split / "malignant").rename(tree / split / "m\u00e9")
+        shutil.copytree(tree / split / "m\u00e9", tree / split / "me\u0301")
+    found = faults(tree)
+    assert len(found) == 4
+    assert all(words.startswith("another class looks the same") for words in found.values())
 
 
 # What is right
@@ -350,7 +404,7 @@ def test_what_systems_leave_behind_is_passed_over(tree: Path) -> None:
     images = scan(tree)
     assert images.classes == ("benign", "malignant")
     assert len(images.files) == 10
-    assert images.num_ignored == 1  # Thumbs.db: it is not hidden
+    assert images.left_out == ("3 hidden", "1 .db", "2 hidden in train/ itself")
 
 
 def test_links_that_run_in_circles_list_no_image_twice(tree: Path) -> None:

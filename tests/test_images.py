@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import skinjob
+from numpy.typing import NDArray
 from PIL import Image
 from trees import make_tree
 
 from skinjob.errors import ImagesError
 from skinjob.images import decode, read_index, write_index
 from skinjob.scan import scan
+
+SMALL = ("--cluster", "local", "--batch-sizes", "4", "--dry-run")
 
 
 @pytest.fixture
@@ -51,14 +56,55 @@ def test_fingerprint_follows_content_and_not_place(tree: Path, tmp_path: Path) -
     assert scan(copy).fingerprint("train") == scan(tree).fingerprint("train")
 
 
-def test_files_that_are_not_images_are_ignored_and_counted(tree: Path) -> None:
-    """A thumbnail database or a note beside the images does no harm, and is mentioned."""
-    (tree / "train/benign/Thumbs.db").write_bytes(b"x")
-    (tree / "train/benign/.DS_Store").write_bytes(b"x")
-    (tree / "train/benign/._0.jpg").write_bytes(b"x")
-    images = scan(tree)
-    assert len(images.files) == 10
-    assert images.num_ignored == 1
+def _leave_out(tree: Path) -> None:
+    """Adds what people's image folders hold besides images, and two more names of a JPEG."""
+    benign, image = tree / "train/benign", tree / "train/benign/0.jpg"
+    for name in ("a.jfif", "b.JPE", "c.JPG ", "sub/d.jpg"):  # these are used
+        (benign / name).parent.mkdir(exist_ok=True)
+        shutil.copy(image, benign / name)
+    for place in ("train", "test/malignant", "."):
+        for name in (".ipynb_checkpoints/0.jpg", ".DS_Store", "__MACOSX/._0.jpg"):
+            (tree / place / name).parent.mkdir(exist_ok=True)
+            shutil.copy(image, tree / place / name)
+    for name in ("Thumbs.db", "1.heic", "2.HEIC", "._0.jpg", "README", "a.\x1b[31mx"):
+        (benign / name).write_bytes(b"x")
+    for name in ("train/1.jpg", "train/2.jpg", "test/3.png", "valid/benign/0.jpg", "4.jpg"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tree / name)
+    for name in ("archive.zip", "train/more.zip", "labels.csv"):
+        (tree / name).write_bytes(b"x")
+    for number in range(7):
+        (tree / f"w{number}").mkdir()
+
+
+LEFT_OUT = (
+    "3 hidden",
+    "2 .heic",
+    "1 .db",
+    "1 without suffix",
+    "1 .\\x1b[31mx",
+    "1 image beside train/ and test/",
+    "1 .zip beside train/ and test/",
+    *("valid/ is not used", "w0/ is not used", "w1/ is not used", "w2/ is not used"),
+    *("w3/ is not used", "3 more folders not used"),
+    "2 images in train/ itself",
+    "1 .zip in train/ itself",
+    "2 hidden in train/ itself",
+    "1 image in test/ itself",
+)
+
+
+def test_what_is_left_out_is_counted_kind_by_kind(project: Path) -> None:
+    """Half a class in another format, or images in the wrong folder, are seen before the queue."""
+    _leave_out(project / "skin_cancer")
+    images = scan(project / "skin_cancer")
+    assert len(images.files) == 24 + 4
+    assert sorted(images.left_out) == sorted(LEFT_OUT)
+    words = ", ".join(images.left_out)
+    plan = skinjob("submit", *SMALL, cwd=project)
+    assert f"left out {words}\n" in plan.stdout
+    doctor = skinjob("doctor", *SMALL[:-1], cwd=project)
+    assert f"left out: {words}\n" in doctor.stdout
 
 
 def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:
@@ -83,3 +129,57 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert rgb.mode == "RGB"
     if mode != "1":
         assert np.abs(np.asarray(rgb, float).mean(axis=2) - grey).max() < 4
+
+
+GREY = np.linspace(0, 255, 400).round().reshape(20, 20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("float32", GREY / 255),
+        ("float32", GREY / 255 * 1.06 - 0.03),
+        ("float32", GREY),
+        ("float32", GREY * 257),
+        ("int32", GREY),
+        ("int32", GREY * 257),
+        ("uint16", GREY),
+        ("uint16", GREY * 257),
+    ],
+)
+def test_grey_values_of_every_usual_range_are_seen(kind: str, values: NDArray[np.float64]) -> None:
+    """An image that another program saved in floats or in 16 bits trains as it looks."""
+    content = io.BytesIO()
+    Image.fromarray(values.astype(kind)).save(content, "TIFF")
+    rgb = np.asarray(decode(content.getvalue()), float)
+    assert np.abs(rgb.mean(axis=2) - GREY).max() < 9  # clipped at the ends where it overshoots
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("int32", GREY * 2**20, "from 0 to 2.67387e+08, and from 0 to 255 or 0 to 65535 is wanted"),
+        ("float32", GREY * -999, "from -254745 to -0, and from 0 to 1 or 0 to 255 or 0 to 65535"),
+        ("float32", np.where(GREY > 9, GREY, np.nan), "from numbers to NaN or infinity"),
+    ],
+)
+def test_grey_values_of_no_usual_range_are_a_fault(
+    tree: Path, kind: str, values: NDArray[np.float64], words: str
+) -> None:
+    """What would have been black, white or noise is named before anything is queued."""
+    Image.fromarray(values.astype(kind)).save(tree / "train/benign/new.tif")
+    with pytest.raises(ImagesError, match="1 of 11 images faulty") as fault:
+        scan(tree)
+    assert words in fault.value.message
+
+
+def test_images_that_show_nothing_are_counted_before_the_queue(project: Path) -> None:
+    """Black frames, white pages, transparent icons and 12-bit values in 16 bits are pointed out."""
+    folder = project / "skin_cancer/train/benign"
+    Image.new("RGB", (50, 50), "white").save(folder / "a.jpg")
+    Image.new("RGBA", (50, 50)).save(folder / "b.png")
+    Image.fromarray((GREY * 16).astype(np.uint16)).save(folder / "c.tif")
+    Image.fromarray((GREY / 17).astype(np.uint8)).save(folder / "d.png")  # 16 grey levels
+    Image.fromarray((GREY / 15).astype(np.uint8)).save(folder / "e.png")  # 18: not pointed out
+    words = "4 images hold a single grey level, or nearly (first: train/benign/a.jpg)"
+    assert words in skinjob("submit", *SMALL, cwd=project).stdout

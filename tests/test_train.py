@@ -135,6 +135,7 @@ def test_head_on_views_gives_the_metrics_of_a_plain_loop(
     training = HeadTraining(
         config,
         num_classes=2,
+        positive=1,
         labels=views.streams.pixels.labels(1),
         test_features=views.get(TEST),
         test_labels=views.streams.pixels.labels(TEST),

@@ -50,6 +50,7 @@ def make_sweep(
     lrs: Sequence[float] = (0.1,),
     train: str = "head",
     schedule: str = "constant",
+    positive: str | None = None,
 ) -> Sweep:
     """Makes a checked sweep's folders, as `skinjob submit` does before it queues anything."""
     config = TrainConfig(
@@ -61,6 +62,7 @@ def make_sweep(
         epochs=epochs,
         device="cpu",
         precision="fp32",
+        positive=positive,
     )
     plan = make_plan(
         configs=grid(config, batch_sizes, lrs, seeds),

@@ -29,6 +29,7 @@ OPTIONS = {
         "--lr",
         "--schedule",
         "--seeds",
+        "--positive",
         "--device",
         "--precision",
     ),

@@ -55,7 +55,7 @@ def _require_valid(values: dict[str, Any]) -> None:
     """Returns when runs can be made of the options' values. Raises: ConfigError."""
     ClusterConfig(**{name: values[name] for name in CLUSTER_KEYS})
     axes = {"batch_size": values["batch_sizes"], "lr": values["lr"], "seed": values["seeds"]}
-    common = ("train", "data", "weights", "epochs", "schedule", "device", "precision")
+    common = ("train", "data", "weights", "epochs", "schedule", "device", "precision", "positive")
     config = TrainConfig(
         **{name: values[name] for name in common},
         **{name: axis[0] for name, axis in axes.items()},

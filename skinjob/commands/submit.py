@@ -70,6 +70,7 @@ def asked(
     lr: tuple[float, ...] | None,
     schedule: str | None,
     seeds: tuple[int, ...],
+    positive: str | None,
     device: str,
     precision: str,
     runs: Path,
@@ -94,6 +95,7 @@ def asked(
         seed=seeds[0],
         device=device,
         precision=precision,
+        positive=positive,
     )
     return {
         "configs": grid(config, batch_sizes, lrs, seeds),

@@ -30,6 +30,13 @@ from skinjob.fetch.download import (
     looks_like_html,
     one_at_a_time,
 )
+from skinjob.fetch.kinds import (
+    FETCH,
+    require_no_safetensors,
+    require_no_stand_in,
+    require_no_torch_file,
+    strange_safetensors,
+)
 from skinjob.fetch.resnet18 import (
     ARCHITECTURE,
     COUNTER,
@@ -56,7 +63,6 @@ PUBLISHED_LICENCE = (
 UNKNOWN_LICENCE = "not known: this is not the file that torchvision publishes; ask who made it"
 UNTRAINED_LICENCE = "none needed: random numbers"
 
-_FETCH = "make fetch-weights   # on a machine with internet; then copy weights/ here"
 _DTYPES = {"F32": "float32", "I64": "int64"}  # safetensors' names
 
 
@@ -108,6 +114,9 @@ def fetch_weights(out: Path, source: str | None = None, sha256: str | None = Non
         WeightsError: whatever keeps the file from being had, or from being what was asked for.
     """
     again = _command(out, source, sha256)
+    if source and "://" not in source:
+        require_no_stand_in(Path(source))
+        require_no_safetensors(Path(source))
     wanted = find_source(source, sha256, again)
     target = out / WEIGHTS_NAME
     if info := _had_already(target, wanted):
@@ -128,22 +137,26 @@ def read_weights_info(path: Path) -> WeightsInfo:
         WeightsError: it is missing, is not what SHA256SUMS beside it promises, is no safetensors
             file that `skinjob fetch-weights` wrote, or holds another architecture.
     """
+    require_no_stand_in(path)
     digest, size_bytes = _digest_and_size(path)
     promised = promised_digest(path)
     if promised not in (None, digest):
         raise WeightsError(
-            f"{path}: damaged: its SHA-256 is {digest}, {SUMS_NAME} says {promised}", _FETCH
+            f"{path}: damaged: its SHA-256 is {digest}, {SUMS_NAME} says {promised}", FETCH
         )
     return _checked_info(path, digest, size_bytes, listed=promised is not None)
 
 
 def _checked_info(path: Path, digest: str, size_bytes: int, *, listed: bool) -> WeightsInfo:
     """Returns what the header says, once it is that of a ResNet18 that we wrote."""
+    require_no_torch_file(path)
     tensors, metadata = _read_header(path)
-    architecture = metadata.get("architecture", "not told")
+    if "architecture" not in metadata:
+        raise strange_safetensors(path, tensors)
+    architecture = metadata["architecture"]
     if architecture != ARCHITECTURE:
-        raise WeightsError(f"{path}: architecture {architecture}, {ARCHITECTURE} expected", _FETCH)
-    check_layout(tensors, str(path), _FETCH)
+        raise WeightsError(f"{path}: architecture {architecture}, {ARCHITECTURE} expected", FETCH)
+    check_layout(tensors, str(path), FETCH)
     try:
         return WeightsInfo(
             path=path,
@@ -159,7 +172,7 @@ def _checked_info(path: Path, digest: str, size_bytes: int, *, listed: bool) -> 
         )
     except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as fault:
         raise WeightsError(
-            f"{path}: its metadata lacks or garbles {fault!s:.200}", _FETCH
+            f"{path}: its metadata lacks or garbles {fault!s:.200}", FETCH
         ) from fault
 
 
@@ -342,16 +355,16 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 tensors[name] = Tensor(_DTYPES.get(dtype, dtype), tuple(view.get_shape()))
             return tensors, content.metadata() or {}
     except SafetensorError as fault:
-        raise WeightsError(f"{path}: no safetensors file, or cut off: {fault}", _FETCH) from fault
+        raise WeightsError(f"{path}: no safetensors file, or cut off: {fault}", FETCH) from fault
 
 
 def _digest_and_size(path: Path) -> tuple[str, int]:
     try:
         return sha256_file(path), path.stat().st_size
     except FileNotFoundError as fault:
-        raise WeightsError(f"{path}: no such file", _FETCH) from fault
+        raise WeightsError(f"{path}: no such file", FETCH) from fault
     except OSError as fault:
-        raise WeightsError(f"{path}: cannot be read: {fault.strerror}", _FETCH) from fault
+        raise WeightsError(f"{path}: cannot be read: {fault.strerror}", FETCH) from fault
 
 
 # --- untrained --------------------------------------------------------------------------------

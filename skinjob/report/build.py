@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from skinjob.console import shown
+from skinjob.console import PIPE_WIDTH, shown, width
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
 from skinjob.report.findings import compare_by_lr, differences, missing, skipped, unread
@@ -97,7 +97,7 @@ def _written(
     files = [folder / name for name in ("metrics.csv", "summary.csv", "index.html")]
     for picture in (*comparisons, *batches):
         files += [*picture.files, *picture.copies]
-    columns, rows = printed(summary, shutil.get_terminal_size().columns)
+    columns, rows = printed(summary, width() or PIPE_WIDTH)
     warnings = [f"{UNTRAINED}."] if any(table.untrained for table in tables) else []
     return Report(folder, summary, columns, rows, lacks, [*warnings, *notes], files)
 

@@ -94,12 +94,20 @@ def differences(tables: Sequence[SweepTable]) -> list[str]:
         "trained layers": {table.info["recipe"].get("train") for table in tables},
         "schedules": {table.info["recipe"].get("schedule") for table in tables},
         "precisions": {table.info["recipe"].get("precision") for table in tables},
+        "positive classes": {positive_class(table) for table in tables},
     }
     return [
         f"The sweeps differ in their {name}: compare them with care."
         for name, values in found.items()
         if len(values) > 1
     ]
+
+
+def positive_class(table: SweepTable) -> str:
+    """Returns the class that sensitivity, specificity and AUC look for."""
+    images = table.info.get("images", {})
+    last = (images.get("classes") or ["?"])[-1]  # what it is in sweeps that do not say
+    return str(images.get("positive", last))
 
 
 def skipped(table: SweepTable) -> list[str]:

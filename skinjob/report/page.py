@@ -15,7 +15,7 @@ import pandas as pd
 
 from skinjob.console import shown
 from skinjob.files import write_text
-from skinjob.report.findings import known_state
+from skinjob.report.findings import known_state, positive_class
 from skinjob.report.plots import UNTRAINED
 from skinjob.report.tables import SweepTable
 from skinjob.report.text import complete
@@ -146,7 +146,6 @@ def _figure(picture: Picture) -> str:
 
 def _reading(tables: Sequence[SweepTable]) -> list[str]:
     """Returns what each number of the summary is, and what it is not."""
-    classes = tables[0].info.get("images", {}).get("classes") or ["?"]
     return [
         "Numbers are those of the last epoch. With several seeds they are means over the runs that "
         "reached it, and sd is the standard deviation over these runs.",
@@ -155,8 +154,10 @@ def _reading(tables: Sequence[SweepTable]) -> list[str]:
         "although batch sizes differ.",
         "The best epoch was found by looking at the test images: its accuracy flatters, and is no "
         "estimate for new images.",
-        f"Sensitivity, specificity and AUC take “{classes[-1]}” as the positive class, the last in "
-        "sorted order.",
+        *(
+            f"Sensitivity, specificity and AUC take “{name}” as the positive class{where}."
+            for name, where in _positives(tables)
+        ),
         "Change per epoch is the mean absolute change of test accuracy from one epoch to the next, "
         "in percentage points, over all epochs. It includes the climb of the first ones, which "
         "takes longer with larger batches; stability is therefore judged on the second half.",
@@ -164,6 +165,15 @@ def _reading(tables: Sequence[SweepTable]) -> list[str]:
         "who finds them computed already is faster for it: times do not compare batch sizes.",
         "All pictures have the same axes for the same quantity.",
     ]
+
+
+def _positives(tables: Sequence[SweepTable]) -> list[tuple[str, str]]:
+    """Returns each positive class, and where there are several, the sweeps that have it."""
+    sweeps: dict[str, list[str]] = {}
+    for table in tables:
+        sweeps.setdefault(positive_class(table), []).append(table.sweep.name)
+    is_one = len(sweeps) == 1
+    return [(name, "" if is_one else f" in {', '.join(of)}") for name, of in sweeps.items()]
 
 
 def _what_was_run(table: SweepTable) -> str:

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from skinjob.files import replacing
+from skinjob.report.settings import no_matplotlib_settings
 from skinjob.report.tables import Curve, Series
+
+with no_matplotlib_settings():
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 UNTRAINED = "UNTRAINED BACKBONE (random weights): these numbers say nothing about skin"
 
@@ -44,6 +47,7 @@ MOST_MARKERS = 10
 MOST_BEHIND = 10  # runs drawn beside a mean; more of them bury it
 
 STYLE: dict[Any, Any] = {
+    **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
     "font.size": 9,

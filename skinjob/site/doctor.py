@@ -212,7 +212,8 @@ def _read_images(wish: Wish) -> tuple[Finding, ImageSet | None]:
         f"{', '.join(f'{count} {name}' for name, count in classes.items())} to {split}"
         for split, classes in images.counts().items()
     ]
-    return ok("; ".join(counts)), images
+    left_out = [f"left out: {', '.join(images.left_out)}"] if images.left_out else []
+    return ok("; ".join([*counts, *left_out])), images
 
 
 def _look_at_python(cluster: ClusterConfig) -> Finding:

@@ -130,7 +130,7 @@ def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
         is_new = not run.config_file.exists()
         if is_new or (name in queued and run.config() != config):
             run.folder.mkdir(exist_ok=True)
-            write_json(run.config_file, asdict(config))
+            write_json(run.config_file, config.record())
         if is_new:
             run.log_file.touch()  # so that it can be followed from now on
     if not sweep.images_file.exists():
@@ -189,6 +189,7 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, 
             "root": next(iter(plan.configs.values())).data,
             "fingerprint": plan.images.fingerprint(),
             "classes": list(plan.images.classes),
+            "positive": plan.positive,
             "counts": plan.images.counts(),
             "skipped": [asdict(fault) for fault in plan.images.skipped],
             "repeated": {

@@ -25,7 +25,7 @@ from skinjob.ownership import require_safe
 from skinjob.runs import Run, Sweep, run_name, sweeps
 from skinjob.scan import scan
 from skinjob.slurm.environment import unheeded
-from skinjob.submit.gpus import visible_gpus
+from skinjob.submit.gpus import no_gpu_reason, visible_gpus
 from skinjob.submit.place import (
     require_for_sbatch,
     require_path,
@@ -65,6 +65,12 @@ class Plan:
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     @property
+    def positive(self) -> str:
+        """The class that sensitivity, specificity and AUC look for."""
+        config = next(iter(self.configs.values()))
+        return self.images.classes[self.images.positive_label(config.positive)]
+
+    @property
     def is_new(self) -> bool:
         return not self.sweep.sweep_file.exists()
 
@@ -79,14 +85,13 @@ class Plan:
             split: ", ".join(f"{count} {name}" for name, count in classes.items())
             for split, classes in self.images.counts().items()
         }
-        ignored = (
-            f" ({self.images.num_ignored} other files ignored)" if self.images.num_ignored else ""
-        )
         untrained = "  UNTRAINED: random numbers" if self.weights.untrained else ""
         return [
             ("weights", f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{untrained}"),
-            ("train", f"{counts['train']}{ignored}"),
+            ("train", counts["train"]),
             ("test", counts["test"]),
+            ("positive", f"{self.positive} ({_why_positive(config)})"),
+            *([("left out", ", ".join(self.images.left_out))] if self.images.left_out else []),
             *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
@@ -97,6 +102,11 @@ class Plan:
                 f"{self.sweep.folder}{'' if self.is_new else '  (there already, taken up again)'}",
             ),
         ]
+
+
+def _why_positive(config: TrainConfig) -> str:
+    last = "the last by name; --positive CLASS chooses another"
+    return last if config.positive is None else "asked for with --positive"
 
 
 def grid(
@@ -153,7 +163,11 @@ def make_plan(
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
     data, file = str(absolute(images.root)), str(absolute(weights.path))
-    resolved = [replace(one, device=device, data=data, weights=file) for one in configs]
+    is_last = images.positive_label(train.positive) == len(images.classes) - 1
+    positive = None if is_last else train.positive  # one recipe, however it was asked for
+    resolved = [
+        replace(one, device=device, data=data, weights=file, positive=positive) for one in configs
+    ]
     plan = Plan(
         runs=runs,
         name=name,
@@ -204,6 +218,10 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
     if images.skipped:
         first, num = images.skipped[0], counted(len(images.skipped), "faulty image")
         remarks.append(("skipped", f"{num} (first: {shown(first.path)}: {first.fault})"))
+    if images.flat:
+        verb, num = "hold" if len(images.flat) > 1 else "holds", counted(len(images.flat), "image")
+        words = f"{num} {verb} a single grey level, or nearly (first: {shown(images.flat[0])})"
+        remarks.append(("note", f"{words}: there is nothing to see in it"))
     for what, where, so, repeated in (
         ("test image", "in train too", "the test accuracy flatters", images.in_train_too()),
         ("image", "in two classes", "a label is wrong", images.in_two_classes()),
@@ -341,12 +359,12 @@ def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, Clus
     visible = len(visible_gpus())
     if device == "cuda" and visible == 0:
         raise ConfigError(
-            "device cuda was asked for and this machine has no GPU", "skinjob submit --device cpu"
+            f"device cuda was asked for and {no_gpu_reason()}", "skinjob submit --device cpu"
         )
     if visible == 0 or cluster.gpus == 0:
         return (
             "cpu",
-            "auto: this machine has no GPU" if visible == 0 else "auto: no GPU is asked for",
+            f"auto: {no_gpu_reason()}" if visible == 0 else "auto: no GPU is asked for",
             replace(cluster, gpus=0),
         )
     return "cuda", f"auto: this machine has {visible}", cluster

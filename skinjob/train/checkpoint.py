@@ -12,7 +12,7 @@ import io
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def save_checkpoint(run: Run, config: TrainConfig, checkpoint: Checkpoint) -> No
     file = io.BytesIO()  # a full disk is told as such by Python's own write, not by torch's
     rows = [list(row) for row in checkpoint.rows]
     held = {"rows": rows, "state": checkpoint.state, "precision": checkpoint.precision}
-    torch.save({"config": asdict(config), **held}, file)
+    torch.save({"config": config.record(), **held}, file)
     content = file.getvalue()
     newest, before = run.checkpoint_files
     # A head that a power cut took with it is trained again from its views in no time; flushing to
@@ -105,7 +105,7 @@ def _load(file: Path, config: TrainConfig) -> Checkpoint:
     if hashlib.sha256(written[:end]).digest() != written[end:]:
         raise ValueError("its bytes are not those that were written")
     content = torch.load(io.BytesIO(written[:end]), map_location="cpu", weights_only=True)
-    if _without_paths(content["config"]) != _without_paths(asdict(config)):
+    if _without_paths(content["config"]) != _without_paths(config.record()):
         raise ValueError("it is of another configuration")
     rows, state = content["rows"], content["state"]
     if any(len(row) != len(METRICS) for row in rows) or not isinstance(state, dict):

@@ -41,8 +41,10 @@ class FullTraining:
         device: Device,
         pixels: Pixels,
         num_classes: int,
+        positive: int,
     ) -> None:
         self.config = config
+        self.positive = positive  # the label of the class that metrics look for
         self.device = device
         self.pixels = pixels
         model = build_resnet18(weights)
@@ -80,7 +82,9 @@ class FullTraining:
             tell(number, tally.num_images, len(labels), time.perf_counter() - tally.start)
 
         test_labels = self.pixels.labels(TEST)
-        return tally.epoch(self.optimizer, self.updates, self.test_logits(), test_labels)
+        return tally.epoch(
+            self.optimizer, self.updates, self.test_logits(), test_labels, self.positive
+        )
 
     @property
     def trained(self) -> nn.Module:

@@ -201,6 +201,7 @@ def _heads(job: Job, test_features: Features) -> list[Course[HeadTraining]]:
         training = HeadTraining(
             config,
             num_classes=len(job.images.classes),
+            positive=job.images.positive_label(config.positive),
             labels=labels,
             test_features=test_features,
             test_labels=test_labels,
@@ -241,6 +242,7 @@ def _train_layers(job: Job, run: Run) -> None:
         device=job.device,
         pixels=job.pixels,
         num_classes=len(job.images.classes),
+        positive=job.images.positive_label(config.positive),
     )
     course = _begin(job, run, training)
     first, test_logits = course.done + 1, None

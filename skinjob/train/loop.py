@@ -58,15 +58,19 @@ class Tally:
         updates: int,
         test_logits: Tensor,
         test_labels: Tensor,
+        positive: int,
     ) -> Epoch:
-        """Returns the epoch, with what its test says: (num_test, num_classes) and (num_test,)."""
+        """Returns the epoch, with what its test says: (num_test, num_classes) and (num_test,).
+
+        *positive* is the label of the positive class.
+        """
         row = {
             "epoch": self.number,
             "updates": updates,
             "lr": optimizer.param_groups[0]["lr"],
             "train_loss": self.loss_sum / self.num_images,
             "train_accuracy": self.num_correct / self.num_images,
-            **evaluate(test_logits, test_labels),
+            **evaluate(test_logits, test_labels, positive),
             "seconds": time.perf_counter() - self.start,
         }
         return Epoch(
@@ -86,11 +90,13 @@ class HeadTraining:
         config: TrainConfig,
         *,
         num_classes: int,
+        positive: int,
         labels: Tensor,
         test_features: Features,
         test_labels: Tensor,
     ) -> None:
         self.config = config
+        self.positive = positive  # the label of the class that metrics look for
         self.labels = labels  # (num_train,) int64
         self.test_features = test_features  # (num_test, 512) float32
         self.test_labels = test_labels  # (num_test,) int64
@@ -116,7 +122,9 @@ class HeadTraining:
             self.updates += 1
             tally.add(loss, logits, labels[batch], self.updates)
 
-        return tally.epoch(self.optimizer, self.updates, self.test_logits(), self.test_labels)
+        return tally.epoch(
+            self.optimizer, self.updates, self.test_logits(), self.test_labels, self.positive
+        )
 
     @property
     def trained(self) -> nn.Module:

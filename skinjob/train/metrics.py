@@ -1,4 +1,4 @@
-"""What a test set says of a head. The positive class is the last in sorted order (malignant)."""
+"""What a test set says of a head."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def evaluate(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, float]:
     """Returns the test columns of metrics.csv: loss, accuracy, AUC, sensitivity, specificity.
 
-    *logits* (N, num_classes) float32, *labels* (N,) int64. With more than two classes the last
-    three set the last class against all others.
+    *logits* (N, num_classes) float32, *labels* (N,) int64. The last three set the class whose label
+    is *positive* against all others.
     """
-    positive = labels == logits.shape[1] - 1
+    is_positive = labels == positive
     predicted = logits.argmax(dim=1)
-    called = predicted == logits.shape[1] - 1
+    called = predicted == positive
     return {
         "test_loss": functional.cross_entropy(logits, labels).item(),
         "test_accuracy": (predicted == labels).double().mean().item(),
-        "test_auc": auc(logits.softmax(dim=1)[:, -1].numpy(), positive.numpy()),
-        "test_sensitivity": called[positive].double().mean().item(),
-        "test_specificity": (~called[~positive]).double().mean().item(),
+        "test_auc": auc(logits.softmax(dim=1)[:, positive].numpy(), is_positive.numpy()),
+        "test_sensitivity": called[is_positive].double().mean().item(),
+        "test_specificity": (~called[~is_positive]).double().mean().item(),
     }
 
 

@@ -22,7 +22,7 @@ from skinjob.train.features import Features, FeaturesWriter
 from skinjob.train.pixels import TEST, view_name
 from skinjob.train.streams import Streams
 
-FORMAT = "3"  # to be raised when the same key would give other features
+FORMAT = "4"  # to be raised when the same key would give other features
 POLL_S = 0.2
 
 
