@@ -159,6 +159,7 @@ def slurm_of_its_own(
         # A time limit's SIGTERM would end Python at once and leave the daemons running.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         undo.callback(signal.signal, signal.SIGTERM, before)
+        state.mkdir(exist_ok=True)
         (state / "site.conf").write_text(conf)
         try:
             cluster = Slurm.start(state, accounting=accounting, gpu_type=gpu_type)
