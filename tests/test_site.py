@@ -294,6 +294,37 @@ def test_a_refusal_names_the_value_that_sbatch_means(
     assert fix in fault.remedy
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["Your last session timed out", "Batch job submission failed: Access denied"],
+            "sbatch refused: Access denied",
+        ),
+        (
+            ["Welcome", "Batch job submission failed: Socket timed out on send/recv operation"],
+            "SLURM did not say whether it took the jobs: Socket timed out on send/recv operation",
+        ),
+        (
+            ["Welcome", "Memory specification can not be satisfied",
+             "Batch job submission failed: Requested node configuration is not available"],
+            "sbatch refused: Memory specification can not be satisfied (--mem 8, --mem-flag mem)",
+        ),
+        (
+            ["Take more cores", "cli_filter plugin terminated with error"],
+            "sbatch refused: Take more cores",
+        ),
+        (["Batch job submission failed: Unspecified error"], "sbatch refused: Unspecified error"),
+        (["--mail-type needs a word", "Try again"],
+         "sbatch refused: --mail-type needs a word; Try again"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_found_among_a_site_s_own_lines(lines: list[str], message: str) -> None:
+    """What a plugin or a wrapper prints is neither the reason nor a silence of SLURM's."""
+    said = "".join(f"sbatch: error: {line}\n" for line in lines)
+    assert refusal_of(f"a wrapper speaks\n{said}", ClusterConfig()).message.startswith(message)
+
+
 def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

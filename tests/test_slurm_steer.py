@@ -139,7 +139,10 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         job = run.sweep.info()["jobs"][run.name]
         own_slurm.stop_controller()
         result = skinjob(own_slurm, "cancel", "s", cwd=project, code=1)
-        assert f"SLURM has not ended job {job} (it does not answer)" in refusal(result)
+        assert (
+            f"SLURM has not ended job {job} (it does not answer: slurm_load_jobs error"
+            in refusal(result)
+        )
         assert f"skinjob cancel {run.sweep.folder}" in result.stderr
         assert f"cancelled: {run.name}\n" in result.stdout
         assert run.state().error == BY_YOU

@@ -74,7 +74,7 @@ def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
     had sbatch say besides is in the error's details.
     """
     words, others = reason(said)
-    if not said.strip() or re.search(NO_ANSWER, said):  # sbatch was killed, or heard nothing
+    if not said.strip() or re.search(NO_ANSWER, words):  # sbatch was killed, or heard nothing
         return NoAnswerError(
             f"SLURM did not say whether it took the jobs: {words}",
             "squeue --user=$USER; skinjob submit   # the same again takes up a job that was queued",

@@ -119,7 +119,7 @@ def _end_jobs(
     """
     queue = slurm.queue(sweep.submission_folder) if jobs else {}
     there = [job for job in jobs if queue is None or _is_there(queue.get(job))]
-    silent = slurm.no_queue or "it does not answer"
+    silent = f"it does not answer: {slurm.no_queue}".rstrip(": ")
     refusal = silent if queue is None else cancel_jobs(there) if there else ""
     if refusal:
         again = shlex.join(["skinjob", "cancel", str(absolute(sweep.folder)), *names])
