@@ -153,7 +153,9 @@ def test_all_faults_are_listed_at_once_by_path(project: Path) -> None:
     assert len(lines) == len(FAULTY) + 2
     assert [line.split("  ")[0] for line in lines] == sorted(line.split("  ")[0] for line in lines)
     assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines}) == 1  # aligned
-    assert message.startswith(f"2 faulty folders, {len(FAULTY)} of 38 images faulty: ")
+    assert message.startswith(
+        f"2 faulty folders, {len(FAULTY)} of {20 + len(FAULTY)} images faulty: "
+    )
     assert message.endswith(f" and {len(lines) - 3} more")
     assert not (project / "runs").exists()
 
