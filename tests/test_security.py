@@ -60,6 +60,7 @@ MODES = [
     ("runs/SWEEP/images.csv", FILE, BY_UMASK),
     ("runs/SWEEP/submission", "0700", "jobs execute the pickles in it: whoever writes runs as you"),
     ("runs/SWEEP/submission/*", FILE, INSIDE),
+    ("runs/SWEEP/submission/*seed*.lock", "0600", "empty, locked while a run's state is changed"),
     ("runs/SWEEP/RUN", FOLDER, BY_UMASK),
     ("runs/SWEEP/RUN/*", FILE, BY_UMASK),
     ("runs/SWEEP/report", FOLDER, BY_UMASK),
@@ -310,6 +311,7 @@ def test_names_in_a_strangers_sweep_do_not_lead_out_of_it(
     (run,) = sweep.runs()
     sweep.sweep_file.write_text(json.dumps(sweep.info() | {"runs": [name]}))
     here = sweep.folder.parent.parent
+    run.lock_file.touch()
     before = {path for path in here.rglob("*") if run.folder not in path.parents}
     with pytest.raises(RunError) as fault:
         command(sweep, run)
