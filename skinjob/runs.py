@@ -287,8 +287,15 @@ class Sweep:
 
     @property
     def cache_folder(self) -> Path:
-        """What can be made again; shared by all sweeps beside this one."""
-        return self.folder.parent / ".cache"
+        """What can be made again, shared by the sweeps beside this one.
+
+        Where a colleague's is closed to the user, it is one of the user's own.
+        """
+        shared, own = cache_folders(self.folder.parent)
+        for place in (shared, shared / "views"):
+            if place.exists() and not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+                return own
+        return shared
 
     @property
     def views_folder(self) -> Path:
@@ -358,6 +365,11 @@ def run_name(batch_size: int, lr: float, seed: int) -> str:
     'bs0032-lr0.01-seed0'
     """
     return f"bs{batch_size:04d}-lr{lr!r}-seed{seed}"
+
+
+def cache_folders(runs: Path) -> tuple[Path, Path]:
+    """Returns the cache that all users of a folder of runs share, and the user's own."""
+    return runs / ".cache", runs / f".cache-{os.geteuid()}"
 
 
 def submit_lock(runs: Path) -> Path:

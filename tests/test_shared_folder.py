@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,39 @@ def test_a_look_of_a_group_mate_changes_no_run(
     if command[0] == "status":
         assert "1 running, 1 waiting" in result.stdout
         assert "only root can see into its queue" in result.stdout
+
+
+@needs_root
+def test_a_colleagues_closed_sweep_is_in_nobodys_way(project: Path, group: Path) -> None:
+    """With a umask of 077 a colleague closes sweep and cache to others, who go on without them."""
+    for name in ("skin_cancer", "weights"):
+        shutil.copytree(project / name, group / name)
+        (group / name).chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        runs, weights = group / "runs", group / "weights/resnet18.safetensors"
+        sweep = make_sweep(group / "skin_cancer", weights, runs, batch_sizes=(4,))
+        sweep.views_folder.mkdir(parents=True)
+    finally:
+        os.umask(before)
+    runs.chmod(0o1777)
+    grid = ("--cluster", "local", "--batch-sizes", "4")
+    for command, code in (
+        (("submit", *grid, "--dry-run"), 0),
+        (("doctor", *grid), 0),
+        (("list",), 0),
+        (("clean",), 0),
+        (("status",), 1),
+        (("report",), 1),
+    ):
+        result = as_nobody(*command, cwd=group)
+        assert result.returncode == code, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+    look = "import skinjob.runs as r; print(r.Sweep(r.Path('runs/x')).cache_folder)"
+    own = [*NOBODY, sys.executable, "-c", look]
+    seen = subprocess.run(own, cwd=group, env=environment(), capture_output=True, text=True)
+    assert seen.stdout == "runs/.cache-65534\n", seen.stderr
+    assert sweep.cache_folder == runs / ".cache"
 
 
 @needs_root

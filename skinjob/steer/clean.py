@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skinjob.errors import SkinjobError
-from skinjob.runs import Run, Sweep, sweeps
+from skinjob.runs import Run, Sweep, cache_folders, sweeps
 from skinjob.submit.folders import submitting
 from skinjob.watch.faults import job_output
 from skinjob.watch.state import OPEN, Standing, standings
@@ -65,8 +65,7 @@ def plan_clearing(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -
             left.append((sweep.folder, stands))
         else:
             parts += [_part(kind, sweep.folder, _of_sweep(kind, sweep, stands)) for kind in kinds]
-    if "caches" in kinds:
-        cache = runs / ".cache"
+    for cache in cache_folders(runs) if "caches" in kinds else ():
         if reason := _why_kept(cache, found.values()):
             left.append((cache, reason))
         else:
