@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from cluster import Slurm
@@ -161,6 +162,27 @@ def test_a_job_executes_no_pickle_of_another_user(sweep: Sweep) -> None:
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert refusal(result) == f"{pickle} is not a file of yours: the job does not execute it"
     assert not (cwd / "pwned").exists()
+
+
+def test_a_pickle_that_gets_its_name_meanwhile_stops_no_job(sweep: Sweep) -> None:
+    """submit renames the pickles of jobs that have begun already."""
+    names = [sweep.submission_folder / name for name in ("a.pkl", "b.pkl")]
+    names[0].touch()
+    ended = Event()
+
+    def rename() -> None:
+        while not ended.is_set():
+            names[0].rename(names[1])
+            names.reverse()
+
+    renaming = Thread(target=rename)
+    renaming.start()
+    try:
+        for _ in range(3000):
+            require_own_pickles(sweep.submission_folder, [])
+    finally:
+        ended.set()
+        renaming.join()
 
 
 def test_a_folder_that_was_opened_after_submit_stops_the_job(slurm: Slurm, project: Path) -> None:

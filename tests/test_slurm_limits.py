@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm, slurm_of_its_own
-from commands import refusal
+from commands import refusal, wait_until
 from trees import make_tree
 
 from skinjob.runs import Sweep
@@ -137,15 +138,19 @@ def test_a_budget_that_is_used_up_is_not_waited_for(site: Slurm, project: Path) 
     sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=1")
     try:
         skinjob(site, "submit", "--batch-sizes", "4", *SMALL, "--name", "budget", cwd=project)
-        told = skinjob(site, "status", "runs/budget", cwd=project)
-        while "(None)" in told.stdout:
-            told = skinjob(site, "status", "runs/budget", cwd=project)
+        shown: list[str] = []
+
+        def is_looked_at() -> bool:
+            shown.append(skinjob(site, "status", "runs/budget", cwd=project).stdout)
+            return not re.search(r"\((None|Resources|Priority)\)", shown[-1])
+
+        wait_until(is_looked_at)
     finally:
         skinjob(site, "cancel", "runs/budget", cwd=project)
         sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=-1")
-    assert "your project's time is used up" in told.stdout
-    assert "until others end" not in told.stdout
-    assert "fix: sshare " in told.stdout
+    assert "your project's time is used up" in shown[-1]
+    assert "until others end" not in shown[-1]
+    assert "fix: sshare " in shown[-1]
 
 
 def test_a_squeue_that_does_not_know_me_is_asked_all_the_same(

@@ -164,9 +164,9 @@ def test_of_too_many_runs_those_at_work_are_seen(tmp_path: Path) -> None:
     with terminal(
         *SKINJOB, "status", "--watch", cwd=tmp_path, columns=60, lines=12, PATH=NO_SLURM
     ) as shown:
-        lines = shown.show("and 95 more: 95 done").splitlines()
+        lines = shown.show("and 96 more: 96 done").splitlines()
     assert lines[1] == "100 runs: 1 running, 99 done"
-    assert lines[5].split()[:3] == [last, "running", "7/20"]
+    assert lines[6].split()[:3] == [last, "running", "7/20"]
 
 
 def test_a_pipe_gets_every_column_and_its_reader_may_leave(sweep: Sweep, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from skinjob.console import escape_unencodable
@@ -51,11 +52,12 @@ def require_own_pickles(folder: Path, trusted: Sequence[str]) -> None:
     require_private(folder)
     require_safe(folder, trusted)
     for pickle in folder.glob("*.pkl"):
-        if pickle.lstat().st_uid != os.geteuid():
-            raise RunError(
-                f"{pickle} is not a file of yours: the job does not execute it",
-                f"rm {shlex.quote(str(pickle))}; {Sweep(folder.parent).retry_command()}",
-            )
+        with suppress(FileNotFoundError):  # submit is just giving it the name of its job
+            if pickle.lstat().st_uid != os.geteuid():
+                raise RunError(
+                    f"{pickle} is not a file of yours: the job does not execute it",
+                    f"rm {shlex.quote(str(pickle))}; {Sweep(folder.parent).retry_command()}",
+                )
 
 
 if __name__ == "__main__":
