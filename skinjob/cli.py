@@ -32,6 +32,16 @@ from skinjob.errors import SkinjobError
 from skinjob.sources import told_in
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+LIMITS = {
+    errno.EAGAIN: "ulimit -u; ps -L -u $(id -u) | wc -l   # the limit of processes, and how many",
+    errno.EFBIG: "ulimit -f   # the limit on the size of a file",
+    errno.EIO: "df -h; dmesg | tail   # the disk or the file server is at fault",
+    errno.EMFILE: "ulimit -n   # the limit of open files",
+    errno.ENFILE: "lsof | wc -l   # the machine has too many files open",
+    errno.ENOMEM: "ulimit -v; free -h",
+    errno.ESTALE: "cd; the same command again   # the file server has replaced the folder",
+}
+"""What to look at where it is no file's own fault."""
 NO_THREAD = "can't start new thread"
 """What Python says where the system lets the user start no more threads or processes."""
 
@@ -47,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # numpy's OpenBLAS starts a thread for each core, all idle, and where the system allows fewer it
     # sends itself a Ctrl-C.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if _has_no_folder():
+        sys.exit(_tell("the current folder is not there any more", "cd", 1))
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as fault:
@@ -89,10 +101,8 @@ def _tell_system_error(fault: OSError) -> int:
     if fault.errno in DISK_IS_FULL:
         _drop_output()
         return _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
-    if fault.errno == errno.EAGAIN:
-        return _tell_limit("can't start a new process")
-    if fault.errno == errno.ENOENT and _has_no_folder():
-        return _tell("the current folder is not there any more", "cd", 1)
+    if fault.errno in LIMITS:
+        return _tell(f"{fault.strerror}", LIMITS[fault.errno], 1)
     if not isinstance(fault.filename, str | bytes):
         raise fault
     file = Path(os.fsdecode(fault.filename))

@@ -289,7 +289,11 @@ def read_job_file(
             f"{kind} {path}: no such file", f"ls {shlex.quote(str(path.parent))}"
         ) from None
     # Not only TOMLDecodeError: dates that are none, numbers of 5,000 digits and deep nests.
-    except (OSError, ValueError, RecursionError) as fault:
+    except OSError as fault:
+        raise ConfigError(
+            f"{kind} {path}: {fault.strerror}", f"ls -ld {shlex.quote(str(path))}"
+        ) from None
+    except (ValueError, RecursionError) as fault:
         raise ConfigError(
             f"{kind} {path}: {fault}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
         ) from None

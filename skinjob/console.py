@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import shutil
 import sys
 import textwrap
@@ -157,6 +158,11 @@ def shown(text: str, keeps: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keeps else repr(c)[1:-1] for c in text)
+
+
+def own_command() -> str:
+    """Returns the command as it was typed, to be pasted with other options behind it."""
+    return shlex.join(["skinjob", *sys.argv[1:]])
 
 
 def width() -> int | None:

@@ -175,9 +175,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     low, high = float(values.min()), float(values.max())  # NaN where one value is NaN
     scales = [1, 255, 65535] if image.mode == "F" else [255, 65535]
     # A filter may have left values a little beyond the range; they are clipped.
-    fitting = (scale for scale in scales if -0.1 * scale <= low and high <= 1.1 * scale)
-    scale = next(fitting, None)
-    if scale is None:
+    scale = next((scale for scale in scales if high <= 1.1 * scale), None)
+    if scale is None or low < -0.1 * scale:
         found = (
             f"{low:g} to {high:g}" if math.isfinite(high - low) else "numbers to NaN or infinity"
         )

@@ -31,10 +31,14 @@ ACL_WRITE = 0x02
 def owner(path: Path) -> str | None:
     """Returns the name of the user that a file belongs to; None for the user's own.
 
+    A link of the user's to a file of another user is not the user's own.
+
     Raises: OSError when it cannot be seen.
     """
-    number = path.lstat().st_uid
-    return None if number == os.geteuid() else user_name(number)
+    for number in (path.lstat().st_uid, path.stat().st_uid):
+        if number != os.geteuid():
+            return user_name(number)
+    return None
 
 
 def user_name(number: int) -> str:
@@ -82,7 +86,7 @@ def require_safe(folder: Path, trusted: Collection[str] = ()) -> None:
     for place in sorted({place for way in ways for place in (way, *way.parents)}):
         for who, remedy in _strangers(place, {ROOT, os.geteuid(), *_numbers(trusted)}):
             raise RunError(
-                f"{place} {who}, who could replace the folder {folder}: jobs execute code from it",
+                f"{place} {who}, who could replace {folder}, and jobs execute code from there",
                 f"{remedy}; or choose another --runs",
             )
 
@@ -101,7 +105,7 @@ def _strangers(place: Path, trusted: Collection[int]) -> Iterator[tuple[str, str
     for seen in (link, there):
         if seen.st_uid not in trusted and not _is_unmapped(seen.st_uid):
             name = user_name(seen.st_uid)
-            trust = f"skinjob submit --trust {name.removeprefix(NAMELESS)}"
+            trust = f"the same command with --trust {name.removeprefix(NAMELESS)}"
             yield f"belongs to {name}", f"if you trust {name}: {trust}"
     if not stat.S_ISDIR(there.st_mode) or there.st_mode & stat.S_ISVTX:
         return

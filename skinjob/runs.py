@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import shlex
+import stat
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -450,12 +451,17 @@ def _has_shape(value: object, shape: Any) -> bool:
 
 
 def _read_json(file: Path, fault: str) -> dict[str, Any]:
+    quoted = shlex.quote(str(file))
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for without end
+            raise RunError(f"{fault}: {file} is not a file", f"ls -ld {quoted}")
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{fault}: no {file.name} in it", "ls runs") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise RunError(f"{fault}: {file}: {problem}", f"cat {shlex.quote(str(file))}") from None
+    except OSError as problem:
+        raise RunError(f"{fault}: {file}: {problem.strerror}", f"ls -ld {quoted}") from None
+    except (ValueError, RecursionError) as problem:
+        raise RunError(f"{fault}: {file}: {problem}", f"cat {quoted}") from None
     if not isinstance(values, dict):
-        raise RunError(f"{fault}: {file} holds no object", f"cat {shlex.quote(str(file))}")
+        raise RunError(f"{fault}: {file} holds no object", f"cat {quoted}")
     return values

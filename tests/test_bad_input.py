@@ -242,7 +242,7 @@ CASES = [
     Case(
         "--runs open to everybody",
         (*SUBMIT, "--runs", "open/runs"),
-        "{here}/open can be written by everybody, who could replace the folder open/runs/",
+        "{here}/open can be written by everybody, who could replace open/runs/",
         make=lambda here: (here / "open").mkdir() or (here / "open").chmod(0o777),
     ),
     weights("missing", Path.unlink, "weights/resnet18.safetensors: no such file"),

@@ -17,8 +17,12 @@ from pathlib import Path
 import pytest
 from cluster import Slurm
 from commands import refusal, skinjob, wait_until
+from trees import make_sweep
 
+from skinjob.files import write_json
 from skinjob.runs import Sweep, sweeps
+from skinjob.slurm.answers import Answers, QueuedJob
+from skinjob.watch import state
 
 SUBMIT = ("submit", "--batch-sizes", "4", "--epochs", "1", "--seeds", "0-2", "--cluster", "local",
           "--device", "cpu", "--name", "n")  # fmt: skip
@@ -230,3 +234,51 @@ def test_a_disk_that_fills_up_after_sbatch_loses_no_job(
     again = on_slurm(slurm, *JOBS, cwd=project)
     assert again.returncode == 0, again.stderr
     assert queued(slurm) == jobs == sorted(Sweep(folder).info()["jobs"].values())
+
+
+SLOW = 'sleep 4; $real "$@"\n'
+
+
+def test_an_sbatch_that_outlives_its_submit_is_waited_for(
+    slurm: Slurm, project: Path, tmp_path: Path, nothing_starts: None
+) -> None:
+    """While sbatch is at work nobody can know what SLURM took; later its jobs are taken up."""
+    path = make_sbatch(tmp_path / "bin", SLOW)
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": f"{path}:{os.environ['PATH']}"}
+    command = ["nsenter", f"--net={slurm.netns}", sys.executable, "-m", "skinjob", *JOBS]
+    slurm_words = {**os.environ, **slurm.env, "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1"}
+    first = subprocess.Popen(command, cwd=project, env=slurm_words | environment)
+    sweep = Sweep(project / "runs/n")
+    wait_until(lambda: list(sweep.submission_folder.glob(".submission_file_*.sh")))
+    first.kill()
+    first.wait()
+    results = [on_slurm(slurm, *JOBS, cwd=project) for _ in range(2)]
+    jobs = queued(slurm)
+    assert len(jobs) == 2, [result.stdout + result.stderr for result in results]
+    assert results[-1].returncode == 0, results[-1].stderr
+    assert sorted(sweep.info()["jobs"].values()) == jobs
+
+
+def test_a_status_that_was_overtaken_by_a_submit_loses_no_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submit may end while the folders are read: its jobs are looked at once more."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    sweep = make_sweep(data, weights, project / "runs", batch_sizes=(4,))
+    (run,) = sweep.runs()
+    info = sweep.info()
+    write_json(sweep.sweep_file, info | {"cluster": info["cluster"] | {"cluster": "slurm"}})
+
+    def submit_ends(sweep: Sweep) -> bool:
+        write_json(sweep.sweep_file, sweep.info() | {"jobs": {run.name: "7"}})
+        return True
+
+    class Queue(Answers):
+        """SLURM with one job that waits."""
+
+        def queue(self, submission: Path, user: str | None = None) -> dict[str, QueuedJob]:
+            return {"7": QueuedJob("PENDING", "", "Priority", "script")}
+
+    monkeypatch.setattr(state, "_nobody_submits", submit_ends)
+    assert [one.state for one in state.survey(sweep, Queue()).runs] == ["waiting"]
+    assert run.state().state == "queued"

@@ -23,7 +23,7 @@ from skinjob.files import write_json
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_sweep
 from skinjob.runs import FAULTS, Run, RunState, Sweep, utc_now
-from skinjob.slurm.answers import ENDS, JobEnd, job_ends, jobs_in_queue
+from skinjob.slurm.answers import ENDS, JobEnd, ask_queue, job_ends
 from skinjob.slurm.reasons import BEGUN, HELD, family, why_pending
 from skinjob.watch.faults import (
     Ending,
@@ -467,4 +467,4 @@ def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:
 def test_jobs_are_not_asked_for_without_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer is told from an empty queue."""
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert jobs_in_queue() is None
+    assert ask_queue() == "no squeue on PATH"

@@ -97,7 +97,7 @@ def test_a_look_of_a_group_mate_changes_no_run(
     assert "Traceback" not in result.stderr
     if command[0] == "status":
         assert "1 running, 1 waiting" in result.stdout
-        assert "only root can see into its queue" in result.stdout
+        assert "only root can see whether it still runs" in result.stdout
 
 
 @needs_root
@@ -157,6 +157,60 @@ def test_a_group_mate_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Pa
     assert "2 running" in result.stdout, result.stdout + result.stderr
     assert "SLURM shows you no such job of root" in result.stdout
     assert [run.state_file.read_bytes() for run in sweep.runs()] == before
+
+
+@needs_root
+def test_a_link_to_a_colleagues_sweep_is_the_colleagues(project: Path, group: Path) -> None:
+    """Through a link of one's own nothing is written to it either, and it hides no other sweep."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    sweep = make_sweep(data, weights, group / "runs", batch_sizes=(4,))
+    share(group)
+    (group / "mine").mkdir()
+    (group / "mine/linked").symlink_to(sweep.folder)
+    for path in (group / "mine", group / "mine/linked"):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    (state,) = [run.state_file for run in sweep.runs()]
+    write_json(state, asdict(RunState(queued_utc="2026-01-01T00:00:00Z")))
+    state.chmod(0o666)
+    before = state.read_bytes()
+    for command, code in (("list", 0), ("status", 3)):
+        result = as_nobody(command, "--runs", "mine", cwd=group)
+        assert result.returncode == code, result.stdout + result.stderr
+    words = refusal(as_nobody("cancel", "mine/linked", cwd=group))
+    assert words == "sweep mine/linked belongs to root"
+    assert state.read_bytes() == before
+
+
+def test_a_pipe_in_the_place_of_a_sweeps_file_stops_no_command(tmp_path: Path) -> None:
+    """What is no file is not waited for; the other sweeps are shown."""
+    sweep_maker.make_sweep(tmp_path / "runs/good")
+    (tmp_path / "runs/bad").mkdir()
+    os.mkfifo(tmp_path / "runs/bad/sweep.json")
+    result = skinjob("list", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "good" in result.stdout
+    assert "bad/sweep.json is not a file" in result.stdout
+
+
+@needs_root
+def test_a_view_that_another_user_has_closed_is_computed_anew(group: Path) -> None:
+    """A file that is there and cannot be read is not waited for."""
+    look = (
+        "import sys; from pathlib import Path; from skinjob.train.cache import ViewCache\n"
+        "cache, key = ViewCache(Path(sys.argv[1])), {'view': '1'}\n"
+        "cache.file(key).exists() or cache.file(key).write_bytes(b'x')\n"
+        "print(cache.has(key), cache.read(key, 1) if len(sys.argv) > 2 else '')\n"
+    )
+    (group / "views").mkdir()
+    words = [sys.executable, "-c", look, group / "views"]
+    subprocess.run(words, env=environment(), check=True, capture_output=True)
+    (view,) = (group / "views").iterdir()
+    view.chmod(0o600)
+    (group / "views").chmod(0o777)
+    seen = subprocess.run(
+        [*NOBODY, *words, "read"], env=environment(), capture_output=True, text=True
+    )
+    assert seen.stdout == "False None\n", seen.stderr
 
 
 def test_a_node_whose_clock_is_ahead_does_not_keep_a_dead_run_running(

@@ -14,7 +14,7 @@ from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table, say
 from skinjob.errors import RunError
 from skinjob.options import cluster_options, file_options, recipe_options
-from skinjob.runs import BY_YOU
+from skinjob.runs import BY_YOU, Run
 
 if TYPE_CHECKING:
     from skinjob.submit.plan import Plan
@@ -199,6 +199,8 @@ def train(run: tuple[Path, ...]) -> None:
     """
     from skinjob.train.job import run_job
 
+    for folder in run:
+        Run(folder).sweep.require_own("retry", folder.name)
     left_alone = run_job(run)
     if left_alone:
         raise RunError("; ".join(left_alone), f"tail -n 40 {shlex.quote(str(run[0]))}/train.log")

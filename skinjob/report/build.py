@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import os
-import pwd
 import shlex
 import shutil
 import stat
@@ -20,6 +19,7 @@ import pandas as pd
 from skinjob.console import PIPE_WIDTH, shown, width
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
+from skinjob.ownership import user_name
 from skinjob.report.findings import compare_by_lr, differences, missing, skipped, unread
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison
@@ -143,18 +143,10 @@ def _require_own(folder: Path, tables: Sequence[SweepTable]) -> None:
     elif not stat.S_ISDIR(seen.st_mode):
         problem = "is not a folder"
     elif seen.st_uid != os.geteuid():
-        problem = f"belongs to {_user(seen.st_uid)}"
+        problem = f"belongs to {user_name(seen.st_uid)}"
     else:
         return
     raise RunError(f"{folder} {problem}", _elsewhere(tables))
-
-
-def _user(number: int) -> str:
-    """Returns a user's name, or the number of one that has none."""
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"
 
 
 def _unwritable(folder: Path, fault: OSError) -> str:

@@ -7,7 +7,6 @@ from it.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from skinjob.ownership import NAMELESS, user_name
 from skinjob.slurm.environment import slurm_environment
 
 TIMEOUT_S = 20
@@ -76,7 +76,7 @@ class Answers:
         self._arrays: dict[str, dict[str, JobEnd | None] | None] = {}
 
     def queue(self, submission: Path, user: str | None = None) -> dict[str, QueuedJob] | None:
-        """Returns what `jobs_in_queue` does, of the jobs that were submitted from a folder alone.
+        """Returns a user's queued jobs that were submitted from a folder; None without an answer.
 
         Where SLURM began to count anew, a stranger's job may have the id of one of ours.
         """
@@ -111,19 +111,14 @@ class Answers:
         return job != array and job not in (self._arrays[array] or {job: None})
 
 
-def jobs_in_queue(user: str | None = None) -> dict[str, QueuedJob] | None:
-    """Returns a user's jobs in SLURM's queue by their ids, or None when it does not answer.
+def ask_queue(user: str | None = None) -> dict[str, QueuedJob] | str:
+    """Returns a user's jobs in SLURM's queue by their ids, or in words why it does not answer.
 
     Without a *user* they are one's own.
     """
-    found = ask_queue(user)
-    return None if isinstance(found, str) else found
-
-
-def ask_queue(user: str | None = None) -> dict[str, QueuedJob] | str:
-    """Returns what `jobs_in_queue` does, or in SLURM's words why it does not answer."""
-    whose = f"--user={user or os.geteuid()}"  # older versions do not know --me
-    answer = ask("squeue", whose, "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
+    whose = user.removeprefix(NAMELESS) if user else os.geteuid()
+    # Older versions do not know --me.
+    answer = ask("squeue", f"--user={whose}", "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
     if answer is None:
         return "no squeue on PATH"
     if answer.returncode:
@@ -267,7 +262,7 @@ def _end(state: str, exit_code: str, node: str, time_limit: str, ended: str) -> 
     code, number = _code(exit_code)
     return JobEnd(
         state=word,
-        by=_user(by) if by else "",
+        by=user_name(int(by)) if by.isdecimal() else by,
         exit_code=code,
         signal=number,
         node="" if node.startswith(("None", "(null")) else node,
@@ -312,13 +307,6 @@ def _array(job: str) -> str:
 
 def _arrays(jobs: Collection[str]) -> list[str]:
     return sorted({_array(job) for job in jobs})
-
-
-def _user(number: str) -> str:
-    try:
-        return pwd.getpwuid(int(number)).pw_name
-    except (KeyError, ValueError):
-        return f"user {number}"
 
 
 def _utc(seconds: str) -> str | None:

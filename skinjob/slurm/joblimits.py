@@ -56,17 +56,19 @@ def _limits(cluster: ClusterConfig) -> Iterator[JobLimit]:
 def _of_accounts(text: str, account: str | None) -> Iterator[JobLimit]:
     """Yields the limits of the user's association, and of the accounts above it."""
     lines = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
-    rows = [row for row in lines if "ClusterName" in row]
-    own = [row for row in rows if row["UserName"].endswith(f"({os.geteuid()})")]
+    rows = [row for row in lines if "Account" in row]
+    own = [row for row in rows if row.get("UserName", "").endswith(f"({os.geteuid()})")]
     mine = [row for row in own if account in (None, row["Account"])]
     mine.sort(key=lambda row: row.get("DefAssoc") != "Yes")  # another partition's come later
     for row in mine[:1]:
         yield from _counted(row, "MaxSubmitJobs", f"account {row['Account']}")
         yield from _counted(row, "GrpSubmitJobs", f"account {row['Account']}")
         name = row["Account"]
-        while above := [one for one in rows if (one["Account"], one["UserName"]) == (name, "")]:
+        while above := [
+            one for one in rows if (one.get("Account"), one.get("UserName")) == (name, "")
+        ]:
             yield from _counted(above[0], "GrpSubmitJobs", f"account {name}")
-            name = above[0]["ParentAccount"].partition("(")[0]
+            name = above[0].get("ParentAccount", "").partition("(")[0]
 
 
 def _counted(row: dict[str, str], word: str, whose: str) -> Iterator[JobLimit]:

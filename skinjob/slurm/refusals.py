@@ -39,7 +39,9 @@ TOO_MANY = r"SubmitJob|Resource temporarily unavailable|job array specification"
 """Words of a refusal for the number of jobs."""
 
 NO_ANSWER = (
-    r"timed out|Zero Bytes were transmitted|Unexpected message"
+    r"Socket timed out|Zero Bytes were transmitted|Unexpected message|Header lengths are"
+    r"|Connection (reset|refused|timed out)|Message (send|receive) failure|Transport endpoint"
+    r"|Communication connection failure|Unable to contact slurm controller"
     r"|Could not make sense of sbatch output|killed for an unknown reason"
 )
 """What sbatch, or submitit of it, says where the job may be queued all the same."""
@@ -74,7 +76,7 @@ def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
     had sbatch say besides is in the error's details.
     """
     words, others = reason(said)
-    if not said.strip() or re.search(NO_ANSWER, words):  # sbatch was killed, or heard nothing
+    if not said.strip() or re.search(NO_ANSWER, said):  # sbatch was killed, or heard nothing
         return NoAnswerError(
             f"SLURM did not say whether it took the jobs: {words}",
             "squeue --user=$USER; skinjob submit   # the same again takes up a job that was queued",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from skinjob.config import TrainConfig
+from skinjob.errors import RunError
 from skinjob.files import absolute
 from skinjob.runs import Run, Sweep
 from skinjob.submit.folders import recorded_cluster
@@ -59,14 +61,23 @@ def plan_retry(
 
 
 def _config(sweep: Sweep, name: str) -> TrainConfig:
-    """Returns a run's config; its paths moved along if the project has moved with the sweep."""
+    """Returns a run's config; its paths moved along if the project has moved with the sweep.
+
+    Raises: RunError when images or weights are not there.
+    """
     config, before = Run(sweep.folder / name).config(), sweep.info().get("folder")
-    if before is None:
-        return config
     moved: dict[str, Any] = {}
     for field in ("data", "weights"):
-        way = os.path.relpath(getattr(config, field), before)
-        path = Path(os.path.normpath(absolute(sweep.folder) / way))
-        if path.exists() and not Path(getattr(config, field)).exists():
-            moved[field] = str(path)
+        path = Path(getattr(config, field))
+        if path.exists():
+            continue
+        if before is not None:
+            path = Path(os.path.normpath(absolute(sweep.folder) / os.path.relpath(path, before)))
+        if not path.exists():
+            raise RunError(
+                f"{getattr(config, field)} is not there, with which {sweep.folder} was submitted",
+                f"skinjob submit --name {shlex.quote(sweep.name)}   # with --data, --weights and "
+                "the options of then: it takes the runs up again",
+            )
+        moved[field] = str(path)
     return replace(config, **moved)

@@ -20,7 +20,7 @@ def number_words(configs: Mapping[str, TrainConfig], limits: Sequence[JobLimit])
     """Returns why these runs' jobs are too many, and how many would not be."""
     num = counted(len(jobs_of(configs)), "job")
     if not limits or limits[0].left >= len(jobs_of(configs)):  # SLURM does not tell the limit
-        return f"{num}, and SLURM takes fewer at present", len(jobs_of(configs)) // 2
+        return f"SLURM does not take {num} now", len(jobs_of(configs)) // 2
     return f"{num}, and {limits[0]}", limits[0].left
 
 

@@ -84,6 +84,8 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
             _require_private(plan, plan.sweep)
             _write_sweep(plan, plan.sweep, queued)
     except OSError as fault:
+        if fault.errno in (errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ESTALE):
+            raise
         if fault.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise RunError(
                 f"{plan.sweep.folder} is there by now",

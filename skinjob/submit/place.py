@@ -100,6 +100,8 @@ def _node_local(path: Path) -> str:
     for folder in NODE_LOCAL:
         if path.is_relative_to(folder):
             return f"below {folder}"
+    if nearest(path).stat().st_dev == Path("/").stat().st_dev:
+        return ""  # a machine without a disk has all of its system in memory, as its nodes do
     kind = file_system(path)
     return f"in this machine's memory ({kind})" if kind in IN_MEMORY else ""
 

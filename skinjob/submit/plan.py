@@ -253,7 +253,7 @@ ONLY_SLURM = {
     "exclude": "a node to exclude",
     "wckey": "a wckey",
     "gpu_type": "a GPU type",
-    "mail": "a mail",
+    "mail": "mail to an address",
     "sbatch": "a flag of sbatch",
 }
 """What a user asks only of SLURM: never of this machine."""

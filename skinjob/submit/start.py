@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         require_own_pickles(options.folder, options.trust)
     except RunError as fault:
         sys.exit(f"error: {fault.message}\nfix:   {fault.remedy}")
+    except OSError as fault:
+        place = shlex.quote(str(options.folder))
+        sys.exit(f"error: {options.folder}: {fault.strerror}\nfix:   ls -ld {place}")
     from submitit.core.submission import process_job
 
     process_job(options.folder)

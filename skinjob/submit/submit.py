@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
 from skinjob.config import ClusterConfig
-from skinjob.errors import SkinjobError
+from skinjob.console import own_command
+from skinjob.errors import ClusterError, SkinjobError
 from skinjob.files import write_json
 from skinjob.runs import Run, RunState, Sweep
 from skinjob.slurm.answers import Answers
 from skinjob.slurm.joblimits import job_limits
 from skinjob.slurm.refusals import NoAnswerError, RefusedError, TooManyJobsError
-from skinjob.slurm.unrecorded import unrecorded_jobs, write_pending
+from skinjob.slurm.unrecorded import sbatch_may_be_at_work, unrecorded_jobs, write_pending
 from skinjob.submit import local
 from skinjob.submit.executor import adopt, queue
 from skinjob.submit.fewer import WAIT, fewer, number_words
@@ -98,16 +99,18 @@ def _undoing(undo: Callable[[], None], errors: type[BaseException]) -> Iterator[
 def settle(sweep: Sweep) -> None:
     """Records the jobs of a submit that was broken off between sbatch and their recording.
 
-    Raises: NoAnswerError when SLURM does not answer now either.
+    Raises: NoAnswerError when it cannot be known yet whether SLURM has taken them.
     """
     if not sweep.pending_file.exists():
         return
+    again = "squeue --user=$USER; skinjob submit   # the same again, once it answers"
     if Answers().queue(sweep.submission_folder) is None:
         raise NoAnswerError(
-            f"SLURM does not say whether it has the jobs of {sweep.folder} already",
-            "squeue --user=$USER; skinjob submit   # the same again, once it answers",
+            f"SLURM does not say whether it has the jobs of {sweep.folder} already", again
         )
-    jobs = _queued_after_all(sweep, recorded_cluster(sweep))
+    jobs = _queued_after_all(sweep, recorded_cluster(sweep), LATE_S)
+    if not jobs and sbatch_may_be_at_work(sweep):
+        raise NoAnswerError(f"an earlier sbatch for {sweep.folder} has not ended yet", again)
     for run in (Run(sweep.folder / name) for name in jobs):
         if run.state().fault == "gone":  # somebody looked while nobody knew of its job
             run.update_state(state="queued", fault=None, error=None, remedy=None)
@@ -150,10 +153,11 @@ def _queue(plan: Plan, names: tuple[str, ...], *, is_new: bool) -> dict[str, str
         write_pending(plan.sweep, groups)
         try:
             jobs = queue(plan.sweep, groups, plan.cluster)
-        except TooManyJobsError as fault:
-            raise _too_many(plan, names, fault, is_new=is_new) from None
-        except NoAnswerError:
-            jobs = _queued_after_all(plan.sweep, plan.cluster)
+        except ClusterError as fault:
+            pauses_s = LATE_S if isinstance(fault, NoAnswerError) else ()
+            jobs = _queued_after_all(plan.sweep, plan.cluster, pauses_s)
+            if not jobs and isinstance(fault, TooManyJobsError):
+                raise _too_many(plan, names, fault, is_new=is_new) from None
             if not jobs:
                 raise
         _record(plan.sweep, jobs)
@@ -169,16 +173,21 @@ def _too_many(
     if not most:
         fix = WAIT
     elif is_new:
-        fix = fewer(configs, most, "skinjob submit", plan.sweep.name)
+        fix = fewer(configs, most, own_command(), plan.sweep.name)
     else:
         first = [name for job in jobs_of(configs)[:most] for name in job]
         fix = f"{plan.sweep.retry_command(*first)}   # then the others"
     return RefusedError(f"{words}: sbatch says {fault.message}", fix, fault.details)
 
 
-def _queued_after_all(sweep: Sweep, cluster: ClusterConfig) -> dict[str, str]:
-    """Returns the jobs that SLURM took although it did not say so, and gives them their work."""
-    for pause_s in (0, *LATE_S):
+def _queued_after_all(
+    sweep: Sweep, cluster: ClusterConfig, pauses_s: Sequence[float]
+) -> dict[str, str]:
+    """Returns the jobs that SLURM took although it did not say so, and gives them their work.
+
+    SLURM is asked once, and again after each of the pauses.
+    """
+    for pause_s in (0, *pauses_s):
         time.sleep(pause_s)
         found = Answers().queue(sweep.submission_folder)
         if found and (jobs := unrecorded_jobs(sweep, found)):

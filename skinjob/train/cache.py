@@ -47,11 +47,13 @@ class ViewCache:
             return None
         except (ValueError, OSError) as fault:
             log.warning("a view is damaged, and computed anew: %s", fault)
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # it will be replaced
+                file.unlink()
             return None
 
     def has(self, key: dict[str, str]) -> bool:
-        return self.file(key).exists()
+        """Says whether a view is there and can be read: another user may have closed it."""
+        return os.access(self.file(key), os.R_OK)
 
     @contextmanager
     def writing(self, key: dict[str, str], num_images: int) -> Iterator[FeaturesWriter]:

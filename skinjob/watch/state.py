@@ -126,7 +126,8 @@ def survey(
     cases = [one for one in told if isinstance(one, Case)]
     # Before the queue is looked at: what was submitted until now has its queue by then.
     if is_locked or _nobody_submits(sweep):
-        cases = [replace(one, is_submitted=True) for one in cases]
+        jobs = sweep.info()["jobs"]  # a submit may have ended since they were read
+        cases = [replace(one, job=jobs.get(one.run.name), is_submitted=True) for one in cases]
     if info["cluster"]["cluster"] == "local":
         is_at_work = is_working(sweep)
         word, found = NOT_ASKED, [_local(one.again(), is_at_work) for one in cases]
@@ -288,7 +289,11 @@ def _local(one: Case, is_at_work: bool) -> Standing:
     """Returns how a run of this machine's own queue stands; writes it if that queue is no more."""
     found, owner = _standing(one), one.run.sweep.owner
     if owner and not one.is_over and not lives(one):
-        return replace(found, reason=f"silent; only {owner} can see into its queue", left_s=None)
+        return replace(
+            found,
+            reason=f"no news from it; only {owner} can see whether it still runs",
+            left_s=None,
+        )
     # Jobs live on when their queue's process is killed, and the run then speaks for itself.
     if one.is_over or is_at_work or lives(one):
         return replace(found, reason="waits for its turn") if found.state == "waiting" else found
