@@ -236,7 +236,7 @@ def test_a_disk_that_fills_up_after_sbatch_loses_no_job(
     assert queued(slurm) == jobs == sorted(Sweep(folder).info()["jobs"].values())
 
 
-SLOW = 'sleep 4; $real "$@"\n'
+SLOW = 'sleep 11; $real "$@"\n'
 
 
 def test_an_sbatch_that_outlives_its_submit_is_waited_for(

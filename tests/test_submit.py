@@ -437,7 +437,7 @@ ASKED = {
     "--exclude n1": "a node to exclude is asked for",
     "--wckey w": "a wckey is asked for",
     "--gpu-type a100": "a GPU type is asked for",
-    "--mail me@example.org": "a mail is asked for",
+    "--mail me@example.org": "mail to an address is asked for",
     "--sbatch=--hint=nomultithread": "a flag of sbatch is asked for",
 }
 

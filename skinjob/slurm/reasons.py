@@ -37,8 +37,8 @@ REASONS = (
     ),
     Reason(
         r"(QOS|Assoc)Grp\w*RunMin\w*|Max\w+RunMinsPer(Account|User)",
-        "your project's running jobs have all the minutes that they may have: it starts as they "
-        "pass, sooner with less --time",
+        "your project's running jobs use all the minutes that it may use at one time: this job "
+        "starts when they have used some up, and earlier with less --time",
     ),
     Reason("QOSUsageThreshold", "you have used much of late: it starts when that counts less"),
     # It starts when somebody acts: an admin, or whoever keeps the budget.
