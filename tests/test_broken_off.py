@@ -236,7 +236,7 @@ def test_a_disk_that_fills_up_after_sbatch_loses_no_job(
     assert queued(slurm) == jobs == sorted(Sweep(folder).info()["jobs"].values())
 
 
-SLOW = 'sleep 11; $real "$@"\n'
+SLOW = 'sleep 11; $real "$@"; touch ended\n'
 
 
 def test_an_sbatch_that_outlives_its_submit_is_waited_for(
@@ -253,6 +253,7 @@ def test_an_sbatch_that_outlives_its_submit_is_waited_for(
     first.kill()
     first.wait()
     results = [on_slurm(slurm, *JOBS, cwd=project) for _ in range(2)]
+    wait_until((project / "ended").exists)
     jobs = queued(slurm)
     assert len(jobs) == 2, [result.stdout + result.stderr for result in results]
     assert results[-1].returncode == 0, results[-1].stderr
