@@ -41,7 +41,7 @@ LIMITS = {
     errno.ENOMEM: "ulimit -v; free -h",
     errno.ESTALE: "cd; the same command again   # the file server has replaced the folder",
 }
-"""What to look at where it is no file's own fault."""
+"""By error number: a command that shows more, where the error is about no single file."""
 NO_THREAD = "can't start new thread"
 """What Python says where the system lets the user start no more threads or processes."""
 

@@ -91,7 +91,7 @@ class ImageSet:
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
     left_out: tuple[str, ...] = field(default=(), compare=False)
-    """What lies below the root and is not used, in words, kind by kind."""
+    """A phrase for each kind of thing below the root that is not used."""
     skipped: tuple[Fault, ...] = field(default=(), compare=False)
     """Images that were left out for their faults."""
     flat: tuple[str, ...] = field(default=(), compare=False)

@@ -230,7 +230,7 @@ def _below(root: Path, path: Path) -> str:
 
 
 class Examined(NamedTuple):
-    """What is known of an image that can be trained on."""
+    """The facts about an image that can be trained on."""
 
     bytes: int
     sha256: str

@@ -1,4 +1,4 @@
-"""What a file is that was given for weights and is something else."""
+"""Names for files that people give as weights and that are something else."""
 
 from __future__ import annotations
 

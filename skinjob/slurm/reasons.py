@@ -111,7 +111,7 @@ REASONS = (
         "at a limit of your account or QOS: it starts when jobs there end, and never if it asks "
         "for more than the limit by itself",
     ),
-    # Of jobs that are over.
+    # These jobs are over.
     Reason(
         "InactiveLimit|NonZeroExitCode|RaisedSignal|TimeLimit|OutOfMemory|JobLaunchFailure"
         "|SystemFailure",
@@ -134,7 +134,7 @@ BEGUN = {
     "STOPPED": "its job was stopped, until somebody lets it go on",
     "SUSPENDED": "its job is suspended",
 }
-"""What a job is at that is neither pending nor running, by squeue's word."""
+"""squeue's words for a job that is neither pending nor running, and what it is doing."""
 
 
 def why_pending(reason: str) -> str:

@@ -161,7 +161,7 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
 def adopt(sweep: Sweep, jobs: Mapping[str, str], cluster: ClusterConfig) -> None:
     """Gives queued jobs the pickles that they wait for when they start; *jobs* is run -> job id.
 
-    What submitit does after sbatch has answered, for jobs of which the answer was lost.
+    submitit does the same after sbatch has answered; here the answer was lost.
     """
     by_job: dict[str, list[str]] = {}
     for name, job in jobs.items():

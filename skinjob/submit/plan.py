@@ -279,7 +279,7 @@ def require_here(cluster: ClusterConfig) -> str:
 
 
 def _require_same_cluster(plan: Plan) -> None:
-    """Returns when a sweep that is there is not taken up on this machine for want of sbatch alone.
+    """Returns when the sweep, if it is there already, ran where the plan runs.
 
     Raises: ConfigError when its jobs are SLURM's.
     """

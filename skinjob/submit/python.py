@@ -58,7 +58,7 @@ def lacks_torch(cluster: ClusterConfig) -> bool:
 def require_shared_python(cluster: ClusterConfig) -> None:
     """Returns when the nodes may see all that a job opens before its run: Python, packages, set-up.
 
-    Of shell words and lines the files are looked at that they start or read.
+    In shell words and lines, the files are checked that they start or read.
 
     Raises: ConfigError for one on a disk or in the memory of this machine alone.
     """

@@ -78,8 +78,8 @@ def telling(hold: Hold, why_queued: Callable[[], str | None] = lambda: None) -> 
 def _before_cpu_limit(run: Run) -> Iterator[None]:
     """Raises Stopped shortly before the limit of CPU time (ulimit -t) kills the process.
 
-    Jobs inherit the limit of the shell that submitted. Where its two values are one, as bash sets
-    them, the kernel sends SIGKILL, of which nobody could say why it came.
+    Jobs inherit the limit of the shell that submitted. bash sets the soft and the hard limit to one
+    value; at the hard limit the kernel sends SIGKILL, and no process can say why it ended.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     limits = {soft, hard} - {resource.RLIM_INFINITY}
@@ -89,7 +89,7 @@ def _before_cpu_limit(run: Run) -> Iterator[None]:
     limit = min(limits)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # Another signal comes each second, while the run is told.
+        # The kernel sends one each second; the end of the run takes longer to write.
         signal.signal(signal.SIGXCPU, signal.SIG_IGN)
         raise Stopped(
             "killed",
