@@ -281,7 +281,7 @@ CASES = [
         "1 of 24 images faulty: skin_cancer/train/benign/0.jpg (not an image",
     ),
     value("--job", "nowhere.toml", "job file nowhere.toml: no such file"),
-    value("--job", "weights", "job file weights: [Errno 21] Is a directory"),
+    value("--job", "weights", "job file weights: Is a directory"),
     job_file("[train", IN_JOB),
     job_file(b"[train]\nlr = '\xff'", f"{IN_JOB}'utf-8' codec can't decode byte 0xff"),
     job_file("[trian]\nepochs = 3", f"{IN_JOB}unknown table: 'trian'"),
