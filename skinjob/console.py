@@ -82,6 +82,19 @@ class StatusLine:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+def print_box(text: str) -> None:
+    """Prints a sentence to stdout, in a box where that is a terminal, and an empty line."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.text import Text
+
+        Console(highlight=False).print(Panel.fit(Text(shown(text)), border_style="dim"))
+    else:
+        say(text)
+    say()
+
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str] = ()
 ) -> None:

@@ -76,7 +76,7 @@ SWEEP_SHAPE: dict[str, Any] = {
     "folder": str,
     "runs": [str],
     "recipe": {"epochs": int},
-    "weights": {"sha256": str, "untrained": bool},
+    "weights": {"sha256": str, "kind": str, "untrained": bool},
     "images": {
         "fingerprint": str,
         "classes": [str],

@@ -30,7 +30,7 @@ def make_sweep(
     finished: Mapping[str, int] | None = None,
     states: Mapping[str, RunState] | None = None,
     counts: Mapping[str, Mapping[str, int]] = COUNTS,
-    untrained: bool = False,
+    kind: str | None = None,
 ) -> Sweep:
     """Returns a sweep whose runs are done, but for those that *finished* fewer epochs.
 
@@ -53,7 +53,7 @@ def make_sweep(
             images_per_s=277.6,
         )
         _make_run(run, batch_size, lr, seed, done, (states or {}).get(run.name, state), counts)
-    info = _info(sweep, batch_sizes, lrs, seeds, epochs, names, counts, untrained)
+    info = _info(sweep, batch_sizes, lrs, seeds, epochs, names, counts, kind)
     sweep.sweep_file.write_text(json.dumps(info, indent=2), encoding="utf-8")
     return sweep
 
@@ -146,7 +146,7 @@ def _info(
     epochs: int,
     names: list[str],
     counts: Mapping[str, Mapping[str, int]],
-    untrained: bool,
+    kind: str | None,
 ) -> dict[str, Any]:
     return {
         "format": 1,
@@ -171,7 +171,8 @@ def _info(
             "architecture": "resnet18",
             "source": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
             "source_sha256": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-            "untrained": untrained,
+            "untrained": kind == "untrained",
+            **({"kind": kind} if kind else {}),
         },
         "images": {
             "root": "skin_cancer",

@@ -27,6 +27,7 @@ LEVELS = {
     "scan": 2,
     "fetch": 2,
     "demo": 2,
+    "shapes": 2,
     "train": 3,
     "report": 3,
     "slurm": 3,
@@ -49,7 +50,7 @@ DOORS = {
     "pandas": "report",
     "matplotlib": "report",
     "rich": "console.py",
-    "PIL": ("images.py", "scan.py", "train/transforms.py", "demo"),
+    "PIL": ("images.py", "scan.py", "train/transforms.py", "demo", "shapes.py"),
 }
 """The only place that may import a library; a folder stands for all that is in it."""
 
@@ -155,7 +156,7 @@ def test_login_node_and_report_load_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"  # an import of it raises
         "import skinjob.fetch.weights, skinjob.submit.submit, skinjob.submit.local\n"
-        "import skinjob.report.build, skinjob.demo\n"
+        "import skinjob.report.build, skinjob.demo, skinjob.shapes\n"
     )
     environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

@@ -24,8 +24,17 @@ from safetensors.numpy import load_file, save_file
 from skinjob.errors import WeightsError
 from skinjob.fetch import download as download_module
 from skinjob.fetch import source as source_module
+from skinjob.fetch.resnet18 import Preprocessing
 from skinjob.fetch.source import find_source
-from skinjob.fetch.weights import Fetched, fetch_weights, read_weights_info, write_untrained
+from skinjob.fetch.weights import (
+    Fetched,
+    fetch_weights,
+    find_demo_weights,
+    read_preprocessing,
+    read_weights_info,
+    write_demo_weights,
+    write_untrained,
+)
 from skinjob.files import sha256_file
 
 NAME = "resnet18.safetensors"
@@ -689,6 +698,44 @@ def test_untrained_weights_are_drawn_as_torchvision_draws(tmp_path: Path) -> Non
         assert array.shape == drawn.shape
         assert abs(array.mean() - drawn.mean()) < 0.01, name
         assert array.std() == pytest.approx(drawn.std(), rel=0.1), name
+
+
+def test_the_demos_weights_say_so_and_are_read_as_they_were_given(tmp_path: Path) -> None:
+    """Whatever order numpy holds them in, tensors arrive; input size and kind travel with them."""
+    torch = pytest.importorskip("torch")
+    model = pytest.importorskip("torchvision.models").resnet18(num_classes=3)
+    model = model.to(memory_format=torch.channels_last)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    write_untrained(tmp_path / NAME)  # of an earlier demo
+    info = write_demo_weights(tmp_path / NAME, tensors, Preprocessing(64, 64), "here")
+    assert (info.kind, info.untrained, info.listed) == ("demo", False, True)
+    assert info.preprocessing == read_preprocessing(info.path) == Preprocessing(64, 64)
+    assert find_demo_weights(info.path) == info
+    found = load_file(info.path)
+    for name in tensors.keys() - {"fc.weight", "fc.bias"}:
+        assert np.array_equal(found[name], tensors[name]), name
+
+
+def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path) -> None:
+    """The published weights win over those that a demo without internet made, and stay."""
+    tensors = load_file(out / NAME)
+    path = tmp_path / NAME
+    write_demo_weights(path, tensors, Preprocessing(64, 64), "here")
+    assert not fetch_weights(tmp_path, str(pth)).already
+    assert read_weights_info(path).kind == "fetched"
+    assert find_demo_weights(path) is None
+    with pytest.raises(WeightsError, match="holds trained weights"):
+        write_demo_weights(path, tensors, Preprocessing(64, 64), "here")
+
+
+@pytest.mark.parametrize(
+    "harm", [{"kind": "other"}, {"crop": "0"}, {"crop": "4096"}, {"std": "[0, 1, 1]"}]
+)
+def test_metadata_that_no_training_could_use_are_refused(out: Path, harm: dict[str, str]) -> None:
+    """The input size and normalisation are used as they stand: nonsense is an error before."""
+    _rewrite(out / NAME, **harm)
+    with pytest.raises(WeightsError, match=next(iter(harm))):
+        read_weights_info(out / NAME)
 
 
 def test_untrained_weights_never_replace_trained_ones(out: Path) -> None:

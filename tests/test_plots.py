@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 from sweep_maker import make_sweep
 
 from skinjob.report import plots
-from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison, looks
+from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison, looks
 from skinjob.report.tables import Series, all_series, read_sweep
 from skinjob.runs import METRICS
 
@@ -27,19 +27,6 @@ def make_series(folder: Path, **kwargs: object) -> list[Series]:
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> list[Series]:
     return make_series(tmp_path_factory.mktemp("runs") / "plain")
-
-
-def test_every_picture_of_an_untrained_backbone_says_so(tmp_path: Path) -> None:
-    """A picture that is cut out of its report still says that its numbers mean nothing."""
-    series = make_series(tmp_path / "s", batch_sizes=[32], epochs=2, untrained=True)
-    for svg in _draw_all(series, tmp_path / "out"):
-        assert UNTRAINED in svg.read_text(encoding="utf-8"), svg.name
-
-
-def test_pictures_of_real_weights_do_not(series: list[Series], tmp_path: Path) -> None:
-    """The notice is kept for where it is true."""
-    for svg in _draw_all(series[:1], tmp_path):
-        assert "UNTRAINED" not in svg.read_text(encoding="utf-8"), svg.name
 
 
 def test_batch_sizes_are_drawn_to_one_scale(series: list[Series], tmp_path: Path) -> None:
@@ -129,7 +116,7 @@ def test_the_level_of_the_majority_class_is_marked(series: list[Series], tmp_pat
     """What a model gets that always gives the commoner answer is written beside the accuracy."""
     svg = draw_batch(series[0], common_scale(series), tmp_path / "b")[1]
     assert "majority class 54.5 % (below)" in _words(svg)
-    inside = Scale(20, (1, 1000), (0, 1), (50, 100), 54.5, False)
+    inside = Scale(20, (1, 1000), (0, 1), (50, 100), 54.5)
     assert "majority class 54.5 %" in _words(draw_batch(series[0], inside, tmp_path / "c")[1])
 
 

@@ -215,7 +215,7 @@ def test_a_config_is_of_its_types_or_refused(written: Written, values: Any) -> N
 @given(
     st.dictionaries(
         st.sampled_from(["runs", "recipe", "weights", "images", "jobs", "created_utc"]),
-        JSON | st.dictionaries(st.sampled_from(["epochs", "counts", "untrained"]), JSON),
+        JSON | st.dictionaries(st.sampled_from(["epochs", "counts", "kind", "untrained"]), JSON),
     )
     | JSON
 )
@@ -234,7 +234,7 @@ def test_a_sweep_file_is_of_its_shape_or_refused(written: Written, values: Any) 
         assert str(sweep.folder) in table.message
     else:
         assert type(table.planned) is type(table.test_images) is int
-        assert type(table.untrained) is bool
+        assert type(table.weights_kind) is str
 
 
 @few

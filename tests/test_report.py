@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sweep_maker import make_sweep, metric_rows, write_rows
 
+from skinjob.commands.report import report_on
 from skinjob.errors import RunError
 from skinjob.report import findings
 from skinjob.report.build import Report, build_report
@@ -271,12 +272,35 @@ def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> Non
     assert "(256)" not in notes[1]
 
 
-def test_untrained_weights_are_the_first_thing_said(tmp_path: Path) -> None:
-    """A backbone of random weights is called so before any number's meaning is discussed."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, untrained=True)
-    report = build_report([sweep])
-    assert report.notes[0].startswith("UNTRAINED BACKBONE")
-    assert '<p class="untrained">UNTRAINED' in (report.folder / "index.html").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("kind", "words"), [("demo", "A demo:"), ("untrained", "The backbone is untrained")]
+)
+def test_weights_that_were_not_fetched_are_said_once(
+    tmp_path: Path, kind: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One notice stands above all numbers, on the page and in the terminal, and in no picture."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
+    report_on([sweep], None)
+    printed = capsys.readouterr().out
+    page = (sweep.report_folder / "index.html").read_text("utf-8")
+    assert printed.startswith(words)
+    assert printed.count(words) == 1
+    assert page.count(words) == 1
+    assert page.index(f'<p class="notice">{words}') < page.index("<table>")
+    for svg in sweep.report_folder.glob("*.svg"):
+        assert words not in svg.read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", ["fetched", None])
+def test_fetched_weights_need_no_notice(tmp_path: Path, kind: str | None) -> None:
+    """A sweep.json from before kinds were written is read by what it says of random weights."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
+    assert not build_report([sweep]).notice
+    info = sweep.info()
+    info["weights"].pop("kind", None)
+    info["weights"]["untrained"] = True
+    sweep.sweep_file.write_text(json.dumps(info), "utf-8")
+    assert build_report([sweep]).notice.startswith("The backbone is untrained")
 
 
 def test_names_from_outside_are_text_in_the_page(tmp_path: Path) -> None:

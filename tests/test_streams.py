@@ -123,7 +123,7 @@ def test_a_compiled_backbone_gives_the_same_features(
     folder = top / cpu_digest()
     folder.mkdir(mode=0o700, parents=True)
     top.chmod(0o700)
-    file = folder / f"fp32-{device.num_threads}.json"
+    file = folder / f"fp32-{device.num_threads}-224.json"
     file.write_text('{"plain": 1, "compiled": 2}')
     forward = choose_forward(backbone, device, WORTH_IMAGES, top)
     if not forward.padded_to:

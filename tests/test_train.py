@@ -22,6 +22,7 @@ from trees import make_sweep, make_tree
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, ImagesError, RunError, WeightsError
+from skinjob.fetch.resnet18 import PREPROCESSING
 from skinjob.images import read_index
 from skinjob.runs import METRICS, Run, Sweep
 from skinjob.train import transforms
@@ -73,7 +74,7 @@ def pixels_of(views: Views, view: int, indices: Sequence[int]) -> torch.Tensor:
     """Returns what the network sees of some images, (N, 3, 224, 224) in 0..255."""
     crops = [views.streams.pixels.crop(view, index) for index in indices]
     normal = transforms.batch(crops, "cpu")
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transforms.MEAN, transforms.STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
     return ((normal * std + mean) * 255).round()
 
 

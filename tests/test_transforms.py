@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize, functional
 
+from skinjob.fetch.resnet18 import PREPROCESSING
 from skinjob.train.transforms import (
-    MEAN,
-    SIZE,
-    STD,
     Crop,
     batch,
     central_crop,
@@ -22,6 +20,8 @@ from skinjob.train.transforms import (
     scaled_at_once,
     uniforms,
 )
+
+SIZE = PREPROCESSING.crop
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -62,7 +62,9 @@ def as_torchvision_does(image: Image.Image, index: int) -> NDArray[np.uint8]:
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
     """Returns normalised images as they were before, in 0..255."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (PREPROCESSING.mean, PREPROCESSING.std)
+    )
     return ((images * std + mean) * 255).round()
 
 

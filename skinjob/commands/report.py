@@ -9,7 +9,7 @@ import click
 
 from skinjob.commands.arguments import find_sweep, newest, runs_option, sweeps_argument, typed
 from skinjob.commands.help import TaskCommand
-from skinjob.console import print_table, say
+from skinjob.console import print_box, print_table, say
 from skinjob.runs import Sweep
 
 
@@ -36,6 +36,8 @@ def report_on(chosen: Sequence[Sweep], out: Path | None) -> None:
     from skinjob.report.build import build_report
 
     built = build_report(chosen, out)
+    if built.notice:
+        print_box(built.notice)
     print_table(built.columns, built.rows)
     for title, lines in (("missing", built.missing), ("", built.notes)):
         if lines:

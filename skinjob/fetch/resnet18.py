@@ -18,7 +18,10 @@ COUNTER = "num_batches_tracked"  # saved since torch 0.4.1; the published file i
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images were prepared for the backbone, and must be again; sizes in pixels."""
+    """How images were prepared for the backbone, and must be again; sizes in pixels.
+
+    Training resizes to the crop's size, as its recipe has it, and reads mean and std.
+    """
 
     resize: int = 256  # the shorter side
     crop: int = 224  # a centred square

@@ -62,6 +62,9 @@ PUBLISHED_LICENCE = (
 )
 UNKNOWN_LICENCE = "not known: this is not the file that torchvision publishes; ask who made it"
 UNTRAINED_LICENCE = "none needed: random numbers"
+DEMO_LICENCE = "none needed: pretrained by skinjob on shapes that it drew"
+LEAST_CROP, MOST_CROP = 32, 512  # pixels; ResNet18 halves a picture five times
+KINDS = ("fetched", "demo", "untrained")
 
 _DTYPES = {"F32": "float32", "I64": "int64"}  # safetensors' names
 
@@ -96,11 +99,21 @@ class WeightsInfo:
     size_bytes: int
     architecture: str
     source: str
-    source_sha256: str  # of the .pth; empty when untrained
-    untrained: bool
+    source_sha256: str  # of the .pth; empty when it was not fetched
+    kind: str  # one of KINDS; demo: pretrained by `skinjob demo` on drawn shapes
     licence: str
     preprocessing: Preprocessing
     listed: bool  # whether SHA256SUMS beside it names this digest; False: there is no such line
+
+    @property
+    def untrained(self) -> bool:
+        return self.kind == "untrained"
+
+    @property
+    def note(self) -> str:
+        """What a line that names the file goes on with."""
+        notes = {"demo": "  demo: pretrained on drawn shapes", "untrained": "  untrained: random"}
+        return notes.get(self.kind, "")
 
 
 def fetch_weights(out: Path, source: str | None = None, sha256: str | None = None) -> Fetched:
@@ -165,15 +178,62 @@ def _checked_info(path: Path, digest: str, size_bytes: int, *, listed: bool) -> 
             architecture=architecture,
             source=metadata["source"],
             source_sha256=metadata["source_sha256"],
-            untrained=metadata["untrained"] != "false",
+            kind=_kind(metadata),
             licence=metadata["licence"],
             preprocessing=_parse_preprocessing(metadata),
             listed=listed,
         )
     except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as fault:
-        raise WeightsError(
-            f"{path}: its metadata lacks or garbles {fault!s:.200}", FETCH
-        ) from fault
+        raise _garbled(path, fault) from fault
+
+
+def _garbled(path: Path, fault: Exception) -> WeightsError:
+    return WeightsError(f"{path}: its metadata lacks or garbles {fault!s:.200}", FETCH)
+
+
+def read_preprocessing(path: Path) -> Preprocessing:
+    """Returns how the backbone in *path* wants its images; reads the file's header.
+
+    Raises:
+        WeightsError: there is no such header.
+    """
+    try:
+        return _parse_preprocessing(_read_header(path)[1])
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as fault:
+        raise _garbled(path, fault) from fault
+
+
+def find_demo_weights(path: Path) -> WeightsInfo | None:
+    """Returns what *path* says of itself if an earlier demo pretrained it and it is sound."""
+    info = _sound(path)
+    return info if info and info.listed and info.kind == "demo" else None
+
+
+def write_demo_weights(
+    path: Path, tensors: Mapping[str, NDArray[Any]], preprocessing: Preprocessing, source: str
+) -> WeightsInfo:
+    """Makes *path* a ResNet18 of *tensors*, marked as pretrained by the demo.
+
+    Their head is not kept: it has other classes than the layout wants. Adds the digest to
+    SHA256SUMS beside it.
+
+    Raises:
+        WeightsError: *path* holds fetched weights, or cannot be written.
+    """
+    with one_at_a_time(path.parent / LOCK_NAME, "skinjob demo"):
+        _require_not_fetched(path)
+        backbone = {
+            name: np.array(array, order="C")  # safetensors writes memory as it lies
+            for name, array in tensors.items()
+            if not name.startswith("fc.")
+        }
+        head = {
+            name: np.zeros(layout()[name].shape, "float32") for name in ("fc.weight", "fc.bias")
+        }
+        check_layout(_described(backbone | head), source, "skinjob demo")
+        metadata = _metadata(source, "", DEMO_LICENCE, preprocessing, kind="demo")
+        _install(path, backbone | head, metadata, "skinjob demo")
+    return read_weights_info(path)
 
 
 def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
@@ -183,19 +243,23 @@ def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
     torchvision does. Adds its digest to SHA256SUMS beside it.
 
     Raises:
-        WeightsError: *path* holds trained weights, or cannot be written.
+        WeightsError: *path* holds fetched weights, or cannot be written.
     """
     again = "skinjob demo"
     with one_at_a_time(path.parent / LOCK_NAME, again):
-        if (info := _sound(path)) and not info.untrained:
-            raise WeightsError(
-                f"{path}: holds trained weights ({info.source}), not replaced by random ones",
-                f"mv {shlex.quote(str(path))} ELSEWHERE",
-            )
+        _require_not_fetched(path)
         source = f"untrained (random numbers, seed {seed})"
-        metadata = _metadata(source, "", UNTRAINED_LICENCE, untrained=True)
+        metadata = _metadata(source, "", UNTRAINED_LICENCE, kind="untrained")
         _install(path, _random_tensors(seed), metadata, again)
     return read_weights_info(path)
+
+
+def _require_not_fetched(path: Path) -> None:
+    if (info := _sound(path)) and info.kind == "fetched":
+        raise WeightsError(
+            f"{path}: holds trained weights ({info.source}), which the demo's do not replace",
+            f"mv {shlex.quote(str(path))} ELSEWHERE",
+        )
 
 
 # --- fetching ---------------------------------------------------------------------------------
@@ -239,7 +303,7 @@ def _bring(wanted: Source, target: Path) -> None:
             pth.unlink()
         raise
     licence = PUBLISHED_LICENCE if wanted.published else UNKNOWN_LICENCE
-    metadata = _metadata(wanted.public, sha256_file(pth), licence, untrained=False)
+    metadata = _metadata(wanted.public, sha256_file(pth), licence, kind="fetched")
     _install(target, tensors, metadata, wanted.command)
     if wanted.is_url:
         pth.unlink()
@@ -292,36 +356,70 @@ def _digest_fault(path: Path, wanted: Source) -> str:
 
 
 def _check_tensors(tensors: Mapping[str, NDArray[Any]], wanted: Source) -> None:
-    found = {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
-    check_layout(found, wanted.location, "skinjob fetch-weights   # torchvision's own")
+    check_layout(
+        _described(tensors), wanted.location, "skinjob fetch-weights   # torchvision's own"
+    )
+
+
+def _described(tensors: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
 
 
 # --- the file ---------------------------------------------------------------------------------
 
 
-def _metadata(source: str, source_sha256: str, licence: str, *, untrained: bool) -> dict[str, str]:
-    """Returns what travels in the file's header: texts only, lists as JSON."""
-    preprocessing = dataclasses.asdict(PREPROCESSING)
-    return {
-        "architecture": ARCHITECTURE,
-        "source": source,
-        "source_sha256": source_sha256,
-        "untrained": json.dumps(untrained),
-        "licence": licence,
-    } | {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in preprocessing.items()
-    }
+def _metadata(
+    source: str,
+    source_sha256: str,
+    licence: str,
+    preprocessing: Preprocessing = PREPROCESSING,
+    *,
+    kind: str,
+) -> dict[str, str]:
+    """Returns what travels in the file's header: texts only, lists as JSON.
+
+    The key "kind" came later than "untrained" and is written for the demo alone: the same weights,
+    fetched again, shall have the same digest.
+    """
+    return (
+        {
+            "architecture": ARCHITECTURE,
+            "source": source,
+            "source_sha256": source_sha256,
+            "untrained": json.dumps(kind == "untrained"),
+            "licence": licence,
+        }
+        | ({"kind": kind} if kind == "demo" else {})
+        | {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in dataclasses.asdict(preprocessing).items()
+        }
+    )
+
+
+def _kind(metadata: Mapping[str, str]) -> str:
+    kind = "fetched" if metadata["untrained"] == "false" else "untrained"
+    kind = metadata.get("kind", kind)
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind}")
+    return kind
 
 
 def _parse_preprocessing(metadata: Mapping[str, str]) -> Preprocessing:
-    return Preprocessing(
+    preprocessing = Preprocessing(
         resize=int(metadata["resize"]),
         crop=int(metadata["crop"]),
         interpolation=metadata["interpolation"],
         mean=_three_numbers(metadata["mean"]),
         std=_three_numbers(metadata["std"]),
     )
+    if not LEAST_CROP <= preprocessing.crop <= MOST_CROP:
+        raise ValueError(f"crop {preprocessing.crop}: {LEAST_CROP} to {MOST_CROP} pixels expected")
+    if not all(map(math.isfinite, preprocessing.mean)) or not all(
+        0 < deviation < math.inf for deviation in preprocessing.std
+    ):
+        raise ValueError(f"mean {preprocessing.mean}, std {preprocessing.std}")
+    return preprocessing
 
 
 def _three_numbers(text: str) -> tuple[float, float, float]:

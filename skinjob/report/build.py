@@ -20,9 +20,16 @@ from skinjob.console import PIPE_WIDTH, shown, width
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
 from skinjob.ownership import user_name
-from skinjob.report.findings import compare_by_lr, differences, missing, skipped, unread
+from skinjob.report.findings import (
+    compare_by_lr,
+    differences,
+    missing,
+    skipped,
+    unread,
+    weights_notice,
+)
 from skinjob.report.page import Picture, write_page
-from skinjob.report.plots import UNTRAINED, Scale, common_scale, draw_batch, draw_comparison
+from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison
 from skinjob.report.tables import (
     TEXTS,
     Series,
@@ -44,6 +51,8 @@ class Report:
     """A report that was written, and what to print of it."""
 
     folder: Path
+    notice: str
+    """What has to be known before any number; empty where there is nothing."""
     summary: pd.DataFrame
     """One row per batch size and lr: summary.csv."""
     columns: list[str]
@@ -89,17 +98,16 @@ def _written(
 ) -> Report:
     """Writes every file of the report, and returns what it says."""
     summary = summarize(series)
-    notes = _notes(tables, series)
+    notice, notes = weights_notice(tables), _notes(tables, series)
     comparisons, batches = _draw(folder, tables, series)
     _write_metrics(folder / "metrics.csv", tables)
     _write_summary(folder / "summary.csv", summary)
-    write_page(folder / "index.html", tables, summary, lacks, notes, comparisons, batches)
+    write_page(folder / "index.html", tables, notice, summary, lacks, notes, comparisons, batches)
     files = [folder / name for name in ("metrics.csv", "summary.csv", "index.html")]
     for picture in (*comparisons, *batches):
         files += [*picture.files, *picture.copies]
     columns, rows = printed(summary, width() or PIPE_WIDTH)
-    warnings = [f"{UNTRAINED}."] if any(table.untrained for table in tables) else []
-    return Report(folder, summary, columns, rows, lacks, [*warnings, *notes], files)
+    return Report(folder, notice, summary, columns, rows, lacks, notes, files)
 
 
 def _distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:

@@ -22,7 +22,19 @@ FEW_SEEDS = (
     f"With fewer than {FEWEST_SEEDS} seeds per batch size, a difference cannot be told "
     "from chance. To find out: skinjob submit --seeds 0-4"
 )
+NOTICES = {
+    "untrained": "The backbone is untrained (random weights): these numbers say nothing about "
+    "skin.",
+    "demo": "A demo: the lesions are drawn, and the backbone was pretrained on drawn shapes. These "
+    "numbers show what skinjob does; they say nothing about skin.",
+}
 MOST_LACKS = 20  # named one by one; a big sweep just submitted has a thousand
+
+
+def weights_notice(tables: Sequence[SweepTable]) -> str:
+    """Returns what stands above all numbers, empty where every backbone was fetched."""
+    kinds = {table.weights_kind for table in tables}
+    return next((words for kind, words in NOTICES.items() if kind in kinds), "")
 
 
 def unread(table: SweepTable) -> list[str]:

@@ -16,7 +16,6 @@ import pandas as pd
 from skinjob.console import shown
 from skinjob.files import write_text
 from skinjob.report.findings import known_state, positive_class
-from skinjob.report.plots import UNTRAINED
 from skinjob.report.tables import SweepTable
 from skinjob.report.text import complete
 
@@ -29,8 +28,8 @@ body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #bbb;
      overflow-wrap: anywhere; }
-.untrained { background: #000; color: #fff; font-weight: bold; padding: .6rem 1rem;
-             border: .2rem solid #000; max-width: none; }
+.notice { background: #f3f5f8; border: 1px solid #b8c2d0; border-radius: .3rem;
+          padding: .5rem .8rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .35rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
@@ -80,17 +79,18 @@ class Picture:
 def write_page(
     file: Path,
     tables: Sequence[SweepTable],
+    notice: str,
     summary: pd.DataFrame,
     missing: Sequence[str],
     notes: Sequence[str],
     comparisons: Sequence[Picture],
     batches: Sequence[Picture],
 ) -> None:
-    """Writes the page: numbers, then pictures, the comparisons first, then what was run."""
+    """Writes the page: the notice, numbers, pictures (comparisons first), then what was run."""
     title = "Batch sizes compared: " + ", ".join(table.sweep.name for table in tables)
     body = [
         f"<h1>{escape(title)}</h1>",
-        _banner(tables),
+        f'<p class="notice">{escape(notice)}</p>' if notice else "",
         _html_table(*complete(summary)),
         _html_list(notes),
         _missing(missing),
@@ -118,11 +118,6 @@ def _document(title: str, body: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
-
-
-def _banner(tables: Sequence[SweepTable]) -> str:
-    untrained = any(table.untrained for table in tables)
-    return f'<p class="untrained">{escape(UNTRAINED)}</p>' if untrained else ""
 
 
 def _missing(missing: Sequence[str]) -> str:

@@ -25,12 +25,9 @@ with no_matplotlib_settings():
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-UNTRAINED = "UNTRAINED BACKBONE (random weights): these numbers say nothing about skin"
-
 FORMATS = ("png", "svg")
 WIDTH_IN = 7.0  # the text width of an A4 page with its margins
 DOTS_PER_IN = 150
-NOTICE_IN = 0.32
 PANEL_PT = 210.0  # the width of one of two panels side by side
 DIGIT_PT = 5.6  # a digit of a tick's label, with its share of the gap to the next label
 
@@ -93,7 +90,6 @@ class Scale:
     """In percent."""
     majority: float | None
     """Test accuracy, in percent, of always answering the most frequent class."""
-    untrained: bool
 
     def limits(self, quantity: str) -> tuple[float, float]:
         return self.loss if quantity == "loss" else self.accuracy
@@ -109,7 +105,6 @@ def common_scale(series: Sequence[Series]) -> Scale:
         loss=_limits(series, "loss", 1.0, (0.0, math.inf)),
         accuracy=_limits(series, "accuracy", 100.0, (0.0, 100.0)),
         majority=_majority(series),
-        untrained=any(one.table.untrained for one in series),
     )
 
 
@@ -138,7 +133,7 @@ def looks(number: int) -> list[Look]:
 def draw_batch(series: Series, scale: Scale, stem: Path) -> list[Path]:
     """Writes loss and accuracy of one batch size, train and test, and returns the files."""
     files = _files(stem)
-    with _picture(files, scale, height_in=3.1) as area:
+    with _picture(files, height_in=3.1) as area:
         panels = area.subplots(1, 2)
         train, test = looks(2)
         parts = {"train": train, "test": test}
@@ -158,7 +153,7 @@ def draw_comparison(
     """Writes test loss and accuracy of all series by epoch and by update; returns the files."""
     files = _files(stem)
     what = "batch size" if len({one.lr for one in series}) == 1 else "batch size and lr"
-    with _picture(files, scale, height_in=5.6) as area:
+    with _picture(files, height_in=5.6) as area:
         panels = area.subplots(2, 2, sharey="row", sharex="col")
         for row, quantity in zip(panels, ("loss", "accuracy"), strict=True):
             for axes, by in zip(row, ("epoch", "update"), strict=True):
@@ -177,22 +172,15 @@ def _files(stem: Path) -> list[Path]:
 
 
 @contextmanager
-def _picture(files: Sequence[Path], scale: Scale, *, height_in: float) -> Iterator[FigureBase]:
-    """Yields an empty figure in the house style, below the notice where one is due; writes *files*.
+def _picture(files: Sequence[Path], *, height_in: float) -> Iterator[FigureBase]:
+    """Yields an empty figure in the house style, and writes it to *files*.
 
     Nothing goes into them that changes from day to day.
     """
     with matplotlib.rc_context(STYLE):
-        heights_in = [NOTICE_IN, height_in] if scale.untrained else [height_in]
         pads = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
-        figure = Figure((WIDTH_IN, sum(heights_in)), DOTS_PER_IN, layout=pads)
-        parts = figure.subfigures(len(heights_in), height_ratios=heights_in, squeeze=False)
-        *notices, area = parts.flat
-        for notice in notices:
-            notice.set_facecolor("black")
-            place = {"x": 0.5, "y": 0.5, "ha": "center", "va": "center"}
-            notice.text(s=UNTRAINED, color="white", weight="bold", size=10, **place)
-        yield area
+        figure = Figure((WIDTH_IN, height_in), DOTS_PER_IN, layout=pads)
+        yield figure
         pads.execute(figure)
         # Found once: it is slow, and both files shall be alike. Of None, and not of "none", savefig
         # knows that there is no layout left to find by drawing the figure once more.

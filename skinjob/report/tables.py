@@ -74,9 +74,10 @@ class SweepTable:
         return sum(self.counts.get("test", {}).values())
 
     @property
-    def untrained(self) -> bool:
-        """Whether the backbone's weights are random: then the numbers say nothing about images."""
-        return bool(self.info.get("weights", {}).get("untrained", False))
+    def weights_kind(self) -> str:
+        """What the backbone's weights are: fetched, demo or untrained."""
+        weights = self.info.get("weights", {})
+        return str(weights.get("kind", "untrained" if weights.get("untrained") else "fetched"))
 
 
 @dataclass(frozen=True)

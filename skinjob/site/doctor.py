@@ -192,8 +192,8 @@ def _read_weights(wish: Wish) -> tuple[Finding, WeightsInfo | None]:
     except SkinjobError as fault:
         return failed(fault), None
     words = f"{info.architecture}, sha256 {info.sha256[:16]}..."
-    if info.untrained:
-        return warn(f"{words}; UNTRAINED: random numbers"), info
+    if info.note:
+        return warn(f"{words}; {info.note.strip()}"), info
     if not info.listed:
         return warn(f"{words}; no {SUMS_NAME} beside it names it"), info
     return ok(words), info

@@ -185,6 +185,7 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, 
             "architecture": plan.weights.architecture,
             "source": plan.weights.source,
             "source_sha256": plan.weights.source_sha256,
+            "kind": plan.weights.kind,
             "untrained": plan.weights.untrained,
         },
         "images": {

@@ -85,9 +85,11 @@ class Plan:
             split: ", ".join(f"{count} {name}" for name, count in classes.items())
             for split, classes in self.images.counts().items()
         }
-        untrained = "  UNTRAINED: random numbers" if self.weights.untrained else ""
         return [
-            ("weights", f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{untrained}"),
+            (
+                "weights",
+                f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{self.weights.note}",
+            ),
             ("train", counts["train"]),
             ("test", counts["test"]),
             ("positive", f"{self.positive} ({_why_positive(config)})"),

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skinjob.config import TrainConfig
-from skinjob.train import transforms
 from skinjob.train.device import Device
 from skinjob.train.loop import Epoch, Tally, order, set_lr
 from skinjob.train.model import build_head, build_resnet18
@@ -121,11 +120,10 @@ class FullTraining:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed)
 
     def _batches(self, view: int, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields (B, 3, 224, 224) float32 of each part, made in threads ahead of the network."""
+        """Yields (B, 3, S, S) float32 of each part, made in threads ahead of the network."""
 
         def make(part: Tensor) -> Tensor:
-            crops = [self.pixels.crop(view, index) for index in part.tolist()]
-            return transforms.batch(crops, self.device.type)
+            return self.pixels.batch(view, part.tolist(), self.device.type)
 
         coming: deque[Future[Tensor]] = deque()
         # A thread each: the cores belong to the network, whose threads are others.

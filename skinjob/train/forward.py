@@ -16,6 +16,7 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
+from skinjob.fetch.resnet18 import PREPROCESSING
 from skinjob.files import write_json
 from skinjob.ownership import make_private, require_safe
 from skinjob.train.device import Device
@@ -73,7 +74,7 @@ class Forward:
     """The one batch size that the network takes; None where it takes all."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Returns the features, (B, 512) float32 on the CPU, of (B, 3, 224, 224) float32."""
+        """Returns the features, (B, 512) float32 on the CPU, of (B, 3, S, S) float32."""
         images = images.to(self.dtype)
         lacking = self.padded_to - len(images) if self.padded_to else 0
         if lacking > 0:
@@ -82,10 +83,17 @@ class Forward:
         return self.network(images)[: len(images) - lacking].float().cpu()
 
 
-def choose_forward(backbone: nn.Module, device: Device, num_images: int, folder: Path) -> Forward:
+def choose_forward(
+    backbone: nn.Module,
+    device: Device,
+    num_images: int,
+    folder: Path,
+    side: int = PREPROCESSING.crop,
+) -> Forward:
     """Returns the quicker of the backbone as it is and compiled for this CPU.
 
-    *num_images* is what all views of the sweep come to, whoever computes them. What is compiled
+    *num_images* is what all views of the sweep come to, whoever computes them; *side* is that of an
+    image in pixels. What is compiled
     and what was measured stay in *folder*, apart for each kind of CPU: later jobs do alike.
     """
     backbone = backbone.to(device.type, device.dtype)
@@ -96,8 +104,9 @@ def choose_forward(backbone: nn.Module, device: Device, num_images: int, folder:
         log.info("backbone: not compiled (%d images, worth it from %d)", num_images, WORTH_IMAGES)
         return plain
     folder = folder / cpu_digest()
-    compiled = _compiled(backbone, device, folder)
-    if compiled is None or not _is_quicker(backbone, compiled, device, folder):
+    example = _example(device, side)
+    compiled = _compiled(backbone, example, folder)
+    if compiled is None or not _is_quicker(backbone, compiled, device, example, folder):
         return plain
     return Forward(compiled, device.dtype, BatchSize((COMPILED_BATCH,)), COMPILED_BATCH)
 
@@ -111,7 +120,7 @@ def cpu_digest() -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
-def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | None:
+def _compiled(backbone: nn.Module, example: Tensor, folder: Path) -> Network | None:
     """Returns the backbone compiled with its weights as constants; None where that fails."""
     start = time.perf_counter()
     try:
@@ -125,7 +134,7 @@ def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | No
         network: Network = torch.compile(backbone, dynamic=False)
         # Not as options of torch.compile: its front end would not see that weights are constants.
         with inductor.patch(freezing=True, compile_threads=1), torch.inference_mode():
-            network(_example(device))
+            network(example)
     except Exception as fault:  # no C++ compiler, no Python headers, no room: all kinds
         log.info("backbone: not compiled (%s)", str(fault).strip().split("\n")[0])
         return None
@@ -134,13 +143,18 @@ def _compiled(backbone: nn.Module, device: Device, folder: Path) -> Network | No
     return network
 
 
-def _is_quicker(plain: Network, compiled: Network, device: Device, folder: Path) -> bool:
+def _is_quicker(
+    plain: Network, compiled: Network, device: Device, example: Tensor, folder: Path
+) -> bool:
     """Says whether to use the compiled backbone: as found before on such a machine, or now."""
-    file = folder / f"{device.precision}-{device.num_threads}.json"
+    file = folder / f"{device.precision}-{device.num_threads}-{example.shape[-1]}.json"
     if file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
     else:
-        found = {"plain": _images_per_s(plain, device), "compiled": _images_per_s(compiled, device)}
+        found = {
+            "plain": _images_per_s(plain, example),
+            "compiled": _images_per_s(compiled, example),
+        }
         write_json(file, found)
     is_quicker = bool(found["compiled"] > found["plain"])
     log.info(
@@ -154,9 +168,9 @@ def _is_quicker(plain: Network, compiled: Network, device: Device, folder: Path)
 
 
 @torch.inference_mode()
-def _images_per_s(network: Network, device: Device) -> float:
+def _images_per_s(network: Network, images: Tensor) -> float:
     """Returns the rate of the quickest of some batches."""
-    images, seconds = _example(device), []
+    seconds = []
     for _ in range(COMPILED_TRIALS):
         start = time.perf_counter()
         network(images)
@@ -164,6 +178,6 @@ def _images_per_s(network: Network, device: Device) -> float:
     return COMPILED_BATCH / min(seconds)
 
 
-def _example(device: Device) -> Tensor:
-    images = torch.zeros(COMPILED_BATCH, 3, 224, 224, dtype=device.dtype)
+def _example(device: Device, side: int) -> Tensor:
+    images = torch.zeros(COMPILED_BATCH, 3, side, side, dtype=device.dtype)
     return images.contiguous(memory_format=torch.channels_last)

@@ -22,6 +22,7 @@ from skinjob import __version__
 from skinjob.config import TrainConfig
 from skinjob.console import counted, progress
 from skinjob.errors import ConfigError, ImagesError, SkinjobError, WeightsError
+from skinjob.fetch.weights import read_preprocessing
 from skinjob.files import sha256_file
 from skinjob.images import ImageSet, read_index
 from skinjob.runs import Run, Sweep
@@ -126,7 +127,11 @@ def _prepare(configs: Mapping[Run, TrainConfig], hold: Hold) -> Job:
         hold.note(run, device=device.type, precision=device.precision)
     weights = _checked_weights(recipe, info["weights"]["sha256"])
     pixels = Pixels(
-        images, recipe.augmentation_seed, sweep.cache_folder, keeps_test=recipe.train == "all"
+        images,
+        recipe.augmentation_seed,
+        sweep.cache_folder,
+        keeps_test=recipe.train == "all",
+        preprocessing=read_preprocessing(weights),
     )
     return Job(configs, info, hold, checkpoints, device, images, weights, pixels)
 
@@ -181,7 +186,8 @@ def _views(job: Job, num_images: int, reporter: Reporter) -> Views:
 
     def choose() -> Forward:
         backbone = build_backbone(job.weights)
-        return choose_forward(backbone, job.device, num_images, job.sweep.cache_folder / "compiled")
+        folder, side = job.sweep.cache_folder / "compiled", job.pixels.preprocessing.crop
+        return choose_forward(backbone, job.device, num_images, folder, side)
 
     return Views(
         Streams(choose, job.device, job.pixels),

@@ -33,7 +33,7 @@ def build_resnet18(weights: Path) -> ResNet:
 
 
 def build_backbone(weights: Path) -> nn.Module:
-    """Returns ResNet18 without its last layer, (N, 3, 224, 224) -> (N, 512), frozen, on the CPU.
+    """Returns ResNet18 without its last layer, (N, 3, S, S) -> (N, 512), frozen, on the CPU.
 
     In eval mode: batch norm in train mode would make the features depend on the batch size, which
     is what a sweep compares. Being constant, it is folded into the convolutions before it.

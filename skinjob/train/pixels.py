@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skinjob.fetch.resnet18 import PREPROCESSING, Preprocessing
 from skinjob.images import ImageFile, ImageSet
 from skinjob.runs import KEPT_MOST_BYTES, KEPT_SHARE
 from skinjob.train import transforms
@@ -29,14 +30,22 @@ class Pixels:
     """The images of a set, as they are seen in a view."""
 
     def __init__(
-        self, images: ImageSet, augmentation_seed: int, folder: Path, *, keeps_test: bool
+        self,
+        images: ImageSet,
+        augmentation_seed: int,
+        folder: Path,
+        *,
+        keeps_test: bool,
+        preprocessing: Preprocessing = PREPROCESSING,
     ) -> None:
         """Decoded images are kept in *folder*; those for testing where they are seen again."""
         self.augmentation_seed = augmentation_seed
-        room = room_in(folder)
+        self.preprocessing = preprocessing
+        side, room = preprocessing.crop, room_in(folder)
+        rooms = {"train": room, "test": room if keeps_test else 0}
         self._stores = {
-            "train": Store(images.root, images.split("train"), folder, room),
-            "test": Store(images.root, images.split("test"), folder, room if keeps_test else 0),
+            split: Store(images.root, images.split(split), folder, room, side)
+            for split, room in rooms.items()
         }
 
     def files(self, view: int) -> Sequence[ImageFile]:
@@ -56,16 +65,32 @@ class Pixels:
             return transforms.central_crop(pixels)
         return transforms.random_crop(pixels, self.augmentation_seed, view, index)
 
+    def batch(self, view: int, indices: Iterable[int], device: str) -> Tensor:
+        """Returns images of a view as the network takes them, (B, 3, S, S) float32.
+
+        Raises: ImagesError when one has changed since it was scanned.
+        """
+        crops = [self.crop(view, index) for index in indices]
+        return transforms.batch(crops, device, self.preprocessing)
+
     def _store(self, view: int) -> Store:
         return self._stores["test" if view == TEST else "train"]
 
 
 class Store:
-    """Images with their shorter side at 224, decoded at most once as long as there is room."""
+    """Images, their shorter side at *side*, decoded at most once as long as there is room."""
 
-    def __init__(self, root: Path, files: Sequence[ImageFile], folder: Path, room: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[ImageFile],
+        folder: Path,
+        room: int,
+        side: int = PREPROCESSING.crop,
+    ) -> None:
         self.root = root
         self.files = files
+        self._side = side
         self._room = room
         self._used = 0
         self._lock = Lock()
@@ -80,7 +105,7 @@ class Store:
         """Returns an image, (H, W, 3) uint8. Raises: ImagesError when its bytes have changed."""
         start = int(self._starts[index])
         if start < 0:
-            pixels = transforms.resize(self.files[index].read(self.root))
+            pixels = transforms.resize(self.files[index].read(self.root), self._side)
             self._keep(index, pixels)
             return pixels
         found = np.empty((*self._shapes[index], 3), np.uint8)

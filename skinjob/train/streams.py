@@ -17,7 +17,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from skinjob.train import transforms
 from skinjob.train.device import Device
 from skinjob.train.forward import BatchSize, Forward
 from skinjob.train.pixels import Pixels
@@ -77,9 +76,8 @@ class Streams:
 
     def _features(self, view: int, part: range) -> Tensor:
         """Returns the features of some images of a view, (B, 512) float32 on the CPU."""
-        crops = [self.pixels.crop(view, index) for index in part]
         with self._on_own_stream(), torch.inference_mode():
-            return self.forward(transforms.batch(crops, self.device.type))
+            return self.forward(self.pixels.batch(view, part, self.device.type))
 
     def _on_own_stream(self) -> AbstractContextManager[object]:
         """Returns what keeps a thread's work on a GPU apart from that of the others."""

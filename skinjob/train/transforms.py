@@ -18,32 +18,37 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-SIZE = 224
+from skinjob.fetch.resnet18 import PREPROCESSING, Preprocessing
+
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
-TRAIN_STEPS = f"Resize({SIZE}) RandomResizedCrop({SIZE}) RandomHorizontalFlip(0.5)"
-TEST_STEPS = f"Resize({SIZE}) CenterCrop({SIZE})"
-"""What the two do, in torchvision's names; part of a view's key."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of an image that is seen, before it is scaled to 224 x 224."""
+    """The part of an image that is seen, before it is scaled to S x S, the network's input."""
 
-    pixels: Tensor  # (height, width, 3) uint8, neither side above 299
+    pixels: Tensor  # (height, width, 3) uint8, neither side above 4/3 S
     is_flipped: bool
 
 
-def resize(image: Image.Image) -> Tensor:
-    """Returns the image with its shorter side at 224 pixels, its shape kept, (H, W, 3) uint8."""
+def train_steps(size: int) -> str:
+    """Returns what happens to a training image, in torchvision's names; part of a view's key."""
+    return f"Resize({size}) RandomResizedCrop({size}) RandomHorizontalFlip(0.5)"
+
+
+def test_steps(size: int) -> str:
+    """Returns what happens to a test image, in torchvision's names; part of a view's key."""
+    return f"Resize({size}) CenterCrop({size})"
+
+
+def resize(image: Image.Image, side: int = PREPROCESSING.crop) -> Tensor:
+    """Returns the image with its shorter side at *side* pixels, shape kept, (H, W, 3) uint8."""
     width, height = image.size
     short = min(width, height)
-    if short != SIZE:
-        size = (SIZE * width // short, SIZE * height // short)
+    if short != side:
+        size = (side * width // short, side * height // short)
         image = image.resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image))
 
@@ -56,49 +61,57 @@ def random_crop(pixels: Tensor, augmentation_seed: int, epoch: int, index: int) 
 
 
 def central_crop(pixels: Tensor) -> Crop:
-    """Returns what is seen of a test image, (H, W, 3) uint8: its middle, 224 x 224."""
-    top, left = (round((side - SIZE) / 2) for side in pixels.shape[:2])
-    return Crop(pixels[top : top + SIZE, left : left + SIZE], is_flipped=False)
+    """Returns what is seen of a test image, (H, W, 3) uint8: its middle, a square."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)  # `resize` made it the network's
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return Crop(pixels[top : top + side, left : left + side], is_flipped=False)
 
 
-def batch(crops: Sequence[Crop], device: str) -> Tensor:
-    """Returns the crops as the network takes them, (B, 3, 224, 224) float32, channels_last."""
-    scaled = _scaled_each(crops) if device == "cpu" else scaled_at_once(crops, device)
-    return normalise(scaled)
+def batch(
+    crops: Sequence[Crop], device: str, preprocessing: Preprocessing = PREPROCESSING
+) -> Tensor:
+    """Returns the crops as the network takes them, (B, 3, S, S) float32, channels_last.
+
+    S is the crop of *preprocessing*, whose mean and deviation are taken out.
+    """
+    scale = _scaled_each if device == "cpu" else scaled_at_once
+    return normalise(scale(crops, device, preprocessing.crop), preprocessing)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Returns (B, 3, H, W) of 0..255 as float32 with ImageNet's mean and deviation taken out.
+def normalise(images: Tensor, preprocessing: Preprocessing = PREPROCESSING) -> Tensor:
+    """Returns (B, 3, H, W) of 0..255 as float32 with mean and deviation taken out.
 
     Keeps the memory format.
     """
-    mean, std = _constants(images.device)
+    mean, std = _constants(images.device, preprocessing)
     return torch.sub(images, mean).div_(std)
 
 
 @lru_cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns ImageNet's mean and deviation on a scale of 255, (3, 1, 1) each."""
-    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+def _constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation on a scale of 255, (3, 1, 1) each."""
+    pair = (preprocessing.mean, preprocessing.std)
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in pair)
     return mean.to(device), std.to(device)
 
 
-def _scaled_each(crops: Sequence[Crop]) -> Tensor:
-    """Returns (B, 3, 224, 224) uint8 channels_last, each crop scaled by itself.
+def _scaled_each(crops: Sequence[Crop], device: str, side: int) -> Tensor:
+    """Returns (B, 3, S, S) uint8 channels_last, each crop scaled by itself to *side* pixels.
 
     From contiguous (H, W, 3) torch takes its vectorised path: 0.2 ms a crop where Pillow takes 1.
     """
-    images = torch.empty(len(crops), SIZE, SIZE, 3, dtype=torch.uint8)
+    images = torch.empty(len(crops), side, side, 3, dtype=torch.uint8)
     for image, crop in zip(images, crops, strict=True):
         pixels = crop.pixels.contiguous().permute(2, 0, 1)[None]  # (1, 3, h, w) channels_last
-        scaled = functional.interpolate(pixels, (SIZE, SIZE), mode="bilinear", antialias=True)
-        scaled = scaled[0].permute(1, 2, 0)  # (224, 224, 3)
+        scaled = functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+        scaled = scaled[0].permute(1, 2, 0)  # (S, S, 3)
         image.copy_(scaled.flip(1) if crop.is_flipped else scaled)
     return images.permute(0, 3, 1, 2)
 
 
-def scaled_at_once(crops: Sequence[Crop], device: str) -> Tensor:
-    """Returns (B, 3, 224, 224) float32 of whole numbers, channels_last, scaled on the device.
+def scaled_at_once(crops: Sequence[Crop], device: str, side: int = PREPROCESSING.crop) -> Tensor:
+    """Returns (B, 3, S, S) float32 of whole numbers, channels_last, scaled on the device.
 
     Scaling is linear in rows and in columns: two matrices an image, and two products a batch. The
     rows come first and each pass is rounded, as Pillow does it, so a pixel is off by 1 at most.
@@ -113,27 +126,27 @@ def scaled_at_once(crops: Sequence[Crop], device: str) -> Tensor:
     for place, crop in zip(padded, crops, strict=True):
         place[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
     flips = torch.tensor([crop.is_flipped for crop in crops])
-    across = scaling_matrices(sizes[:, 1], width)
-    across = torch.where(flips[:, None, None], across.flip(1), across)  # (B, 224, width)
-    down = scaling_matrices(sizes[:, 0], height)  # (B, 224, height)
+    across = scaling_matrices(sizes[:, 1], width, side)
+    across = torch.where(flips[:, None, None], across.flip(1), across)  # (B, S, width)
+    down = scaling_matrices(sizes[:, 0], height, side)  # (B, S, height)
     across, down = (m.to(device, non_blocking=True)[:, None] for m in (across, down))
     images = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    images = (images @ across.mT).add_(0.5).floor_()  # (B, 3, height, 224)
-    images = (down @ images).add_(0.5).floor_()  # (B, 3, 224, 224)
+    images = (images @ across.mT).add_(0.5).floor_()  # (B, 3, height, S)
+    images = (down @ images).add_(0.5).floor_()  # (B, 3, S, S)
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def scaling_matrices(sizes: Tensor, length: int) -> Tensor:
-    """Returns (B, 224, length) float32: row *i* holds the weights of the pixels behind pixel *i*.
+def scaling_matrices(sizes: Tensor, length: int, side: int = PREPROCESSING.crop) -> Tensor:
+    """Returns (B, side, length) float32: row *i* holds the weights of the pixels behind pixel *i*.
 
     *sizes* (B,) of at most *length*; the weights of what is beyond a size are 0. A triangle filter
     as wide as a pixel of the result (bilinear), or of the source where that is wider.
 
     Source: Pillow's Resample.c, precompute_coeffs.
     """
-    scale = sizes[:, None, None].double() / SIZE
+    scale = sizes[:, None, None].double() / side
     support = scale.clamp(min=1)
-    centre = (torch.arange(SIZE)[None, :, None] + 0.5) * scale  # (B, 224, 1)
+    centre = (torch.arange(side)[None, :, None] + 0.5) * scale  # (B, side, 1)
     place = torch.arange(length)[None, None, :] + 0.5  # (1, 1, length)
     weights = (1 - (place - centre).abs() / support).clamp(min=0)
     weights = weights * (place < sizes[:, None, None])

@@ -111,12 +111,13 @@ class Views:
 
     def key(self, view: int) -> dict[str, str]:
         """Returns all that a view's features depend on."""
+        side = self.streams.pixels.preprocessing.crop  # mean and deviation: in the weights' digest
         if view == TEST:
-            own = {"images": self._fingerprints["test"], "transform": transforms.TEST_STEPS}
+            own = {"images": self._fingerprints["test"], "transform": transforms.test_steps(side)}
         else:
             own = {
                 "images": self._fingerprints["train"],
-                "transform": transforms.TRAIN_STEPS,
+                "transform": transforms.train_steps(side),
                 "augmentation_seed": str(self.streams.pixels.augmentation_seed),
                 "epoch": str(view),
             }
