@@ -100,7 +100,7 @@ SILENCE_S = 75
 show what it wrote up to a minute late."""
 
 LOCK_S = 10
-"""So long a process waits for another that is changing a run's state; that takes milliseconds."""
+"""The longest wait for another process to change a run's state, which takes milliseconds."""
 
 KEPT_MOST_BYTES = 4 << 30
 KEPT_SHARE = 8

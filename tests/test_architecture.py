@@ -126,7 +126,7 @@ def writes_to_the_terminal(tree: ast.AST) -> list[str]:
 
 
 def test_the_terminal_has_one_door() -> None:
-    """What strangers wrote is escaped in console.py: nothing else prints."""
+    """console.py escapes what strangers wrote, so nothing else prints."""
     for module in modules():
         if module.name != "console.py":
             found = writes_to_the_terminal(ast.parse(module.read_text()))

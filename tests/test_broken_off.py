@@ -222,7 +222,7 @@ def test_a_job_whose_path_is_no_utf8_is_passed_over(slurm: Slurm, project: Path)
 def test_a_disk_that_fills_up_after_sbatch_loses_no_job(
     slurm: Slurm, project: Path, tmp_path: Path, nothing_starts: None
 ) -> None:
-    """What was queued stays known, whatever keeps its ids from being written down."""
+    """Queued jobs stay known when their ids cannot be written down."""
     # In the place of sweep.json a folder: no write of it succeeds.
     spoil = f"cd {project}/runs/n && cp sweep.json kept && rm sweep.json && mkdir sweep.json\n"
     path = make_sbatch(tmp_path / "bin", f'$real "$@"\n{spoil}')

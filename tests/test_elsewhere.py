@@ -1,4 +1,4 @@
-"""What holds where a sweep was submitted and not where it runs: links, folders, modules, locales.
+"""Differences between the login node and the node of a job: links, folders, modules, locales.
 
 And a queue of this machine that was killed. Links, moves, kills and the locale are real.
 """
@@ -139,7 +139,7 @@ def test_names_in_another_locale_are_the_same_names(project: Path, latin1: dict[
 
 
 def test_an_early_death_of_a_local_queue_says_why(project: Path) -> None:
-    """What a queue said before it ended is the reason, at once, and not a time-out."""
+    """The last words of a local queue are shown at once as the reason."""
     (project / "site").mkdir()
     (project / "site/sitecustomize.py").write_text(
         "import sys\n"

@@ -141,7 +141,7 @@ def test_a_copied_sweep_of_another_user_is_not_taken_up(
 
 @pytest.mark.parametrize("command", ["retry", "cancel"])
 def test_only_its_owner_steers_a_sweep(sweep: Sweep, command: str) -> None:
-    """What the sweep of another user says is not executed, and its runs are not called off."""
+    """Nobody retries or cancels the sweep of another user."""
     give(sweep.folder)
     before = [run.state() for run in sweep.runs()]
     result = skinjob(command, sweep.folder, cwd=sweep.folder.parent.parent)

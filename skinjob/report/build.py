@@ -52,7 +52,7 @@ class Report:
 
     folder: Path
     notice: str
-    """What has to be known before any number; empty where there is nothing."""
+    """A sentence to read before any number; empty for fetched weights."""
     summary: pd.DataFrame
     """One row per batch size and lr: summary.csv."""
     columns: list[str]
@@ -70,7 +70,7 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
 
     It goes to *out*, by default to the sweep's own report/ or, of several, to report-A-B beside the
     first, which have to be the user's own and no link. Files of an earlier report are replaced one
-    by one; a viewer never sees a half of one. A run that cannot be read is missing, and no more.
+    by one; a viewer never sees a half of one. A run that cannot be read counts as missing.
 
     Raises: RunError when no run that can be read has finished an epoch, or the folder is somebody
     else's or cannot be written; OSError when the disk is full.

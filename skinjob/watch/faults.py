@@ -123,7 +123,7 @@ def orphan_ending(run: Run, state: RunState) -> Ending:
 def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
     """Writes what ended a run, if it still stands as it *said*, and returns how it stands.
 
-    Nothing is written to the run of another user.
+    Writes nothing to another user's run.
     """
     now = run.state()
     if now != said:  # it has spoken meanwhile, and knows better

@@ -217,7 +217,7 @@ def is_working(sweep: Sweep) -> bool:
 
 
 def _nobody_submits(sweep: Sweep) -> bool:
-    """Says whether it is known that no submit of the user's is at work on the sweep.
+    """Returns True if certainly no submit of the user is at work on the sweep.
 
     One that was killed may have left an sbatch that goes on.
     """
