@@ -31,7 +31,7 @@ check: .venv/dev  ## Check format, lint, types and docs
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/pytest -q tests/test_docs.py -k "not run"  # what runs commands is in `make test`
+	.venv/bin/pytest -q tests/cli/test_docs.py -k "not run"  # what runs commands is in `make test`
 
 docs: .venv/base  ## Write docs/commands.md anew, from the commands' help
 	.venv/bin/python docs/reference.py

@@ -22,9 +22,9 @@ from skinjob.commands.demo import demo
 from skinjob.commands.doctor import doctor
 from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.help import TaskGroup
+from skinjob.commands.manage import cancel, clean, retry
 from skinjob.commands.report import report
 from skinjob.commands.site import config, init_site
-from skinjob.commands.steer import cancel, clean, retry
 from skinjob.commands.submit import submit, train
 from skinjob.commands.watch import list_sweeps, logs, status
 from skinjob.console import escape_unencodable, say, say_as_is

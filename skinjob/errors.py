@@ -48,7 +48,7 @@ class Stopped(BaseException):  # as KeyboardInterrupt: nobody on the way may cat
     """A job that has to end, and why; raised where a signal finds it."""
 
     def __init__(self, fault: str, message: str, remedy: str) -> None:
-        """*fault* is one of `skinjob.runs.FAULTS`."""
+        """*fault* is one of `skinjob.sweeps.layout.FAULTS`."""
         super().__init__(message)
         self.fault = fault
         self.message = message

@@ -13,7 +13,7 @@ import pytest
 from cluster import Slurm, slurm_of_its_own
 from trees import make_tree
 
-from skinjob.fetch.weights import write_untrained
+from skinjob.weights.file import write_untrained
 
 # Two test files run at the same time: jobs with a thread for every core would thrash.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

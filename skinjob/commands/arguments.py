@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from skinjob.errors import RunError
 from skinjob.files import absolute
-from skinjob.runs import Run, Sweep, sweeps
+from skinjob.sweeps.layout import Run, Sweep, sweeps
 
 runs_option = click.option(
     "--runs",

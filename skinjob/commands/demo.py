@@ -37,7 +37,7 @@ def demo(folder: Path) -> None:
     Example:
       skinjob demo
     """
-    from skinjob.demo import make_images
+    from skinjob.data.lesions import make_images
     from skinjob.submit.plan import grid, make_plan
 
     data, weights = folder / "skin_cancer", folder / "weights" / "resnet18.safetensors"
@@ -60,7 +60,7 @@ def demo(folder: Path) -> None:
 
 def _demo_weights(file: Path) -> None:
     """Fetches the weights, or, where the internet does not answer, pretrains some here."""
-    from skinjob.fetch.weights import fetch_weights, find_demo_weights
+    from skinjob.weights.file import fetch_weights, find_demo_weights
 
     try:
         fetched = fetch_weights(file.parent)

@@ -17,7 +17,7 @@ from skinjob.console import say, say_as_is, width, wrapped
 from skinjob.options import cluster_options, file_options, recipe_options
 
 if TYPE_CHECKING:
-    from skinjob.site.finding import Finding
+    from skinjob.doctor.finding import Finding
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "bright_black"}
 INDENT = 21  # columns before what was found
@@ -43,7 +43,7 @@ def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) ->
       skinjob doctor
       skinjob doctor --partition gpu --time 60 --probe
     """
-    from skinjob.site.doctor import Wish, examine
+    from skinjob.doctor.checklist import Wish, examine
 
     findings = examine(Wish(**asked(**options)), is_probing=probe)
     found = list(findings) if as_json else list(_printed(findings))

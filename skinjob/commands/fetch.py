@@ -35,7 +35,7 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
       skinjob fetch-weights
       scp weights/resnet18.safetensors weights/SHA256SUMS cluster:skinjob/weights/
     """
-    from skinjob.fetch.weights import fetch_weights as fetch
+    from skinjob.weights.file import fetch_weights as fetch
 
     fetched = fetch(out, source, sha256)
     say(f"{fetched.path} {'is there already, and whole' if fetched.already else 'written'}")

@@ -10,7 +10,7 @@ import click
 from skinjob.commands.arguments import find_sweep, newest, runs_option, sweeps_argument, typed
 from skinjob.commands.help import TaskCommand
 from skinjob.console import print_box, print_table, say
-from skinjob.runs import Sweep
+from skinjob.sweeps.layout import Sweep
 
 
 @click.command(cls=TaskCommand)

@@ -148,7 +148,7 @@ def init_site(partition: str | None, out: Path, force: bool) -> None:
       skinjob init-site
       skinjob init-site --partition short --out jobs/sites/short.toml
     """
-    from skinjob.site.profile import ask_site, choose, profile_text
+    from skinjob.doctor.profile import ask_site, choose, profile_text
 
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already", f"skinjob init-site --force{_out_words(out)}")

@@ -8,10 +8,10 @@ from datetime import timedelta
 
 from skinjob.commands.arguments import typed
 from skinjob.console import counted, shown, table_lines, wrapped
-from skinjob.runs import BY_YOU, Run, Sweep, utc_now
-from skinjob.watch.faults import last_words
-from skinjob.watch.overview import Overview
-from skinjob.watch.state import ANSWERS, NOT_ASKED, STATES, Standing, Survey
+from skinjob.status.failures import last_words
+from skinjob.status.overview import Overview
+from skinjob.status.status import ANSWERS, NOT_ASKED, STATES, Standing, Survey
+from skinjob.sweeps.layout import BY_YOU, Run, Sweep, utc_now
 
 NOTHING = "-"
 COLOURS = {

@@ -14,12 +14,12 @@ from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
 from skinjob.console import print_table, say
 from skinjob.errors import RunError
 from skinjob.options import cluster_options, file_options, recipe_options
-from skinjob.runs import BY_YOU, Run
+from skinjob.sweeps.layout import BY_YOU, Run
 
 if TYPE_CHECKING:
+    from skinjob.status.status import Standing
     from skinjob.submit.plan import Plan
     from skinjob.submit.submit import Submission
-    from skinjob.watch.state import Standing
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print configuration and sbatch script, and make nothing."
@@ -121,7 +121,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def _print_dry_run(plan: Plan) -> None:
-    from skinjob.submit.executor import sbatch_script
+    from skinjob.queues.slurm.executor import sbatch_script
     from skinjob.submit.plan import jobs_of
 
     config = next(iter(plan.configs.values()))

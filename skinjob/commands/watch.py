@@ -24,7 +24,7 @@ from skinjob.console import print_lines, redrawn, say, say_as_is, width
 from skinjob.files import absolute
 
 if TYPE_CHECKING:
-    from skinjob.watch.state import Standing, Survey
+    from skinjob.status.status import Standing, Survey
 
 
 @click.command(cls=TaskCommand)
@@ -44,8 +44,8 @@ def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_js
       skinjob status
       skinjob status --watch
     """
-    from skinjob.watch.state import survey
-    from skinjob.watch.watching import surveys
+    from skinjob.status.poll import surveys
+    from skinjob.status.status import survey
 
     if watch and as_json:
         raise click.UsageError("--json is one look; with --watch there are many")
@@ -56,7 +56,7 @@ def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_js
 
 
 def _exit_code(found: Survey) -> int:
-    from skinjob.watch.state import OPEN
+    from skinjob.status.status import OPEN
 
     states = {one.state for one in found.runs}
     return 3 if states & set(OPEN) else 0 if states <= {"done"} else 1
@@ -122,7 +122,7 @@ def list_sweeps(runs: Path) -> None:
       skinjob list
     """
     from skinjob.commands.standings import COLOURS, overview_lines
-    from skinjob.watch.overview import overviews
+    from skinjob.status.overview import overviews
 
     found = overviews(runs)
     if not found:
@@ -150,7 +150,7 @@ def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
       skinjob logs bs0032-lr0.01-seed0
       skinjob logs -f my-sweep/bs0032-lr0.01-seed0
     """
-    from skinjob.watch.logs import log_lines
+    from skinjob.status.logs import log_lines
 
     for line, is_log in log_lines(find_run(run, runs), lines, is_following=follow):
         say(line, is_error=not is_log, keeps="\t")

@@ -40,7 +40,7 @@ from skinjob.report.tables import (
     summarize,
 )
 from skinjob.report.text import percent, printed
-from skinjob.runs import METRICS, Sweep
+from skinjob.sweeps.layout import METRICS, Sweep
 
 MOST_LINES = 8  # in a comparison; of more, the eye finds none again in the legend
 MOST_TOLD = 5  # runs that an error names

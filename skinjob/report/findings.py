@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from skinjob.errors import RunError
 from skinjob.report.tables import Series, SweepTable, by_lr, wilson_interval
-from skinjob.runs import Run, RunState
+from skinjob.sweeps.layout import Run, RunState
 
 SHUFFLES = 9_999
 FEWEST_SEEDS = 3  # with two runs a side, no arrangement is rarer than one in three

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skinjob.errors import RunError
-from skinjob.runs import METRICS, Run, Sweep
+from skinjob.sweeps.layout import METRICS, Run, Sweep
 
 TEXTS = ("sweep", "run", "time_utc")
 INTEGERS = ("batch_size", "seed", "epoch", "updates")

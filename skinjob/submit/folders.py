@@ -16,12 +16,12 @@ from typing import Any
 from skinjob import __version__
 from skinjob.config import ClusterConfig
 from skinjob.console import tell_waiting
+from skinjob.data.images import write_index
 from skinjob.errors import RunError
 from skinjob.files import absolute, locked, write_json
-from skinjob.images import write_index
 from skinjob.ownership import make_private, owner, require_safe
-from skinjob.runs import Run, RunState, Sweep, submit_lock, utc_now
 from skinjob.submit.plan import Plan
+from skinjob.sweeps.layout import Run, RunState, Sweep, submit_lock, utc_now
 
 FORMAT = 1
 UNFINISHED = ".part"

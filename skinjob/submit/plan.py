@@ -17,15 +17,13 @@ from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted, shown
+from skinjob.data.images import ImageSet
+from skinjob.data.scan import scan
 from skinjob.errors import ConfigError, RunError
-from skinjob.fetch.weights import WeightsInfo, read_weights_info
 from skinjob.files import absolute
-from skinjob.images import ImageSet
 from skinjob.ownership import require_safe
-from skinjob.runs import Run, Sweep, run_name, sweeps
-from skinjob.scan import scan
-from skinjob.slurm.environment import unheeded
-from skinjob.submit.gpus import no_gpu_reason, visible_gpus
+from skinjob.queues.gpus import no_gpu_reason, visible_gpus
+from skinjob.queues.slurm.environment import unheeded
 from skinjob.submit.place import (
     require_for_sbatch,
     require_path,
@@ -34,6 +32,8 @@ from skinjob.submit.place import (
 )
 from skinjob.submit.python import lacks_torch, python_note, require_shared_python
 from skinjob.submit.room import bytes_needed, free_bytes, require_room
+from skinjob.sweeps.layout import Run, Sweep, run_name, sweeps
+from skinjob.weights.file import WeightsInfo, read_weights_info
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
 MOST_HEADS = 128  # in one job: they are trained one after another, on one core

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from skinjob.config import ClusterConfig
 from skinjob.errors import ConfigError
-from skinjob.slurm.answers import MOST_LINES
+from skinjob.queues.slurm.client import MOST_LINES
 from skinjob.submit.place import require_shared
 
 NEEDED = ("skinjob", "submitit", "torch", "torchvision")

@@ -21,7 +21,7 @@ from pathlib import Path
 from skinjob.console import escape_unencodable
 from skinjob.errors import RunError
 from skinjob.ownership import require_private, require_safe
-from skinjob.runs import Sweep
+from skinjob.sweeps.layout import Sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,14 +13,14 @@ from skinjob.config import ClusterConfig
 from skinjob.console import own_command
 from skinjob.errors import ClusterError, SkinjobError
 from skinjob.files import write_json
-from skinjob.runs import Run, RunState, Sweep
-from skinjob.slurm.answers import Answers
-from skinjob.slurm.joblimits import job_limits
-from skinjob.slurm.refusals import NoAnswerError, RefusedError, TooManyJobsError
-from skinjob.slurm.unrecorded import sbatch_may_be_at_work, unrecorded_jobs, write_pending
-from skinjob.submit import local
-from skinjob.submit.executor import adopt, queue
-from skinjob.submit.fewer import WAIT, fewer, number_words
+from skinjob.queues import local
+from skinjob.queues.slurm.client import Answers
+from skinjob.queues.slurm.executor import adopt, queue
+from skinjob.queues.slurm.fewer import WAIT, fewer, number_words
+from skinjob.queues.slurm.joblimits import job_limits
+from skinjob.queues.slurm.refusals import NoAnswerError, RefusedError, TooManyJobsError
+from skinjob.queues.slurm.unrecorded import sbatch_may_be_at_work, unrecorded_jobs, write_pending
+from skinjob.status.status import Standing, standings
 from skinjob.submit.folders import (
     discard,
     record_jobs,
@@ -29,7 +29,7 @@ from skinjob.submit.folders import (
     write_plan,
 )
 from skinjob.submit.plan import Plan, jobs_of, placed
-from skinjob.watch.state import Standing, standings
+from skinjob.sweeps.layout import Run, RunState, Sweep
 
 REPEATED = ("failed", "cancelled", "lost")
 LATE_S = (1, 2, 4)  # pauses in which a busy SLURM may come to show a job

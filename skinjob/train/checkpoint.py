@@ -20,7 +20,7 @@ import torch
 
 from skinjob.config import TrainConfig
 from skinjob.files import replacing
-from skinjob.runs import METRICS, Run
+from skinjob.sweeps.layout import METRICS, Run
 
 log = logging.getLogger("skinjob")
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from skinjob.config import TrainConfig
-from skinjob.runs import Run
+from skinjob.sweeps.layout import Run
 from skinjob.train.checkpoint import Checkpoint, save_checkpoint
 from skinjob.train.loop import Epoch
 from skinjob.train.outputs import metrics_row

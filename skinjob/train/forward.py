@@ -16,10 +16,10 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
-from skinjob.fetch.resnet18 import PREPROCESSING
 from skinjob.files import write_json
 from skinjob.ownership import make_private, require_safe
 from skinjob.train.device import Device
+from skinjob.weights.backbones import PREPROCESSING
 
 log = logging.getLogger("skinjob")
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from skinjob.errors import RunError
 from skinjob.files import remove_partials, write_json
-from skinjob.runs import SILENCE_S, Run, RunState, utc_now
+from skinjob.sweeps.layout import SILENCE_S, Run, RunState, utc_now
 from skinjob.train.cache import is_alive
 
 log = logging.getLogger("skinjob")

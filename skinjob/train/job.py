@@ -21,11 +21,10 @@ from torch import Tensor
 from skinjob import __version__
 from skinjob.config import TrainConfig
 from skinjob.console import counted, progress
+from skinjob.data.images import ImageSet, read_index
 from skinjob.errors import ConfigError, ImagesError, SkinjobError, WeightsError
-from skinjob.fetch.weights import read_preprocessing
 from skinjob.files import sha256_file
-from skinjob.images import ImageSet, read_index
-from skinjob.runs import Run, Sweep
+from skinjob.sweeps.layout import Run, Sweep
 from skinjob.train.cache import ViewCache
 from skinjob.train.checkpoint import Checkpoint, read_checkpoint, remove_checkpoints
 from skinjob.train.course import Course, T
@@ -42,6 +41,7 @@ from skinjob.train.reporter import Reporter, logging_to
 from skinjob.train.streams import Streams
 from skinjob.train.telling import take, tell_done, tell_failed, telling
 from skinjob.train.views import Views
+from skinjob.weights.file import read_preprocessing
 
 log = logging.getLogger("skinjob")
 

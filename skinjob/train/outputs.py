@@ -11,9 +11,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from skinjob.config import TrainConfig
+from skinjob.data.images import ImageFile
 from skinjob.files import csv_text, replacing, sorted_safetensors
-from skinjob.images import ImageFile
-from skinjob.runs import METRICS, Run, utc_now
+from skinjob.sweeps.layout import METRICS, Run, utc_now
 from skinjob.train.loop import Epoch
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skinjob.fetch.resnet18 import PREPROCESSING, Preprocessing
-from skinjob.images import ImageFile, ImageSet
-from skinjob.runs import KEPT_MOST_BYTES, KEPT_SHARE
+from skinjob.data.images import ImageFile, ImageSet
+from skinjob.sweeps.layout import KEPT_MOST_BYTES, KEPT_SHARE
 from skinjob.train import transforms
+from skinjob.weights.backbones import PREPROCESSING, Preprocessing
 
 TEST = 0
 """The view of the test images; those of the training images count from 1, as epochs do."""

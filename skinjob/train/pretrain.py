@@ -11,11 +11,11 @@ from torch.nn import functional
 from torchvision.models import ResNet, resnet18
 
 from skinjob.console import progress
-from skinjob.fetch.resnet18 import Preprocessing
-from skinjob.fetch.weights import WeightsInfo, write_demo_weights
-from skinjob.shapes import KINDS, draw_shapes
+from skinjob.data.shapes import KINDS, draw_shapes
 from skinjob.train import transforms
 from skinjob.train.device import usable_cpus
+from skinjob.weights.backbones import Preprocessing
+from skinjob.weights.file import WeightsInfo, write_demo_weights
 
 SIDE = 64  # pixels of a picture
 NUM_PICTURES, EPOCHS, BATCH_SIZE, MOST_LR = 1600, 5, 32, 2e-3

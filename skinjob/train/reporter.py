@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from skinjob.console import say
-from skinjob.runs import Run, utc_now
+from skinjob.sweeps.layout import Run, utc_now
 from skinjob.train.holding import Hold, TakenError
 from skinjob.train.loop import Epoch
 from skinjob.train.pixels import view_name

@@ -20,7 +20,7 @@ import torch
 
 from skinjob.errors import RunError, SkinjobError, Stopped
 from skinjob.files import is_full
-from skinjob.runs import Run, utc_now
+from skinjob.sweeps.layout import Run, utc_now
 from skinjob.train.holding import Hold, Request, beating
 
 log = logging.getLogger("skinjob")

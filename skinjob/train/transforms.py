@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from skinjob.fetch.resnet18 import PREPROCESSING, Preprocessing
+from skinjob.weights.backbones import PREPROCESSING, Preprocessing
 
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)

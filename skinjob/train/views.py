@@ -14,8 +14,8 @@ from threading import Event
 
 from torch import Tensor
 
+from skinjob.data.images import ImageSet
 from skinjob.errors import RunError
-from skinjob.images import ImageSet
 from skinjob.train import transforms
 from skinjob.train.cache import ViewCache
 from skinjob.train.features import Features, FeaturesWriter

@@ -104,7 +104,7 @@ def train_plainly(given: Inputs, runs: Path, **options: Any) -> None:
 
 
 def _train_plainly(given: Inputs, runs: Path, options: dict[str, Any]) -> None:
-    from skinjob.runs import sweeps
+    from skinjob.sweeps.layout import sweeps
     from skinjob.train import forward, job, transforms
 
     job.build_backbone = unfolded_backbone

@@ -30,8 +30,8 @@ import numpy as np
 from common import Result, bare_parser, hardware, numbers, ratio, report, spread
 from PIL import Image
 
-from skinjob.demo import CLASSES
-from skinjob.fetch.weights import write_untrained
+from skinjob.data.lesions import CLASSES
+from skinjob.weights.file import write_untrained
 
 NUM_DIFFERENT = 400
 SIDE = 32  # pixels
@@ -149,7 +149,7 @@ def make_sweep(data: Path, weights: Path, runs: Path, recipe: dict[str, int]) ->
 
 def train(sweep: Path) -> None:
     """Trains the sweep's run as its job would, with a cheap backbone."""
-    from skinjob.runs import Sweep
+    from skinjob.sweeps.layout import Sweep
     from skinjob.train.job import run_job
 
     replace_backbone()

@@ -16,7 +16,7 @@ from unittest import mock
 
 from common import ROOT, Result, bare_parser, hardware, in_turns, process_s, ratio, report, spread
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/support"))
 
 from sweep_maker import make_sweep  # found by the line above
 

@@ -17,11 +17,11 @@ from unittest import mock
 
 from common import ROOT, bare_parser, commands_in_turns, hardware, ratio, report, spread
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/support"))
 
 from sweep_maker import make_sweep  # found by the line above
 
-from skinjob.runs import run_name
+from skinjob.sweeps.layout import run_name
 
 SEEDS = range(250)  # of four batch sizes
 

@@ -1,1 +1,0 @@
-"""Pretrained weights: brought down, checked and made ready to copy across the air gap."""

@@ -1,0 +1,76 @@
+"""Jobs that SLURM took and whose ids were not recorded: submit was killed, or got no answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from skinjob.files import write_json
+from skinjob.queues.slurm.client import QueuedJob
+from skinjob.sweeps.layout import Sweep
+
+FORMAT = 1
+SBATCH_S = 300  # a busy SLURM has it try again for minutes
+
+
+def write_pending(sweep: Sweep, jobs: Sequence[Sequence[str]]) -> None:
+    """Writes down which runs each job is to have, before sbatch is asked to take the jobs."""
+    scripts = sorted(script.name for script in _scripts(sweep))
+    pending = {
+        "format": FORMAT,
+        "jobs": jobs,
+        "scripts_before": scripts,
+        "host": socket.gethostname(),
+    }
+    write_json(sweep.pending_file, pending)
+
+
+def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, QueuedJob]) -> dict[str, str]:
+    """Returns run name -> job id of the jobs in SLURM's queue that sweep.json does not have yet.
+
+    They are known by their script, which was not there before sbatch was asked to take them.
+    """
+    try:
+        pending = json.loads(sweep.pending_file.read_text(encoding="utf-8"))
+        groups, before = pending["jobs"], set(pending["scripts_before"])
+    except (OSError, ValueError, LookupError, TypeError):  # nothing is pending
+        return {}
+    scripts = {script.name for script in _scripts(sweep)} - before
+    found: dict[str, str] = {}
+    for job, queued in queue.items():
+        task = int(job.partition("_")[2] or 0)
+        if Path(queued.script).name in scripts and task < len(groups):
+            found |= dict.fromkeys(groups[task], job)
+    return found
+
+
+def sbatch_may_be_at_work(sweep: Sweep) -> bool:
+    """Says whether the sbatch that pending.json tells of may not have ended yet.
+
+    It outlives a submit that is killed. On this host it is seen by its script; on another it is
+    given so long as sbatch tries.
+    """
+    try:
+        pending = json.loads(sweep.pending_file.read_text(encoding="utf-8"))
+        age_s = time.time() - sweep.pending_file.stat().st_mtime
+    except (OSError, ValueError):
+        return False
+    if pending.get("host") != socket.gethostname():
+        return age_s < SBATCH_S
+    script = os.fsencode(sweep.submission_folder.resolve() / ".submission_file_")
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = command.read_bytes().split(b"\0")
+            if any(os.fsencode(os.path.realpath(word)).startswith(script) for word in words[1:]):
+                return True
+    return False
+
+
+def _scripts(sweep: Sweep) -> list[Path]:
+    """Returns the scripts that sbatch was given, by the hidden names that it knows them by."""
+    return list(sweep.submission_folder.glob(".submission_file_*.sh"))

@@ -1,0 +1,218 @@
+"""README and docs/ are true: commands run as written, links and the file tree lead somewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Slurm
+from commands import only_sweep, wait_for
+from local_server import Site, serving
+from safetensors.numpy import load_file
+from state_dict_maker import write_old_layout
+from trees import make_tree
+
+from skinjob.cli import cli
+from skinjob.queues.slurm.reasons import REASONS
+from skinjob.status.status import STATES
+from skinjob.sweeps.layout import FAULTS
+from skinjob.weights.file import write_untrained
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/*.md"))}
+NOT_COMMANDS = {"does", "is", "says", "sets", "itself"}  # words of a sentence
+STORY = ("Set up", "On the laptop", "On the login node", "The report")  # README's sections
+ON_SLURM = "your-site.md"  # its commands ask a cluster; those of other pages work anywhere
+
+
+def commands(section: str) -> list[str]:
+    """Returns the commands of a section of README."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", README, re.S | re.M)
+    return commands_in(text)
+
+
+def commands_in(text: str) -> list[str]:
+    """Returns the lines after a `$` in the console blocks of a text."""
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.S | re.M)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture
+def login_node(tmp_path: Path) -> Iterator[Path]:
+    """A real sshd on loopback whose users land in the folder that is yielded."""
+    if not shutil.which("sshd", path="/usr/sbin:" + os.environ["PATH"]):
+        pytest.skip("no sshd: apt-get install openssh-server openssh-client")
+    if os.geteuid() != 0:
+        pytest.skip("starting an sshd needs root")
+    home, keys = tmp_path / "login", tmp_path / "ssh"
+    home.mkdir()
+    keys.mkdir(mode=0o700)
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it to drop its rights in
+    for name in ("host", "id"):
+        subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", keys / name], check=True)
+    port = 20000 + os.getpid() % 20000
+    (keys / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys}/host\nPidFile none\nUsePAM no\n"
+        f"AuthorizedKeysFile {keys}/id.pub\nStrictModes no\nPasswordAuthentication no\n"
+        f"Subsystem sftp internal-sftp -d {home}\n"
+    )
+    (keys / "ssh_config").write_text(
+        f"Host LOGIN_NODE\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {keys}/id\n"
+        " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
+        " BatchMode yes\n ConnectionAttempts 20\n"
+    )
+    with subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", keys / "sshd_config"]) as daemon:
+        yield home
+        daemon.terminate()
+
+
+def run(line: str, cwd: Path, **env: str) -> str:
+    """Runs a line of the docs in a shell in which `skinjob` is this one; returns what it says."""
+    result = subprocess.run(
+        ["sh", "-c", _unmade(line)],
+        cwd=cwd,
+        env=os.environ
+        | {"PATH": f"{tools_in(cwd)}:{os.environ['PATH']}", "PYTHONPATH": ":".join(sys.path)}
+        | env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def tools_in(folder: Path) -> Path:
+    """Returns a folder whose `skinjob` is this one."""
+    tools = folder / ".tools"
+    tools.mkdir(exist_ok=True)
+    (tools / "skinjob").write_text(f'#!/bin/sh\nexec {sys.executable} -m skinjob "$@"\n')
+    (tools / "skinjob").chmod(0o755)
+    return tools
+
+
+def _unmade(line: str) -> str:
+    """Returns what `make TARGET` would call, without the making of a .venv."""
+    if not line.startswith("make "):
+        return line
+    return make(*line.split()[1:], "--dry-run").splitlines()[-1].removeprefix(".venv/bin/")
+
+
+def make(*arguments: str) -> str:
+    """Returns what `make` says, also when the tests themselves were called by a make."""
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
+    """The story of README from laptop to report works as it stands, and so do all other pages."""
+    laptop, cluster = tmp_path / "laptop", login_node / "skinjob"
+    laptop.mkdir()
+    (cluster / "weights").mkdir(parents=True)
+    tensors = load_file(write_untrained(tmp_path / "made.safetensors").path)
+    made = write_old_layout(tmp_path / "made.pth", tensors)
+    content = made.read_bytes()
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    made.rename(tmp_path / name)
+    with serving(Site(files={"/" + name: content})) as site:
+        source = f"{site.base}/{name}"
+        for line in commands("On the laptop"):
+            ours = line.replace("scp ", f"scp -F {tmp_path}/ssh/ssh_config ").replace("USER@", "")
+            run(ours, laptop, SKINJOB_FETCH_WEIGHTS_SOURCE=source)
+
+    make_tree(cluster / "skin_cancer", num_train=130, num_test=3)
+    shutil.copytree(ROOT / "jobs", cluster / "jobs")
+    for line in commands("On the login node"):
+        run(line, cluster, SKINJOB_SUBMIT_CLUSTER="local", SKINJOB_SUBMIT_EPOCHS="1")
+    sweep = only_sweep(cluster / "runs")
+    assert [run.name for run in sweep.runs()] == [
+        "bs0032-lr0.01-seed0",
+        "bs0064-lr0.01-seed0",
+        "bs0128-lr0.01-seed0",
+        "bs0256-lr0.01-seed0",
+    ]
+    wait_for(sweep, "done")
+    for line in commands("The report"):
+        run(line, cluster)
+    assert (sweep.report_folder / "comparison.png").exists()
+
+    done = {line for section in STORY for line in commands(section)}
+    pages = [README, *(text for name, text in PAGES.items() if name != ON_SLURM)]
+    for line in dict.fromkeys(line for text in pages for line in commands_in(text)):
+        if line in done:
+            continue
+        # What trains is checked to the end, and then not queued: that was done above.
+        named = line.replace("SWEEP", sweep.name).replace("RUN", sweep.runs()[0].name)
+        local = {"SKINJOB_SUBMIT_CLUSTER": "local", "SKINJOB_SUBMIT_DRY_RUN": "1"}
+        run(named, cluster, SKINJOB_FETCH_WEIGHTS_SOURCE=str(tmp_path / name), **local)
+
+
+def test_your_site_runs_as_written(project: Path, slurm: Slurm) -> None:
+    """What the page on sites tells a person to type works on a real SLURM, in that order."""
+    shutil.copytree(ROOT / "jobs", project / "jobs")
+    path = f"{tools_in(project)}:{os.environ['PATH']}"
+    env = {"PATH": path, "PYTHONPATH": ":".join(sys.path), "SKINJOB_SUBMIT_BATCH_SIZES": "4"}
+    for line in commands_in(PAGES[ON_SLURM]):
+        result = slurm.run(["sh", "-c", line], cwd=project, env=env)
+        assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"
+    assert (project / "jobs/site.toml").exists()
+
+
+def test_set_up_is_two_make_targets() -> None:
+    """README's two commands exist, and every target of the Makefile is listed by `make` alone."""
+    assert commands("Set up") == ["make demo", "make test"]
+    listed = make()
+    for target in ("fetch-weights", "demo", "test", "bench", "check", "docs", "clean"):
+        assert f"make {target} " in listed
+
+
+def test_the_reference_is_what_help_prints() -> None:
+    """docs/commands.md holds every command's help, to the letter; `make docs` writes it anew."""
+    written = runpy.run_path(str(ROOT / "docs/reference.py"))["reference"]()
+    assert PAGES["commands.md"] == written, "make docs"
+    for command in cli.commands:
+        assert f"### skinjob {command}\n" in written
+
+
+def test_no_page_names_what_is_not_there() -> None:
+    """Every command and option that a page speaks of exists."""
+    params = [param for command in cli.commands.values() for param in command.params]
+    options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
+    for name, text in {"README.md": README, **PAGES}.items():
+        for command, rest in re.findall(r"skinjob ([a-z][a-z-]*)((?: [^\n`]*)?)", text):
+            assert command in cli.commands or command in NOT_COMMANDS, f"{name}: skinjob {command}"
+            unknown = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", rest)) - options - {"--help"}
+            assert not unknown, f"{name}: skinjob {command}: {unknown}"
+
+
+def test_every_state_fault_and_reason_is_explained() -> None:
+    """Whatever word `skinjob status` prints of a run has a line in the docs."""
+    page = PAGES["when-a-job-fails.md"]
+    assert set(re.findall(r"^\| (\w+) \|", page, re.M)) == {"state", "fault", *STATES}
+    assert re.findall(r"^\| `([^`]+)` \|", page, re.M) == list(FAULTS)
+    explained = re.findall(r"^\| (`[^|]+) \|", PAGES["troubleshooting.md"], re.M)
+    words = set(re.findall(r"`([^`]+)`", " ".join(explained)))
+    for one in REASONS[1:]:  # the first is None
+        assert [word for word in words if re.fullmatch(one.pattern, word)], one.pattern
+
+
+def test_links_and_file_tree_lead_somewhere() -> None:
+    """No link is broken, and the list of folders is complete."""
+    for folder, text in [(ROOT, README), *((ROOT / "docs", text) for text in PAGES.values())]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / target).exists(), target
+    assert set(PAGES) <= set(re.findall(r"\]\(docs/([^)]+)\)", README))
+    (tree,) = re.findall(r"## The files\n\n```text\n(.*?)```", README, re.S)
+    shown = {line.split()[0] for line in tree.splitlines() if line}
+    assert not {pattern for pattern in shown if not list(ROOT.glob(pattern))}
+    folders = {f"skinjob/{path.name}/" for path in (ROOT / "skinjob").iterdir() if path.is_dir()}
+    assert folders - {"skinjob/__pycache__/"} <= shown

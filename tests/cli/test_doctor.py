@@ -1,0 +1,175 @@
+"""`skinjob doctor` without SLURM: files, folders, and what follows from what a node has seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import skinjob
+
+from skinjob.config import ClusterConfig
+from skinjob.doctor.finding import Finding, failed
+from skinjob.doctor.probe import findings
+from skinjob.errors import ClusterError
+
+FITTING = {"SKINJOB_SUBMIT_BATCH_SIZES": "4,8", "SKINJOB_SUBMIT_CLUSTER": "local"}
+
+SEEN: dict[str, Any] = {
+    "node": "node7",
+    "python": "/venv/bin/python",
+    "python_version": "3.11.7",
+    "modules": {name: {"version": "1.0"} for name in ("skinjob", "submitit", "torch")},
+    "cores": 4,
+    "gpus_given": "0",
+    "driver_cuda": "12.4",
+    "gpu": {"name": "NVIDIA A100", "memory_bytes": 80e9, "built": "12.1"},
+    "token": "t",
+    "unseen": [],
+    "free_bytes": 5e9,
+    "network": "Network is unreachable",
+    "clock": 1000.0,
+}
+"""What a node with a GPU that works writes down."""
+
+
+def test_everything_is_looked_at_whatever_failed_before(project: Path) -> None:
+    """Weights and images that are both wrong are told at once, each with a command."""
+    (project / "weights/resnet18.safetensors").unlink()
+    (project / "skin_cancer/train/benign/3.jpg").write_bytes(b"no image")
+    (project / "skin_cancer/test/malignant/1.jpg").write_bytes(b"")
+    result = skinjob("doctor", cwd=project, **FITTING)
+    assert result.returncode == 1
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    failed = [line.split()[1] for line in lines if line.startswith("fail")]
+    assert failed == ["weights", "images"]
+    assert sum(line.strip().startswith("fix: ") for line in lines) == 2
+    assert "train/benign/3.jpg" in result.stdout
+    assert "test/malignant/1.jpg" in result.stdout
+    assert any(line.startswith("ok       run folder") for line in lines)
+    assert not (project / "runs").exists(), "it only looks"
+
+
+def test_json_holds_the_same_checks(project: Path) -> None:
+    """A program gets each check with its verdict, and the exit code of the checklist."""
+    result = skinjob("doctor", "--json", "--epochs", "2", cwd=project, **FITTING)
+    checks = {one["name"]: one for one in json.loads(result.stdout)["checks"]}
+    assert result.returncode == 0
+    assert checks["images"]["verdict"] == "ok"
+    assert "8 benign, 8 malignant to train" in checks["images"]["found"]
+    assert checks["weights"]["verdict"] == "warn", "random numbers are no reason to stop"
+    assert checks["sweep"]["found"].startswith("2 runs in 2 jobs, in runs/")
+    assert checks["SLURM"]["verdict"] == checks["probe"]["verdict"] == "skipped"
+
+
+def test_a_sweep_that_does_not_fit_is_told_with_its_remedy(project: Path) -> None:
+    """What submit would refuse at the end, doctor tells too: here a batch above all images."""
+    result = skinjob("doctor", "--batch-sizes", "4,64", "--cluster", "local", cwd=project)
+    assert result.returncode == 1
+    assert "batch size 64 is more than the 16 training images" in result.stdout
+    assert "fix: the same command with --batch-sizes 4" in result.stdout
+
+
+def test_a_folder_of_runs_that_is_open_to_all_fails(project: Path) -> None:
+    """Jobs execute what lies in a sweep: a folder in which anybody could swap it is refused."""
+    (project / "runs").mkdir()
+    (project / "runs").chmod(0o777)
+    result = skinjob("doctor", cwd=project, **FITTING)
+    assert result.returncode == 1
+    assert "fail     run folder" in result.stdout
+    assert "fix: chmod o-w" in result.stdout
+    assert "skipped  sweep" in result.stdout
+
+
+def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Path) -> None:
+    """Runs, weights and images on this machine's own disk are told one by one."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    shutil.copy("/bin/true", tools / "sbatch")  # so that a cluster is meant
+    path = "/dev/shm/x"
+    result = skinjob(
+        "doctor",
+        *("--runs", path, "--weights", path, "--data", path),
+        cwd=project,
+        PATH=str(tools),
+    )
+    for name in ("run folder", "weights", "images"):
+        (line,) = [line for line in result.stdout.splitlines() if f" {name} " in line[:21] + " "]
+        assert line.startswith("fail"), line
+        assert "compute nodes do not see" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("skinjob submit --runs A; or skinjob submit -x", "the same command with --runs A; or"),
+        ("skinjob submit --dry-run   # shows", "skinjob submit --dry-run"),
+        ("sinfo; then skinjob submit with another", "sinfo; then skinjob submit with"),
+    ],
+)
+def test_a_remedy_keeps_the_options_that_were_given(said: str, told: str) -> None:
+    """What submit would say of an option is told as a change of this very command."""
+    assert str(failed(ClusterError("", said)).remedy).startswith(told)
+
+
+def seen(**changes: Any) -> dict[str, Finding]:
+    """Returns the findings by name that follow from a node that differs in *changes*."""
+    found = findings({**SEEN, **changes}, ClusterConfig(), token="t", seen_at=1000.0)
+    return {one.name: one for one in found}
+
+
+def test_a_gpu_that_works_is_named_with_both_versions_of_cuda() -> None:
+    """The driver's CUDA and that of torch stand side by side."""
+    gpu = seen()["its GPU"]
+    assert gpu.verdict == "ok"
+    assert gpu.found == ("NVIDIA A100, 80 GB; its driver knows CUDA 12.4, torch was built for 12.1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "remedy"),
+    [
+        ({"gpus_given": ""}, "SLURM gave no GPU", "--gpu-flag"),
+        ({"driver_cuda": ""}, "no NVIDIA driver on node7", "nvidia-smi"),
+        ({"built": ""}, "built without CUDA", "pip install torch"),
+        ({"driver_cuda": "11.4"}, "knows CUDA 11.4, and torch was built for 12.1", "whl/cu114"),
+        ({}, "torch cannot use it: RuntimeError: no kernel image", "nvidia-smi"),
+    ],
+)
+def test_a_gpu_that_does_not_work_has_its_cause_told(
+    changes: dict[str, str], found: str, remedy: str
+) -> None:
+    """No GPU given, no driver, a torch without CUDA, a driver too old: each has another remedy."""
+    built = changes.pop("built", "12.1")
+    error = {"error": "RuntimeError: no kernel image is available\nmore", "built": built}
+    gpu = seen(gpu=error, **changes)["its GPU"]
+    assert gpu.verdict == "fail"
+    assert found in gpu.found
+    assert remedy in str(gpu.remedy)
+
+
+def test_a_folder_or_clock_that_differs_on_the_node_is_told() -> None:
+    """A path that is another folder there fails; a clock that is off warns, with the way it is."""
+    found = seen(token="another", clock=1100.0, cores=2)
+    assert found["its folder"].verdict == "fail"
+    assert found["its clock"].verdict == "warn"
+    assert "100 s ahead" in found["its clock"].found
+    assert found["its cores"].verdict == "warn"
+
+
+def test_a_path_that_a_node_lacks_is_told() -> None:
+    """A link of the login node that leads nowhere on the node fails, by the path of a job."""
+    paths = seen(unseen=["/mnt/disk/skin_cancer"])["its paths"]
+    assert paths.verdict == "fail"
+    assert paths.found == "node7 cannot read /mnt/disk/skin_cancer"
+    assert "--data FOLDER" in str(paths.remedy)
+    assert seen()["its paths"].verdict == "ok"
+
+
+def test_a_network_is_a_fact_and_no_fault() -> None:
+    """Whether a node reaches the internet is told, and changes no exit code."""
+    assert "no way to the internet" in seen()["its network"].found
+    reached = seen(network="")["its network"]
+    assert (reached.verdict, "reaches the internet" in reached.found) == ("ok", True)

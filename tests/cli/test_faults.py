@@ -1,0 +1,470 @@
+"""What ended a run, where no SLURM is needed to find out: this machine's queue, words, displays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import sweep_maker
+import trees
+from commands import only_sweep, refusal, skinjob, wait_until
+from terminal import SKINJOB, terminal
+
+from skinjob.config import ClusterConfig
+from skinjob.files import write_json
+from skinjob.queues.slurm.client import ENDS, JobEnd, ask_queue, job_ends
+from skinjob.queues.slurm.reasons import BEGUN, HELD, family, why_pending
+from skinjob.report.findings import missing
+from skinjob.report.tables import read_sweep
+from skinjob.status.failures import (
+    Ending,
+    ending,
+    local_ending,
+    reason_line,
+    tail,
+    why_never,
+    write_ending,
+)
+from skinjob.sweeps.layout import FAULTS, Run, RunState, Sweep, utc_now
+
+LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
+LONG_AGO = "2020-01-01T00:00:00Z"
+REASONS = Path(__file__).parents[1] / "support/slurm/reasons.txt"
+TRACEBACK = "Traceback (most recent call last):"
+NO_SLURM = "/nonexistent"  # a PATH
+
+
+def process_of(run: Run) -> int:
+    """Returns the process that has the run in hand, once it has."""
+    wait_until(lambda: run.state().state == "running")
+    pid = run.state().pid
+    assert pid
+    return pid
+
+
+def queue_of(sweep: Sweep) -> int:
+    """Returns the process of this machine's queue that has the sweep in hand."""
+    ours = os.fsencode(sweep.folder)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if b"skinjob.queues.local\0" in command and ours in command:
+                return int(process.name)
+    raise AssertionError("no queue")
+
+
+def say(run: Run, **words: object) -> None:
+    """Makes a run's last word, its heartbeat long ago."""
+    values = asdict(RunState(queued_utc=LONG_AGO, heartbeat_utc=LONG_AGO)) | words
+    write_json(run.state_file, values)
+
+
+def status(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob status` where there is no SLURM."""
+    return skinjob("status", *arguments, cwd=cwd, PATH=NO_SLURM)
+
+
+@pytest.fixture
+def slurm_sweep(tmp_path: Path) -> Sweep:
+    """The folder of a sweep on SLURM: one run failed and told, one runs, one is done."""
+    sweep = sweep_maker.make_sweep(
+        tmp_path / "runs/sweep", batch_sizes=(32, 64, 128), finished={"bs0128-lr0.01-seed0": 20}
+    )
+    info = sweep.info() | {"cluster": asdict(ClusterConfig(cluster="slurm", partition="gpu"))}
+    write_json(sweep.sweep_file, info)
+    failed, running, _ = sweep.runs()
+    say(
+        failed,
+        state="failed",
+        epoch=7,
+        fault="out of GPU memory",
+        error="a batch of 32 images does not fit the 16 GB of this GPU, which other jobs share",
+        remedy="skinjob submit --batch-sizes 16",
+    )
+    say(running, state="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
+    failed.log_file.write_text("2026-01-01T00:00:00Z the last that the log has\n")
+    sweep.submission_folder.mkdir()
+    (sweep.submission_folder / "12_0_0_log.out").write_text(
+        "submitit INFO (2026-01-01) - Starting\n2026-01-01T00:00:00Z the last that the log has\n"
+        "slurmstepd: error: Detected 1 oom-kill event(s)\n"
+    )
+    return sweep
+
+
+def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
+    """kill -9 on the queue leaves its job at work, which is said; on the job too, it is gone."""
+    assert skinjob("submit", *LONG, cwd=project).returncode == 0
+    sweep = only_sweep(project / "runs")
+    pid = process_of(sweep.runs()[0])
+    os.kill(queue_of(sweep), signal.SIGKILL)
+    at_work = skinjob("status", cwd=project)
+    assert at_work.returncode == 3, at_work.stdout
+    assert at_work.stdout.count(" running ") == 2
+    assert {run.state().state for run in sweep.runs()} == {"running"}
+
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    told = skinjob("status", cwd=project)
+    assert told.returncode == 1, told.stdout
+    for run in sweep.runs():
+        state = run.state()
+        assert (state.state, state.fault) == ("failed", "gone")
+        assert re.match(
+            rf"process {pid} and its queue are gone on \S+ after epoch", str(state.error)
+        )
+    assert "and 1 more of its job: gone" in told.stdout
+
+
+def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
+    """A setup line that fails ends the job before it trains; `submit --wait` says so as it does."""
+    result = skinjob(
+        "submit", *LONG, "--setup", "echo no such module; false", "--wait", cwd=project
+    )
+    assert result.returncode == 1
+    assert refusal(result).startswith("not every run of ")
+    state = only_sweep(project / "runs").runs()[0].state()
+    assert (state.state, state.fault) == ("failed", "never started")
+    assert "ended with an error before it began to train" in str(state.error)
+    assert f"bs0004-lr0.01-seed0 failed, never started: {state.error}\n" in result.stdout
+    queue_log = shlex.split(str(state.remedy))[-1]
+    assert "no such module" in (project / queue_log).read_text()
+
+
+def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
+    """A run that waited for a queue that is no more is not waited for."""
+    sweep = trees.make_sweep(
+        project / "skin_cancer", project / "weights/resnet18.safetensors", project / "runs"
+    )
+    first, second = sweep.runs()
+    say(first, state="queued")
+    say(second, state="queued", queued_utc=utc_now(), heartbeat_utc=None)
+    result = skinjob("status", cwd=project)
+    assert result.returncode == 3
+    assert first.state().fault == "never started"
+    assert second.state().state == "queued", "its queue may be about to start"
+
+
+def test_the_remedy_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command to paste names all that differs from the defaults, and makes no other sweep."""
+    sweep = trees.make_sweep(
+        project / "skin_cancer",
+        project / "weights/resnet18.safetensors",
+        project / "my runs",
+        batch_sizes=(2, 4),
+        seeds=(1, 2),
+        lrs=(0.25, 0.5),
+        epochs=7,
+        train="all",
+    )
+    monkeypatch.chdir(project)
+    words = shlex.split(sweep.retry_command(twice="--mem"))
+    assert "--mem" in words
+    result = skinjob(*words[1:], "--dry-run", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "(there already, taken up again)" in result.stdout
+    listed = result.stdout.split("# runs\n")[1].split("\n\n")[0].splitlines()
+    assert sorted(listed) == [run.name for run in sweep.runs()]
+    assert "mem_gb = 16.0" in result.stdout
+
+
+def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
+    """When the disk is full no job can say so: whoever looks is told."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", small], check=True)
+    try:
+        sweep = trees.make_sweep(
+            project / "skin_cancer", project / "weights/resnet18.safetensors", small
+        )
+        run = sweep.runs()[0]
+        say(run, state="running", started_utc=LONG_AGO, host=os.uname().nodename, pid=2**22 + 1)
+        with (small / "fill").open("wb") as fill, contextlib.suppress(OSError):
+            fill.write(bytes(10_000_000))
+        result = skinjob("status", "--runs", small, cwd=project)
+        assert result.returncode == 1
+        assert f"{run.name}: disk full\n  the disk of " in result.stdout
+        assert f"  fix: df -h {run.folder}" in result.stdout
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_job_that_was_told_to_end_is_told_from_a_killed_one(slurm_sweep: Sweep) -> None:
+    """A run that had the time to say queued was ended by a signal that it could heed."""
+    run = slurm_sweep.runs()[1]
+    asked, killed = (
+        local_ending(run, replace(run.state(), state=state), "77", has_result=False)
+        for state in ("queued", "running")
+    )
+    assert (asked.fault, killed.fault) == ("killed", "killed")
+    assert "process 1 was told to end on elsewhere after epoch 3 of 20" in asked.error
+    assert "process 1 was killed (by hand or by the kernel" in killed.error
+
+
+def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
+    """What was found out from outside never takes the place of the run's own last word."""
+    run = slurm_sweep.runs()[1]
+    said = run.state()
+    run.update_state(state="done")
+    found = Ending("gone", "job 12_1 is gone", "skinjob submit", utc_now())
+    assert write_ending(run, said, found).state == "done"
+    assert run.state().state == "done"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("", "does not answer (no squeue on PATH)"),
+        ("exit 1", "does not answer"),
+        (
+            "echo Welcome >&2; echo \"squeue: unrecognized option '--array'\" >&2; exit 1",
+            "refuses the question (Welcome; unrecognized option '--array')",
+        ),
+        (
+            "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+            "does not answer (slurm_load_jobs error: Unable to contact slurm controller)",
+        ),
+    ],
+)
+def test_without_an_answer_of_slurm_nothing_is_concluded(
+    slurm_sweep: Sweep, tmp_path: Path, script: str, words: str
+) -> None:
+    """Without squeue, or with one that refuses, the runs' words are kept, and squeue's shown.
+
+    The squeue is a fake: it says at once what a real one says of a wrong option or after a minute.
+    """
+    before = {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()}
+    path = tmp_path / "tools"
+    path.mkdir()
+    if script:
+        (path / "squeue").write_text(f"#!/bin/sh\n{script}\n")
+        (path / "squeue").chmod(0o755)
+    result = skinjob("status", cwd=tmp_path, PATH=str(path))
+    assert result.returncode == 3, result.stderr
+    assert f"SLURM {words}: this is what the folders say" in result.stdout
+    assert re.search(r"^bs0064\S+ +running +3/20 ", result.stdout, re.M)
+    assert {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()} == before
+
+
+def test_status_shows_the_last_words_of_log_and_job(slurm_sweep: Sweep, tmp_path: Path) -> None:
+    """Of the job's output only what the log does not say is shown: SLURM's words, or a crash."""
+    told = status(cwd=tmp_path).stdout
+    assert told.count("the last that the log has") == 1
+    assert "  | slurmstepd: error: Detected 1 oom-kill event(s)\n" in told
+    assert "Starting" not in told
+    assert "\n  fix: skinjob submit --batch-sizes 16\n" in told
+
+
+def test_a_line_that_is_being_written_does_no_harm(tmp_path: Path) -> None:
+    """The tail of a log is read from its end, whatever bytes are in it."""
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * 100_000 + b"\n\xff\xfe\n\nlast\n")
+    assert tail(log, 2) == ["\ufffd\ufffd", "last"]
+    assert tail(tmp_path / "none", 2) == []
+
+
+def test_exit_codes_of_status(slurm_sweep: Sweep, tmp_path: Path) -> None:
+    """A script can wait for 3 to end, and then tells 0, all done, from 1, some failed."""
+    failed, running, done = slurm_sweep.runs()
+    assert status(cwd=tmp_path).returncode == 3
+    say(running, state="done")
+    assert status(cwd=tmp_path).returncode == 1
+    say(failed, state="done")
+    result = status(done.sweep.folder, cwd=tmp_path)
+    assert result.returncode == 0
+    assert "fix:" not in result.stdout
+    assert "no sweep in elsewhere/" in refusal(status("--runs", "elsewhere", cwd=tmp_path))
+
+
+def test_of_many_faults_some_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    """A thousand runs that failed do not bury what ended them."""
+    sweep = sweep_maker.make_sweep(tmp_path / "runs/sweep", batch_sizes=range(1, 31))
+    for run in sweep.runs():
+        say(run, state="failed", fault="exception", error="no", remedy="tail")
+    told = status(cwd=tmp_path).stdout
+    assert told.count(": exception\n") == 5
+    assert "and 25 more" in told
+
+
+def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
+    slurm_sweep: Sweep, tmp_path: Path
+) -> None:
+    """A sentence is broken between its words alone."""
+    with terminal(*SKINJOB, "status", cwd=tmp_path, columns=60, lines=50, PATH=NO_SLURM) as shown:
+        lines = shown.show("exit 3").splitlines()
+    first, second = (
+        lines.index("  a batch of 32 images does not fit the 16 GB of this GPU,"),
+        lines.index("  which other jobs share"),
+    )
+    assert second == first + 1
+
+
+@pytest.mark.parametrize("word", sorted(ENDS))
+def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> None:
+    """Whatever ends a job, its run has one of the known faults, a sentence and a remedy."""
+    run = slurm_sweep.runs()[1]
+    end = JobEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
+    found = ending(run, run.state(), "12_1", end)
+    assert found.fault in FAULTS
+    assert found.error.startswith("job 12_1 ")
+    assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in found.error
+    assert found.remedy
+
+
+def test_a_step_that_was_out_of_memory_tells_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where cgroups hold the memory, sacct may have the word in the row of the step alone.
+
+    The sacct is a fake: no cgroups could be given to the jobs of the tests' own cluster.
+    """
+    rows = (
+        "12_0|FAILED|0:125|node7|02:00:00|1764000000",
+        "12_0.batch|FAILED|0:125|node7||1764000000",
+        "12_0.0|OUT_OF_MEMORY|0:125|node7||1764000000",
+        "12_[1-2]|CANCELLED by 0|0:0|None assigned|02:00:00|1764000000",
+    )
+    fake = tmp_path / "sacct"
+    fake.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ends = job_ends({"12_0", "12_2"})
+    assert ends["12_0"] == JobEnd(
+        "OUT_OF_MEMORY", "", 0, 125, "node7", "02:00:00", "2025-11-24T16:00:00Z"
+    )
+    assert ends["12_2"] == JobEnd("CANCELLED", "root", 0, 0, "", "02:00:00", "2025-11-24T16:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "no GPU, cores or memory free for it yet (Resources)"),
+        ("Priority", "others are before it (Priority)"),
+        ("BeginTime", "not before its begin time (BeginTime)"),
+        (
+            "ReqNodeNotAvail, UnavailableNodes:vm",
+            "its nodes are down or reserved (ReqNodeNotAvail)",
+        ),
+        (
+            "QOSMaxCpuPerUserLimit",
+            "at a limit of your account or QOS: it starts when jobs there end, and never if it "
+            "asks for more than the limit by itself (QOSMaxCpuPerUserLimit)",
+        ),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, words: str) -> None:
+    """SLURM's reasons are put in words, its own kept for a search; none is taken for a fault."""
+    assert why_pending(reason) == words
+    assert why_never(slurm_sweep.runs()[0], "12_0", reason) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("JobHeldUser", "scontrol release 12_0"),
+        ("JobHeldAdmin", "scontrol show job 12_0 "),
+        ("launch failed requeued held", "scontrol release 12_0"),
+        ("BadConstraints", "skinjob cancel /"),
+        ("DependencyNeverSatisfied", "skinjob cancel /"),
+        ("PartitionTimeLimit", "sinfo -o '%P %l'; skinjob cancel /"),
+        ("QOSMaxWallDurationPerJobLimit", "sacctmgr show assoc user=$USER; skinjob cancel /"),
+        ("AssocMaxCpuPerJobLimit", "sacctmgr show assoc user=$USER; skinjob cancel /"),
+    ],
+)
+def test_a_job_that_waits_for_ever_has_a_remedy(
+    slurm_sweep: Sweep, reason: str, remedy: str
+) -> None:
+    """What never starts by itself is told from what waits, with a command."""
+    never = why_never(slurm_sweep.runs()[0], "12_0", reason)
+    assert never
+    assert f"({reason})" in never[0]
+    assert never[1].startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["error: no module", "srun: error: n1: task 0: Exited with exit code 2"], "error: no "),
+        ([TRACEBACK, '  File "a"', "RuntimeError: CUDA", "Use X"], "RuntimeError"),
+        ([TRACEBACK, "E: 1", TRACEBACK, "F: 2"], "F: 2"),
+        (["srun: error: execve(): python: No such", "srun: Terminating StepId=1.0"], "srun: error"),
+        ([], ""),
+    ],
+)
+def test_the_reason_in_an_output_is_not_its_last_line(lines: list[str], reason: str) -> None:
+    """What SLURM adds to the end of any job is passed over, and so is what follows an error."""
+    assert reason_line(lines).startswith(reason)
+    assert bool(reason_line(lines)) == bool(reason)
+
+
+@pytest.mark.parametrize("number", [1, 4, 6, 7, 9, 11, 15, 24, 25])
+def test_each_signal_is_told_by_its_name_and_what_sends_it(slurm_sweep: Sweep, number: int) -> None:
+    """A limit of CPU time or of a file's size is not taken for a hand that killed the job."""
+    run = slurm_sweep.runs()[1]
+    error = ending(run, run.state(), "13", JobEnd("FAILED", signal=number)).error
+    assert f"killed by signal {number} ({signal.Signals(number).name}: " in error
+    assert ("by hand" in error) == (number == signal.SIGKILL)
+    assert ("ulimit -t" in error) == (number == signal.SIGXCPU)
+    assert ("ulimit -f" in error) == (number == signal.SIGXFSZ)
+
+
+def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
+    """bash sets both values of the limit, and the kernel then kills with SIGKILL: the job says why.
+
+    The limit of the shell that submits holds for its jobs.
+    """
+    command = shlex.join([*SKINJOB, "submit", *LONG[:1], "4", "--epochs", "200000", *LONG[4:]])
+    shell = ["bash", "-c", f"ulimit -t 12; {command} --wait"]
+    result = subprocess.run(
+        shell,
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    state = only_sweep(project / "runs").runs()[0].state()
+    assert (state.state, state.fault) == ("failed", "killed"), result.stdout + result.stderr
+    assert "reached its limit of 12 s of CPU time (ulimit -t)" in str(state.error)
+    assert "by hand" not in str(state.error)
+
+
+def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
+    """A used-up budget, a limit that others share and a job that fits nowhere are told apart."""
+    words = {"limit": "when jobs there end", "budget": "your project's time is used up"}
+    kind, num = "", 0
+    for line in REASONS.read_text().splitlines()[1:]:
+        if not line.startswith(" "):
+            kind = line.split()[0]
+            continue
+        for reason in line.split():
+            found = family(reason)
+            assert found, reason
+            assert (found.fix is not None) == (kind in ("budget", "never")), reason
+            assert [one for one in words if words[one] in found.words] == [kind] * (kind in words)
+            num += 1
+    assert num == 216
+    for state in HELD:
+        assert "scontrol release" in str(getattr(family(state), "fix", ""))
+        assert state not in BEGUN
+
+
+def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:
+    """Whoever reads a report months later learns what ended a run, with no SLURM asked."""
+    first = missing(read_sweep(slurm_sweep))[0]
+    assert first.startswith("bs0032-lr0.01-seed0: failed (out of GPU memory) with ")
+
+
+def test_jobs_are_not_asked_for_without_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is told from an empty queue."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert ask_queue() == "no squeue on PATH"

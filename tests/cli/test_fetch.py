@@ -1,0 +1,746 @@
+"""Fetching leaves weights that are checked, say where they come from, and are known again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import state_dict_maker as make
+from local_server import LOGIN_PAGE, Site, serving
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from skinjob import download as download_module
+from skinjob.errors import WeightsError
+from skinjob.files import sha256_file
+from skinjob.weights import source as source_module
+from skinjob.weights.backbones import Preprocessing
+from skinjob.weights.file import (
+    Fetched,
+    fetch_weights,
+    find_demo_weights,
+    read_preprocessing,
+    read_weights_info,
+    write_demo_weights,
+    write_untrained,
+)
+from skinjob.weights.source import find_source
+
+NAME = "resnet18.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses_and_no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module, "PAUSES_S", (0.0, 0.0, 0.0))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_big_files_left(tmp_path: Path) -> Iterator[None]:
+    """Each test makes 50 to 150 MB; pytest keeps the folders of three sessions."""
+    yield
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1_000_000:
+            path.unlink()
+
+
+@pytest.fixture(name="pth", scope="session")
+def _pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet18 in the published file's layout, named by its digest."""
+    path = tmp_path_factory.mktemp("published") / "made.pth"
+    make.write_old_layout(path, make.resnet18_arrays())
+    return path.rename(path.with_name(f"resnet18-{_digest(path)[:8]}.pth"))
+
+
+@pytest.fixture(name="site")
+def _site(pth: Path) -> Iterator[Site]:
+    with serving(Site(files={f"/{pth.name}": pth.read_bytes()})) as site:
+        yield site
+
+
+@pytest.fixture(name="made", scope="session")
+def _made(pth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder that a fetch has filled; tests copy what they change."""
+    return fetch_weights(tmp_path_factory.mktemp("made"), str(pth)).path.parent
+
+
+@pytest.fixture(name="out")
+def _out(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "weights")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _visible(folder: Path) -> list[str]:
+    return [name for name in _names(folder) if not name.startswith(".")]
+
+
+# --- what a fetch leaves ----------------------------------------------------------------------
+
+
+def test_a_fetch_over_http_leaves_checked_weights(site: Site, pth: Path, tmp_path: Path) -> None:
+    """Weights arrive bit for bit, with a digest that `sha256sum -c` confirms, and nothing else."""
+    site.cuts = [5_000_000, 20_000_000]
+    fetched = fetch_weights(tmp_path / "weights", f"{site.base}/{pth.name}")
+    path = tmp_path / "weights" / NAME
+    assert fetched == Fetched(
+        path, _digest(path), path.stat().st_size, f"{site.base}/{pth.name}", already=False
+    )
+    found, expected = load_file(path), make.resnet18_arrays()
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    check = ["sha256sum", "-c", "SHA256SUMS"]
+    done = subprocess.run(check, cwd=path.parent, capture_output=True, text=True)
+    assert done.stdout == f"{NAME}: OK\n"
+    assert _names(path.parent) == [".fetch.lock", "SHA256SUMS", NAME]
+
+
+@pytest.mark.parametrize("layout", ["old", "new"])
+def test_the_safetensors_equal_what_torch_loads(tmp_path: Path, layout: str) -> None:
+    """Weights made without torch equal torch.load's, for the published layout and today's."""
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision.models")
+    path = tmp_path / "made.pth"
+    if layout == "old":
+        make.write_old_layout(path, make.resnet18_arrays(seed=1))
+    else:
+        torch.save(models.resnet18().state_dict(), path)
+    fetched = fetch_weights(tmp_path / "weights", str(path), _digest(path))
+    found, expected = load_file(fetched.path), torch.load(path, weights_only=True)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        array = tensor.detach().numpy()
+        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
+        assert found[name].tobytes() == array.tobytes(), name
+    missing, unexpected = models.resnet18().load_state_dict(
+        {name: torch.from_numpy(array) for name, array in found.items()}, strict=False
+    )
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+
+
+def test_the_metadata_tell_where_weights_come_from(made: Path, pth: Path) -> None:
+    """The file itself tells architecture, source, digest, preprocessing and licence."""
+    with safe_open(made / NAME, framework="np") as content:
+        assert content.metadata() == {
+            "architecture": "resnet18",
+            "source": pth.name,
+            "source_sha256": _digest(pth),
+            "untrained": "false",
+            "licence": "not known: this is not the file that torchvision publishes;"
+            " ask who made it",
+            "resize": "256",
+            "crop": "224",
+            "interpolation": "bilinear",
+            "mean": "[0.485, 0.456, 0.406]",
+            "std": "[0.229, 0.224, 0.225]",
+        }
+
+
+def test_the_published_file_is_called_so_whichever_road_it_came_by(
+    pth: Path, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From torchvision, a mirror or a disk, the published file gives the same bytes and licence."""
+    url = f"{site.base}/{pth.name}"
+    monkeypatch.setattr(source_module, "PUBLISHED_URL", url)
+    monkeypatch.setattr(source_module, "PUBLISHED_SHA256", _digest(pth))
+    monkeypatch.setattr(source_module, "PUBLISHED_BYTES", pth.stat().st_size)
+    by_default = fetch_weights(tmp_path / "a")
+    from_disk = fetch_weights(tmp_path / "b", str(pth))
+    assert by_default.sha256 == from_disk.sha256
+    info = read_weights_info(from_disk.path)
+    assert info.source == url
+    assert "BSD-3-Clause" in info.licence
+    assert "ImageNet" in info.licence
+
+
+def test_the_published_file_is_known_by_size_and_digest() -> None:
+    """Without --source the fetch is of torchvision's IMAGENET1K_V1, held to all 64 digits."""
+    wanted = find_source(None, None, "again")
+    assert wanted.location == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    assert wanted.digest == "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
+    assert wanted.size_bytes == 46_830_571
+    mirror = find_source("https://mirror.example/a/resnet18-f37072fd.pth", None, "again")
+    assert mirror.digest == wanted.digest
+
+
+def test_preprocessing_is_torchvisions(made: Path) -> None:
+    """What the metadata say of preprocessing is what torchvision publishes for these weights."""
+    models = pytest.importorskip("torchvision.models")
+    published = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    told = read_weights_info(made / NAME).preprocessing
+    assert [told.resize] == published.resize_size
+    assert [told.crop] == published.crop_size
+    assert list(told.mean) == published.mean
+    assert list(told.std) == published.std
+    assert told.interpolation == published.interpolation.value
+
+
+def test_no_password_or_token_travels_with_the_weights(pth: Path) -> None:
+    """A mirror's address is written into the file without name, password and query."""
+    url = f"https://me:secret@mirror.example/{pth.name}?token=secret"
+    assert find_source(url, None, "again").public == f"https://mirror.example/{pth.name}"
+
+
+def test_other_files_keep_their_digests(pth: Path, tmp_path: Path) -> None:
+    """SHA256SUMS gains a line, or has it replaced; lines of other files stay."""
+    other = f"{'a' * 64}  images.tar\n"
+    (tmp_path / "SHA256SUMS").write_text(f"{other}{'b' * 64} *{NAME}\n")
+    fetched = fetch_weights(tmp_path, str(pth))
+    assert (tmp_path / "SHA256SUMS").read_text() == f"{other}{fetched.sha256}  {NAME}\n"
+
+
+def test_a_source_file_is_only_read(pth: Path, tmp_path: Path) -> None:
+    """A --source on disk stays as it was, where it was, and nothing is put beside it."""
+    source = tmp_path / "browser" / pth.name
+    source.parent.mkdir()
+    shutil.copy(pth, source)
+    before = source.stat().st_mtime_ns
+    fetch_weights(tmp_path / "weights", str(source))
+    assert _names(source.parent) == [pth.name]
+    assert source.stat().st_mtime_ns == before
+    assert _digest(source) == _digest(pth)
+
+
+def test_the_scp_line_quotes_the_paths() -> None:
+    """The line to copy carries both files, and survives a folder with a space."""
+    fetched = Fetched(Path("my weights") / NAME, "0" * 64, 1, "x", already=True)
+    assert fetched.scp_line == (
+        f"scp 'my weights/{NAME}' 'my weights/SHA256SUMS' USER@LOGIN_NODE:skinjob/weights/"
+    )
+
+
+# --- done already, and mending ----------------------------------------------------------------
+
+
+def test_done_already_asks_no_server(out: Path, pth: Path) -> None:
+    """Weights that are there and sound are not fetched again: no server, no write."""
+    before = (out / NAME).stat().st_mtime_ns
+    (out / ".fetch.lock").unlink()
+    fetched = fetch_weights(out, f"http://127.0.0.1:1/{pth.name}")
+    assert fetched.already
+    assert _names(out) == ["SHA256SUMS", NAME]
+    assert fetched.source == pth.name
+    assert (out / NAME).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut off", "no digest", "untrained", "other source"])
+def test_what_is_not_sound_is_fetched_anew(out: Path, pth: Path, harm: str) -> None:
+    """Damaged, unlisted, untrained or other weights in the way are replaced by those asked for."""
+    path, sound = out / NAME, _digest(out / NAME)
+    if harm == "flipped":
+        _flip(path, -100)
+    elif harm == "cut off":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif harm == "no digest":
+        (out / "SHA256SUMS").unlink()
+    else:
+        path.unlink()
+        write_untrained(path)
+    if harm == "other source":
+        _rewrite(path, untrained="false", source_sha256="0" * 64)
+    fetched = fetch_weights(out, str(pth))
+    assert not fetched.already
+    assert fetched.sha256 == sound == read_weights_info(path).sha256
+
+
+def test_a_damaged_file_stays_until_its_replacement_is_checked(out: Path, site: Site) -> None:
+    """A fetch that fails leaves what was under the final name, whatever state it was in."""
+    _flip(out / NAME, -100)
+    before = _digest(out / NAME)
+    site.files["/w-01234567.pth"] = b"not what was promised"
+    with pytest.raises(WeightsError):
+        fetch_weights(out, f"{site.base}/w-01234567.pth")
+    assert _digest(out / NAME) == before
+
+
+def test_what_a_killed_writer_left_is_cleared(pth: Path, tmp_path: Path) -> None:
+    """Half a safetensors file that a killed fetch left beside the target does not stay for ever."""
+    (tmp_path / f".{NAME}.abc.part").write_bytes(b"half")
+    fetch_weights(tmp_path, str(pth))
+    assert _names(tmp_path) == [".fetch.lock", "SHA256SUMS", NAME]
+
+
+def _flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def _rewrite(path: Path, **changes: str) -> None:
+    """Saves a weights file again with other metadata, and its digest in SHA256SUMS."""
+    with safe_open(path, framework="np") as content:
+        metadata = content.metadata() | changes
+    save_file(load_file(path), path, {key: value for key, value in metadata.items() if value})
+    (path.parent / "SHA256SUMS").write_text(f"{_digest(path)}  {path.name}\n")
+
+
+# --- errors of a fetch ------------------------------------------------------------------------
+
+
+def _refused(out: Path, message: str, source: str, sha256: str | None = None) -> WeightsError:
+    """Returns the error of a fetch; nothing may then lie under a visible name."""
+    with pytest.raises(WeightsError, match=message) as found:
+        fetch_weights(out, source, sha256)
+    assert not out.exists() or _visible(out) == []
+    return found.value
+
+
+def test_a_flipped_byte_is_told_and_not_resumed(site: Site, pth: Path, tmp_path: Path) -> None:
+    """A byte that changed on the way is told with both digests, and its download is not kept."""
+    content = bytearray(site.files[f"/{pth.name}"])
+    content[1_000_000] ^= 1
+    site.files[f"/{pth.name}"] = bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    url = f"{site.base}/{pth.name}"
+    fault = _refused(tmp_path, f"{url}: damaged, .*{found}, {_digest(pth)[:8]} promised", url)
+    assert fault.remedy == f"skinjob fetch-weights --source {url} --out {tmp_path}"
+    assert _names(tmp_path) == [".fetch.lock"]
+
+
+def test_a_bad_partial_file_costs_one_more_transfer(site: Site, pth: Path, tmp_path: Path) -> None:
+    """Bad bytes that an earlier run left are found at the end and fetched again by themselves."""
+    (tmp_path / f".resnet18-{_digest(pth)[:8]}.pth.part").write_bytes(b"bad bytes")
+    fetch_weights(tmp_path, f"{site.base}/{pth.name}")
+    assert site.ranges == ["bytes=9-", ""]
+    assert load_file(tmp_path / NAME).keys() == make.resnet18_arrays().keys()
+
+
+def test_a_flipped_byte_in_a_file_is_told(pth: Path, tmp_path: Path) -> None:
+    """A damaged --source on disk is refused, and left alone."""
+    bad = tmp_path / pth.name
+    shutil.copy(pth, bad)
+    _flip(bad, 1_000_000)
+    _refused(tmp_path / "weights", f"--source {bad}: damaged", str(bad))
+    assert bad.stat().st_size == pth.stat().st_size
+
+
+def test_a_cut_off_file_is_told_by_its_size(pth: Path, tmp_path: Path) -> None:
+    """Half of the published file is told as cut off, with both sizes."""
+    half = tmp_path / "resnet18-f37072fd.pth"
+    half.write_bytes(bytes(1000))
+    _refused(tmp_path / "weights", "1,000 bytes, 46,830,571 expected: cut off", str(half))
+    half = tmp_path / pth.name  # of this one nobody told the size
+    half.write_bytes(pth.read_bytes()[:1_000_000])
+    _refused(tmp_path / "weights", r"cut off: its end is missing \(1,000,000 bytes\)", str(half))
+
+
+def test_a_login_page_is_told(site: Site, pth: Path, tmp_path: Path) -> None:
+    """A captive portal's page is told as that, from the network and from a file."""
+    site.files[f"/{pth.name}"] = LOGIN_PAGE
+    _refused(tmp_path / "a", "an HTML page came in place", f"{site.base}/{pth.name}")
+    page = tmp_path / pth.name
+    page.write_bytes(LOGIN_PAGE)
+    _refused(tmp_path / "b", "an HTML page, not weights", str(page))
+
+
+HUGGING_FACE = {"resnet.embedder.embedder.convolution.weight": np.zeros((64, 3, 7, 7), np.float32)}
+POINTERS = {
+    "LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:5c10\nsize 46830571\n",
+    "annex": b"/annex/objects/SHA256E-s46830571--5c10.pth\n",
+}
+
+
+@pytest.mark.parametrize("kind", ["LFS", "annex", "Hugging Face", "ours"])
+def test_a_source_that_is_no_pth_is_called_what_it_is(
+    tmp_path: Path, weights: Path, kind: str
+) -> None:
+    """Whoever cloned without LFS, or took the file of another library, is told that."""
+    file = tmp_path / "resnet18-f37072fd.pth"
+    if kind in POINTERS:
+        file.write_bytes(POINTERS[kind])
+        words = "a (Git LFS|git-annex) pointer, not the weights"
+    elif kind == "ours":
+        shutil.copy(weights, file)
+        words = "this file was made by skinjob fetch-weights already"
+    else:
+        save_file(HUGGING_FACE, file, {"format": "pt"})
+        words = "'resnet.embedder.*' is no tensor of torchvision's ResNet18 .Hugging Face's names"
+        with pytest.raises(WeightsError, match=words):
+            read_weights_info(file)
+    _refused(tmp_path / "weights", words, str(file))
+
+
+def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
+    tmp_path: Path, weights: Path
+) -> None:
+    """torchvision's tensors in a safetensors file without its origin are one command away."""
+    save_file(load_file(weights), tmp_path / "other one.safetensors")
+    with pytest.raises(WeightsError, match="nothing in it says what it is") as found:
+        read_weights_info(tmp_path / "other one.safetensors")
+    convert, fetch = found.value.remedy.split(" && ")
+    assert fetch == "skinjob fetch-weights --source new.pth"
+    python = shlex.join([sys.executable]) + convert.removeprefix("python")
+    subprocess.run(["bash", "-c", python], cwd=tmp_path, check=True)
+    digest = sha256_file(tmp_path / "new.pth")
+    made = fetch_weights(tmp_path / "made", str(tmp_path / "new.pth"), digest)
+    assert made.path.exists()
+
+
+def test_a_404_is_told(site: Site, tmp_path: Path) -> None:
+    """A mirror without the file is told with its answer."""
+    _refused(tmp_path, "answered 404", f"{site.base}/gone-01234567.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("weights.pth", None), "weights.pth: its name carries no 8 hex digits"),
+        (("https://m.example/w.pth", None), "carries no 8 hex digits"),
+        (("w-01234567.pth", "f" * 64), "--sha256 ffffffff...: the source's name promises 01234567"),
+        (("w-01234567.pth", "0123"), "--sha256 0123: 4 characters, a SHA-256 has 64 hex digits"),
+        (("ftp://m.example/w-01234567.pth", None), "neither an http.s. address nor a file"),
+        (("absent-01234567.pth", None), "absent-01234567.pth: No such file"),
+        ((".", "0" * 64), "Is a directory"),
+    ],
+)
+def test_a_source_that_cannot_be_held_to_a_digest_is_refused(
+    tmp_path: Path, arguments: tuple[str, str | None], message: str
+) -> None:
+    """A source without a known digest, with two, or that is no file, is refused with its name."""
+    _refused(tmp_path, message, *arguments)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    """A weights file with the right digest and code inside is refused, and the code not run."""
+    mark = tmp_path / "it-ran"
+    run = make.call(make.name("posix", "system"), make.text(f"touch '{mark}'"))
+    path = make.write_archive(tmp_path / "w.pth", make.START + run + make.STOP, {})
+    _refused(tmp_path / "weights", "asks for posix.system", str(path), _digest(path))
+    assert not mark.exists()
+
+
+def test_a_useless_download_is_not_kept(site: Site, tmp_path: Path) -> None:
+    """A download of the right digest that is no ResNet18 is not left behind."""
+    path = make.write_old_layout(tmp_path / "x.pth", {"a": np.zeros(3, np.float32)})
+    site.files = {"/x.pth": path.read_bytes()}
+    _refused(tmp_path / "w", "not torchvision's ResNet18", f"{site.base}/x.pth", _digest(path))
+    assert _names(tmp_path / "w") == [".fetch.lock"]
+
+
+def _without(arrays: dict[str, np.ndarray]) -> None:
+    del arrays["layer3.1.bn2.bias"]
+
+
+def _with_more(arrays: dict[str, np.ndarray]) -> None:
+    arrays["layer1.2.conv1.weight"] = np.zeros((64, 64, 3, 3), np.float32)
+
+
+def _with_seven_classes(arrays: dict[str, np.ndarray]) -> None:
+    arrays |= {"fc.weight": np.zeros((7, 512), np.float32), "fc.bias": np.zeros(7, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without, r"layer3\.1\.bn2\.bias is missing \(float32 \(256,\) expected\)$"),
+        (_with_more, r"layer1\.2\.conv1\.weight is no tensor of it$"),
+        (
+            _with_seven_classes,
+            r"fc\.weight is float32 \(7, 512\), float32 \(1000, 512\) expected"
+            r" \(2 differences in all\)$",
+        ),
+    ],
+)
+def test_another_architecture_is_told_by_its_tensor(
+    tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None], message: str
+) -> None:
+    """A missing, an extra and a misshapen tensor are each told by name."""
+    arrays = make.resnet18_arrays()
+    change(arrays)
+    path = make.write_old_layout(tmp_path / "w.pth", arrays)
+    _refused(
+        tmp_path / "weights", f"not torchvision's ResNet18: {message}", str(path), _digest(path)
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+def test_torchvisions_other_networks_are_refused(tmp_path: Path, name: str) -> None:
+    """A ResNet34 or ResNet50 is not taken for a ResNet18."""
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        network = getattr(models, name)()
+    torch.save(network.to_empty(device="cpu").state_dict(), tmp_path / "w.pth")
+    path = tmp_path / "w.pth"
+    _refused(tmp_path / "o", "ResNet18: layer.* differences in all", str(path), _digest(path))
+
+
+def test_a_folder_that_cannot_be_written_is_told(pth: Path, tmp_path: Path) -> None:
+    """A weights folder that is a file, or may not be written, is told with the way round."""
+    (tmp_path / "weights").write_text("")
+    with pytest.raises(WeightsError, match="weights: cannot write there: ") as found:
+        fetch_weights(tmp_path / "weights", str(pth))
+    assert "--out FOLDER" in found.value.remedy
+
+
+def test_a_disk_that_fills_while_serializing_keeps_the_download(
+    site: Site, pth: Path, tmp_path: Path
+) -> None:
+    """A disk with room for the download alone is told; with more room no byte comes twice."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        url = f"{site.base}/{pth.name}"
+        _refused(disk, r"disk: No space left on device: [\d,]{10} bytes needed, [\d,]+ free", url)
+        subprocess.run(["mount", "-o", "remount,size=120m", str(disk)], check=True)
+        fetch_weights(disk, url)
+        assert len(site.headers) == 1
+        assert _visible(disk) == ["SHA256SUMS", NAME]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# --- interrupted, and two at once -------------------------------------------------------------
+
+FETCH = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    from skinjob.errors import WeightsError
+    from skinjob.weights.file import fetch_weights
+    try:
+        print(fetch_weights(Path(sys.argv[1]), sys.argv[2]).sha256)
+    except WeightsError as fault:
+        sys.exit(fault.message)
+""")
+
+
+def _start(out: Path, url: str) -> subprocess.Popen[str]:
+    # Whoever starts the tests in the background has them ignore SIGINT, and all that they start.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", heed + FETCH, str(out), url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_bytes(out: Path, process: subprocess.Popen[str]) -> Path:
+    """Returns the partial file once it has bytes."""
+    while process.poll() is None:
+        for path in out.glob(".resnet18-*.pth.part"):
+            if path.stat().st_size:
+                return path
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_fetch_leaves_no_weights_and_goes_on(
+    site: Site, pth: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    """After Ctrl-C or a kill no weights are there, and the next fetch goes on where it stopped."""
+    site.hold_after = 10_000_000
+    url = f"{site.base}/{pth.name}"
+    process = _start(tmp_path, url)
+    partial = _wait_for_bytes(tmp_path, process)
+    process.send_signal(stop)
+    _, stderr = process.communicate()
+    assert stop == signal.SIGKILL or "KeyboardInterrupt" in stderr
+    assert _visible(tmp_path) == []
+    kept = partial.stat().st_size
+    site.hold_after = None
+    site.go_on.set()
+    fetch_weights(tmp_path, url)
+    assert site.ranges == ["", f"bytes={kept}-"]
+    assert read_weights_info(tmp_path / NAME).source_sha256 == _digest(pth)
+
+
+def test_two_at_once_do_not_mix(site: Site, pth: Path, tmp_path: Path) -> None:
+    """The second of two fetches is told of the first, which ends well."""
+    site.hold_after = 10_000_000
+    url = f"{site.base}/{pth.name}"
+    first = _start(tmp_path, url)
+    _wait_for_bytes(tmp_path, first)
+    second = _start(tmp_path, url)
+    _, told = second.communicate()
+    assert "another skinjob fetch-weights is writing there" in told
+    assert second.returncode == 1
+    site.go_on.set()
+    digest, _ = first.communicate()
+    assert first.returncode == 0
+    assert digest.strip() == _digest(tmp_path / NAME)
+    assert len(site.headers) == 1
+
+
+# --- the load side ----------------------------------------------------------------------------
+
+
+def test_weights_tell_of_themselves(made: Path, pth: Path) -> None:
+    """What a run records of its weights is what the fetch knew."""
+    info = read_weights_info(made / NAME)
+    assert info.sha256 == _digest(made / NAME)
+    assert info.size_bytes == (made / NAME).stat().st_size
+    assert (info.architecture, info.source) == ("resnet18", pth.name)
+    assert info.source_sha256 == _digest(pth)
+    assert info.listed
+    assert not info.untrained
+
+
+def test_missing_weights_lead_to_the_fetch(tmp_path: Path) -> None:
+    """Weights that are not there are told with the command that brings them."""
+    with pytest.raises(WeightsError, match=rf"{tmp_path}/{NAME}: no such file") as found:
+        read_weights_info(tmp_path / NAME)
+    assert found.value.remedy.startswith("make fetch-weights ")
+
+
+def test_weights_damaged_on_the_way_are_told(out: Path) -> None:
+    """One bit that flips between laptop and cluster is told with both digests."""
+    promised = _digest(out / NAME)
+    _flip(out / NAME, -100)
+    with pytest.raises(WeightsError, match=f"damaged: .*{_digest(out / NAME)}.* says {promised}"):
+        read_weights_info(out / NAME)
+
+
+def test_weights_without_their_digest_can_be_used(out: Path) -> None:
+    """Weights copied without SHA256SUMS are read, and told as having no digest."""
+    (out / "SHA256SUMS").unlink()
+    assert not read_weights_info(out / NAME).listed
+
+
+@pytest.mark.parametrize("content", [b"", bytes(100), b"\xff" * 100])
+def test_what_is_no_safetensors_file_is_told(tmp_path: Path, content: bytes) -> None:
+    """A file of another kind under the weights' name is told as that."""
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(WeightsError, match="no safetensors file, or cut off"):
+        read_weights_info(tmp_path / NAME)
+
+
+def test_weights_cut_off_on_the_way_are_told(out: Path) -> None:
+    """Half a weights file without SHA256SUMS is still found out."""
+    (out / "SHA256SUMS").unlink()
+    (out / NAME).write_bytes((out / NAME).read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="no safetensors file, or cut off"):
+        read_weights_info(out / NAME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "resnet50"}, "architecture resnet50, resnet18 expected"),
+        (
+            {"architecture": ""},
+            "a safetensors file of another maker: nothing in it says what it is",
+        ),
+        ({"source_sha256": ""}, "its metadata lacks or garbles 'source_sha256'"),
+        ({"mean": "[1, 2]"}, "its metadata lacks or garbles"),
+        ({"resize": "wide"}, "its metadata lacks or garbles"),
+    ],
+)
+def test_weights_of_another_hand_are_told(out: Path, changes: dict[str, str], message: str) -> None:
+    """A safetensors file that is not a fetched ResNet18 by its own word is refused."""
+    _rewrite(out / NAME, **changes)
+    with pytest.raises(WeightsError, match=message):
+        read_weights_info(out / NAME)
+
+
+def test_weights_are_checked_by_their_tensors_too(out: Path) -> None:
+    """A file that calls itself a ResNet18 and is none is refused."""
+    arrays = load_file(out / NAME)
+    arrays["conv1.weight"] = arrays["conv1.weight"].astype(np.float16)
+    with safe_open(out / NAME, framework="np") as content:
+        metadata = content.metadata()
+    (out / "SHA256SUMS").unlink()
+    save_file(arrays, out / NAME, metadata)
+    with pytest.raises(WeightsError, match=r"conv1\.weight is F16 .*, float32 .* expected"):
+        read_weights_info(out / NAME)
+
+
+# --- untrained --------------------------------------------------------------------------------
+
+
+def test_untrained_weights_say_so(tmp_path: Path) -> None:
+    """Random weights can be told from trained ones wherever they turn up, and are listed."""
+    info = write_untrained(tmp_path / NAME, seed=3)
+    assert info.untrained
+    assert info.listed
+    assert info.source == "untrained (random numbers, seed 3)"
+    assert info.source_sha256 == ""
+    with safe_open(info.path, framework="np") as content:
+        assert content.metadata()["untrained"] == "true"
+
+
+def test_untrained_weights_are_the_same_for_one_seed(tmp_path: Path) -> None:
+    """A demo's numbers can be had again: one seed, one digest."""
+    digests = [write_untrained(tmp_path / name, seed).sha256 for name, seed in _SEEDS]
+    assert digests[0] == digests[1] != digests[2]
+
+
+_SEEDS = [("a.safetensors", 0), ("b.safetensors", 0), ("c.safetensors", 1)]
+
+
+def test_untrained_weights_are_drawn_as_torchvision_draws(tmp_path: Path) -> None:
+    """Random weights have the spread of torchvision's own untrained ResNet18, tensor by tensor."""
+    models = pytest.importorskip("torchvision.models")
+    expected = models.resnet18().state_dict()
+    write_untrained(tmp_path / NAME)
+    for name, array in load_file(tmp_path / NAME).items():
+        drawn = expected[name].numpy()
+        assert array.shape == drawn.shape
+        assert abs(array.mean() - drawn.mean()) < 0.01, name
+        assert array.std() == pytest.approx(drawn.std(), rel=0.1), name
+
+
+def test_the_demos_weights_say_so_and_are_read_as_they_were_given(tmp_path: Path) -> None:
+    """Whatever order numpy holds them in, tensors arrive; input size and kind travel with them."""
+    torch = pytest.importorskip("torch")
+    model = pytest.importorskip("torchvision.models").resnet18(num_classes=3)
+    model = model.to(memory_format=torch.channels_last)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    write_untrained(tmp_path / NAME)  # of an earlier demo
+    info = write_demo_weights(tmp_path / NAME, tensors, Preprocessing(64, 64), "here")
+    assert (info.kind, info.untrained, info.listed) == ("demo", False, True)
+    assert info.preprocessing == read_preprocessing(info.path) == Preprocessing(64, 64)
+    assert find_demo_weights(info.path) == info
+    found = load_file(info.path)
+    for name in tensors.keys() - {"fc.weight", "fc.bias"}:
+        assert np.array_equal(found[name], tensors[name]), name
+
+
+def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path) -> None:
+    """The published weights win over those that a demo without internet made, and stay."""
+    tensors = load_file(out / NAME)
+    path = tmp_path / NAME
+    write_demo_weights(path, tensors, Preprocessing(64, 64), "here")
+    assert not fetch_weights(tmp_path, str(pth)).already
+    assert read_weights_info(path).kind == "fetched"
+    assert find_demo_weights(path) is None
+    with pytest.raises(WeightsError, match="holds trained weights"):
+        write_demo_weights(path, tensors, Preprocessing(64, 64), "here")
+
+
+@pytest.mark.parametrize(
+    "harm", [{"kind": "other"}, {"crop": "0"}, {"crop": "4096"}, {"std": "[0, 1, 1]"}]
+)
+def test_metadata_that_no_training_could_use_are_refused(out: Path, harm: dict[str, str]) -> None:
+    """The input size and normalisation are used as they stand: nonsense is an error before."""
+    _rewrite(out / NAME, **harm)
+    with pytest.raises(WeightsError, match=next(iter(harm))):
+        read_weights_info(out / NAME)
+
+
+def test_untrained_weights_never_replace_trained_ones(out: Path) -> None:
+    """Trained weights are not overwritten by random numbers."""
+    before = _digest(out / NAME)
+    with pytest.raises(WeightsError, match="holds trained weights"):
+        write_untrained(out / NAME)
+    assert _digest(out / NAME) == before

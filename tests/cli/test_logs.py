@@ -1,0 +1,132 @@
+"""`skinjob logs`: what a run and its job have said, once and while it goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import Lines, refusal, skinjob
+from sweep_maker import make_sweep
+from terminal import SKINJOB, terminal
+
+from skinjob.files import write_json
+from skinjob.status.status import queue_lock
+from skinjob.sweeps.layout import Run, RunState, run_name
+
+NO_SLURM = "/nonexistent"  # a PATH
+NAME, OTHER = (run_name(size, 0.01, 0) for size in (32, 64))
+STAMP = "2026-01-01T10:00:00Z"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run of this machine's queue that waits, with what its last job left."""
+    sweep = make_sweep(
+        tmp_path / "runs/sweep",
+        batch_sizes=(32, 64),
+        finished={NAME: 3},
+        states={NAME: RunState(epoch=3)},
+    )
+    local = {"cluster": {"cluster": "local"}, "jobs": {NAME: "77", OTHER: "77"}}
+    write_json(sweep.sweep_file, sweep.info() | local)
+    found = Run(sweep.folder / NAME)
+    found.log_file.write_text("".join(f"{STAMP} line {number}\n" for number in range(1, 61)))
+    sweep.submission_folder.mkdir()
+    (sweep.submission_folder / "77_0_log.out").write_text(
+        f"submitit INFO ({STAMP}) - Starting\n{STAMP} line 60  ({NAME})\nSegmentation fault\n"
+    )
+    return found
+
+
+@pytest.fixture
+def at_work(run: Run) -> Iterator[None]:
+    """This machine's queue has the run's sweep in hand."""
+    with queue_lock(run.sweep).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def logs(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob logs` where there is no SLURM."""
+    return skinjob("logs", *words, cwd=cwd, PATH=NO_SLURM)
+
+
+def test_a_log_s_end_is_shown_and_what_the_job_has_besides(
+    run: Run, at_work: None, tmp_path: Path
+) -> None:
+    """On stdout are the lines alone; a run that waits says so, and nothing is shown twice."""
+    result = logs(NAME, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [f"{STAMP} line {number}" for number in range(21, 61)]
+    assert result.stdout.splitlines() == [*lines, "Segmentation fault"]
+    output = run.sweep.submission_folder.relative_to(tmp_path) / "77_0_log.out"
+    waits = f"{NAME} waiting, epoch 3/20: waits for its turn"
+    assert result.stderr.splitlines() == [f"{output}:", waits]
+    few = logs("-n", "2", f"sweep/{NAME}", cwd=tmp_path).stdout
+    assert few.splitlines() == [*lines[-2:], "Segmentation fault"]
+    assert logs("-n", "2", run.folder, cwd=tmp_path).stdout == few
+    refused = refusal(logs("nothing", cwd=tmp_path))
+    assert refused == "nothing: no run of runs/sweep"
+
+
+def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
+    run: Run, at_work: None, tmp_path: Path
+) -> None:
+    """Lines come as they are ended, a new start is told, and the last words are the job's."""
+    with subprocess.Popen(
+        [*SKINJOB, "logs", "-f", "-n", "1", NAME],
+        cwd=tmp_path,
+        env={"PYTHONPATH": ":".join(sys.path), "PATH": NO_SLURM},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as following:
+        lines = Lines(following)
+        lines.until(f"{NAME} waiting, epoch 3/20: waits for its turn")
+        with run.log_file.open("a") as log:
+            log.write("half a")
+            log.flush()
+            run.update_state(state="running", attempts=1)
+            lines.until(f"{NAME} running")
+            log.write(" line\n")
+            log.flush()
+            lines.until("half a line")
+            run.update_state(state="queued")
+            lines.until(f"{NAME} waiting")
+            run.update_state(state="running", attempts=2)
+            lines.until(f"{NAME} running")
+            log.write("the last line\n")
+        run.update_state(state="failed", fault="killed", error="it was killed", remedy="mend it")
+        lines.until("fix: mend it")
+        assert following.wait(30) == 0
+    said = [line.rstrip("\n") for line in lines.read]
+    assert said[0] == f"{STAMP} line 60"
+    assert said.index("the last line") < said.index("Segmentation fault")
+    assert said[-2] == f"{NAME} failed, epoch 3/20: it was killed"
+
+
+def test_a_log_of_a_run_that_is_gone_is_not_followed_for_ever(run: Run, tmp_path: Path) -> None:
+    """Where neither the run's process nor its queue is left, it is told what to do."""
+    run.update_state(state="running", started_utc=STAMP, pid=2**22 + 1, host="elsewhere")
+    state = run.state()
+    write_json(run.state_file, {**vars(state), "heartbeat_utc": STAMP})
+    result = logs("-f", NAME, cwd=tmp_path)
+    assert result.returncode == 0
+    *_, stands, remedy = result.stderr.splitlines()
+    assert stands.startswith(f"{NAME} lost, epoch 3/20: process 4194305 and its queue are gone")
+    assert remedy.startswith("fix: skinjob ")
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_ctrl_c_leaves_a_log(run: Run, at_work: None, tmp_path: Path, columns: int) -> None:
+    """On a terminal the log is as it is in its file; leaving it is no fault of the run."""
+    with terminal(*SKINJOB, "logs", "-f", NAME, cwd=tmp_path, columns=columns) as shown:
+        shown.show(f"{NAME} waiting")
+        assert f"{STAMP} line 60\n" in shown.screen()
+        shown.press("C-c")
+        assert "Traceback" not in shown.show("exit 130")
+    assert run.state().state == "queued"

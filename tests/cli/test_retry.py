@@ -1,0 +1,176 @@
+"""`skinjob retry` without a queue: which runs it takes, with which values, and what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import refusal, skinjob
+from trees import make_sweep
+
+from skinjob.sweeps.layout import BY_YOU, Sweep
+
+LONG_AGO = "2020-01-01T00:00:00Z"
+RUNNING = {"state": "running", "host": "elsewhere", "started_utc": LONG_AGO}
+
+
+@pytest.fixture
+def sweep(project: Path) -> Sweep:
+    """A local sweep with a run of each state, its batch size by the state's place here."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    made = make_sweep(data, weights, project / "runs", batch_sizes=(1, 2, 3, 4, 5))
+    done, failed, lost, cancelled, running = made.runs()
+    done.update_state(state="done", epoch=2)
+    failed.update_state(state="failed", fault="killed", error="it was killed", epoch=1)
+    lost.update_state(state="failed", fault="gone", error="nobody says why")
+    cancelled.update_state(state="failed", fault="cancelled", error=BY_YOU)
+    running.update_state(**RUNNING)
+    return made
+
+
+def dry_runs(said: str) -> list[str]:
+    """Returns the runs that a dry run lists."""
+    return said.split("# runs\n")[1].split("\n\n")[0].splitlines()
+
+
+def test_failed_and_lost_runs_alone_are_taken(project: Path, sweep: Sweep) -> None:
+    """What is done, at work, or called off by the user is left alone, and that is said."""
+    done, failed, lost, cancelled, running = (run.name for run in sweep.runs())
+    before = [run.state() for run in sweep.runs()]
+    result = skinjob("retry", "sweep", "--dry-run", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert dry_runs(result.stdout) == [failed, lost]
+    assert f"left alone, done: {done}\n" in result.stdout
+    assert f"left alone, running: {running}\n" in result.stdout
+    assert f"left alone, cancelled; --cancelled takes them, too: {cancelled}\n" in result.stdout
+    assert [run.state() for run in sweep.runs()] == before
+    named = skinjob("retry", "sweep", cancelled, done, "--dry-run", cwd=project)
+    assert dry_runs(named.stdout) == [cancelled]
+    assert f"left alone, done: {done}\n" in named.stdout
+    every = skinjob("retry", "sweep", "--cancelled", "--dry-run", cwd=project)
+    assert dry_runs(every.stdout) == [failed, lost, cancelled]
+
+
+@pytest.mark.parametrize("word", ["runs/other/{}", "other/{}", "/nowhere/{}", "{}/.", "{}/../x"])
+def test_a_run_of_another_sweep_is_not_this_one_s(project: Path, sweep: Sweep, word: str) -> None:
+    """Runs of all sweeps have the same names: a path must lead to a run of this sweep."""
+    name = sweep.runs()[1].name
+    shutil.copytree(sweep.folder, sweep.folder.with_name("other"))
+    told = refusal(skinjob("retry", "sweep", word.format(name), "--dry-run", cwd=project))
+    assert told == f"{word.format(name)}: no run of {sweep.folder.relative_to(project)}"
+    for own in (name, f"sweep/{name}", f"runs/sweep/{name}", sweep.folder / name):
+        assert skinjob("retry", "sweep", own, "--dry-run", cwd=project).returncode == 0
+
+
+def test_a_sweep_may_be_the_folder_one_is_in(project: Path, sweep: Sweep) -> None:
+    """`.` and `..` are the folders that they stand for, with names of their own."""
+    inside = sweep.runs()[1].folder
+    for word, here in ((".", sweep.folder), ("..", inside)):
+        taken = dry_runs(skinjob("retry", word, "--dry-run", cwd=here).stdout)
+        assert taken == dry_runs(skinjob("retry", "sweep", "--dry-run", cwd=project).stdout)
+        skinjob("cancel", word, cwd=here)
+        assert not list(sweep.folder.glob(".submit-*.lock")), "it is the lock of all sweeps"
+    (inside / "train.log").write_text("the last line\n")
+    assert "the last line" in skinjob("logs", ".", cwd=inside).stdout
+
+
+def test_nothing_to_retry_is_no_fault(project: Path, sweep: Sweep) -> None:
+    """A script may call it after every sweep."""
+    for run in sweep.runs():
+        run.update_state(state="done", epoch=2)
+    result = skinjob("retry", sweep.folder, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "nothing of " in result.stdout
+    assert {run.state().attempts for run in sweep.runs()} == {0}
+
+
+def test_jobs_ask_for_what_they_did_but_for_what_is_given(project: Path, sweep: Sweep) -> None:
+    """Job files, variables and new defaults change nothing of a sweep that is there already."""
+    info = sweep.info()
+    info["cluster"] |= {"time_min": 77, "cpus": 3, "setup": ["module load cuda"]}
+    del info["cluster"]["array_parallelism"]  # as of an older version
+    sweep.sweep_file.write_text(json.dumps(info))
+    (project / "jobs").mkdir()
+    (project / "jobs/default.toml").write_text("[cluster]\ntime_min = 5\ncpus = 5\n")
+    result = skinjob(
+        "retry", "sweep", "--mem", "3", "--dry-run", cwd=project,
+        SKINJOB_SUBMIT_TIME="6", SKINJOB_RETRY_CPUS="6", SKINJOB_SUBMIT_CPUS="6",
+    )  # fmt: skip
+    for words in (
+        "mem_gb = 3.0",
+        "time_min = 77",
+        "cpus = 3",
+        "setup = ('module load cuda',)",
+        "array_parallelism = 256",
+        "epochs = 2",
+        "device   cpu (as before)",
+    ):
+        assert words in result.stdout
+
+
+def test_a_remedy_holds_from_anywhere(
+    project: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that is told is pasted in any folder, with odd names in the sweep's path."""
+    odd = sweep.folder.rename(project / "runs/it's my sweep")
+    monkeypatch.chdir(project)
+    command = Sweep(Path("runs/it's my sweep")).retry_command(twice="--time")
+    words = shlex.split(command)
+    assert words == ["skinjob", "retry", str(odd), "--time", "240"]
+    result = skinjob(*words[1:], "--dry-run", cwd=Path("/"))
+    assert result.returncode == 0, result.stderr
+    assert "time_min = 240" in result.stdout
+
+
+def test_there_is_a_remedy_even_where_nothing_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that cannot read its sweep any more, or is nowhere, still says what to do."""
+    here = tmp_path / "gone"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    assert Sweep(Path("runs/s")).retry_command(twice="--mem") == "skinjob retry runs/s"
+
+
+def test_images_that_have_changed_since_are_refused(project: Path, sweep: Sweep) -> None:
+    """Epochs of one sweep are not continued on other images."""
+    (project / "skin_cancer/train/benign/0.jpg").unlink()
+    result = skinjob("retry", "sweep", "--dry-run", cwd=project)
+    assert "is there, with another recipe, images or weights" in refusal(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosweep"], "nosweep: no sweep, neither here nor in runs/"),
+        (["sweep", "bs9"], "bs9: no run of runs/sweep"),
+        (["sweep", "--time", "1"], "time is 1, and must be 5 to 525600"),
+    ],
+)
+def test_what_cannot_be_retried_gives_two_lines(
+    project: Path, sweep: Sweep, arguments: list[str], words: str
+) -> None:
+    """A slip is answered with the value, and a command that helps."""
+    assert words in refusal(skinjob("retry", *arguments, cwd=project))
+
+
+def test_help_shows_no_defaults_that_do_not_hold(project: Path) -> None:
+    """What is not given is as the sweep has it: the defaults of submit are not shown."""
+    told = skinjob("retry", "--help", cwd=project).stdout
+    assert "--time" in told
+    assert re.findall(r"\[default: ([^]]*)\]", told) == ["runs"]
+
+
+def test_a_run_at_work_is_left_alone_by_name_too(project: Path, sweep: Sweep) -> None:
+    """Whoever names a run by mistake disturbs nothing."""
+    running = sweep.runs()[-1]
+    before = running.state()
+    result = skinjob("retry", "sweep", running.name, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert f"left alone, running: {running.name}\n" in result.stdout
+    assert running.state() == before

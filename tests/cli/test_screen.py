@@ -1,0 +1,173 @@
+"""What strangers write into a shared folder does nothing to the terminal of whoever looks at it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from commands import skinjob
+from sweep_maker import make_sweep, metric_rows, write_rows
+from terminal import SKINJOB, on_a_pty
+
+from skinjob.files import write_json
+from skinjob.sweeps.layout import Run, RunState, Sweep, run_name
+
+NO_SLURM = "/nonexistent"  # a PATH
+EVIL = "\x1b]0;title\x07\x1b[2J\x1b[1A\r\x9b2K\x85\u202e\u2028\u200b"
+HOSTILE = f"a{EVIL}\nerror: FORGED"
+PLAIN, ODD = run_name(32, 0.01, 0), f"b{HOSTILE}"
+
+RICH = r"\x1b\[[0-9;]*m"
+LIVE = rf"{RICH}|\x1b\[\?25[lh]|\x1b\[1A|\x1b\[2K|\r"
+"""What rich itself sends to a terminal: colours, and of a picture that is drawn anew more."""
+
+COMMANDS = {
+    "status": ("status",),
+    "watch": ("status", "--watch"),
+    "list": ("list",),
+    "report": ("report",),
+    "logs": ("logs",),
+    "retry": ("retry",),
+    "retry one": ("retry",),
+    "cancel": ("cancel",),
+    "clean": ("clean",),
+    "json": ("status", "--json"),
+}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """A sweep of a stranger: every text that can be hostile is."""
+    failed = RunState(
+        state="failed",
+        job_id=HOSTILE,
+        holder=HOSTILE,
+        host=HOSTILE,
+        epoch=3,
+        device=HOSTILE,
+        precision=HOSTILE,
+        heartbeat_utc="2025-03-01\x1b09:10:00Z",
+        finished_utc="2025-03-01\n09:10:00Z",
+        fault=HOSTILE,
+        error=HOSTILE,
+        remedy=HOSTILE,
+    )
+    sweep = make_sweep(
+        tmp_path / "runs" / HOSTILE, batch_sizes=(32,), finished={PLAIN: 3}, states={PLAIN: failed}
+    )
+    run = sweep.runs()[0]
+    write_rows(run, [row | {"sweep": "s"} for row in metric_rows(run, 32, 0, 3)])
+    run.log_file.write_text(f"\ttabs{EVIL}stay\n")
+    run.config_file.write_text(json.dumps(run.config().__dict__ | {"data": HOSTILE}))
+    odd = Run(sweep.folder / ODD)
+    odd.folder.mkdir()
+    odd.config_file.write_text(run.config_file.read_text())
+    write_json(odd.state_file, failed.__dict__ | {"state": "done", "epoch": 20})
+    info = sweep.info()
+    info["recipe"] |= {"train": HOSTILE, "schedule": HOSTILE}
+    info["images"] |= {"root": HOSTILE, "classes": [HOSTILE], "counts": {"test": {HOSTILE: 5}}}
+    info["weights"] |= {"source": HOSTILE, "architecture": HOSTILE, "path": HOSTILE}
+    write_json(
+        sweep.sweep_file,
+        info
+        | {
+            "created_utc": HOSTILE,
+            "batch_sizes": [HOSTILE],
+            "runs": [PLAIN, ODD],
+            "jobs": {PLAIN: "12_0", ODD: HOSTILE},
+            "cluster": {"cluster": "slurm", "partition": HOSTILE, "time_min": 5, "mem_gb": 5},
+            "versions": {HOSTILE: HOSTILE},
+        },
+    )
+    sweep.submission_folder.mkdir(mode=0o700)
+    (sweep.submission_folder / "12_0_log.out").write_text(f"{EVIL}\n")
+    (sweep.submission_folder / f"{EVIL}.sh").write_text("")
+    broken = tmp_path / "runs" / f"broken{HOSTILE}" / "sweep.json"
+    broken.parent.mkdir()
+    broken.write_text(json.dumps({"created_utc": [HOSTILE]}))
+    return sweep
+
+
+def words_of(command: str, sweep: Sweep) -> tuple[str | Path, ...]:
+    words = COMMANDS[command]
+    if command == "list":
+        return words
+    if command == "retry one":
+        return (*words, sweep.folder, ODD)
+    return (*words, sweep.runs()[0].folder if command == "logs" else sweep.folder)
+
+
+def is_harmless(said: str, *, log: bool = False) -> bool:
+    """Says whether text only prints: no control character but line breaks and a log's tabs."""
+    kept = "\n\t" if log else "\n"
+    is_text = all(c.isprintable() or c in kept for c in said)
+    return is_text and not re.search(r"^\W*(error|fix): *FORGED", said, re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_strangers_texts_only_print(sweep: Sweep, command: str, tmp_path: Path) -> None:
+    """In a pipe, whose reader may be a pager, a text is shown with its control characters named."""
+    result = skinjob(*words_of(command, sweep), cwd=tmp_path, PATH=NO_SLURM)
+    said = result.stdout + result.stderr
+    assert "Traceback" not in said
+    assert "u202e" in said, said
+    assert is_harmless(said, log=command == "logs"), repr(said)
+    if command == "logs":
+        assert "\ttabs" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["status", "watch", "list", "report", "logs", "retry"])
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_strangers_texts_leave_a_terminal_alone(
+    sweep: Sweep, command: str, columns: int, tmp_path: Path
+) -> None:
+    """On a terminal there is nothing besides text and our own colours."""
+    said = on_a_pty(
+        *SKINJOB, *words_of(command, sweep), cwd=tmp_path, columns=columns, PATH=NO_SLURM
+    )
+    assert "Traceback" not in said
+    said = re.sub(LIVE if command == "watch" else RICH, "", said.replace("\r\n", "\n"))
+    assert is_harmless(said, log=command == "logs"), repr(said)
+
+
+EVERY_DOOR = """
+import sys
+from skinjob import console
+evil = sys.argv[1]
+console.say(evil, colour="red")
+console.print_table(("a", "b"), [(evil, evil)])
+console.print_sentence(evil)
+with console.progress(evil, 2) as draw:
+    draw(1)
+line = console.StatusLine()
+line.show(evil, evil)
+line.clear()
+console.ask(evil)
+"""
+
+
+def test_no_door_to_the_terminal_lets_a_text_do_more_than_print(tmp_path: Path) -> None:
+    """Bars, questions and status lines have names of files and SLURM's words in them, too."""
+    said = on_a_pty(
+        sys.executable, "-c", EVERY_DOOR, HOSTILE, cwd=tmp_path, columns=300, typed="y\n"
+    )
+    assert "Traceback" not in said
+    said = re.sub(rf"{LIVE}|\x1b\[K", "", said.replace("\r\n", "\n"))
+    assert said.count(r"\u202e") >= 6
+    assert is_harmless(said), repr(said)
+
+
+def test_help_and_completion_only_print(sweep: Sweep, tmp_path: Path) -> None:
+    """A job file may be a stranger's, and the Tab key shows the names of sweeps."""
+    (tmp_path / "job.toml").write_text(f"[train]\ndata = {json.dumps(HOSTILE)}\n")
+    shown = skinjob("submit", "--job", "job.toml", "--help", cwd=tmp_path)
+    assert r"\u202e" in shown.stdout
+    assert is_harmless(shown.stdout), repr(shown.stdout)
+    make_sweep(tmp_path / "runs/plain", batch_sizes=(32,), epochs=1)
+    words = {"COMP_WORDS": "skinjob status ", "COMP_CWORD": "2"}
+    offered = skinjob(cwd=tmp_path, _SKINJOB_COMPLETE="bash_complete", **words).stdout
+    assert "plain" in offered
+    assert is_harmless(offered), repr(offered)

@@ -1,0 +1,364 @@
+"""What others could do to a user through skinjob's files, names and shells: nothing.
+
+`PYTHONPATH=tests/support python tests/cli/test_security.py` prints who may read
+and write each path, in Markdown.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import sweep_maker
+from commands import only_sweep, refusal, skinjob, standing
+from safetensors.numpy import load_file
+from state_dict_maker import write_old_layout
+from trees import make_sweep, make_tree
+
+from skinjob.errors import RunError
+from skinjob.queues import local
+from skinjob.report.build import build_report
+from skinjob.sweeps.layout import Run, Sweep
+
+ODD = """it's 100% "odd" \\ $(touch pwned) `touch pwned` ; touch pwned & ü"""
+SCRIPT = "<script>alert(1)"  # a folder's name has no slash
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI-K7MDENG",
+    "HF_TOKEN": "hf_qpwoeirutyalskdjfhg",
+    "https_proxy": "http://someone:pr0xyPassw0rd@127.0.0.1:9",
+    "SKINJOB_TEST_SECRET": "mnbvcxz-0987654321",
+}
+
+FOLDER, FILE = 0o777, 0o666
+BY_UMASK = "your umask decides"
+INSIDE = f"{BY_UMASK}; the folder is closed"
+MODES = [
+    # path, its mode before the umask or the mode that no umask changes, and why
+    ("weights", FOLDER, BY_UMASK),
+    ("weights/resnet18.safetensors", FILE, f"{BY_UMASK}; its digest is checked at every use"),
+    ("weights/SHA256SUMS", FILE, BY_UMASK),
+    ("weights/.fetch.lock", FILE, f"{BY_UMASK}; empty"),
+    ("runs", FOLDER, f"{BY_UMASK}; refused where everybody may write without a sticky bit"),
+    ("runs/.submit-*.lock", "0600", "empty, locked by a submit: who can read it can lock it"),
+    ("runs/.cache", FOLDER, BY_UMASK),
+    ("runs/.cache/views", FOLDER, f"{BY_UMASK}; a group that may write shares its views"),
+    ("runs/.cache/views/*.safetensors", FILE, f"{BY_UMASK}; numbers, which carry no code"),
+    ("runs/SWEEP", FOLDER, f"{BY_UMASK}; refused where everybody may write"),
+    ("runs/SWEEP/sweep.json", FILE, BY_UMASK),
+    ("runs/SWEEP/images.csv", FILE, BY_UMASK),
+    ("runs/SWEEP/submission", "0700", "jobs execute the pickles in it: whoever writes runs as you"),
+    ("runs/SWEEP/submission/*", FILE, INSIDE),
+    ("runs/SWEEP/submission/*seed*.lock", "0600", "empty, locked while a run's state is changed"),
+    ("runs/SWEEP/RUN", FOLDER, BY_UMASK),
+    ("runs/SWEEP/RUN/*", FILE, BY_UMASK),
+    ("runs/SWEEP/report", FOLDER, BY_UMASK),
+    ("runs/SWEEP/report/*", FILE, f"{BY_UMASK}; the page is meant for others"),
+    ("$TMPDIR/skinjob-UID", "0700", "locks of this machine's slots, in a place that all may write"),
+    ("$TMPDIR/skinjob-UID/slot-*.lock", "0600", "the same; whoever opens it can hold your slot"),
+]
+
+
+def allowed(mode: int | str, umask: int) -> str:
+    return mode if isinstance(mode, str) else f"{mode & ~umask:04o}"
+
+
+def mode_of(path: Path) -> str:
+    return f"{stat.S_IMODE(path.lstat().st_mode):04o}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A project after fetch, submit, train and report, all of it under names that are odd."""
+
+    folder: Path
+    umask: int
+    said: str
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / f"-runs {ODD}"
+
+    @property
+    def sweep(self) -> Sweep:
+        return only_sweep(self.runs)
+
+
+@pytest.fixture(scope="module", params=[0o022, 0o077, 0o002], ids=lambda umask: f"umask{umask:03o}")
+def story(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: Path
+) -> Iterator[Story]:
+    """The whole job, once for each umask, with secrets in the environment."""
+    before = os.umask(request.param)
+    try:
+        yield tell_story(tmp_path_factory.mktemp("story") / ODD, weights, request.param)
+    finally:
+        os.umask(before)
+
+
+def tell_story(here: Path, weights: Path, umask: int) -> Story:
+    here.mkdir()
+    here.chmod(0o755)
+    data = here / f"-data {ODD}"
+    make_tree(data, num_train=4, num_test=2)
+    for split in ("train", "test"):
+        (data / split / "benign").rename(data / split / SCRIPT)
+        (data / split / "malignant").rename(data / split / r"b$\frac{$")
+    source = publish(here, weights)
+    story = Story(here, umask, "")
+    (here / "job.toml").write_text("[train]\nepochs = 2\n[cluster]\ncluster = 'local'\n")
+    (here / "job.toml").rename(here / f"-job {ODD}")
+    (here / "tmp").mkdir()
+    said = [
+        call(story, "fetch-weights", "--source", source.name, "--out", f"-weights {ODD}"),
+        call(
+            story, "submit", "--batch-sizes", "4", "--wait", "--setup", "export SEEN=1",
+            "--job", f"-job {ODD}", "--data", data.name, "--runs", story.runs.name,
+            "--weights", f"-weights {ODD}/resnet18.safetensors", "--name", f"{SCRIPT} {NAME}",
+        ),
+    ]  # fmt: skip
+    said.append(call(story, "report", "--runs", story.runs.name))
+    return Story(here, umask, "".join(said))
+
+
+NAME = ODD.replace("/", "")
+
+
+def publish(here: Path, weights: Path) -> Path:
+    """Makes a .pth as torchvision publishes it, the digest in its name."""
+    made = write_old_layout(here / "made.pth", load_file(weights))
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+    return made.rename(made.with_name(f"resnet18-{digest[:8]}.pth"))
+
+
+def call(story: Story, *arguments: str) -> str:
+    result = skinjob(*arguments, cwd=story.folder, TMPDIR=str(story.folder / "tmp"), **SECRETS)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_odd_paths_train(story: Story) -> None:
+    """Spaces, quotes, %, backslashes, $, leading dashes: every path may have them all."""
+    assert set(standing(story.sweep).values()) == {"done"}
+    assert "\ufffd" not in story.said
+
+
+def test_no_text_of_the_users_reaches_a_shell(story: Story) -> None:
+    """What looks like a command in a path or a name is not executed, nor when a line is pasted."""
+    assert "touch pwned" in str(story.sweep.folder)
+    assert not list(story.folder.rglob("pwned"))
+    (line,) = set(re.findall(r"^next: +skinjob report (.*)$", story.said, re.M))
+    (word,) = shlex.split(line)
+    assert (story.folder / word).resolve() == story.sweep.folder.resolve()
+    assert not word.startswith("-")
+
+
+def test_no_secret_of_the_environment_lands_in_a_file(story: Story) -> None:
+    """Tokens and passwords that are in the environment stay there."""
+    files = [path for path in story.folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        for name, secret in SECRETS.items():
+            part = secret.split("@")[0].split(":")[-1].encode()
+            assert part not in content, f"{name} in {path}"
+            assert secret not in path.name
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_has_no_script_whatever_classes_and_sweeps_are_called(story: Story) -> None:
+    """A class folder or a sweep named as a script is shown by its name, and does nothing."""
+    page = Page(story.sweep.report_folder / "index.html")
+    assert "script" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert not [v for _, v in page.attributes if v.lower().startswith(("javascript", "http"))]
+    assert f"2 {SCRIPT}" in page.text  # test images of the class
+    assert story.sweep.name in page.text
+    for picture in story.sweep.report_folder.glob("*.svg"):
+        assert not ElementTree.parse(picture).findall(".//{http://www.w3.org/2000/svg}script")
+
+
+def test_every_path_has_the_rights_that_it_needs(story: Story) -> None:
+    """The umask decides who may read, but for what jobs execute and what locks a slot."""
+    made = story.folder
+    names = {
+        f"-weights {ODD}": "weights",
+        story.runs.name: "runs",
+        story.sweep.name: "SWEEP",
+        story.sweep.runs()[0].name: "RUN",
+        "tmp": "$TMPDIR",
+        f"skinjob-{os.getuid()}": "skinjob-UID",
+    }
+    seen = set()
+    for path in sorted(made.rglob("*")):
+        shown = "/".join(names.get(part, part) for part in path.relative_to(made).parts)
+        if not shown.startswith(("weights", "runs", "$TMPDIR/")):
+            continue  # made by the test
+        if shown.startswith("$TMPDIR/torchinductor_"):
+            assert not list(path.iterdir())  # torch's own: our compiled code is in runs/.cache
+            continue
+        rule = next((r for r in reversed(MODES) if fnmatch.fnmatchcase(shown, r[0])), None)
+        assert rule, f"{shown}: no rule"
+        assert mode_of(path) == allowed(rule[1], story.umask), shown
+        seen.add(rule[0])
+    assert seen == {rule[0] for rule in MODES}
+
+
+@pytest.fixture
+def sweep(project: Path) -> Sweep:
+    """A sweep's folders, as submit makes them, with nothing queued yet."""
+    return make_sweep(project / "skin_cancer", project / "weights/resnet18.safetensors",
+                      project / "runs", batch_sizes=(4,))  # fmt: skip
+
+
+def submit_again(sweep: Sweep, *more: str) -> subprocess.CompletedProcess[str]:
+    options = ("--batch-sizes", "4", "--epochs", "2", "--lr", "0.1", "--device", "cpu")
+    return skinjob(
+        "submit", *options, "--precision", "fp32", "--cluster", "local", "--name", "sweep", *more,
+        cwd=sweep.folder.parent.parent,
+    )  # fmt: skip
+
+
+def link(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to("elsewhere")
+
+
+def give_away(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("giving a folder to another user needs root")
+    os.chown(folder, 65534, 65534)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda f: f.chmod(0o777), lambda f: f.chmod(0o770), link, give_away],
+    ids=["open to all", "open to a group", "a link", "another user's"],
+)
+def test_a_submission_folder_that_others_could_fill_is_refused(
+    sweep: Sweep, spoil: Callable[[Path], None]
+) -> None:
+    """Neither submit nor the queue's own process goes near pickles that others could have put."""
+    spoil(sweep.submission_folder)
+    written = sweep.sweep_file.stat().st_mtime_ns
+    said = refusal(submit_again(sweep))
+    assert said == "runs/sweep/submission is not a private folder of yours"
+    assert sweep.sweep_file.stat().st_mtime_ns == written  # nothing had begun
+    for start in (local.start_queue, local.work):
+        with pytest.raises(RunError, match="is not a private folder of yours"):
+            start(sweep, [run.name for run in sweep.runs()])
+    assert not list(sweep.submission_folder.iterdir())
+
+
+@pytest.mark.parametrize("where", ["runs", "runs/sweep"])
+def test_a_folder_that_anybody_could_swap_is_refused(sweep: Sweep, where: str) -> None:
+    """A private folder is worth nothing where everybody may put another one in its place."""
+    folder = sweep.folder.parent.parent / where
+    folder.chmod(0o777)
+    assert f"{folder} can be written by everybody" in refusal(submit_again(sweep))
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o775], ids=["sticky", "open to a group"])
+def test_a_shared_place_that_is_usual_at_sites_is_taken(sweep: Sweep, mode: int) -> None:
+    """A sticky folder, and one that the user's group may write to, is taken."""
+    sweep.folder.parent.chmod(mode)
+    result = submit_again(sweep, "--dry-run")
+    assert result.returncode == 0, result.stderr
+
+
+def train(sweep: Sweep, run: Run) -> None:
+    from skinjob.train.job import run_job
+
+    run_job([run.folder])
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "", "..", ".", "a/b", 5, None])
+@pytest.mark.parametrize(
+    "command", [lambda sweep, _: build_report([sweep]), train], ids=["report", "train"]
+)
+def test_names_in_a_strangers_sweep_do_not_lead_out_of_it(
+    sweep: Sweep, name: object, command: Callable[[Sweep, Run], object]
+) -> None:
+    """A sweep.json can make nobody read or write beside its own folder."""
+    (run,) = sweep.runs()
+    sweep.sweep_file.write_text(json.dumps(sweep.info() | {"runs": [name]}))
+    here = sweep.folder.parent.parent
+    run.lock_file.touch()
+    before = {path for path in here.rglob("*") if run.folder not in path.parents}
+    with pytest.raises(RunError) as fault:
+        command(sweep, run)
+    said = "runs is" if not isinstance(name, str) else f"{name!r} is no run of this sweep"
+    assert f"sweep.json: {said}" in fault.value.message
+    assert {path for path in here.rglob("*") if run.folder not in path.parents} == before
+
+
+def test_a_sweep_that_lists_no_runs_is_refused(sweep: Sweep) -> None:
+    """A sweep.json that lacks its runs ends nothing in a traceback."""
+    for runs in ("bs0004", {"bs0004": 1}, None):
+        sweep.sweep_file.write_text(json.dumps({"runs": runs}))
+        with pytest.raises(RunError, match="runs is "):
+            sweep.runs()
+
+
+def test_a_sweeps_name_is_no_formula(tmp_path: Path) -> None:
+    """Dollar signs and underscores in names are drawn as they are, in every picture."""
+    names = (r"a$\frac{$b", "_under")
+    sweeps = [
+        sweep_maker.make_sweep(tmp_path / name, epochs=3, batch_sizes=(32,)) for name in names
+    ]
+    report = build_report(sweeps, tmp_path / "out")
+    drawn = (tmp_path / "out/comparison.svg").read_text()
+    assert report.folder == tmp_path / "out"
+    for name in names:
+        assert f"{name} 32" in re.sub(r"&amp;", "&", drawn)
+
+
+def test_no_code_of_ours_starts_a_shell() -> None:
+    """Commands are lists of words; the one text for a shell is what submitit makes, quoted."""
+    package = Path(sys.modules["skinjob"].__file__ or "").parent
+    for module in package.rglob("*.py"):
+        text = module.read_text()
+        for word in ("shell=True", "os.system", "os.popen", "getoutput"):
+            assert word not in text, f"{word} in {module}"
+
+
+def print_table() -> None:
+    """Prints who may do what with each path, in Markdown."""
+    umasks = (0o022, 0o077, 0o002)
+    print("| path |", " | ".join(f"umask {u:03o}" for u in umasks), "| why |")
+    print("| --- |" + " --- |" * (len(umasks) + 1))
+    for path, mode, why in MODES:
+        print(f"| {path} |", " | ".join(allowed(mode, u) for u in umasks), f"| {why} |")
+
+
+if __name__ == "__main__":
+    print_table()

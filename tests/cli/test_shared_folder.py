@@ -1,0 +1,289 @@
+"""A folder of runs that others can see, and folders that cannot be written: nobody spoils anything.
+
+The other user is a real one, the mounts are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import sweep_maker
+from cluster import Slurm
+from commands import refusal, skinjob, wait_until
+from trees import make_sweep
+
+from skinjob.files import write_json
+from skinjob.status.status import queue_lock, standings
+from skinjob.sweeps.layout import RunState
+
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+AN_HOUR_S = 3600
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be two users one has to be root")
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": "/nonexistent"}
+
+
+def as_nobody(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` as a user who belongs to no group of ours."""
+    command = [*NOBODY, sys.executable, "-m", "skinjob", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A project whose files a group mate can read and write; pytest's own folders are private."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def open_slurm(slurm: Slurm) -> Iterator[Slurm]:
+    """The cluster with its configuration and its munge socket in the reach of other users."""
+    places = (slurm.state, *slurm.state.parents)
+    private = [place for place in places if place.stat().st_mode & 0o077 == 0]
+    for place in private:
+        place.chmod(0o711)
+    yield slurm
+    for place in private:
+        place.chmod(0o700)
+
+
+def share(folder: Path) -> None:
+    """Gives the mate's group all rights, but for what is private."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 0, 65534)
+        if "submission" not in path.parts:
+            path.chmod(0o775 if path.is_dir() else 0o664)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "command",
+    [("status", "sweep"), ("list",), ("report", "sweep"), ("logs", "sweep/bs0004-lr0.1-seed0")],
+    ids=" ".join,
+)
+def test_a_look_of_a_group_mate_changes_no_run(
+    project: Path, group: Path, command: tuple[str, ...]
+) -> None:
+    """Whoever cannot see into another's queue concludes nothing, and writes nothing."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    sweep = make_sweep(data, weights, group / "runs", batch_sizes=(4, 8))
+    waiting, running = sweep.runs()
+    old = "2026-01-01T00:00:00Z"
+    write_json(waiting.state_file, asdict(RunState(queued_utc=old)))
+    at_work = RunState(state="running", host="elsewhere", pid=1, started_utc=old, heartbeat_utc=old)
+    write_json(running.state_file, asdict(at_work))
+    share(group)
+    with queue_lock(sweep).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a queue is at work
+        before = [run.state_file.read_bytes() for run in sweep.runs()]
+        result = as_nobody(*command, cwd=group)
+        assert [run.state_file.read_bytes() for run in sweep.runs()] == before
+    assert "Traceback" not in result.stderr
+    if command[0] == "status":
+        assert "1 running, 1 waiting" in result.stdout
+        assert "only root can see whether it still runs" in result.stdout
+
+
+@needs_root
+def test_a_colleagues_closed_sweep_is_in_nobodys_way(project: Path, group: Path) -> None:
+    """With a umask of 077 a colleague closes sweep and cache to others, who go on without them."""
+    for name in ("skin_cancer", "weights"):
+        shutil.copytree(project / name, group / name)
+        (group / name).chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        runs, weights = group / "runs", group / "weights/resnet18.safetensors"
+        sweep = make_sweep(group / "skin_cancer", weights, runs, batch_sizes=(4,))
+        sweep.views_folder.mkdir(parents=True)
+    finally:
+        os.umask(before)
+    runs.chmod(0o1777)
+    grid = ("--cluster", "local", "--batch-sizes", "4")
+    for command, code in (
+        (("submit", *grid, "--dry-run"), 0),
+        (("doctor", *grid), 0),
+        (("list",), 0),
+        (("clean",), 0),
+        (("status",), 1),
+        (("report",), 1),
+    ):
+        result = as_nobody(*command, cwd=group)
+        assert result.returncode == code, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+    look = "import skinjob.sweeps.layout as r; print(r.Sweep(r.Path('runs/x')).cache_folder)"
+    own = [*NOBODY, sys.executable, "-c", look]
+    seen = subprocess.run(own, cwd=group, env=environment(), capture_output=True, text=True)
+    assert seen.stdout == "runs/.cache-65534\n", seen.stderr
+    assert sweep.cache_folder == runs / ".cache"
+
+
+@needs_root
+def test_a_group_mate_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Path) -> None:
+    """Of another user's sweep SLURM is asked for that user's jobs; what it hides is not lost."""
+    done = {"bs0032-lr0.01-seed0": 1, "bs0064-lr0.01-seed0": 1}
+    sweep = sweep_maker.make_sweep(group / "runs/s", batch_sizes=(32, 64), epochs=2, finished=done)
+    sweep.submission_folder.mkdir(mode=0o700)
+    script = sweep.submission_folder / "job.sh"
+    script.write_text("#!/bin/sh\nsleep 600\n")
+    submit = ["sbatch", "--parsable", "--chdir=/tmp", "--output=/dev/null", script]
+    job = open_slurm.run(submit, check=True).stdout.strip()
+    try:
+        wait_until(lambda: "R" in open_slurm.run(["squeue", "-h", "-o%t", "-j", job]).stdout)
+        first, second = sweep.runs()
+        info = sweep.info() | {"jobs": {first.name: job, second.name: "999999"}}
+        write_json(sweep.sweep_file, info)
+        share(group)
+        before = [run.state_file.read_bytes() for run in sweep.runs()]
+        command = [*NOBODY, sys.executable, "-m", "skinjob", "status", "s"]
+        result = open_slurm.run(command, cwd=group, env=environment())
+    finally:
+        open_slurm.run(["scancel", job], check=True)
+    assert "2 running" in result.stdout, result.stdout + result.stderr
+    assert "SLURM shows you no such job of root" in result.stdout
+    assert [run.state_file.read_bytes() for run in sweep.runs()] == before
+
+
+@needs_root
+def test_a_link_to_a_colleagues_sweep_is_the_colleagues(project: Path, group: Path) -> None:
+    """Through a link of one's own nothing is written to it either, and it hides no other sweep."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    sweep = make_sweep(data, weights, group / "runs", batch_sizes=(4,))
+    share(group)
+    (group / "mine").mkdir()
+    (group / "mine/linked").symlink_to(sweep.folder)
+    for path in (group / "mine", group / "mine/linked"):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    (state,) = [run.state_file for run in sweep.runs()]
+    write_json(state, asdict(RunState(queued_utc="2026-01-01T00:00:00Z")))
+    state.chmod(0o666)
+    before = state.read_bytes()
+    for command, code in (("list", 0), ("status", 3)):
+        result = as_nobody(command, "--runs", "mine", cwd=group)
+        assert result.returncode == code, result.stdout + result.stderr
+    words = refusal(as_nobody("cancel", "mine/linked", cwd=group))
+    assert words == "sweep mine/linked belongs to root"
+    assert state.read_bytes() == before
+
+
+def test_a_pipe_in_the_place_of_a_sweeps_file_stops_no_command(tmp_path: Path) -> None:
+    """What is no file is not waited for; the other sweeps are shown."""
+    sweep_maker.make_sweep(tmp_path / "runs/good")
+    (tmp_path / "runs/bad").mkdir()
+    os.mkfifo(tmp_path / "runs/bad/sweep.json")
+    result = skinjob("list", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "good" in result.stdout
+    assert "bad/sweep.json is not a file" in result.stdout
+
+
+@needs_root
+def test_a_view_that_another_user_has_closed_is_computed_anew(group: Path) -> None:
+    """A file that is there and cannot be read is not waited for."""
+    look = (
+        "import sys; from pathlib import Path; from skinjob.train.cache import ViewCache\n"
+        "cache, key = ViewCache(Path(sys.argv[1])), {'view': '1'}\n"
+        "cache.file(key).exists() or cache.file(key).write_bytes(b'x')\n"
+        "print(cache.has(key), cache.read(key, 1) if len(sys.argv) > 2 else '')\n"
+    )
+    (group / "views").mkdir()
+    words = [sys.executable, "-c", look, group / "views"]
+    subprocess.run(words, env=environment(), check=True, capture_output=True)
+    (view,) = (group / "views").iterdir()
+    view.chmod(0o600)
+    (group / "views").chmod(0o777)
+    seen = subprocess.run(
+        [*NOBODY, *words, "read"], env=environment(), capture_output=True, text=True
+    )
+    assert seen.stdout == "False None\n", seen.stderr
+
+
+def test_a_node_whose_clock_is_ahead_does_not_keep_a_dead_run_running(
+    project: Path, tmp_path: Path
+) -> None:
+    """A heartbeat from the future says nothing: the file's own time does."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    sweep = make_sweep(data, weights, tmp_path / "runs", batch_sizes=(4,))
+    (run,) = sweep.runs()
+    ahead = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + AN_HOUR_S))
+    state = RunState(
+        state="running", host="elsewhere", pid=1, started_utc=ahead, heartbeat_utc=ahead
+    )
+    write_json(run.state_file, asdict(state))
+    assert [one.state for one in standings(sweep)] == ["running"]  # it has just been written
+    two_minutes_ago = time.time() - 120
+    os.utime(run.state_file, (two_minutes_ago, two_minutes_ago))
+    assert [one.state for one in standings(sweep)] == ["lost"]
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+COMMANDS = (
+    ("cancel", "sweep"),
+    ("clean", "--yes"),
+    ("train", "runs/sweep/bs0004-lr0.1-seed0"),
+    ("submit", "--name", "other", "--cluster", "local", "--batch-sizes", "4"),
+    ("demo", "--folder", "runs/demo"),
+)
+
+
+@needs_root
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
+def test_a_read_only_folder_is_two_lines(project: Path, command: tuple[str, ...]) -> None:
+    """What cannot be written is named, and nothing ends in a traceback."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    make_sweep(data, weights, project / "runs", batch_sizes=(4,))
+    with read_only(project / "runs"):
+        words = refusal(skinjob(*command, cwd=project))
+    assert "runs" in words
+    assert "read-only file system" in words.lower()
+
+
+@needs_root
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
+def test_another_users_folder_is_two_lines(
+    project: Path, group: Path, command: tuple[str, ...]
+) -> None:
+    """A user without rights is told which folder it is."""
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    make_sweep(data, weights, group / "runs", batch_sizes=(4,))
+    assert len(refusal(as_nobody(*command, cwd=group))) > 10
+
+
+@pytest.mark.parametrize("command", ["status", "list", "submit", "report", "clean", "config"])
+def test_a_working_folder_that_is_gone_is_two_lines(tmp_path: Path, command: str) -> None:
+    """A folder that was removed while a shell was in it is named as such."""
+    here = tmp_path / "gone"
+    here.mkdir()
+    code = "import os, sys; from skinjob.cli import main; os.rmdir(os.getcwd()); main(sys.argv[1:])"
+    result = subprocess.run(
+        [sys.executable, "-c", code, command],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in result.stderr, result.stderr

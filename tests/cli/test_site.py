@@ -1,0 +1,376 @@
+"""A site's own ways: its profile, which value wins and why, and what sbatch is handed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commands import refusal, skinjob
+from terminal import SKINJOB, terminal
+
+from skinjob.config import ClusterConfig, read_job_file
+from skinjob.doctor.profile import Rights, Site, choose, profile_text, read_sinfo
+from skinjob.errors import ConfigError
+from skinjob.flags import SET_FLAGS
+from skinjob.queues.slurm.environment import slurm_environment
+from skinjob.queues.slurm.executor import sbatch_script
+from skinjob.queues.slurm.refusals import refusal as refusal_of
+from skinjob.sources import DEFAULT_SITE, SITE_KEYS
+from skinjob.submit.python import python_note
+from skinjob.sweeps.layout import Sweep
+
+ROOT = Path(__file__).parents[2]
+PROFILES = sorted((ROOT / "jobs/sites").glob("*.toml"))
+GOLDEN = ROOT / "tests/golden/sbatch"
+
+
+def profile(file: Path) -> ClusterConfig:
+    values = read_job_file(file, SITE_KEYS, "site profile")
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return ClusterConfig(**values | lists)
+
+
+def config(cwd: Path, *arguments: str, **env: str) -> dict[str, dict[str, dict[str, object]]]:
+    result = skinjob("config", "--json", *arguments, cwd=cwd, **env)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, dict[str, dict[str, object]]] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.stem)
+def test_an_example_profile_gives_this_sbatch_script(file: Path) -> None:
+    """What an admin reads of each example, to the letter.
+
+    After a change that is meant: SKINJOB_WRITE_GOLDEN=1 pytest tests/cli/test_site.py -k script
+    """
+    cluster = replace(profile(file), cluster="slurm")
+    if not cluster.python:
+        cluster = replace(cluster, python="PYTHON")
+    script = sbatch_script(Sweep(Path("/RUNS/sweep")), 4, cluster)
+    golden = GOLDEN / f"{file.stem}.sh"
+    if os.environ.get("SKINJOB_WRITE_GOLDEN"):
+        golden.write_text(script)
+    assert script == golden.read_text()
+
+
+def test_every_golden_script_has_its_example() -> None:
+    """No script is left of an example that went."""
+    assert [file.stem for file in sorted(GOLDEN.glob("*.sh"))] == [file.stem for file in PROFILES]
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({}, "--gpus-per-node=1"),
+        ({"gpu_type": "a100"}, "--gpus-per-node=a100:1"),
+        ({"gpu_flag": "gres"}, "--gres=gpu:1"),
+        ({"gpu_flag": "gpus", "gpu_type": "a100"}, "--gpus=a100:1"),
+        ({"mem_flag": "mem-per-cpu", "mem_gb": 1, "cpus": 3}, "--mem-per-cpu=342M"),
+        ({"mem_flag": "mem-per-gpu", "mem_gb": 1.5}, "--mem-per-gpu=1536M"),
+        ({"mem_flag": "mem-per-gpu", "gpus": 0}, "--mem=8192M"),
+        ({"requeue": False}, "--no-requeue"),
+    ],
+)
+def test_gpu_and_memory_are_asked_for_as_the_site_takes_them(
+    asked: dict[str, object], line: str
+) -> None:
+    """One way of asking and no other, and never less memory than was asked for."""
+    script = sbatch_script(Sweep(Path("/RUNS/sweep")), 1, ClusterConfig(**asked))
+    assert f"#SBATCH {line}\n" in script
+    flags = [text.split("=")[0] for text in script.splitlines() if text.startswith("#SBATCH")]
+    assert sum("mem" in flag for flag in flags) == 1
+    assert sum(flag.endswith(("gpus", "gpus-per-node", "gres")) for flag in flags) <= 1
+    assert not {"#SBATCH --wckey", "#SBATCH --mail-type"} & set(flags)
+
+
+@pytest.mark.parametrize("flag", SET_FLAGS)
+def test_a_flag_that_skinjob_sets_is_refused_with_the_option_for_it(flag: str) -> None:
+    """Two words on one thing would leave it to sbatch which holds; its beginning is as good."""
+    for given in (f"--{flag}=1", f"--{flag[:-1]}"):
+        with pytest.raises(ConfigError, match="set by skinjob itself") as fault:
+            ClusterConfig(sbatch=(given,))
+        assert "skinjob submit" in fault.value.remedy
+        assert SET_FLAGS[flag] is None or "--" in fault.value.remedy
+
+
+@pytest.mark.parametrize(
+    "flags", [("-C x",), ("--hint",) * 2, ("--a b",), ("hint=x",), ("--hint=a\n#SBATCH",), ("",)]
+)
+def test_a_flag_is_one_word_and_there_once(flags: tuple[str, ...]) -> None:
+    """What would be another line of the script, or lost, is refused."""
+    with pytest.raises(ConfigError, match="sbatch is "):
+        ClusterConfig(sbatch=flags)
+
+
+def test_the_nearer_source_wins_and_is_named(tmp_path: Path) -> None:
+    """Flag, variable, job file, site profile, own profile, built in: in this order."""
+    (tmp_path / "jobs/sites").mkdir(parents=True)
+    (tmp_path / "own/skinjob").mkdir(parents=True)
+    cpus, mem, time, qos = "cpus = {}\n", "mem_gb = {}\n", "time_min = {}\n", "qos = 'q{}'\n"
+    (tmp_path / "jobs/default.toml").write_text(
+        "[cluster]\n" + (cpus + mem + time).format(13, 13, 13)
+    )
+    (tmp_path / "jobs/site.toml").write_text(
+        "[cluster]\n" + (cpus + mem + time + qos).format(14, 14, 14, 14)
+    )
+    own = "account = 'mine'\n" + (cpus + mem + time + qos).format(15, 15, 15, 15)
+    (tmp_path / "own/skinjob/site.toml").write_text("[cluster]\n" + own)
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "own"), "SKINJOB_SUBMIT_MEM": "2"}
+    told = config(tmp_path, "--cpus", "1", SKINJOB_SUBMIT_CPUS="2", **env)["cluster"]
+    found = {name: tuple(told[name].values()) for name in told}
+    assert found["cpus"] == (1, "--cpus")
+    assert found["mem_gb"] == (2, "SKINJOB_SUBMIT_MEM")
+    assert found["time_min"] == (13, "jobs/default.toml")
+    assert found["qos"] == ("q14", "jobs/site.toml")
+    assert found["account"] == ("mine", f"{tmp_path}/own/skinjob/site.toml")
+    assert found["partition"] == (None, "built in")
+
+    (tmp_path / "jobs/sites/other.toml").write_text("[cluster]\nqos = 'other'\n")
+    told = config(tmp_path, "--site", "other", "--job", "jobs/default.toml", **env)["cluster"]
+    assert told["qos"] == {"value": "other", "source": "jobs/sites/other.toml"}
+    assert told["cpus"]["value"] == 13  # the job file wins wherever it stands among the words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "message"),
+    [
+        ([], "[cluster]\npartion = 'x'", "site profile jobs/site.toml: unknown key in [cluster]"),
+        ([], "[train]\nepochs = 2", "site profile jobs/site.toml: unknown table: 'train'"),
+        ([], "[cluster]\nsbatch = 5", "site profile jobs/site.toml: sbatch is 5, and must be a"),
+        ([], "[cluster]\ngpu_flag = 'x'", "site profile jobs/site.toml: Invalid value for"),
+        (["--site", "no"], "", "site profile jobs/sites/no.toml: no such file"),
+    ],
+)
+def test_a_slip_in_a_profile_names_the_profile(
+    tmp_path: Path, arguments: list[str], content: str, message: str
+) -> None:
+    """Of four places where a value may be written, the error names the one."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/site.toml").write_text(content)
+    result = skinjob("config", *arguments, cwd=tmp_path)
+    assert message in refusal(result, code=2 if "Invalid" in message else 1)
+
+
+@pytest.mark.parametrize("command", ["config", "doctor", "submit"])
+def test_a_value_of_a_profile_that_cannot_work_is_mended_in_the_profile(
+    tmp_path: Path, command: str
+) -> None:
+    """The fix opens the file that says it: an option would be needed at every call."""
+    (tmp_path / "my q.toml").write_text("[cluster]\naccount = 'a b'\ntime_min = 4\n")
+    result = skinjob(command, "--site", "my q.toml", cwd=tmp_path)
+    assert refusal(result).startswith("site profile my q.toml: time is 4, and must be 5 to 525600")
+    assert result.stderr.endswith("fix:   ${EDITOR:-vi} 'my q.toml'\n")
+    result = skinjob(command, "--site", "my q.toml", cwd=tmp_path, SKINJOB_SUBMIT_TIME="3")
+    assert refusal(result).startswith("SKINJOB_SUBMIT_TIME: time is 3, and must be")
+    assert "fix:   unset SKINJOB_SUBMIT_TIME " in result.stderr
+    result = skinjob(command, "--site", "my q.toml", "--time", "2", cwd=tmp_path)
+    assert refusal(result).startswith("time is 2, and must be")
+    assert "fix:   skinjob submit --time 120" in result.stderr
+
+
+def test_config_shows_what_does_not_print_escaped(tmp_path: Path) -> None:
+    """A profile of another's hand cannot colour or move what is on the screen."""
+    (tmp_path / "q.toml").write_text('[cluster]\nsetup = ["a\\u001b[31mb\\u0007"]\n')
+    result = skinjob("config", "--site", "q.toml", cwd=tmp_path)
+    assert " a\\x1b[31mb\\x07 " in result.stdout
+    assert result.stdout.replace("\n", "").isprintable()
+
+
+def test_config_keeps_paths_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+    """A path can be copied from any terminal; other values go on in a line below."""
+    path = "/shared/group/images/of/last/year/skin_cancer"
+    setup = " ".join(f"word{number}" for number in range(20))
+    with terminal(
+        *(*SKINJOB, "config", "--data", path, "--setup", setup), cwd=tmp_path, columns=50, lines=90
+    ) as narrow:
+        narrow.show("exit 0")
+        joined = narrow.tmux("capture-pane", "-p", "-J")  # as one copies it
+    assert f" {path}  --data" in joined
+    assert "word0 word1 " in joined
+    assert setup not in joined
+    assert {f"word{number}" for number in range(20)} <= set(joined.split())
+    assert sum(len(line.rstrip()) > 50 for line in joined.splitlines()) == 2  # data and weights
+
+
+def test_git_leaves_the_profile_of_this_cluster_alone() -> None:
+    """What init-site writes is of one cluster and one person, and is in nobody's commit."""
+    assert f"/{DEFAULT_SITE}" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_config_is_as_strict_as_submit(tmp_path: Path) -> None:
+    """It shows nothing that submit would refuse."""
+    result = skinjob("config", "--lr", "0.1,0", cwd=tmp_path)
+    assert refusal(result) == "lr is 0.0, and must be a number above 0"
+
+
+SINFO = """\
+CLUSTER: lab
+cpu*|up|3-00:00:00|64|256000|(null)|(null)|9|idle
+gpu|up|1-00:00:00|32+|128000+|gpu:v100:2(S:0-1)|nvlink|3|mixed
+gpu|up|1-00:00:00|64|512000|gpu:a100:4|nvlink,ib|2|idle
+gpu|up|1-00:00:00|64|512000|gpu:h100:8|nvlink|1|down*
+debug|up|10:00|4|2000|gpu:v100:1|(null)|1|idle
+old|down|infinite|32|128000|gpu:k80:8|(null)|50|idle
+dense|up|10:00|8|64000|gpu:a100:4|(null)|1|idle
+thin|up|10:00|2|64000|gpu:a100:4|(null)|1|idle
+"""
+
+
+def test_the_profile_is_of_the_partition_that_has_gpus_and_is_up() -> None:
+    """Not the default without GPUs, nor the larger that is down, nor the type whose node is."""
+    site = Site(partitions=read_sinfo(SINFO), rights=Rights(), has_gpu_flags=True)
+    choice = choose(site)
+    assert choice.values == {
+        "cluster": "slurm",
+        "partition": "gpu",
+        "gpu_type": "a100",
+        "time_min": 120,
+        "mem_gb": 8,
+        "cpus": 4,
+    }
+    assert "others: v100 (6)" in choice.reasons["gpu_type"]
+    assert "h100" not in profile_text(choice)
+    assert "constraint: ib, nvlink" in profile_text(choice)
+
+
+def test_a_small_partition_is_asked_for_no_more_than_it_has() -> None:
+    """A profile's values are within the limits, though the usual ones are not."""
+    site = Site(partitions=read_sinfo(SINFO), rights=Rights(), has_gpu_flags=False)
+    values = choose(site, "debug").values
+    assert (values["time_min"], values["mem_gb"], values["cpus"]) == (10, 1.5, 4)
+    assert values["gpu_flag"] == "gres"
+
+
+@pytest.mark.parametrize(
+    ("partition", "cpus", "why"),
+    [
+        ("dense", 2, "the largest node of dense has 8, 2 for each of its 4 GPUs"),
+        ("thin", 1, "the largest node of thin has 2, 0 for each of its 4 GPUs"),
+        ("debug", 4, "the largest node of debug has 4"),
+        ("cpu", 4, "the largest node of cpu has 64"),
+    ],
+)
+def test_a_profile_takes_the_cores_that_belong_to_one_gpu(
+    partition: str, cpus: int, why: str
+) -> None:
+    """With more, jobs would wait for cores while GPUs are free; and a job needs one at least."""
+    choice = choose(Site(read_sinfo(SINFO), Rights(), has_gpu_flags=True), partition)
+    assert (choice.values["cpus"], choice.reasons["cpus"]) == (cpus, f"cores; {why}")
+
+
+def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
+    """Where the default would be refused, one of the user's that is taken stands in its place."""
+    rights = Rights(accounts=("lab", "ml", "art"), qos=("normal",))
+    gpu = read_sinfo(SINFO)[1]
+    for allowed, account in (((), None), (("lab",), None), (("art", "ml"), "ml")):
+        site = Site((replace(gpu, accounts=allowed),), rights, has_gpu_flags=True)
+        assert choose(site).values.get("account") == account
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "message", "fix"),
+    [
+        ("Invalid feature specification", {"constraint": "zz"}, "--constraint zz", "%f"),
+        ("Invalid qos specification", {"qos": "zz"}, "--qos zz", "sacctmgr"),
+        ("Requested reservation is invalid", {"reservation": "zz"}, "--reservation zz", "scontrol"),
+        ("Invalid node name specified", {"exclude": "zz"}, "--exclude zz", "sinfo --Node"),
+        ("Invalid --mail-type specification", {"mail": "a"}, "--mail-type END,FAIL", "man sbatch"),
+        ("Memory specification can not be satisfied", {}, "--mem 8, --mem-flag mem", "%m"),
+        ("Invalid license specification", {"sbatch": ("--licenses=z",)}, "=--licenses=z", "--help"),
+    ],
+)
+def test_a_refusal_names_the_value_that_sbatch_means(
+    said: str, asked: dict[str, object], message: str, fix: str
+) -> None:
+    """sbatch says what kind of thing is wrong, and leaves out which."""
+    text = f"failed:\nsbatch: error: Batch job submission failed: {said}"
+    fault = refusal_of(text, ClusterConfig(**asked))
+    assert fault.message.startswith(f"sbatch refused: {said} (")
+    assert message in fault.message
+    assert fix in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["Your last session timed out", "Batch job submission failed: Access denied"],
+            "sbatch refused: Access denied",
+        ),
+        (
+            ["Welcome", "Batch job submission failed: Socket timed out on send/recv operation"],
+            "SLURM did not say whether it took the jobs: Socket timed out on send/recv operation",
+        ),
+        (
+            ["Welcome", "Memory specification can not be satisfied",
+             "Batch job submission failed: Requested node configuration is not available"],
+            "sbatch refused: Memory specification can not be satisfied (--mem 8, --mem-flag mem)",
+        ),
+        (
+            ["Take more cores", "cli_filter plugin terminated with error"],
+            "sbatch refused: Take more cores",
+        ),
+        (["Batch job submission failed: Unspecified error"], "sbatch refused: Unspecified error"),
+        (["--mail-type needs a word", "Try again"],
+         "sbatch refused: --mail-type needs a word; Try again"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_found_among_a_site_s_own_lines(lines: list[str], message: str) -> None:
+    """What a plugin or a wrapper prints is neither the reason nor a silence of SLURM's."""
+    said = "".join(f"sbatch: error: {line}\n" for line in lines)
+    assert refusal_of(f"a wrapper speaks\n{said}", ClusterConfig()).message.startswith(message)
+
+
+def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever submits from inside a job gets the same job, on the same cluster."""
+    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SBATCH_PARTITION", "SQUEUE_STATES"):
+        monkeypatch.setenv(name, "7")
+    for name in ("SLURM_CONF", "SLURM_CLUSTERS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "x")
+    left = {name for name in slurm_environment() if name.startswith(("S", "CUDA"))}
+    assert left & {name for name in left if name.startswith(("SLURM", "SBATCH", "SQ", "CUDA"))} == {
+        "SLURM_CONF",
+        "SLURM_CLUSTERS",
+    }
+
+
+@pytest.mark.parametrize(
+    ("setup", "python", "said"),
+    [
+        ((), "PYTHON -IS", "lacks skinjob"),
+        (("export X=1",), None, None),
+        (("module load torch",), "PYTHON -IS", "was not tried: here it says: "),
+        (
+            ("printf 'Run conda init.\\n\\n  then again\\nIMPORTANT: close it\\n' >&2; false",),
+            "PYTHON -IS",
+            "it says: Run conda init.; then again; IMPORTANT: close it",
+        ),
+        ((), "apptainer-of-nodes exec x.sif python3", "apptainer-of-nodes"),
+        (("exit 3",), None, "ends with exit code 3"),
+    ],
+    ids=["lacking", "whole", "module", "conda", "container", "exit"],
+)
+def test_the_python_of_the_jobs_is_tried_here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setup: tuple[str, ...],
+    python: str | None,
+    said: str | None,
+) -> None:
+    """A Python that lacks a package is told before the queue; one that is not here is a note."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    cluster = ClusterConfig(setup=setup, python=python and python.replace("PYTHON", sys.executable))
+    if said and said.startswith("lacks"):
+        with pytest.raises(ConfigError, match=said):
+            python_note(cluster)
+    elif said is None:
+        assert python_note(cluster) is None
+    else:
+        assert said in str(python_note(cluster))

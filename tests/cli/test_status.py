@@ -1,0 +1,227 @@
+"""`skinjob status` and `skinjob list` where no SLURM is: tables, terminals, what programs read."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import refusal, skinjob
+from sweep_maker import make_sweep
+from terminal import SKINJOB, terminal
+
+from skinjob.files import write_json
+from skinjob.sweeps.layout import BY_YOU, Run, RunState, Sweep, run_name, utc_now
+
+NO_SLURM = "/nonexistent"  # a PATH
+FIRST, SECOND, THIRD, FOURTH = (run_name(size, 0.01, 0) for size in (32, 64, 128, 256))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """A sweep on SLURM: one run is at work, one was started again, one waits, one is done."""
+    began, now = "2026-01-01T10:00:00Z", "2026-01-01T10:10:30Z"
+    running = RunState(
+        state="running",
+        host="gpu-node-017",
+        attempts=3,
+        resumed_epoch=5,
+        epoch=10,
+        epoch_utc="2026-01-01T10:10:00Z",
+        images_per_s=1234.5,
+        started_utc=began,
+        heartbeat_utc=now,
+    )
+    first = RunState(state="running", host="gpu-node-018", attempts=1, heartbeat_utc=now)
+    return make_sweep(
+        tmp_path / "runs/sweep",
+        finished={FIRST: 10, SECOND: 0, THIRD: 0, FOURTH: 20},
+        states={FIRST: running, SECOND: first, THIRD: RunState(queued_utc=utc_now())},
+    )
+
+
+def test_programs_read_all_that_is_known(sweep: Sweep, tmp_path: Path) -> None:
+    """--json is one object; time left is at the pace since the job began, not the run."""
+    result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
+    assert result.returncode == 3
+    said = json.loads(result.stdout)
+    runs = {one.pop("run"): one for one in said.pop("runs")}
+    assert said == {"sweep": "sweep", "folder": str(sweep.folder), "slurm": "does not answer"}
+    first = runs[FIRST]
+    assert (first["state"], first["epoch"], first["epochs"]) == ("running", 10, 20)
+    assert (first["node"], first["job"], first["requeues"]) == ("gpu-node-017", "12_0", 2)
+    # 5 epochs in 600 s: 10 more take 1,200 s, and 30 s of them are over.
+    assert (first["images_per_s"], first["left_s"]) == (1234.5, 1170)
+    assert 0.5 < first["accuracy"] < 1
+    assert runs[SECOND]["left_s"] is None, "nobody knows before its first epoch"
+    assert (runs[THIRD]["state"], runs[THIRD]["node"]) == ("waiting", None)
+    assert set(first) == set(runs[FOURTH])
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        (60, "run state epoch accuracy left"),
+        (100, "run state epoch accuracy images/s left node job requeues"),
+        (200, "run state epoch accuracy images/s left node job requeues"),
+    ],
+)
+def test_a_table_fits_its_terminal(sweep: Sweep, tmp_path: Path, columns: int, names: str) -> None:
+    """In a narrow one the less important columns give way; nothing is cut or broken."""
+    with terminal(*SKINJOB, "status", cwd=tmp_path, columns=columns, PATH=NO_SLURM) as shown:
+        screen = shown.show("exit 3")
+        assert "\x1b[36mrunning" in shown.coloured(), "a colour, beside the word"
+    lines = screen.splitlines()
+    header = next(line for line in lines if line.startswith("run "))
+    assert header.split() == names.split()
+    at = lines.index(header)
+    assert [line.split()[0] for line in lines[at + 1 : at + 5]] == [FIRST, SECOND, THIRD, FOURTH]
+    assert all(len(line) <= columns for line in lines)
+    assert "4 runs: 2 running, 1 waiting, 1 done" in lines
+
+
+def test_without_colours_the_words_are_the_same(sweep: Sweep, tmp_path: Path) -> None:
+    """NO_COLOR is heeded, and a state is a word whether it has a colour or not."""
+    with terminal(
+        *SKINJOB, "status", cwd=tmp_path, columns=100, PATH=NO_SLURM, NO_COLOR="1"
+    ) as plain:
+        plain.show("exit 3")
+        assert not re.search(r"\x1b\[3[0-7]m", plain.coloured())
+        assert f"{FIRST}  running" in plain.screen()
+
+
+def test_a_watch_redraws_in_place(sweep: Sweep, tmp_path: Path) -> None:
+    """Nothing scrolls away while it goes on; at its end the cursor and the exit code are there."""
+    with terminal(
+        *SKINJOB, "status", "--watch", cwd=tmp_path, columns=60, lines=12, PATH=NO_SLURM
+    ) as shown:
+        shown.show(f"{FIRST}  running")
+        assert not shown.ask("cursor_flag"), "it is hidden while the screen is redrawn"
+        Run(sweep.folder / FIRST).update_state(epoch=11)
+        screen = shown.show(" 11/20 ")
+        assert screen.count(FIRST) == 1
+        for run in sweep.runs():
+            run.update_state(state="done", epoch=20)
+        screen = shown.show("exit 0")
+        assert screen.count(FIRST) == 1
+        assert "4 runs: 4 done" in screen
+        assert shown.ask("cursor_flag")
+        assert shown.ask("history_size") == 0
+
+
+def test_reasons_are_told_once_below_a_narrow_table(sweep: Sweep, tmp_path: Path) -> None:
+    """Where they do not fit beside the runs, it is said how many runs each of them has."""
+    for name in (FIRST, THIRD):
+        Run(sweep.folder / name).update_state(state="failed", fault="time limit", error="too long")
+    with terminal(*SKINJOB, "status", cwd=tmp_path, columns=60, PATH=NO_SLURM) as shown:
+        assert "\n2 failed: time limit\n" in shown.show("exit 3")
+    told = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
+    assert len(re.findall(r"^bs\S+ +failed .*  time limit$", told, re.M)) == 2
+    assert "2 failed: time limit" not in told
+
+
+def test_ctrl_c_leaves_a_watch(sweep: Sweep, tmp_path: Path) -> None:
+    """The cursor is there again, and the exit code is that of an interrupted command."""
+    with terminal(*SKINJOB, "status", "--watch", cwd=tmp_path, columns=100, PATH=NO_SLURM) as shown:
+        shown.show(f"{FIRST}  running")
+        shown.press("C-c")
+        assert "Traceback" not in shown.show("exit 130")
+        assert shown.ask("cursor_flag")
+
+
+def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> None:
+    """A damaged state is a row that says so; a damaged sweep is passed over."""
+    Run(sweep.folder / SECOND).state_file.write_text("x")
+    broken = tmp_path / "runs/broken/sweep.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
+    runs = {one["run"]: one for one in json.loads(result.stdout)["runs"]}
+    assert (runs[SECOND]["state"], runs[SECOND]["reason"]) == ("lost", "its state does not read")
+    assert runs[SECOND]["remedy"].startswith("rm ")
+    assert runs[FIRST]["state"] == "running"
+    assert f"left alone: {broken.parent.relative_to(tmp_path)}: " in (
+        skinjob("clean", cwd=tmp_path, PATH=NO_SLURM).stdout
+    )
+
+
+def test_why_a_run_was_cancelled_is_told_to_who_did_not_do_it(sweep: Sweep, tmp_path: Path) -> None:
+    """A run that you cancelled has its row alone; of one that an admin did, all is told."""
+    for name, error in ((FIRST, BY_YOU), (SECOND, "job 12_1 was cancelled by root")):
+        Run(sweep.folder / name).update_state(state="failed", fault="cancelled", error=error)
+    said = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
+    assert said.count(BY_YOU) == 1
+    assert f"{FIRST}: " not in said
+    assert f"{SECOND}: cancelled\n  job 12_1 was cancelled by root\n" in said
+
+
+def test_of_too_many_runs_those_at_work_are_seen(tmp_path: Path) -> None:
+    """A sweep longer than the screen is watched all the same, the others counted."""
+    last = run_name(32, 0.01, 99)
+    make_sweep(tmp_path / "runs/sweep", batch_sizes=(32,), seeds=range(100), finished={last: 7})
+    with terminal(
+        *SKINJOB, "status", "--watch", cwd=tmp_path, columns=60, lines=12, PATH=NO_SLURM
+    ) as shown:
+        lines = shown.show("and 96 more: 96 done").splitlines()
+    assert lines[1] == "100 runs: 1 running, 99 done"
+    assert lines[6].split()[:3] == [last, "running", "7/20"]
+
+
+def test_a_pipe_gets_every_column_and_its_reader_may_leave(sweep: Sweep, tmp_path: Path) -> None:
+    """`| head` ends it without a word on stderr, be it at the first line."""
+    table = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout.split("\n\n")[1].splitlines()
+    names = "run state epoch accuracy images/s left node job requeues reason"
+    assert table[0].split() == names.split()
+    assert {len(line.split()) for line in table} == {len(names.split())}
+    with subprocess.Popen(
+        [*SKINJOB, "status"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as left:
+        assert left.stdout
+        assert left.stderr
+        left.stdout.close()
+        assert left.stderr.read() == b""
+
+
+def test_sweeps_are_listed_with_how_well_they_do(sweep: Sweep, tmp_path: Path) -> None:
+    """The newest is last, and one that does not read hides no other."""
+    newer = make_sweep(tmp_path / "runs/newer", batch_sizes=(8, 16), seeds=(0, 1), lrs=(0.1, 0.2))
+    info = newer.info() | {"created_utc": "2026-05-05T12:30:00Z"}
+    write_json(newer.sweep_file, info)
+    damaged = tmp_path / "runs/damaged/sweep.json"
+    damaged.parent.mkdir()
+    damaged.write_text('{"runs": 7}')
+    result = skinjob("list", cwd=tmp_path, PATH=NO_SLURM)
+    assert result.returncode == 0, result.stderr
+    table, below = result.stdout.split("\n\n")
+    first, second, last = table.splitlines()[1:]
+    assert first.split()[0] == "damaged"
+    assert "does not read" in first
+    assert re.match(r"sweep +2025-03-01 08:59 .* 2 running, 1 waiting, 1 done +8\d.\d%$", second)
+    made = "2026-05-05 12:30  head, batch sizes 8,16, 2 learning rates, 2 seeds, 20 epochs  8 done"
+    assert last.startswith(f"newer    {made}")
+    assert "runs/damaged/sweep.json: runs is 7" in below
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_the_list_fits_its_terminal(sweep: Sweep, tmp_path: Path, columns: int) -> None:
+    """In a narrow one the recipe gives way, then the date, then the counts have their own line."""
+    sweep.folder.rename(sweep.folder.with_name("a-sweep-with-a-name-of-some-length"))
+    with terminal(*SKINJOB, "list", cwd=tmp_path, columns=columns, PATH=NO_SLURM) as shown:
+        lines = shown.show("exit 0").splitlines()
+    assert len(lines) == 3, "header or name, counts, exit code"
+    assert all(len(line) <= columns for line in lines)
+    assert ("batch sizes" in lines[1]) == (columns == 200)
+    assert "2 running, 1 waiting, 1 done" in lines[1]
+
+
+def test_no_sweep_is_no_fault_of_a_list(tmp_path: Path) -> None:
+    """A newcomer who looks first is told how to begin; a sweep that is not there is refused."""
+    result = skinjob("list", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (
+        0,
+        "no sweep in runs/ yet; make one: skinjob submit\n",
+    )
+    assert "nowhere: no sweep" in refusal(skinjob("status", "nowhere", cwd=tmp_path))
+    assert "--json is one look" in refusal(skinjob("status", "--json", "--watch", cwd=tmp_path), 2)

@@ -1,0 +1,334 @@
+"""What ended a run on a real SLURM: each fault is brought about on a real job, and told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from cluster import Slurm
+from commands import wait_until
+from trees import make_tree
+
+from skinjob.files import write_json
+from skinjob.sweeps.layout import Run, RunState, Sweep
+
+LONG = ("--epochs", "2000", "--device", "cpu", "--cpus", "1")
+CANCELLED, STEP_KILLED, KILLED, SEGFAULT = (f"bs{size:04d}-lr0.01-seed0" for size in (1, 2, 4, 8))
+LONG_AGO = "2020-01-01T00:00:00Z"
+UTC = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+def skinjob(
+    slurm: Slurm, *arguments: str | Path, cwd: Path, code: int = 0, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` as on the login node, and checks its exit code."""
+    command = [sys.executable, "-m", "skinjob", *arguments]
+    result = slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def is_running(run: Run) -> bool:
+    return run.state().state == "running"
+
+
+def age(sweep: Sweep) -> None:
+    """Makes the runs' last words old, so that a test need not wait until silence says something."""
+    for run in sweep.runs():
+        state = run.state()
+        if state.state in ("queued", "running"):
+            old = replace(state, queued_utc=LONG_AGO, heartbeat_utc=LONG_AGO)
+            write_json(run.state_file, asdict(old))
+
+
+def job_of(run: Run) -> str:
+    job: str = run.sweep.info()["jobs"][run.name]
+    return job
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    """A folder that is ready for `skinjob submit`."""
+    folder = tmp_path_factory.mktemp("faults")
+    make_tree(folder / "skin_cancer", num_train=8, num_test=4)
+    shutil.copytree(weights.parent, folder / "weights")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hanging(slurm: Slurm, project: Path) -> Sweep:
+    """A sweep whose job never comes to Python; it has a minute, SLURM's shortest time limit."""
+    small = (*LONG, "--mem", "1", "--setup", "[ -z $SLURM_JOB_ID ] || sleep 1000")
+    skinjob(slurm, "submit", "--batch-sizes", "4", *small, "--name", "hanging", cwd=project)
+    (run,) = Sweep(project / "runs/hanging").runs()
+    slurm.run(["scontrol", "update", f"jobid={job_of(run)}", "timelimit=1"], check=True)
+    return run.sweep
+
+
+@pytest.fixture(scope="module")
+def ended(slurm: Slurm, project: Path, hanging: Sweep) -> Sweep:
+    """A sweep of four jobs, each ended from outside in another way and silent for a minute."""
+    sizes = ("--batch-sizes", "1,2,4,8")
+    skinjob(slurm, "submit", *sizes, *LONG, "--mem", "2", "--name", "ended", cwd=project)
+    sweep = Sweep(project / "runs/ended")
+    runs = {run.name: run for run in sweep.runs()}
+    for run in runs.values():
+        wait_until(lambda run=run: is_running(run))
+    slurm.run(["scancel", job_of(runs[CANCELLED])], check=True)
+    slurm.run(["scancel", "--signal=KILL", f"{job_of(runs[STEP_KILLED])}.0"], check=True)
+    for name, number in ((KILLED, signal.SIGKILL), (SEGFAULT, signal.SIGSEGV)):
+        pid = runs[name].state().pid
+        assert pid
+        os.kill(pid, number)
+    slurm.wait(job_of(sweep.runs()[0]).split("_")[0])
+    age(sweep)
+    shutil.copytree(sweep.folder, project / "copies/ended")
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def told(slurm: Slurm, ended: Sweep, project: Path) -> str:
+    """What `skinjob status` says of the sweep of jobs that were ended."""
+    return skinjob(slurm, "status", ended.folder, cwd=project, code=1).stdout
+
+
+def state_of(sweep: Sweep, name: str) -> RunState:
+    state = Run(sweep.folder / name).state()
+    assert state.state == "failed"
+    assert re.fullmatch(UTC, str(state.finished_utc))
+    assert not str(state.finished_utc).startswith("2020"), "not when it was last heard of"
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "words"),
+    [
+        (CANCELLED, "cancelled", r"was cancelled by \w+ on \S+ after epoch \d+ of 2000"),
+        (STEP_KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand or by the kernel"),
+        (KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand or by the kernel"),
+        (
+            SEGFAULT,
+            "killed",
+            r"was killed by signal 11 \(SIGSEGV: a fault in a library\) on \S+ after epoch \d+ of",
+        ),
+    ],
+)
+def test_what_ended_a_job_is_told(
+    ended: Sweep, told: str, name: str, fault: str, words: str
+) -> None:
+    """Of a job that could not speak, the run's state and `status` say what ended it, and when."""
+    state = state_of(ended, name)
+    assert state.fault == fault
+    assert re.search(
+        rf"^job {job_of(Run(ended.folder / name))} {words}.* at {UTC}", str(state.error)
+    )
+    assert f"{name}: {fault}\n  {state.error}\n" in told
+    assert f"\n  fix: {state.remedy}\n" in told
+
+
+def test_the_last_words_of_log_and_job_are_shown(told: str) -> None:
+    """Nobody has to look for the log of a run that failed, nor for what SLURM said of its job."""
+    log, rest = re.search(rf"{CANCELLED}/train.log:\n(.*?)log.out:\n(.*?)fix:", told, re.S).groups()
+    assert re.search(rf"^  \| {UTC} ", log, re.M)
+    assert re.search("CANCELLED AT|srun: ", rest)
+    assert "Segmentation fault" in told
+
+
+def test_the_remedy_queues_the_run_again_and_says_why(
+    slurm: Slurm, project: Path, ended: Sweep, told: str
+) -> None:
+    """The command that `status` names takes up the very run, and says what had ended it."""
+    state = state_of(ended, CANCELLED)
+    words = str(state.remedy).split()
+    assert words == ["skinjob", "retry", str(ended.folder), CANCELLED]
+    partition = ["scontrol", "update", "partitionname=lab"]
+    slurm.run([*partition, "state=down"], check=True)
+    try:
+        result = skinjob(slurm, *words[1:], cwd=project)
+        assert Run(ended.folder / CANCELLED).state().state == "queued"
+        skinjob(slurm, "cancel", ended.folder, CANCELLED, cwd=project)
+    finally:
+        slurm.run([*partition, "state=up"], check=True)
+    assert f"{CANCELLED} cancelled: {state.error}\n" in result.stdout
+
+
+def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
+    """A job that took more than its --mem is told from one that was killed by hand."""
+    skinjob(
+        slurm, "submit", "--batch-sizes", "4", *LONG, "--mem", "0.5", "--name", "fat", cwd=project
+    )
+    sweep = Sweep(project / "runs/fat")
+    (run,) = sweep.runs()
+    slurm.wait(job_of(run))
+    age(sweep)
+    said = skinjob(slurm, "status", sweep.folder, cwd=project, code=1).stdout
+    state = state_of(sweep, run.name)
+    assert state.fault == "out of memory"
+    assert "took more than the 0.5 GB of memory that it had" in str(state.error)
+    assert "--mem 1" in str(state.remedy)
+    assert "exceeded memory limit" in said
+
+
+def sweep_told(slurm: Slurm, sweep: Sweep, project: Path) -> str:
+    """Returns what `status` says of a sweep of which some runs wait."""
+    return skinjob(slurm, "status", sweep.folder, cwd=project, code=3).stdout
+
+
+def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) -> None:
+    """A partition that is down means waiting; a hold is told with its remedy, which works.
+
+    The run's own word stays queued: the job is still there.
+    """
+    partition = ["scontrol", "update", "partitionname=lab"]
+    slurm.run([*partition, "state=down"], check=True)
+    try:
+        small = (*LONG, "--mem", "1", "--name", "waiting")
+        skinjob(slurm, "submit", "--batch-sizes", "2,4,8", *small, cwd=project)
+        sweep = Sweep(project / "runs/waiting")
+        first, second, third = sweep.runs()
+        age(sweep)
+        waiting = sweep_told(slurm, sweep, project)
+        slurm.run(["scontrol", "uhold", job_of(first)], check=True)
+        held = sweep_told(slurm, sweep, project)
+        (remedy,) = re.findall(rf"{first.name}: waiting\n.*?fix: ([^\n]+)", held, re.S)
+        slurm.run(remedy.split(), check=True)
+        released = sweep_told(slurm, sweep, project)
+        states = {run.name: run.state().state for run in sweep.runs()}
+        slurm.run(["scancel", job_of(second)], check=True)
+        one_gone = sweep_told(slurm, sweep, project)
+        slurm.run(["scancel", job_of(first).split("_")[0]], check=True)
+        skinjob(slurm, "status", sweep.folder, cwd=project, code=1)
+    finally:
+        slurm.run([*partition, "state=up"], check=True)
+    assert waiting.count("its partition is down, until an admin opens it (PartitionDown)") == 3
+    assert re.search(rf"^{first.name} +waiting .*held by you \(JobHeldUser\)", held, re.M)
+    assert "fix:" not in released
+    assert set(states.values()) == {"queued"}
+    assert re.search(rf"^{second.name} +cancelled ", one_gone, re.M)
+    assert [run.state().fault for run in sweep.runs()] == ["cancelled"] * 3
+    assert "before it began to train" in str(third.state().error)
+
+
+def test_a_record_that_cannot_be_asked_for_concludes_nothing(
+    slurm: Slurm, project: Path, ended: Sweep, tmp_path: Path
+) -> None:
+    """While accounting is out of reach, a job that it alone may know of is not said to be gone."""
+    shutil.copytree(project / "copies/ended", tmp_path / "runs/ended")
+    sweep = Sweep(tmp_path / "runs/ended")
+    info = sweep.info()
+    jobs = {name: f"9999{number}" for number, name in enumerate(info["jobs"])}
+    sweep.sweep_file.write_text(json.dumps(info | {"jobs": jobs}))
+    conf = Path(slurm.env["SLURM_CONF"])
+    (tmp_path / "slurm.conf").write_text(conf.read_text() + "AccountingStoragePort=9\n")
+    result = skinjob(
+        slurm, "status", cwd=tmp_path, code=1, SLURM_CONF=str(tmp_path / "slurm.conf")
+    ).stdout
+    assert result.count("its job has ended, and SLURM does not say how") == 4
+    assert {run.state().state for run in sweep.runs()} == {"running"}
+    skinjob(slurm, "status", cwd=tmp_path, code=1)  # accounting answers: it knows no such job
+    assert state_of_all(sweep) == {("failed", "gone")}
+
+
+def state_of_all(sweep: Sweep) -> set[tuple[str, str | None]]:
+    return {(state.state, state.fault) for state in (run.state() for run in sweep.runs())}
+
+
+@pytest.fixture
+def plain(tmp_path: Path, slurm: Slurm) -> Iterator[Slurm]:
+    """A cluster of the test's own, without accounting; *slurm* for where there is none at all."""
+    cluster = Slurm.start(tmp_path / "plain", gpus=1, cpus=4)
+    yield cluster
+    cluster.stop()
+
+
+def test_without_accounting_the_controller_and_the_output_tell(
+    plain: Slurm, project: Path, ended: Sweep, tmp_path: Path
+) -> None:
+    """Where sacct fails, what slurmctld remembers is told, then what stands in the job's output.
+
+    The node fails for real: its daemon is killed and the job with it.
+    """
+    small = (*LONG, "--mem", "2", "--name", "plain", "--batch-sizes", "4")
+    skinjob(plain, "submit", *small, cwd=project)
+    sweep = Sweep(project / "runs/plain")
+    (run,) = sweep.runs()
+    wait_until(lambda: is_running(run))
+    job = job_of(run)
+    plain.run(["scontrol", "update", f"jobid={job}", "requeue=0"], check=True)
+    slurmd = int((plain.state / "pid/slurmd").read_text().split()[0])
+    os.kill(slurmd, signal.SIGKILL)
+    pid = run.state().pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    node = os.uname().nodename.split(".")[0]
+    plain.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    wait_until(lambda: not plain.run(["squeue", "-h"], check=True).stdout)
+    age(sweep)
+    skinjob(plain, "status", sweep.folder, cwd=project, code=1)
+    state = state_of(sweep, run.name)
+    assert state.fault == "node failure"
+    assert f"job {job} lost its node on {node} after epoch" in str(state.error)
+
+    shutil.copytree(project / "copies/ended", tmp_path / "runs/ended")
+    forgotten = Sweep(tmp_path / "runs/ended")
+    info = forgotten.info()
+    jobs = {name: f"999{job}" for name, job in info["jobs"].items()}
+    forgotten.sweep_file.write_text(json.dumps(info | {"jobs": jobs}))
+    for file in forgotten.submission_folder.glob("*_log.out"):
+        file.rename(file.with_name(f"999{file.name}"))
+    skinjob(plain, "status", cwd=tmp_path, code=1)
+    faults = {run.name: run.state().fault for run in forgotten.runs()}
+    assert (faults[CANCELLED], faults[KILLED]) == ("cancelled", "gone")
+    assert "SLURM does not say why" in str(Run(forgotten.folder / KILLED).state().error)
+
+
+def test_a_job_that_never_began_is_told_at_once(
+    plain: Slurm, project: Path, tmp_path: Path
+) -> None:
+    """What scontrol knows is not waited for: a cancelled job, a task of an array, a failed set-up.
+
+    There is no accounting, and the runs were queued a moment ago.
+    """
+    small = ("--device", "cpu", "--cpus", "1", "--mem", "1")
+    closed = ("--batch-sizes", "2,4,8", *small, "--partition", "closed", "--name", "calledoff")
+    skinjob(plain, "submit", *closed, cwd=project)
+    sweep = Sweep(project / "runs/calledoff")
+    first, second, third = sweep.runs()
+    plain.run(["scancel", job_of(second)], check=True)
+    one = skinjob(plain, "status", sweep.folder, cwd=project, code=3).stdout
+    plain.run(["scancel", job_of(first).split("_")[0]], check=True)
+    both = skinjob(plain, "status", sweep.folder, cwd=project, code=1).stdout
+    assert re.search(rf"^{second.name} +cancelled ", one, re.M)
+    assert re.search(rf"^{third.name} +waiting ", one, re.M)
+    assert re.search(rf"^{third.name} +cancelled ", both, re.M)
+
+    setup = ("--batch-sizes", "4", *small, "--setup", "exit 3", "--name", "setup")
+    skinjob(plain, "submit", *setup, cwd=project)
+    (run,) = Sweep(project / "runs/setup").runs()
+    plain.wait(job_of(run))
+    told = skinjob(plain, "status", run.sweep.folder, cwd=project, code=1).stdout
+    assert "ended with exit code 3 before it began to train" in told
+    assert run.state().state == "queued", "its own word may come late, and would be better"
+
+
+def test_a_time_limit_that_the_job_could_not_heed_is_told(
+    slurm: Slurm, project: Path, hanging: Sweep
+) -> None:
+    """A job that hangs before Python and runs into its time limit is given twice as long."""
+    (run,) = hanging.runs()
+    slurm.wait(job_of(run), timeout_s=150)
+    age(hanging)
+    skinjob(slurm, "status", hanging.folder, cwd=project, code=1)
+    state = state_of(hanging, run.name)
+    assert state.fault == "time limit"
+    assert "reached its time limit of 00:01:00 before it began to train" in str(state.error)
+    assert str(state.remedy).endswith(" --time 240")

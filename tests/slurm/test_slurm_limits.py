@@ -1,0 +1,179 @@
+"""Jobs that SLURM does not take, or does not start: a site's own rules, budgets, numbers of jobs.
+
+A real cluster that enforces limits and has a job_submit plugin of its own, as a site writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Slurm, slurm_of_its_own
+from commands import refusal, wait_until
+from trees import make_tree
+
+from skinjob.sweeps.layout import Sweep
+
+CONF = "JobSubmitPlugins=lua\nAccountingStorageEnforce=safe,limits,qos\n"
+PLUGIN = """
+function slurm_job_submit(job, partitions, user)
+  slurm.log_user("Your group has used 83 percent of its storage")
+  slurm.log_user("See the handbook")
+  if job.comment == "no" then return slurm.ERROR end
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user) return slurm.SUCCESS end
+return slurm.SUCCESS
+"""
+SMALL = ("--cpus", "1", "--mem", "1", "--time", "30", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A cluster that enforces limits; the user's account is lab."""
+    state = tmp_path_factory.mktemp("limits")
+    (state / "conf").mkdir()
+    (state / "conf/job_submit.lua").write_text(PLUGIN)
+    with slurm_of_its_own(state, accounting="dbd", conf=CONF) as cluster:
+        sacctmgr(cluster, "add", "account", "lab")
+        sacctmgr(cluster, "add", "user", "root", "account=lab")
+        sacctmgr(cluster, "modify", "user", "root", "set", "defaultaccount=lab")
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    make_tree(folder / "skin_cancer", num_train=8, num_test=4)
+    shutil.copytree(weights.parent, folder / "weights")
+    return folder
+
+
+def sacctmgr(site: Slurm, *words: str) -> None:
+    site.run(["sacctmgr", "--immediate", *words], check=True)
+
+
+def skinjob(
+    site: Slurm, *arguments: str | Path, cwd: Path, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` as on the login node."""
+    command = [sys.executable, "-m", "skinjob", *arguments]
+    return site.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
+
+
+def check(site: Slurm, name: str, *options: str, cwd: Path, **env: str) -> dict[str, str]:
+    """Returns what one check of `skinjob doctor` found."""
+    result = skinjob(site, "doctor", *SMALL, *options, "--json", cwd=cwd, **env)
+    (found,) = [one for one in json.loads(result.stdout)["checks"] if one["name"] == name]
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--account", "nobody"),
+            "Invalid account or account/partition combination specified (--account nobody)",
+        ),
+        (
+            ("--sbatch=--comment=no",),
+            "Your group has used 83 percent of its storage; See the handbook",
+        ),
+    ],
+)
+def test_what_a_site_prints_first_is_not_the_reason(
+    site: Slurm, project: Path, options: tuple[str, ...], words: str
+) -> None:
+    """SLURM's own reason is told; where it has none, all that the site's rules say."""
+    result = skinjob(site, "submit", "--batch-sizes", "4", *SMALL, *options, cwd=project)
+    assert refusal(result) == f"sbatch refused: {words}"
+    assert "See the handbook" in result.stdout + result.stderr
+    script = check(site, "script", "--batch-sizes", "4", *options, cwd=project)
+    assert script["found"] == f"sbatch refused: {words}"
+
+
+@pytest.mark.parametrize(
+    ("place", "limit", "most", "told"),
+    [
+        ("user root", "MaxSubmitJobs", 2, "MaxSubmitJobs of account lab"),
+        ("account lab", "GrpSubmitJobs", 3, "GrpSubmitJobs of account lab"),
+        ("qos normal", "MaxSubmitJobsPerUser", 2, "MaxSubmitJobsPerUser of QOS normal"),
+    ],
+)
+def test_more_jobs_than_one_may_have_are_told_with_those_that_fit(
+    site: Slurm, project: Path, place: str, limit: str, most: int, told: str
+) -> None:
+    """The number that may be in the queue is known to submit and doctor, and the fix fits it."""
+    where = ["where", "account=lab"] if place.startswith("user") else []
+    grid = ("--batch-sizes", "2,4,8,16")
+    name = limit.lower()
+    sacctmgr(site, "modify", *place.split(), *where, "set", f"{limit}={most}")
+    try:
+        found = check(site, "jobs", *grid, cwd=project)
+        result = skinjob(site, "submit", *grid, *SMALL, "--name", name, cwd=project)
+        fix = result.stderr.partition("fix:   skinjob ")[2].partition("   #")[0]
+        mended = skinjob(site, *shlex.split(fix), cwd=project)
+        full = skinjob(site, "submit", *grid, *SMALL, "--name", name, cwd=project)
+    finally:
+        sacctmgr(site, "modify", *place.split(), *where, "set", f"{limit}=-1")
+    sentence = f"4 jobs, and you may have {most} in the queue ({told})"
+    assert (found["verdict"], found["found"]) == ("fail", sentence)
+    assert refusal(result).startswith(sentence)
+    assert mended.returncode == 0, mended.stderr
+    assert len(Sweep(project / "runs" / name).info()["jobs"]) == most
+    assert f"({told}, {most} of them used)" in refusal(full)
+    assert "fix:   squeue" in full.stderr
+    skinjob(site, "cancel", f"runs/{name}", cwd=project)
+
+
+def test_a_budget_that_is_used_up_is_not_waited_for(site: Slurm, project: Path) -> None:
+    """What no end of a job lifts is told as the end of the project's time, with a way out."""
+    sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=1")
+    try:
+        skinjob(site, "submit", "--batch-sizes", "4", *SMALL, "--name", "budget", cwd=project)
+        shown: list[str] = []
+
+        def is_looked_at() -> bool:
+            shown.append(skinjob(site, "status", "runs/budget", cwd=project).stdout)
+            return not re.search(r"\((None|Resources|Priority)\)", shown[-1])
+
+        wait_until(is_looked_at)
+    finally:
+        skinjob(site, "cancel", "runs/budget", cwd=project)
+        sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=-1")
+    assert "your project's time is used up" in shown[-1]
+    assert "until others end" not in shown[-1]
+    assert "fix: sshare " in shown[-1]
+
+
+def test_a_squeue_that_does_not_know_me_is_asked_all_the_same(
+    site: Slurm, project: Path, tmp_path: Path
+) -> None:
+    """Older versions know --user alone. Where squeue refuses, the doctor says so as status does."""
+    old = tmp_path / "squeue"
+    real = shutil.which("squeue")
+    refuse = "echo \"squeue: unrecognized option '$1'\" >&2; exit 1"
+    old.write_text(
+        f'#!/bin/sh\nfor word; do [ "$word" != --me ] || {{ {refuse}; }}; done\nexec {real} "$@"\n'
+    )
+    old.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    hold = ("--batch-sizes", "4", *SMALL, "--sbatch=--hold", "--name", "old")
+    assert skinjob(site, "submit", *hold, cwd=project, **env).returncode == 0
+    told = skinjob(site, "status", "runs/old", cwd=project, **env).stdout
+    assert "\nSLURM answers\n" in told
+    assert "held by you" in told
+    assert re.match(r"squeue answers: \d+ job", check(site, "queue", cwd=project, **env)["found"])
+    old.write_text(f"#!/bin/sh\n{refuse}\n")
+    found = check(site, "queue", cwd=project, **env)
+    assert found["verdict"] == "fail"
+    assert "unrecognized option '--user=0'" in found["found"]
+    skinjob(site, "cancel", "runs/old", cwd=project)

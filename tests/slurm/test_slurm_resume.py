@@ -1,0 +1,219 @@
+"""On a real SLURM: a run that meets every fault there is ends in the bytes of one that met none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Slurm, slurm_of_its_own
+from commands import wait_until
+from trees import left
+
+from skinjob.files import write_json
+from skinjob.sweeps.layout import Run, RunState, Sweep
+
+OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
+EPOCHS = {"head": 60, "all": 24}  # as many as a fast machine needs to meet them all
+WHOLE: dict[str, tuple[Any, ...]] = {}
+USR2 = 1 << (signal.SIGUSR2 - 1)
+
+
+@pytest.fixture(scope="module")
+def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A cluster whose node can be taken down without disturbing other tests."""
+    with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
+        yield cluster
+
+
+class Trial:
+    """A run on SLURM, and what is done to it."""
+
+    def __init__(self, slurm: Slurm, project: Path, train: str) -> None:
+        self.slurm, self.project, self.train = slurm, project, train
+
+    def submit(self, runs: str) -> Run:
+        """Submits the sweep to be kept in a folder *runs*; returns its run."""
+        arguments = ["submit", *OPTIONS, "--train", self.train, "--name", "s", "--runs", runs]
+        command = [sys.executable, "-m", "skinjob", *arguments]
+        result = self.slurm.run(
+            [*command, "--epochs", str(EPOCHS[self.train])],
+            cwd=self.project,
+            env={"PYTHONPATH": ":".join(sys.path)},
+        )
+        assert result.returncode == 0, result.stderr
+        (run,) = Sweep(self.project / runs / "s").runs()
+        return run
+
+    def job(self, run: Run) -> str:
+        return str(run.sweep.info()["jobs"][run.name])
+
+    def command(self, *words: str) -> None:
+        self.slurm.run(words, check=True)
+
+    def whole(self) -> tuple[Any, ...]:
+        """Returns what a run leaves that meets no fault; it is trained once for all tests."""
+        if self.train not in WHOLE:
+            run = self.submit("whole")
+            assert self.wait_for_end(run).state == "done"
+            WHOLE[self.train] = left(run)
+        return WHOLE[self.train]
+
+    def wait_for_end(self, run: Run) -> RunState:
+        self.slurm.wait(self.job(run), timeout_s=240)
+        return run.state()
+
+
+def once_further(run: Run, attempts: int) -> RunState:
+    """Returns the state of a run when this attempt has finished an epoch."""
+
+    def is_further() -> bool:
+        state = run.state()
+        assert state.state in ("queued", "running"), state
+        at_work = state.state == "running" and state.attempts == attempts
+        return at_work and state.epoch > state.resumed_epoch
+
+    wait_until(is_further)
+    return run.state()
+
+
+def heard_usr2(pid: int) -> bool:
+    """Says whether a stopped process has been sent SIGUSR2, or has gone on and left."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return True
+    pending = [line.split()[1] for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(int(mask, 16) & USR2 for mask in pending)
+
+
+def age(run: Run) -> None:
+    """Makes the last word of a run old, so that the test need not wait for its silence."""
+    old = replace(run.state(), heartbeat_utc="2020-01-01T00:00:00Z")
+    write_json(run.state_file, asdict(old))
+
+
+@pytest.mark.parametrize("train", EPOCHS)
+def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
+    own_slurm: Slurm, project: Path, train: str
+) -> None:
+    """Preempted, requeued, out of time, killed, its node lost: each time it goes on, and the last
+    epoch's CSV, predictions and layers are the same bytes."""
+    trial = Trial(own_slurm, project, train)
+    whole = trial.whole()
+    run = trial.submit("runs")
+
+    once_further(run, attempts=1)  # preempted
+    trial.command("scancel", "--signal=USR2", trial.job(run))
+    wait_until(lambda: run.state().state == "queued")
+    assert run.state().fault == "preempted"
+
+    once_further(run, attempts=2)  # requeued by hand
+    trial.command("scontrol", "requeue", trial.job(run))
+
+    once_further(run, attempts=3)
+    # It works on until SLURM ends it: who leaves within a grace time is not started again.
+    assert "told to end" not in run.log_file.read_text()
+
+    pid = once_further(run, attempts=3).pid  # out of time; stopped, so that it does not finish
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    trial.command("scontrol", "update", f"JobId={trial.job(run)}", "TimeLimit=2")
+    wait_until(lambda: heard_usr2(pid))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: run.state().state == "queued")
+    assert run.state().fault == "time limit"
+    trial.command("scontrol", "update", f"JobId={trial.job(run)}", "TimeLimit=30")
+
+    once_further(run, attempts=4)  # its node lost
+    lose_the_node(own_slurm)
+
+    pid = once_further(run, attempts=5).pid  # killed
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    own_slurm.wait(trial.job(run))
+    age(run)
+    trial.submit("runs")
+
+    assert trial.wait_for_end(run).state == "done"
+    assert run.state().resumed_epoch > 0
+    assert left(run) == whole
+    own_log = run.log_file.read_text()
+    assert own_log.count("checkpoint: goes on after epoch") == 5
+
+
+def lose_the_node(slurm: Slurm) -> None:
+    """Kills slurmd, tells SLURM that the node is down, and brings it back a moment later."""
+    slurmd = int((slurm.state / "pid/slurmd").read_text().split()[0])
+    os.kill(slurmd, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{slurmd}").exists())
+    node = slurm.run(["sinfo", "-h", "-o", "%n"], check=True).stdout.strip()
+    slurm.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test"], check=True)
+    slurm.restart()
+
+
+def test_a_full_disk_stops_a_run_that_goes_on_once_there_is_room(
+    own_slurm: Slurm, project: Path
+) -> None:
+    """Nothing is torn by a disk that fills while a run is at work, on a real small file system."""
+    trial = Trial(own_slurm, project, "all")
+    small = project / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        run = trial.submit("small")
+        once_further(run, attempts=1)
+        with (small / "ballast").open("wb") as ballast:
+            ballast.truncate(0)
+            fill(ballast.fileno())
+        state = trial.wait_for_end(run)
+        assert state.state != "done"
+        (small / "ballast").unlink()
+        age(run)
+        trial.submit("small")
+        assert trial.wait_for_end(run).state == "done"
+        assert run.log_file.read_text().count("checkpoint: goes on after epoch") == 1
+        assert left(run) == trial.whole()
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+def fill(handle: int) -> None:
+    """Writes until the disk is full."""
+    for size in (1 << 20, 1 << 12, 1):
+        try:
+            while True:
+                os.write(handle, bytes(size))
+        except OSError:
+            continue
+
+
+def test_two_jobs_on_one_run_do_its_work_once(own_slurm: Slurm, project: Path) -> None:
+    """Of two jobs one works and the other leaves, and the run is as if there had been one."""
+    trial = Trial(own_slurm, project, "head")
+    run = trial.submit("runs")
+    once_further(run, attempts=1)
+    first = run.state()
+    (script,) = run.sweep.submission_folder.glob("*_submission.sh")
+    (pickle,) = run.sweep.submission_folder.glob("*_submitted.pkl")
+    answer = own_slurm.run(["sbatch", "--hold", "--parsable", str(script)], check=True)
+    second = answer.stdout.strip()
+    shutil.copy(pickle, pickle.with_name(f"{second}_submitted.pkl"))
+    trial.command("scontrol", "release", second)
+    own_slurm.wait(second, timeout_s=120)
+    assert run.state().holder == first.holder or run.state().state == "done"
+    assert trial.wait_for_end(run).state == "done"
+    assert run.state().job_id == trial.job(run)
+    said = run.sweep.submission_folder / f"{second}_0_log.out"
+    assert "left alone" in said.read_text()

@@ -1,0 +1,207 @@
+"""A site's own ways on a real SLURM with GPUs of a type and no accounting."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import tomllib
+from cluster import Slurm, slurm_of_its_own
+from commands import refusal, wait_until
+from trees import make_tree
+
+from skinjob.files import write_json
+from skinjob.sweeps.layout import Run, Sweep
+
+SMALL = ("--batch-sizes", "4,8", "--cpus", "1", "--mem", "1")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A cluster whose GPUs are a100s, and that keeps no accounts."""
+    state = tmp_path_factory.mktemp("site")
+    with slurm_of_its_own(state, accounting="none", gpu_type="a100") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    """A folder that is ready for `skinjob submit`, with a Python that only notes how it is called.
+
+    So a job is over at once: what a site changes is all before Python.
+    """
+    folder = tmp_path_factory.mktemp("project")
+    make_tree(folder / "skin_cancer", num_train=8, num_test=4)
+    shutil.copytree(weights.parent, folder / "weights")
+    (folder / "noted").mkdir()
+    python = folder / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\n'
+        f"file={folder}/noted/$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID\n"
+        'echo "$INSIDE|$CUDA_VISIBLE_DEVICES|$SLURM_JOB_PARTITION|$*" > "$file"\n'
+    )
+    python.chmod(0o755)
+    return folder
+
+
+def skinjob(
+    slurm: Slurm, *arguments: str | Path, cwd: Path, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` as on the login node."""
+    command = [sys.executable, "-m", "skinjob", *arguments]
+    return slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
+
+
+def array_of(project: Path, name: str) -> str:
+    """Returns the id of the array that a sweep was queued as."""
+    jobs = Sweep(project / "runs" / name).info()["jobs"]
+    (array,) = {job.split("_")[0] for job in jobs.values()}
+    return str(array)
+
+
+def noted(slurm: Slurm, project: Path, array: str) -> list[list[str]]:
+    """Returns how Python was called in the two jobs of an array, when both are over."""
+    slurm.wait(array)
+    return [(project / f"noted/{array}-{task}").read_text().split("|") for task in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("gpus-per-node", "TresPerNode=gres:gpu:a100:1"),
+        ("gres", "TresPerNode=gres:gpu:a100:1"),
+        ("gpus", "TresPerJob=gres:gpu:a100:1"),
+        ("none", ""),
+    ],
+)
+def test_an_array_starts_in_a_container_with_a_gpu_of_the_type_however_it_is_asked_for(
+    site: Slurm, project: Path, flag: str, told: str
+) -> None:
+    """Each job of the array has one GPU, and none where the partition is to bring it along."""
+    python = f"unshare --mount env INSIDE=yes {project}/python"
+    kind = ["--gpu-type", "a100"] if told else []
+    options = ("--gpu-flag", flag, *kind, "--python", python, "--name", flag)
+    result = skinjob(site, "submit", *SMALL, *options, cwd=project)
+    assert result.returncode == 0, result.stderr
+    array = array_of(project, flag)
+    details = site.run(["scontrol", "show", "job", array], check=True).stdout
+    assert details.count(told) >= 1 if told else "gres:gpu" not in details
+    assert "WCKey" not in details
+    for inside, gpu, _, words in noted(site, project, array):
+        assert inside == "yes"
+        assert (gpu in "0123" and bool(gpu)) == bool(told)
+        assert words.startswith("-u -m skinjob.submit.start ")
+
+
+def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path) -> None:
+    """What that job, or a shell, has left behind changes neither where it runs nor what it gets.
+
+    SLURM_MEM_PER_CPU would break its srun, SBATCH_PARTITION win over its script.
+    """
+    submit = f"{sys.executable} -m skinjob submit {' '.join(SMALL)} --name inside --gpu-flag gres"
+    job = site.sbatch(
+        f"export PYTHONPATH={':'.join(sys.path)} SBATCH_PARTITION=closed SBATCH_TIMELIMIT=1\n"
+        f"cd {project} && {submit} --python {project}/python",
+        "--partition=short",
+        "--mem-per-cpu=500",
+        "--gres=gpu:1",
+        cwd=project,
+    )
+    site.wait(job)
+    said = (project / f"job-{job}.out").read_text()
+    assert "note     sbatch is not shown SBATCH_PARTITION, SBATCH_TIMELIMIT: give" in said
+    array = array_of(project, "inside")
+    assert "TimeLimit=02:00:00" in site.run(["scontrol", "show", "job", array]).stdout
+    for _, gpu, partition, _ in noted(site, project, array):
+        assert (len(gpu), partition) == (1, "lab")
+
+
+def test_a_queue_that_is_asked_through_a_filter_is_seen_whole(site: Slurm, project: Path) -> None:
+    """SQUEUE_STATES in a shell's start-up file makes no waiting run a lost one."""
+    options = ("--name", "filtered", "--partition", "closed", "--python", f"{project}/python")
+    assert skinjob(site, "submit", *SMALL, *options, cwd=project).returncode == 0
+    for run in Sweep(project / "runs/filtered").runs():  # waits so long that the queue is asked
+        write_json(run.state_file, asdict(replace(run.state(), queued_utc="2020-01-01T00:00:00Z")))
+    again = skinjob(site, "submit", *SMALL, *options, cwd=project, SQUEUE_STATES="RUNNING")
+    assert again.stdout.count("not repeated") == 2
+    site.run(["scancel", array_of(project, "filtered")], check=True)
+
+
+def test_a_refusal_of_sbatch_names_the_value_and_the_option(site: Slurm, project: Path) -> None:
+    """sbatch says `Invalid feature specification`; the person reads which one."""
+    result = skinjob(
+        site, "submit", *SMALL, "--constraint", "a100&zz", "--name", "refused", cwd=project
+    )
+    assert refusal(result) == (
+        "sbatch refused: Invalid feature specification (--constraint a100&zz)"
+    )
+
+
+@pytest.mark.parametrize("lacking", ["", "sacctmgr", "scontrol"])
+def test_init_site_writes_a_profile_that_submit_takes(
+    site: Slurm, project: Path, lacking: str
+) -> None:
+    """It asks SLURM, chooses what is up and has GPUs, and its values fit; accounting or not."""
+    env = {"PATH": site.path_without(lacking)} if lacking else {}
+    file = Path(f"sites/{lacking or 'all'}.toml")
+    made = skinjob(site, "init-site", "--out", file, cwd=project, **env)
+    assert made.returncode == 0, made.stderr
+    assert f"next:  skinjob doctor --site {file}" in made.stdout
+    with (project / file).open("rb") as content:
+        values = tomllib.load(content)["cluster"]
+    assert (values["partition"], values["gpu_type"], values["cpus"]) == ("lab", "a100", 2)
+    assert values["cluster"] == "slurm", "without sbatch it is refused, and not trained here"
+    assert '# partition = "closed": is down' in (project / file).read_text()
+    dry = skinjob(site, "submit", "--site", file, "--dry-run", *SMALL[:2], cwd=project)
+    assert "#SBATCH --gpus-per-node=a100:1\n" in dry.stdout
+
+
+def test_init_site_takes_a_partition_by_name_and_keeps_to_its_limit(
+    site: Slurm, project: Path
+) -> None:
+    """A profile that is there is not written over, and a partition that is not, not chosen."""
+    short = ("init-site", "--partition", "short", "--out", "sites/short.toml")
+    assert skinjob(site, *short, cwd=project).returncode == 0
+    assert "time_min = 30\n" in (project / "sites/short.toml").read_text()
+    assert refusal(skinjob(site, *short, cwd=project)) == "sites/short.toml is there already"
+    assert skinjob(site, *short, "--force", cwd=project).returncode == 0
+    other = skinjob(site, *short[:1], "--partition", "shrt", "--out", "x.toml", cwd=project)
+    assert "must be one of lab, short, closed" in refusal(other)
+
+
+def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -> None:
+    """Where the cluster keeps accounts, one's own and the QOS are in the comments."""
+    assert skinjob(slurm, "init-site", "--out", "sites/dbd.toml", cwd=project).returncode == 0
+    text = (project / "sites/dbd.toml").read_text()
+    assert "# account: root; without a word the first\n" in text
+    assert "# qos: normal; without a word the first\n" in text
+
+
+def test_init_site_without_slurm_says_so(site: Slurm, project: Path) -> None:
+    """On a laptop it writes nothing."""
+    path = site.path_without("sinfo")
+    result = skinjob(site, "init-site", "--out", "sites/none.toml", cwd=project, PATH=path)
+    assert "there is no sinfo on PATH" in refusal(result)
+    assert not (project / "sites/none.toml").exists()
+
+
+def test_a_job_that_may_not_start_again_fails_with_the_reason(site: Slurm, project: Path) -> None:
+    """--no-requeue holds for preemption: nothing goes back into the queue behind one's back."""
+    options = ("--batch-sizes", "4", "--epochs", "2000", "--cpus", "1", "--mem", "2")
+    words = (*options, "--device", "cpu", "--no-requeue", "--name", "once")
+    assert skinjob(site, "submit", *words, cwd=project).returncode == 0
+    (run,) = Sweep(project / "runs/once").runs()
+    wait_until(lambda: run.state().state == "running")
+    job = str(run.sweep.info()["jobs"][run.name])
+    site.run(["scancel", "--signal=USR2", job], check=True)
+    site.wait(job)
+    state = Run(run.folder).state()
+    assert (state.state, state.fault) == ("failed", "preempted")
+    assert "had to make room for another job after epoch" in str(state.error)
+    assert "may not start again (--no-requeue)" in str(state.error)
+    assert "Restarts=0" in site.run(["scontrol", "show", "job", job], check=True).stdout

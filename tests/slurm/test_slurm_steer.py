@@ -1,0 +1,165 @@
+"""`skinjob cancel` and `skinjob retry` on a real SLURM."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from cluster import Slurm, slurm_of_its_own
+from commands import refusal, wait_until
+from sweep_maker import make_sweep
+from trees import left, make_tree
+
+from skinjob.files import write_json
+from skinjob.sweeps.layout import BY_YOU, Sweep
+
+LONG_AGO = "2020-01-01T00:00:00Z"
+SMALL = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
+
+
+def skinjob(
+    slurm: Slurm, *arguments: str | Path, cwd: Path, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` as on the login node; it exits with *code*."""
+    command = [sys.executable, "-m", "skinjob", *arguments]
+    result = slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path)})
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def queued(slurm: Slurm) -> dict[str, str]:
+    """Returns the limits of the jobs that wait or run, by their ids."""
+    said = slurm.run(["squeue", "-h", "--array", "--states=PD,R", "-o", "%i %l"], check=True)
+    return dict(line.split() for line in said.stdout.splitlines())
+
+
+@contextlib.contextmanager
+def nothing_starts(slurm: Slurm) -> Iterator[None]:
+    """Lets all jobs wait, as they do for hours on a full cluster."""
+    partition = ["scontrol", "update", "partitionname=lab"]
+    slurm.run([*partition, "state=down"], check=True)
+    try:
+        yield
+    finally:
+        slurm.run([*partition, "state=up"], check=True)
+
+
+def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, project: Path) -> None:
+    """All tasks of an array go, held ones too; by name they come back, asking for what is given.
+
+    The project is reached through a link, as a home folder often is.
+    """
+    home = project / "home"
+    home.symlink_to(project)
+    grid = (*SMALL[2:], "--batch-sizes", "2,4,8", "--seeds", "0-1")
+    with nothing_starts(slurm):
+        skinjob(slurm, "submit", *grid, "--name", "s", "--runs", home / "runs", cwd=home)
+        sweep = Sweep(home / "runs/s")
+        first, second, *others = sweep.runs()
+        jobs = sweep.info()["jobs"]
+        slurm.run(["scontrol", "hold", jobs[first.name]], check=True)
+        skinjob(slurm, "cancel", sweep.folder, first.name, cwd=home)
+        assert set(queued(slurm)) == set(jobs.values()), "its other run waits on"
+        assert "cancelled by you" in skinjob(slurm, "status", sweep.folder, cwd=home, code=3).stdout
+        told = skinjob(slurm, "cancel", sweep.folder, cwd=home).stdout
+        assert not queued(slurm)
+        assert f"told to end: job {', '.join(sorted(set(jobs.values())))}\n" in told
+        assert {run.state().error for run in sweep.runs()} == {BY_YOU}
+
+        assert "nothing of " in skinjob(slurm, "retry", sweep.folder, cwd=home).stdout
+        skinjob(slurm, "retry", sweep.folder, second.name, "--time", "33", cwd=home)
+        new = sweep.info()["jobs"]
+        assert queued(slurm) == {new[second.name]: "33:00"}
+        assert {run.name for run in sweep.runs() if new[run.name] != jobs[run.name]} == {
+            second.name
+        }
+        assert sweep.info()["cluster"] == sweep.info()["cluster"] | {"time_min": 33, "cpus": 1}
+        script = sweep.submission_folder / f"{new[second.name]}_submission.sh"
+        assert "#SBATCH --time=33\n" in script.read_text()
+        skinjob(slurm, "cancel", sweep.folder, cwd=home)
+    assert not queued(slurm)
+    assert {run.state().error for run in (first, second, *others)} == {BY_YOU}
+
+
+def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
+    slurm: Slurm, project: Path
+) -> None:
+    """Cancelled before it began or at work, a run leaves the others as if nothing had been.
+
+    Taken up again it ends in the numbers of a run that nobody cancelled.
+    """
+    make_tree(project / "few", num_train=2, num_test=1)
+    grid = (*SMALL, "--seeds", "0-2", "--epochs", "60", "--data", "few")
+    with nothing_starts(slurm):
+        skinjob(slurm, "submit", *grid, "--name", "s", cwd=project)
+        sweep = Sweep(project / "runs/s")
+        stays, at_work, waiting = sweep.runs()
+        skinjob(slurm, "cancel", "s", waiting.name, cwd=project)
+    wait_until(lambda: at_work.state().epoch > 0)
+    told = skinjob(slurm, "cancel", "s", at_work.name, cwd=project).stdout
+    (job,) = set(sweep.info()["jobs"].values())
+    assert f"goes on, with other runs: job {job}\n" in told
+    cancelled_at = at_work.state().epoch
+    slurm.wait(job, timeout_s=180)
+    assert stays.state().state == "done"
+    assert cancelled_at <= at_work.state().epoch < 60, "it was let go of"
+    assert at_work.state().error == waiting.state().error == BY_YOU
+    assert waiting.state().attempts == 0
+
+    skinjob(slurm, "retry", "s", at_work.name, waiting.name, cwd=project)
+    slurm.wait(sweep.info()["jobs"][at_work.name], timeout_s=180)
+    assert at_work.state().resumed_epoch >= cancelled_at
+    skinjob(slurm, "submit", *grid, "--runs", "whole", "--name", "s", cwd=project)
+    whole = Sweep(project / "whole/s")
+    slurm.wait(whole.info()["jobs"][stays.name], timeout_s=180)
+    for run, reference in zip(sweep.runs(), whole.runs(), strict=True):
+        assert left(run) == left(reference)
+
+
+@pytest.fixture
+def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
+        yield cluster
+
+
+def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, project: Path) -> None:
+    """Nothing is lost: the folders say it, the command is told to repeat, and ends the job then."""
+    with nothing_starts(own_slurm):
+        skinjob(own_slurm, "submit", *SMALL, "--name", "s", cwd=project)
+        (run,) = Sweep(project / "runs/s").runs()
+        job = run.sweep.info()["jobs"][run.name]
+        own_slurm.stop_controller()
+        result = skinjob(own_slurm, "cancel", "s", cwd=project, code=1)
+        assert (
+            f"SLURM has not ended job {job} (it does not answer: slurm_load_jobs error"
+            in refusal(result)
+        )
+        assert f"skinjob cancel {run.sweep.folder}" in result.stderr
+        assert f"cancelled: {run.name}\n" in result.stdout
+        assert run.state().error == BY_YOU
+        own_slurm.restart()
+        assert set(queued(own_slurm)) == {job}
+        again = skinjob(own_slurm, "cancel", "s", cwd=project)
+        assert f"told to end: job {job}\n" in again.stdout
+        assert not queued(own_slurm)
+
+
+def test_a_stranger_s_job_of_the_same_number_is_left_alone(slurm: Slurm, project: Path) -> None:
+    """SLURM may count anew: a job that was not submitted from the sweep's folder is not its own."""
+    sweep = make_sweep(project / "runs/s", batch_sizes=(32,), finished={}, states={})
+    (run,) = sweep.runs()
+    run.update_state(state="failed", fault="cancelled", error=BY_YOU)
+    stranger = slurm.sbatch("sleep 600", cwd=project)
+    asked = {"cluster": "slurm", "mem_gb": 1.0, "time_min": 9}
+    write_json(sweep.sweep_file, sweep.info() | {"jobs": {run.name: stranger}, "cluster": asked})
+    skinjob(slurm, "cancel", "s", cwd=project)
+    assert stranger in queued(slurm)
+    silent = {"state": "running", "fault": None, "error": None, "heartbeat_utc": LONG_AGO}
+    write_json(run.state_file, asdict(run.state()) | silent)
+    assert " running " not in skinjob(slurm, "status", "s", cwd=project, code=1).stdout
+    slurm.run(["scancel", stranger], check=True)

@@ -1,0 +1,266 @@
+"""`skinjob submit` on a real SLURM with fake GPUs, behind an air gap."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster import Slurm
+from commands import only_sweep, refusal
+
+from skinjob.sweeps.layout import Run, Sweep, sweeps
+
+SMALL = (
+    "--batch-sizes",
+    "2,4,8,16",
+    "--epochs",
+    "2",
+    "--device",
+    "cpu",
+    "--cpus",
+    "1",
+    "--mem",
+    "2",
+)
+
+
+def skinjob(slurm: Slurm, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` as on the login node."""
+    command = [sys.executable, "-m", "skinjob", *arguments]
+    return slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def wait_for_end(slurm: Slurm, sweep: Sweep) -> None:
+    slurm.wait(
+        ",".join({job.split("_")[0] for job in sweep.info()["jobs"].values()}), timeout_s=180
+    )
+
+
+def states(sweep: Sweep) -> dict[str, str]:
+    return {run.name: run.state().state for run in sweep.runs()}
+
+
+def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> None:
+    """The main promise: one command, one array, a CSV per batch size, with no network at all."""
+    dry = skinjob(slurm, "submit", *SMALL, "--name", "s", "--dry-run", cwd=project)
+    assert dry.returncode == 0, dry.stderr
+    assert not (project / "runs").exists()
+
+    result = skinjob(slurm, "submit", *SMALL, "--name", "s", cwd=project)
+    assert result.returncode == 0, result.stderr
+    sweep = Sweep(project / "runs/s")
+    jobs = sweep.info()["jobs"]
+    array = jobs["bs0002-lr0.01-seed0"].split("_")[0]
+    assert list(jobs.values()) == [f"{array}_{task}" for task in range(4)]
+    assert all(job in result.stdout for job in jobs.values())
+
+    (script,) = sweep.submission_folder.glob("*_submission.sh")
+    assert script.read_text() in dry.stdout + "\n"
+
+    wait_for_end(slurm, sweep)
+    assert set(states(sweep).values()) == {"done"}
+    for run in sweep.runs():
+        with run.metrics_file.open(newline="") as rows:
+            assert [row["epoch"] for row in csv.DictReader(rows)] == ["1", "2"]
+        assert run.state().job_id == jobs[run.name]
+    assert sum(run.state().views_computed for run in sweep.runs()) == 3
+
+    again = skinjob(slurm, "submit", *SMALL, cwd=project)
+    assert again.stdout.count("not repeated") == 4
+    assert sweep.info()["jobs"] == jobs
+
+
+def test_learning_rates_and_seeds_share_the_task_of_their_batch_size(
+    slurm: Slurm, project: Path
+) -> None:
+    """A grid of eight runs is an array of two tasks, and each view is computed once for all."""
+    grid = ("--batch-sizes", "4,8", "--lr", "0.01,0.1", "--seeds", "0-1", "--epochs", "2")
+    result = skinjob(
+        slurm, "submit", *grid, "--device", "cpu", "--cpus", "1", "--mem", "2", cwd=project
+    )
+    assert result.returncode == 0, result.stderr
+    sweep = only_sweep(project / "runs")
+    jobs = sweep.info()["jobs"]
+    array = jobs["bs0004-lr0.01-seed0"].split("_")[0]
+    assert len(jobs) == 8
+    for name, job in jobs.items():
+        assert job == f"{array}_{0 if name.startswith('bs0004') else 1}"
+    wait_for_end(slurm, sweep)
+    assert set(states(sweep).values()) == {"done"}
+    assert sum(run.state().views_computed for run in sweep.runs()) == 3
+
+
+def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
+    """With GPUs asked for, SLURM gives each task one; a GPU that torch cannot see is an error.
+
+    The GPUs are fakes, so what a job can show here is that it was given one and refused to go on
+    without it.
+    """
+    result = skinjob(
+        slurm, "submit", "--batch-sizes", "4,8", "--cpus", "1", "--mem", "2", cwd=project
+    )
+    assert result.returncode == 0, result.stderr
+    assert "cuda (auto: a GPU is asked for)" in result.stdout
+    sweep = only_sweep(project / "runs")
+    array = sweep.info()["jobs"]["bs0004-lr0.01-seed0"].split("_")[0]
+    details = slurm.run(["scontrol", "show", "job", array], check=True).stdout
+    assert details.count("TresPerNode=gres:gpu:1\n") == details.count(" ArrayJobId=") >= 1
+    wait_for_end(slurm, sweep)
+    for run in sweep.runs():
+        state = run.state()
+        assert state.state == "failed"
+        assert "torch sees no GPU" in str(state.error)
+        assert "CUDA_VISIBLE_DEVICES='" in str(state.error)
+        assert "CUDA_VISIBLE_DEVICES=None" not in str(state.error)
+
+
+def test_a_refusal_of_sbatch_is_told_and_leaves_nothing(slurm: Slurm, project: Path) -> None:
+    """A partition that does not exist gives sbatch's own words, and no folder to clean up."""
+    result = skinjob(slurm, "submit", *SMALL, "--partition", "nowhere", cwd=project)
+    assert refusal(result) == "sbatch refused: invalid partition specified: nowhere"
+    assert not sweeps(project / "runs")
+
+
+def test_options_reach_the_script_word_by_word(slurm: Slurm, project: Path) -> None:
+    """What a cluster admin reads is what the person asked for, and nothing is slipped in."""
+    result = skinjob(
+        slurm, "submit", "--batch-sizes", "2,4,8", "--dry-run", "--name", "s",
+        "--partition", "gpu", "--account", "lab", "--qos", "short", "--cpus", "3", "--mem", "1.5",
+        "--time", "45", "--setup", "module load cuda", "--array-parallelism", "2",
+        "--python", "/opt/venv/bin/python",
+        cwd=project,
+    )  # fmt: skip
+    script = result.stdout.split("# sbatch script\n")[1].split("\nnothing was made")[0]
+    folder = project / "runs/s/submission"
+    assert script.strip() == GOLDEN.format(folder=folder).strip()
+
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=lab
+#SBATCH --array=0-2%2
+#SBATCH --cpus-per-task=3
+#SBATCH --gpus-per-node=1
+#SBATCH --job-name=skinjob
+#SBATCH --mem=1536M
+#SBATCH --nodes=1
+#SBATCH --open-mode=append
+#SBATCH --output={folder}/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=short
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=45
+
+# setup
+module load cuda
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output {folder}/%A_%a_%t_log.out --cpus-per-task=3 env PYTHONSAFEPATH=1 PYTHONUTF8=1 /opt/venv/bin/python -u -m skinjob.submit.start {folder}
+"""  # noqa: E501  # as submitit writes it
+
+
+def test_another_python_starts_the_tasks_of_an_array(slurm: Slurm, project: Path) -> None:
+    """--python holds for arrays too: the job's own script names it."""
+    link = project / "other-python"
+    link.write_text(f'#!/bin/sh\nexport SEEN=yes\nexec {sys.executable} "$@"\n')
+    link.chmod(0o755)
+    small = (
+        "--batch-sizes",
+        "4,8",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--cpus",
+        "1",
+        "--mem",
+        "2",
+    )
+    result = skinjob(slurm, "submit", *small, "--python", link, cwd=project)
+    assert result.returncode == 0, result.stderr
+    sweep = only_sweep(project / "runs")
+    (script,) = sweep.submission_folder.glob("*_submission.sh")
+    assert f"{link} -u -m skinjob.submit.start" in script.read_text()
+    wait_for_end(slurm, sweep)
+    assert set(states(sweep).values()) == {"done"}
+
+
+def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project: Path) -> None:
+    """A job that was killed leaves no word; submitted again, the run is, and what ended it said."""
+    long = ("--batch-sizes", "4", "--epochs", "300", "--device", "cpu", "--cpus", "1", "--mem", "2")
+    assert skinjob(slurm, "submit", *long, cwd=project).returncode == 0
+    run = only_sweep(project / "runs").runs()[0]
+    job = run.sweep.info()["jobs"][run.name]
+    wait_until_running(run)
+    again = skinjob(slurm, "submit", *long, cwd=project)
+    assert "not repeated" in again.stdout  # it is at work
+    slurm.run(["scancel", "--signal=KILL", job], check=True)
+    slurm.wait(job)
+    _age(run)
+    result = skinjob(slurm, "submit", *long, cwd=project)
+    assert "not repeated" not in result.stdout
+    assert f"{run.name} cancelled: job {job} was cancelled by " in result.stdout
+    new = run.sweep.info()["jobs"][run.name]
+    assert new != job
+    slurm.run(["scancel", "--signal=KILL", new])
+    slurm.wait(new)
+
+
+def test_a_preempted_run_starts_again_and_finishes(slurm: Slurm, project: Path) -> None:
+    """Preemption through submitit requeues the same job; its finished views are not lost."""
+    options = (
+        "--batch-sizes",
+        "4",
+        "--epochs",
+        "25",
+        "--device",
+        "cpu",
+        "--cpus",
+        "1",
+        "--mem",
+        "2",
+    )
+    assert skinjob(slurm, "submit", *options, cwd=project).returncode == 0
+    run = only_sweep(project / "runs").runs()[0]
+    job = run.sweep.info()["jobs"][run.name]
+    wait_until_running(run)
+    while not run.state().views_computed:
+        time.sleep(0.1)
+    slurm.run(["scancel", "--signal=USR2", job], check=True)
+    slurm.wait(job, timeout_s=180)
+    state = run.state()
+    assert (state.state, state.epoch) == ("done", 25)
+    assert state.views_read >= 1
+    with run.metrics_file.open(newline="") as rows:
+        assert [int(row["epoch"]) for row in csv.DictReader(rows)] == list(range(1, 26))
+
+
+def wait_until_running(run: Run, timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while run.state().state != "running":
+        assert time.monotonic() < end, run.state()
+        time.sleep(0.1)
+
+
+def _age(run: Run) -> None:
+    """Makes the run's last word two minutes old, so that the test need not wait for it."""
+    text = run.state_file.read_text()
+    said = str(run.state().heartbeat_utc)
+    run.state_file.write_text(text.replace(said, "2020-01-01T00:00:00Z"))
+
+
+@pytest.mark.parametrize("option", [["--cluster", "slurm", "--gpus", "0", "--device", "cuda"]])
+def test_a_request_that_cannot_train_is_refused(
+    slurm: Slurm, project: Path, option: list[str]
+) -> None:
+    """A GPU run without a GPU is refused at the login node."""
+    result = skinjob(slurm, "submit", "--batch-sizes", "4", *option, cwd=project)
+    assert "device cuda with gpus 0" in refusal(result)

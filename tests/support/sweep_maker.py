@@ -1,0 +1,186 @@
+"""Makes sweep folders as jobs would leave them, with drawn learning curves and no training."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from skinjob.config import TrainConfig
+from skinjob.sweeps.layout import METRICS, Run, RunState, Sweep, run_name
+
+COUNTS = {
+    "train": {"benign": 1440, "malignant": 1197},
+    "test": {"benign": 360, "malignant": 300},
+}
+
+
+def make_sweep(
+    folder: Path,
+    *,
+    batch_sizes: Sequence[int] = (32, 64, 128, 256),
+    lrs: Sequence[float] = (0.01,),
+    seeds: Sequence[int] = (0,),
+    epochs: int = 20,
+    finished: Mapping[str, int] | None = None,
+    states: Mapping[str, RunState] | None = None,
+    counts: Mapping[str, Mapping[str, int]] = COUNTS,
+    kind: str | None = None,
+) -> Sweep:
+    """Returns a sweep whose runs are done, but for those that *finished* fewer epochs.
+
+    *finished* maps a run's name to its epochs, *states* to its state.json.
+    """
+    sweep = Sweep(folder)
+    folder.mkdir(parents=True)
+    names = []
+    for batch_size, lr, seed in itertools.product(batch_sizes, lrs, seeds):
+        run = Run(folder / run_name(batch_size, lr, seed))
+        names.append(run.name)
+        done = epochs if finished is None else finished.get(run.name, epochs)
+        state = RunState(
+            state="done" if done == epochs else "running",
+            epoch=done,
+            device="NVIDIA H100 80GB HBM3",
+            precision="bf16",
+            started_utc="2025-03-01T09:00:00Z",
+            heartbeat_utc="2025-03-01T09:10:00Z",
+            images_per_s=277.6,
+        )
+        _make_run(run, batch_size, lr, seed, done, (states or {}).get(run.name, state), counts)
+    info = _info(sweep, batch_sizes, lrs, seeds, epochs, names, counts, kind)
+    sweep.sweep_file.write_text(json.dumps(info, indent=2), encoding="utf-8")
+    return sweep
+
+
+def _make_run(
+    run: Run,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    epochs: int,
+    state: RunState,
+    counts: Mapping[str, Mapping[str, int]],
+) -> None:
+    run.folder.mkdir()
+    config = TrainConfig(
+        data="skin_cancer",
+        weights="weights/resnet18.safetensors",
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+    )
+    run.config_file.write_text(json.dumps(asdict(config)), encoding="utf-8")
+    rows = metric_rows(run, batch_size, seed, epochs, counts, lr)
+    if rows:
+        ended, accuracy = rows[-1]["time_utc"], rows[-1]["test_accuracy"]
+        state = replace(state, epoch_utc=state.epoch_utc or ended, test_accuracy=accuracy)
+    run.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    write_rows(run, rows)
+
+
+def write_rows(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a run's metrics.csv as a job does."""
+    run.write_metrics([[_written(name, row[name]) for name in METRICS] for row in rows])
+
+
+def _written(name: str, value: Any) -> str:
+    """Returns a value as a job writes it: of a fixed number of digits, zeros at the end too."""
+    digits = {"lr": "g", "seconds": ".3f", "images_per_s": ".1f"}
+    return format(value, digits.get(name, ".6f")) if isinstance(value, float) else str(value)
+
+
+def metric_rows(
+    run: Run,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    counts: Mapping[str, Mapping[str, int]] = COUNTS,
+    lr: float = 0.01,
+) -> list[dict[str, Any]]:
+    """Returns the rows of a run's metrics.csv; the same arguments give the same rows."""
+    draw = random.Random(batch_size * 1000 + seed + round(1e9 * (lr - 0.01)))
+    images = sum(counts["train"].values())
+    num_test = sum(counts["test"].values())
+    updates = math.ceil(images / batch_size)
+    pace = 0.012 * (lr / 0.01) ** 0.5
+    rows = []
+    for epoch in range(1, epochs + 1):
+        learnt = 1 - math.exp(-pace * updates * epoch / (1 + updates / 90))
+        wobble = 0.006 * (1 + batch_size / 200)
+        accuracy = 0.62 + 0.235 * learnt + draw.gauss(0, wobble)
+        rows.append(
+            {
+                "sweep": run.sweep.name,
+                "run": run.name,
+                "batch_size": batch_size,
+                "seed": seed,
+                "epoch": epoch,
+                "updates": updates * epoch,
+                "lr": lr,
+                "train_loss": round(0.66 - 0.33 * learnt + draw.gauss(0, 0.004), 6),
+                "train_accuracy": round(0.60 + 0.265 * learnt + draw.gauss(0, 0.004), 6),
+                "test_loss": round(0.65 - 0.29 * learnt + draw.gauss(0, wobble), 6),
+                "test_accuracy": round(round(accuracy * num_test) / num_test, 6),
+                "test_auc": round(0.70 + 0.23 * learnt, 6),
+                "test_sensitivity": round(accuracy - 0.02, 6),
+                "test_specificity": round(accuracy + 0.02, 6),
+                "seconds": round(9.0 + draw.random(), 3),
+                "images_per_s": round(images / 9.5, 1),
+                "time_utc": f"2025-03-01T09:{epoch // 60:02d}:{epoch % 60:02d}Z",
+            }
+        )
+    return rows
+
+
+def _info(
+    sweep: Sweep,
+    batch_sizes: Sequence[int],
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    epochs: int,
+    names: list[str],
+    counts: Mapping[str, Mapping[str, int]],
+    kind: str | None,
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": sweep.name,
+        "created_utc": "2025-03-01T08:59:00Z",
+        "identity": "5b1c",
+        "recipe": {
+            "data": "skin_cancer",
+            "weights": "weights/resnet18.safetensors",
+            "epochs": epochs,
+            "augmentation_seed": 0,
+            "device": "auto",
+            "precision": "auto",
+        },
+        "batch_sizes": list(batch_sizes),
+        "lrs": list(lrs),
+        "seeds": list(seeds),
+        "runs": names,
+        "weights": {
+            "path": "weights/resnet18.safetensors",
+            "sha256": "5c106cde386e87d4033832f2996f5493238eda96ccf559d1d62760c4de0613f8",
+            "architecture": "resnet18",
+            "source": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+            "source_sha256": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            "untrained": kind == "untrained",
+            **({"kind": kind} if kind else {}),
+        },
+        "images": {
+            "root": "skin_cancer",
+            "fingerprint": "c0ffee1234567890c0ffee1234567890c0ffee1234567890c0ffee1234567890",
+            "classes": sorted(counts["test"]),
+            "counts": {split: dict(classes) for split, classes in counts.items()},
+        },
+        "cluster": {"cluster": "slurm", "partition": "gpu", "gpus": 1},
+        "jobs": {name: f"12_{number}" for number, name in enumerate(names)},
+        "versions": {"skinjob": "0.1.0", "python": "3.11.7", "torch": "2.9.0"},
+    }

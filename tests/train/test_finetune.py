@@ -1,0 +1,202 @@
+"""Training all layers: held against plain PyTorch, taken up from checkpoints, left as promised."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+from torchvision.models import resnet18
+from trees import left, make_sweep, make_tree
+
+from skinjob.config import TrainConfig
+from skinjob.data.images import read_index
+from skinjob.sweeps.layout import Run
+from skinjob.train import transforms
+from skinjob.train.finetune import FullTraining
+from skinjob.train.job import run_job
+from skinjob.train.loop import Epoch, order
+from skinjob.train.pixels import TEST, Pixels
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=6, num_test=4)
+
+
+def make_run(data: Path, weights: Path, runs: Path, epochs: int = 2) -> Run:
+    options = {"train": "all", "schedule": "cosine", "lrs": [0.001], "batch_sizes": [5]}
+    return make_sweep(data, weights, runs, epochs=epochs, **options).runs()[0]
+
+
+def plain_loop(config: TrainConfig, pixels: Pixels) -> list[dict[str, float]]:
+    """Trains all layers as one would without skinjob, in fp32 and in PyTorch's own layout."""
+    model = resnet18(weights=None)
+    model.load_state_dict(load_file(config.weights), strict=False)
+    torch.manual_seed(config.seed)
+    model.fc = nn.Linear(512, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
+    labels, test_labels = pixels.labels(1), pixels.labels(TEST)
+    num_updates = config.epochs * len(order(12, 0, 1).split(config.batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_updates)
+
+    def images(view: int, indices: list[int]) -> torch.Tensor:
+        crops = [pixels.crop(view, index) for index in indices]
+        return transforms.batch(crops, "cpu").contiguous()
+
+    found = []
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        losses = []
+        for batch in order(len(labels), config.seed, epoch).split(config.batch_size):
+            loss = functional.cross_entropy(model(images(epoch, batch.tolist())), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses += [loss.item()] * len(batch)
+        model.eval()
+        with torch.no_grad():
+            logits = model(images(TEST, list(range(len(test_labels)))))
+        found.append(
+            {
+                "train_loss": float(np.mean(losses)),
+                "test_loss": functional.cross_entropy(logits, test_labels).item(),
+                "test_accuracy": (logits.argmax(1) == test_labels).float().mean().item(),
+            }
+        )
+    return found
+
+
+def test_all_layers_give_the_metrics_of_a_plain_loop(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Threads, memory format and schedule change no number beyond rounding."""
+    run = make_run(data, weights, tmp_path)
+    run_job([run.folder])
+    config, sweep = run.config(), run.sweep
+    images = read_index(sweep.images_file, Path(config.data), ("benign", "malignant"))
+    pixels = Pixels(images, config.augmentation_seed, tmp_path, keeps_test=True)
+    with run.metrics_file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    for row, plain in zip(rows, plain_loop(config, pixels), strict=True):
+        for name, value in plain.items():
+            assert float(row[name]) == pytest.approx(value, rel=0.02), name
+    assert [row["updates"] for row in rows] == ["3", "6"]
+    assert rows[1]["train_loss"] != rows[0]["train_loss"]  # it moves
+
+
+@pytest.mark.parametrize(
+    ("damaged", "repeated"), [(0, []), (1, [2]), (2, [1, 2])], ids=["none", "newest", "both"]
+)
+def test_an_interrupted_run_goes_on_from_its_newest_checkpoint_that_loads(
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: int,
+    repeated: list[int],
+) -> None:
+    """A damaged checkpoint costs an epoch, two cost them all, and none changes a byte."""
+    whole = make_run(data, weights, tmp_path / "whole", epochs=3)
+    run_job([whole.folder])
+    broken = make_run(data, weights, tmp_path / "broken", epochs=3)
+    seen: list[int] = []
+    epoch = FullTraining.epoch
+
+    def interrupted(
+        training: FullTraining, number: int, tell: Callable[[int, int, int, float], None]
+    ) -> Epoch:
+        seen.append(number)
+        if seen == [1, 2, 3]:
+            raise KeyboardInterrupt
+        return epoch(training, number, tell)
+
+    monkeypatch.setattr(FullTraining, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_job([broken.folder])
+    for file in broken.checkpoint_files[:damaged]:
+        flip_a_byte(file)
+    run_job([broken.folder])
+    assert seen == [1, 2, 3, *repeated, 3]
+    assert broken.log_file.read_text().count("is not used") == damaged
+    assert left(broken) == left(whole)
+    assert not any(file.exists() for file in broken.checkpoint_files)
+
+
+def flip_a_byte(file: Path) -> None:
+    """Changes a number in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_taken(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of two recipes are never mixed in one run."""
+    whole, run = (make_run(data, weights, tmp_path / name, epochs=2) for name in "ab")
+    run_job([whole.folder])
+    other = make_run(data, weights, tmp_path / "other", epochs=3)
+    stop_after_one(other, monkeypatch)
+    run.checkpoint_files[0].write_bytes(other.checkpoint_files[0].read_bytes())
+    run_job([run.folder])
+    assert left(run) == left(whole)
+    assert "of another configuration" in run.log_file.read_text()
+
+
+def test_rows_that_were_lost_come_back_with_the_checkpoint(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metrics.csv that was removed, or torn, is whole again when the run goes on."""
+    run = make_run(data, weights, tmp_path)
+    stop_after_one(run, monkeypatch)
+    first = run.metrics_file.read_text()
+    run.metrics_file.write_text(first[:-20])
+    run_job([run.folder])
+    assert run.metrics_file.read_text().startswith(first)
+    assert "goes on after epoch 1" in run.log_file.read_text()
+    with run.metrics_file.open(newline="") as lines:
+        assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2"]
+
+
+def stop_after_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves a run as a kill after its first epoch does."""
+    epoch = FullTraining.epoch
+
+    def first_alone(
+        training: FullTraining, number: int, tell: Callable[[int, int, int, float], None]
+    ) -> Epoch:
+        if number > 1:
+            raise KeyboardInterrupt
+        return epoch(training, number, tell)
+
+    monkeypatch.setattr(FullTraining, "epoch", first_alone)
+    with pytest.raises(KeyboardInterrupt):
+        run_job([run.folder])
+    monkeypatch.undo()
+
+
+def test_the_saved_model_makes_the_saved_predictions(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """model.safetensors is torchvision's ResNet18 and says what predictions.csv says."""
+    run = make_run(data, weights, tmp_path)
+    run_job([run.folder])
+    model = resnet18(num_classes=2)
+    model.load_state_dict(load_file(run.trained_file("model")))
+    model.eval()
+    images = read_index(run.sweep.images_file, data, ("benign", "malignant"))
+    pixels = Pixels(images, 0, tmp_path, keeps_test=False)
+    with torch.no_grad():
+        seen = transforms.batch([pixels.crop(TEST, index) for index in range(8)], "cpu")
+        p = model(seen).softmax(1)[:, 1]
+    with run.predictions_file.open(newline="") as lines:
+        saved = [float(row["p_malignant"]) for row in csv.DictReader(lines)]
+    assert p.tolist() == pytest.approx(saved, abs=1e-4)

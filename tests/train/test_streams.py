@@ -1,0 +1,387 @@
+"""How views are computed: fast in whatever way, and the same numbers in every way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import wait_until
+from torch import Tensor
+from torchvision.models import resnet18
+from trees import make_sweep, make_tree
+
+from skinjob import files
+from skinjob.data.images import ImageSet
+from skinjob.data.scan import scan
+from skinjob.errors import ImagesError
+from skinjob.train import features as features_module
+from skinjob.train import transforms
+from skinjob.train.cache import ViewCache
+from skinjob.train.device import Device, choose_device
+from skinjob.train.features import Features
+from skinjob.train.forward import (
+    COMPILED_BATCH,
+    TRIALS,
+    WORTH_IMAGES,
+    BatchSize,
+    Forward,
+    choose_forward,
+    cpu_digest,
+)
+from skinjob.train.job import run_job
+from skinjob.train.model import build_backbone, build_resnet18
+from skinjob.train.pixels import TEST, Pixels, Store
+from skinjob.train.streams import Streams
+from skinjob.train.views import Views
+
+KEY = {"what": "a test"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    folder = tmp_path_factory.mktemp("data") / "skin_cancer"
+    return scan(make_tree(folder, num_train=20, num_test=4))
+
+
+@pytest.fixture(scope="module")
+def backbone(weights: Path) -> torch.nn.Module:
+    return build_backbone(weights)
+
+
+def features(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, device: Device, size: int
+) -> Tensor:
+    """Returns a view's features, (40, 512), computed with batches of *size*."""
+    forward = Forward(backbone, torch.float32, BatchSize((size,)))
+    streams = Streams(lambda: forward, device, Pixels(images, 0, tmp_path, keeps_test=False))
+    found = torch.zeros(40, 512)
+
+    def put(first: int, part: Tensor) -> None:
+        found[first : first + len(part)] = part
+
+    streams.compute(1, put, lambda done: None)
+    return found
+
+
+def test_streams_and_batch_size_change_no_feature(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+) -> None:
+    """What is chosen for speed on one machine and not on another is no part of the result."""
+    device = choose_device("cpu", "fp32")
+    one = features(backbone, images, tmp_path, replace(device, num_threads=1), size=1)
+    for num_threads, size in ((1, 40), (2, 3), (3, 16)):
+        other = features(backbone, images, tmp_path, replace(device, num_threads=num_threads), size)
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_folded_batch_norm_changes_no_feature(backbone: torch.nn.Module, weights: Path) -> None:
+    """The backbone is torchvision's ResNet18, though its batch norm is gone."""
+    whole = resnet18(weights=None)
+    whole.load_state_dict(build_resnet18(weights).state_dict())
+    whole.fc = torch.nn.Identity()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+    pictures = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted, found = whole.eval()(pictures), backbone(pictures)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_quickest_batch_size_is_kept() -> None:
+    """Each size is tried on the work itself, and the choice is told with the figures behind it."""
+    sizes = BatchSize((4, 8))
+    for _ in range(2 * TRIALS):
+        assert sizes.chosen is None
+        size = sizes.next()
+        sizes.record(size, {4: 2.0, 8: 1.0}[size])
+    sizes.record(4, 0.001)  # too late
+    assert sizes.next() == sizes.chosen == 8
+    assert sizes.words() == (
+        "8 images per forward pass (images/s of a stream by size: 4: 2.0, 8: 8.0)"
+    )
+
+
+def test_a_compiled_backbone_gives_the_same_features(
+    backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A large sweep compiles the backbone if that is quicker here; no feature changes by it."""
+    caplog.set_level("INFO", "skinjob")
+    device = choose_device("cpu", "fp32")
+    top = tmp_path / "compiled"
+    folder = top / cpu_digest()
+    folder.mkdir(mode=0o700, parents=True)
+    top.chmod(0o700)
+    file = folder / f"fp32-{device.num_threads}-224.json"
+    file.write_text('{"plain": 1, "compiled": 2}')
+    forward = choose_forward(backbone, device, WORTH_IMAGES, top)
+    if not forward.padded_to:
+        pytest.skip(f"torch compiles nothing here: {caplog.text}")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    pictures = torch.randn(COMPILED_BATCH, 3, 224, 224).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        wanted, found = backbone(pictures), forward(pictures)
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        assert torch.equal(forward(pictures[:3]), found[:3])  # a last batch that is not full
+
+    file.write_text('{"plain": 2, "compiled": 1}')
+    assert not choose_forward(backbone, device, WORTH_IMAGES, top).padded_to
+    assert "not compiled (images/s of a stream: 1.0 compiled, 2.0 not" in caplog.text
+
+
+def test_a_machine_that_cannot_compile_says_why_and_goes_on(
+    backbone: torch.nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A compute node without a C++ compiler trains all the same."""
+    caplog.set_level("INFO", "skinjob")
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    forward = choose_forward(backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, tmp_path)
+    assert not forward.padded_to
+    assert "backbone: not compiled (" in caplog.text
+
+
+def test_nothing_is_executed_that_others_may_have_written(
+    backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Compiled code is kept in a private folder; where that is not private, none is used."""
+    caplog.set_level("INFO", "skinjob")
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    folder.chmod(0o777)
+    assert not choose_forward(
+        backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, folder
+    ).padded_to
+    assert "is not a private folder of yours" in caplog.text
+    assert list(folder.iterdir()) == []
+
+
+def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
+    """Later epochs take the decoded image, whatever became of its file, and so do other threads."""
+    copy = shutil.copytree(images.root, tmp_path / "copy")
+    kept = Store(copy, images.split("train"), tmp_path, room=1 << 30)
+    unkept = Store(copy, images.split("train"), tmp_path, room=0)
+    first = [kept.get(index) for index in range(40)]
+    assert all(torch.equal(unkept.get(index), first[index]) for index in range(40))
+    shutil.rmtree(copy)
+    assert all(torch.equal(kept.get(index), first[index]) for index in range(40))
+    with pytest.raises(ImagesError):
+        unkept.get(0)
+    assert list(tmp_path.iterdir()) == []  # the file that they are kept in has no name
+
+
+def test_images_that_do_not_fit_are_decoded_again(images: ImageSet, tmp_path: Path) -> None:
+    """A limit on what is kept costs time alone."""
+    whole = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
+    half = Store(images.root, images.split("train"), tmp_path, room=20 * 224 * 224 * 3)
+    for index in [*range(40), *range(40)]:
+        assert torch.equal(half.get(index), whole.get(index))
+    assert 0 < (half._starts >= 0).sum() < 40
+
+
+def test_a_full_disk_costs_time_alone(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of which only a part could be kept is decoded again, and never read back torn."""
+    whole = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
+    torn = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
+    wanted = [whole.get(index) for index in range(10)]
+    pwrite, written = os.pwrite, []
+
+    def until_full(handle: int, content: memoryview, start: int) -> int:
+        written.append(start)
+        return pwrite(handle, content if len(written) < 4 else content[:5], start)
+
+    monkeypatch.setattr(os, "pwrite", until_full)
+    for index in [*range(10), *range(10)]:
+        assert torch.equal(torn.get(index), wanted[index])
+    assert len(written) == 4
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 30])
+def test_features_come_back_as_they_were_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    """In whatever order batches are written and rows are read, from memory or from disk."""
+    monkeypatch.setattr(features_module, "HELD_BYTES", held_bytes)
+    cache, put = ViewCache(tmp_path), torch.randn(100, 512)
+    with cache.writing(KEY, 100) as writer:
+        for first in (60, 0, 30):
+            writer.put(first, put[first : min(first + 30, 100)])
+        writer.put(90, put[90:])
+    found = read(cache, 100)
+    assert torch.equal(torch.cat(list(found.in_turn(size=7))), put)
+    some = torch.tensor([99, 0, 50, 0])
+    assert torch.equal(found.rows(some), put[some])
+    assert cache.read(KEY, 101) is None  # of other images: no view
+
+
+def read(cache: ViewCache, num_images: int) -> Features:
+    found = cache.read(KEY, num_images)
+    assert found is not None
+    return found
+
+
+def make_views(backbone: torch.nn.Module, images: ImageSet, cache: Path, epochs: int = 3) -> Views:
+    pixels = Pixels(images, 0, cache, keeps_test=False)
+    forward = Forward(backbone, torch.float32, BatchSize((8,)))
+    return Views(
+        Streams(lambda: forward, choose_device("cpu", "fp32"), pixels),
+        images=images,
+        weights_sha256="0" * 64,
+        epochs=epochs,
+        cache=ViewCache(cache),
+    )
+
+
+def test_a_fault_in_one_stream_ends_them_all_and_leaves_nothing(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that has gone stops the view by its name; no half view, claim or thread goes on."""
+    copy = shutil.copytree(images.root, tmp_path / "copy")
+    views = make_views(backbone, replace(images, root=copy), tmp_path / "cache")
+    gone = copy / images.split("train")[17].path
+    gone.unlink()
+    crop, at_work = Pixels.crop, []
+
+    def counted_crop(pixels: Pixels, view: int, index: int) -> transforms.Crop:
+        at_work.append(index)
+        time.sleep(0.02)
+        found = crop(pixels, view, index)
+        at_work.remove(index)
+        return found
+
+    monkeypatch.setattr(Pixels, "crop", counted_crop)
+    with pytest.raises(ImagesError, match=gone.name):
+        views.get(1)
+    assert at_work == [17]
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_views_that_are_no_longer_wanted_are_not_finished(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ends in the middle does not stay to compute the view that was on its way."""
+    views = make_views(backbone, images, tmp_path, epochs=2)
+    crop, begun, go_on = Pixels.crop, threading.Event(), threading.Event()
+
+    def slow_crop(pixels: Pixels, view: int, index: int) -> transforms.Crop:
+        if view == 1:
+            begun.set()
+            go_on.wait(0.2)  # 40 images on 2 threads: without a stop, seconds
+        return crop(pixels, view, index)
+
+    monkeypatch.setattr(Pixels, "crop", slow_crop)
+    coming = views.in_turn([TEST, 1, 2])
+    next(coming)
+    assert begun.wait(60)
+    coming.close()
+    go_on.set()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1  # that of the test images
+    assert not list(tmp_path.glob("*.claim"))
+
+
+def test_views_come_in_turn_and_once(
+    backbone: torch.nn.Module, images: ImageSet, tmp_path: Path
+) -> None:
+    """What is computed ahead is what comes next, and the same as when it is asked for alone."""
+    views = make_views(backbone, images, tmp_path / "ahead")
+    alone = make_views(backbone, images, tmp_path / "alone")
+    wanted: Sequence[int] = [TEST, 1, 2, 3]
+    for view, found in zip(wanted, views.in_turn(wanted), strict=True):
+        expected = torch.cat(list(alone.get(view).in_turn()))
+        assert torch.equal(torch.cat(list(found.in_turn())), expected)
+
+
+def test_what_a_killed_job_left_in_the_cache_is_removed_by_the_next(
+    weights: Path, tmp_path: Path
+) -> None:
+    """Half a view may be as large as a view. What somebody may still be writing stays."""
+    data = make_tree(tmp_path / "skin_cancer", num_train=30, num_test=2)
+    run = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[4], epochs=1).runs()[0]
+    folder = run.sweep.views_folder
+    job = subprocess.Popen(
+        [sys.executable, "-m", "skinjob", "train", run.folder],
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: list(folder.glob(".*.part")) and list(folder.glob("*.claim")))
+    finally:
+        job.kill()
+        job.wait()
+    (partial,) = folder.glob(".*.part")
+    host, day = partial.name.split(".")[-3], 24 * 3600
+    elsewhere, silent = (
+        partial.with_name(f".1.safetensors.{name}.x.part") for name in ("host-1", "host-2")
+    )
+    marks = [folder / f".now-{name}" for name in ("new", "old")]
+    now = time.time()
+    for file, age_s in zip((elsewhere, silent, *marks), (0, day + 60, 0, day + 60), strict=True):
+        file.touch()
+        os.utime(file, (now - age_s, now - age_s))
+    # Of a job that was killed when its view was there already: nobody claims that again.
+    (folder / "1.claim").write_text(f"{socket.gethostname()} {job.pid}")
+    cache = ViewCache(folder)
+    with cache.writing(KEY, 1) as writer:
+        (written,) = folder.glob(f".{cache.file(KEY).name}.{host}.*.part")
+        os.utime(written, (now - day - 60,) * 2)
+        run_job([run.folder])
+        assert {file for file in folder.iterdir() if file.suffix != ".safetensors"} == {
+            elsewhere,
+            written,
+            marks[0],
+        }
+        writer.put(0, torch.ones(1, 512))
+    assert cache.has(KEY)
+
+
+@pytest.mark.parametrize("age_s", [0, 25 * 3600])
+def test_where_there_are_no_locks_half_a_view_stays_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_s: int
+) -> None:
+    """Nobody can tell there whether it is being written, so only its age counts."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    cache = ViewCache(tmp_path)
+    with suppress(FileNotFoundError), cache.writing(KEY, 1):
+        (partial,) = tmp_path.glob(".*.part")
+        os.utime(partial, (time.time() - age_s,) * 2)
+        cache.clear_up()
+        assert partial.exists() == (age_s == 0)
+
+
+def test_a_view_that_is_removed_before_it_is_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that clears up at the moment in which another begins to write does not stop it."""
+    cache = ViewCache(tmp_path)
+    flock = files.fcntl.flock
+
+    def clear_up_first(handle: int, operation: int) -> None:
+        monkeypatch.setattr(files.fcntl, "flock", flock)
+        cache.clear_up()
+        flock(handle, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", clear_up_first)
+    with cache.writing(KEY, 1) as writer:
+        writer.put(0, torch.ones(1, 512))
+    assert cache.has(KEY)

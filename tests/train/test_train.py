@@ -1,0 +1,326 @@
+"""What a job trains, held against plain PyTorch, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+from torchvision.models import resnet18
+from torchvision.transforms.functional import normalize
+from trees import make_sweep, make_tree
+
+from skinjob.config import TrainConfig
+from skinjob.data.images import read_index
+from skinjob.errors import ConfigError, ImagesError, RunError, WeightsError
+from skinjob.sweeps.layout import METRICS, Run, Sweep
+from skinjob.train import transforms
+from skinjob.train.cache import ViewCache
+from skinjob.train.device import choose_device
+from skinjob.train.features import Features
+from skinjob.train.forward import choose_forward
+from skinjob.train.job import run_job
+from skinjob.train.loop import Epoch, HeadTraining, order
+from skinjob.train.metrics import auc
+from skinjob.train.model import build_backbone
+from skinjob.train.pixels import TEST, Pixels
+from skinjob.train.streams import Streams
+from skinjob.train.views import Views
+from skinjob.weights.backbones import PREPROCESSING
+
+CLOCKS = ("sweep", "seconds", "images_per_s", "time_utc")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=10, num_test=4)
+
+
+@pytest.fixture
+def sweep(data: Path, weights: Path, tmp_path: Path) -> Sweep:
+    return make_sweep(data, weights, tmp_path / "runs", epochs=2)
+
+
+def views_of(run: Run) -> Views:
+    config, info = run.config(), run.sweep.info()
+    classes = tuple(info["images"]["classes"])
+    images = read_index(run.sweep.images_file, Path(config.data), classes)
+    pixels = Pixels(images, config.augmentation_seed, run.sweep.cache_folder, keeps_test=False)
+    backbone, device = build_backbone(Path(config.weights)), choose_device("cpu", "fp32")
+    return Views(
+        Streams(lambda: choose_forward(backbone, device, 0, Path()), device, pixels),
+        images=images,
+        weights_sha256=info["weights"]["sha256"],
+        epochs=config.epochs,
+        cache=ViewCache(run.sweep.views_folder),
+    )
+
+
+def whole(features: Features) -> torch.Tensor:
+    return torch.cat(list(features.in_turn()))
+
+
+def pixels_of(views: Views, view: int, indices: Sequence[int]) -> torch.Tensor:
+    """Returns what the network sees of some images, (N, 3, 224, 224) in 0..255."""
+    crops = [views.streams.pixels.crop(view, index) for index in indices]
+    normal = transforms.batch(crops, "cpu")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    return ((normal * std + mean) * 255).round()
+
+
+def rows(run: Run) -> list[dict[str, str]]:
+    """Returns metrics.csv without what differs from one attempt to the next."""
+    with run.metrics_file.open(newline="") as lines:
+        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
+
+
+def plain_loop(config: TrainConfig, views: Views) -> list[dict[str, float]]:
+    """Trains as one would without skinjob: the whole net, every image, every epoch, in fp32."""
+    model = resnet18(weights=None)
+    model.load_state_dict(load_file(config.weights), strict=False)
+    model.requires_grad_(False)
+    torch.manual_seed(config.seed)
+    model.fc = nn.Linear(512, 2)
+    model.eval()
+    optimizer = torch.optim.Adadelta(model.fc.parameters(), lr=config.lr)
+
+    def images(view: int, indices: list[int]) -> torch.Tensor:
+        seen = pixels_of(views, view, indices) / 255
+        return normalize(seen, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    labels, test_labels = views.streams.pixels.labels(1), views.streams.pixels.labels(TEST)
+    found = []
+    for epoch in range(1, config.epochs + 1):
+        losses, hits = [], []
+        for batch in order(len(labels), config.seed, epoch).split(config.batch_size):
+            logits = model(images(epoch, batch.tolist()))
+            loss = functional.cross_entropy(logits, labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses += [loss.item()] * len(batch)
+            hits += (logits.argmax(1) == labels[batch]).tolist()
+        with torch.no_grad():
+            logits = model(images(TEST, list(range(len(test_labels)))))
+        called, positive = logits.argmax(1) == 1, test_labels == 1
+        found.append(
+            {
+                "train_loss": float(np.mean(losses)),
+                "train_accuracy": float(np.mean(hits)),
+                "test_loss": functional.cross_entropy(logits, test_labels).item(),
+                "test_accuracy": (called == positive).float().mean().item(),
+                "test_sensitivity": called[positive].float().mean().item(),
+                "test_specificity": (~called)[~positive].float().mean().item(),
+            }
+        )
+    return found
+
+
+def test_head_on_views_gives_the_metrics_of_a_plain_loop(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """The shortcut through views changes no number: all are within 1e-4 of plain PyTorch."""
+    sweep = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[8], epochs=3)
+    run = sweep.runs()[0]
+    views, config = views_of(run), run.config()
+    training = HeadTraining(
+        config,
+        num_classes=2,
+        positive=1,
+        labels=views.streams.pixels.labels(1),
+        test_features=views.get(TEST),
+        test_labels=views.streams.pixels.labels(TEST),
+    )
+    ours = [training.epoch(number, views.get(number)).row for number in (1, 2, 3)]
+    for mine, plain in zip(ours, plain_loop(config, views), strict=True):
+        for name, value in plain.items():
+            assert mine[name] == pytest.approx(value, abs=1e-4), (mine["epoch"], name)
+    assert [row["updates"] for row in ours] == [3, 6, 9]
+    assert ours[0]["train_loss"] != pytest.approx(ours[2]["train_loss"], abs=1e-3)  # it learns
+
+
+def test_four_runs_at_once_compute_each_view_once(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Runs at the same time share the views, and their numbers are those of one by one."""
+    sizes, epochs = (2, 4, 8, 16), 5
+    together = make_sweep(data, weights, tmp_path / "a", batch_sizes=sizes, epochs=epochs)
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "skinjob", "train", str(run.folder)],
+            stdout=subprocess.DEVNULL,
+            env={"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
+        )
+        for run in together.runs()
+    ]
+    assert [job.wait() for job in jobs] == [0] * len(sizes)
+    states = [run.state() for run in together.runs()]
+    assert sum(state.views_computed for state in states) == epochs + 1
+    assert {state.views_computed + state.views_read for state in states} == {epochs + 1}
+    assert not list(together.views_folder.glob("*.claim"))
+
+    apart = make_sweep(data, weights, tmp_path / "b", batch_sizes=sizes, epochs=epochs)
+    for run in apart.runs():
+        run_job([run.folder])
+    assert [rows(run) for run in together.runs()] == [rows(run) for run in apart.runs()]
+
+
+def test_a_finished_run_says_all_of_itself(sweep: Sweep) -> None:
+    """Every file that the documentation promises is in the folder, and fits the others."""
+    run = sweep.runs()[0]
+    run_job([run.folder], job_id="12_0")
+    state = run.state()
+    assert (state.state, state.epoch, state.job_id, state.device) == ("done", 2, "12_0", "cpu")
+    with run.metrics_file.open(newline="") as lines:
+        reader = csv.DictReader(lines)
+        metrics = list(reader)
+    assert tuple(reader.fieldnames or ()) == METRICS
+    assert [row["epoch"] for row in metrics] == ["1", "2"]
+    with run.predictions_file.open(newline="") as lines:
+        predictions = list(csv.DictReader(lines))
+    right = sum(row["label"] == row["predicted"] for row in predictions) / len(predictions)
+    assert right == pytest.approx(float(metrics[-1]["test_accuracy"]), abs=1e-6)
+    assert load_file(run.trained_file("head"))["fc.weight"].shape == (2, 512)
+    log = run.log_file.read_text()
+    for words in ("device: cpu", "precision: fp32 (asked for)", "images/s", "epoch 2/2", "left"):
+        assert words in log
+
+
+def test_the_saved_head_makes_the_saved_predictions(sweep: Sweep) -> None:
+    """The head can be put back on torchvision's ResNet18 and says what predictions.csv says."""
+    run = sweep.runs()[0]
+    run_job([run.folder])
+    model = resnet18(num_classes=2)
+    tensors = load_file(run.config().weights) | load_file(run.trained_file("head"))
+    model.load_state_dict(tensors, strict=False)
+    model.eval()
+    views = views_of(run)
+    with torch.no_grad():
+        p = model(transforms.normalise(pixels_of(views, TEST, range(8)))).softmax(1)[:, 1]
+    with run.predictions_file.open(newline="") as lines:
+        saved = [float(row["p_malignant"]) for row in csv.DictReader(lines)]
+    assert p.tolist() == pytest.approx(saved, abs=1e-4)
+
+
+def test_a_row_is_on_disk_before_the_next_epoch_starts(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends a job, the epochs that it has finished are in metrics.csv."""
+    run, seen = sweep.runs()[0], []
+    epoch = HeadTraining.epoch
+
+    def watched(training: HeadTraining, number: int, features: Features) -> Epoch:
+        seen.append((number, len(rows(run))))
+        return epoch(training, number, features)
+
+    monkeypatch.setattr(HeadTraining, "epoch", watched)
+    run_job([run.folder])
+    assert seen == [(1, 0), (2, 1)]
+
+
+def test_any_number_of_classes_trains(weights: Path, tmp_path: Path) -> None:
+    """Three class folders give three logits, with the last class as the positive one."""
+    data = make_tree(
+        tmp_path / "data", num_train=3, num_test=2, classes=("benign", "malignant", "other")
+    )
+    run = make_sweep(data, weights, tmp_path / "runs", epochs=1).runs()[0]
+    run_job([run.folder])
+    assert load_file(run.trained_file("head"))["fc.weight"].shape == (3, 512)
+    assert 0 <= float(rows(run)[0]["test_auc"]) <= 1
+
+
+def test_a_loss_that_is_not_a_number_is_refused(data: Path, weights: Path, tmp_path: Path) -> None:
+    """A diverged run says the epoch and the update, and its state says failed."""
+    run = make_sweep(data, weights, tmp_path / "runs", lrs=[1e38], epochs=9).runs()[0]
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at update \d+, in epoch \d+"):
+        run_job([run.folder])
+    state = run.state()
+    assert state.state == "failed"
+    assert "the loss is" in str(state.error)
+    assert "--lr" in str(state.remedy)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(sweep: Sweep) -> None:
+    """Nobody trains for days on a CPU without having said so."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    run = sweep.runs()[0]
+    values = json.loads(run.config_file.read_text())
+    run.config_file.write_text(json.dumps(values | {"device": "cuda"}))
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        run_job([run.folder])
+    assert run.state().state == "failed"
+
+
+def test_weights_are_checked_again_in_the_job(data: Path, weights: Path, tmp_path: Path) -> None:
+    """A byte that changed between submit and train is caught before the first update."""
+    copy = tmp_path / "resnet18.safetensors"
+    content = bytearray(weights.read_bytes())
+    copy.write_bytes(content)
+    run = make_sweep(data, copy, tmp_path / "runs").runs()[0]
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(WeightsError, match="SHA-256"):
+        run_job([run.folder])
+
+
+def test_images_are_checked_again_in_the_job(weights: Path, tmp_path: Path) -> None:
+    """An image that was replaced between submit and train stops the run by its name."""
+    data = make_tree(tmp_path / "data", num_train=3, num_test=2)
+    run = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[2]).runs()[0]
+    (data / "train/benign/0.jpg").write_bytes((data / "train/benign/1.jpg").read_bytes())
+    with pytest.raises(ImagesError, match=r"benign/0.jpg has changed"):
+        run_job([run.folder])
+
+
+def test_a_dead_owners_claim_costs_time_alone(sweep: Sweep) -> None:
+    """A view that a killed job had begun is computed by the next run that wants it."""
+    run = sweep.runs()[0]
+    views = views_of(run)
+    views.cache.folder.mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    assert views.cache.claim(views.key(1))
+    claim = next(views.cache.folder.glob("*.claim"))
+    assert not views.cache.claim(views.key(1))  # its owner, this process, is alive
+    claim.write_text(claim.read_text().split()[0] + f" {dead.pid}")
+    assert views.cache.claim(views.key(1))
+
+
+def test_a_damaged_view_is_computed_again(sweep: Sweep) -> None:
+    """A cache file that is cut off is no view: it is replaced by the right one."""
+    views = views_of(sweep.runs()[0])
+    features = whole(views.get(1))
+    file = views.cache.file(views.key(1))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert torch.equal(whole(views.get(1)), features)
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": "0" * 64}, {"precision": "bf16"}, {"augmentation_seed": "1"}]
+)
+def test_a_view_is_named_by_all_it_depends_on(sweep: Sweep, change: dict[str, Any]) -> None:
+    """Other weights, precision or augmentation never meet an old view."""
+    views = views_of(sweep.runs()[0])
+    key = views.key(1)
+    assert views.cache.file(key) != views.cache.file(key | change)
+    assert views.cache.file(key) != views.cache.file(views.key(2))
+
+
+def test_auc_counts_pairs() -> None:
+    """The AUC is the share of pairs in the right order, ties counting one half."""
+    draws = np.random.default_rng(0)
+    scores = draws.integers(0, 10, 50).astype(np.float32)
+    positive = draws.random(50) < 0.4
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[positive] for n in scores[~positive]]
+    assert auc(scores, positive) == pytest.approx(np.mean(pairs))

@@ -1,0 +1,126 @@
+"""Values and job files: what is refused, in which words, and what wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skinjob.config import ClusterConfig, TrainConfig, read_job_file
+from skinjob.errors import ConfigError
+from skinjob.options import IntegerList
+from skinjob.sources import JOB_FILE_KEYS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", -1),
+        ("epochs", 0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("device", "tpu"),
+        ("precision", "fp64"),
+    ],
+)
+def test_a_value_that_cannot_train_is_refused_by_name(field: str, value: Any) -> None:
+    """The error has the value as it was given."""
+    values = {"data": "d", "weights": "w", "batch_size": 32} | {field: value}
+    with pytest.raises(ConfigError) as fault:
+        TrainConfig(**values)
+    assert repr(value) in fault.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cluster", "pbs"),
+        ("gpus", 2),
+        ("cpus", 0),
+        ("mem_gb", 0.0),
+        ("time_min", 0),
+        ("array_parallelism", 0),
+        ("partition", "a\n#SBATCH --uid=0"),
+        ("account", ""),
+        ("constraint", "a b"),
+        ("constraint", "-a100"),
+        ("gpu_flag", "gpu"),
+        ("gpu_type", "gpu:a100"),
+        ("mem_flag", "mem-per-node"),
+        ("wckey", "*"),
+        ("reservation", "a;b"),
+        ("nodelist", "gpu[01-04]"),
+        ("exclude", "gpu[01-04"),
+        ("exclude", "gpu01 gpu02"),
+        ("exclude", "-x"),
+        ("mail", "me@example.org\n#SBATCH --uid=0"),
+        ("mail_type", "END FAIL"),
+    ],
+)
+def test_a_request_that_cannot_be_made_is_refused_by_name(field: str, value: Any) -> None:
+    """Nothing of the user's text can become a line of the sbatch script of its own."""
+    with pytest.raises(ConfigError) as fault:
+        ClusterConfig(**{field: value})
+    assert repr(value) in fault.value.message
+
+
+def test_default_job_file_says_what_the_code_does(tmp_path: Path) -> None:
+    """jobs/default.toml documents the defaults, and is not a second set of them."""
+    values = read_job_file(ROOT / "jobs/default.toml", JOB_FILE_KEYS)
+    assert values.pop("data") == "skin_cancer"
+    assert values.pop("weights") == "weights/resnet18.safetensors"
+    assert values.pop("batch_sizes") == [32, 64, 128, 256]
+    assert values.pop("seeds") == [0]
+    train = TrainConfig(data="d", weights="w", batch_size=1)
+    for name, value in values.items():
+        assert value == getattr(train, name), name
+
+
+def test_default_job_file_leaves_the_cluster_to_the_site(tmp_path: Path) -> None:
+    """What it said there would hide the site's profile; what it says in comments is true."""
+    text = (ROOT / "jobs/default.toml").read_text()
+    assert read_job_file(ROOT / "jobs/default.toml", {**JOB_FILE_KEYS, "cluster": set()})
+    told = tmp_path / "told.toml"
+    told.write_text(
+        "[cluster]\n" + text.split("[cluster]")[1].replace("# ", "", 1).replace("\n# ", "\n")
+    )
+    values = read_job_file(told, JOB_FILE_KEYS)
+    assert {name: getattr(ClusterConfig(), name) for name in values} == values
+    assert len(values) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "remedy"),
+    [
+        ("[train]\nepoch = 3", "unknown key in [train]: 'epoch'", "use 'epochs'"),
+        ("[trian]\nepochs = 3", "unknown table: 'trian'", "use 'train'"),
+        ("epochs = 3", "unknown table: 'epochs'", "valid ones are cluster, train"),
+        ("train = 3", "train is a value, not a table", "[train]"),
+        ("[train", "job.toml: ", "job.toml"),
+    ],
+)
+def test_a_job_file_with_a_slip_is_refused(
+    tmp_path: Path, text: str, message: str, remedy: str
+) -> None:
+    """A typo stops here, with the nearest valid word."""
+    file = tmp_path / "job.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as fault:
+        read_job_file(file, JOB_FILE_KEYS)
+    assert message in fault.value.message
+    assert remedy in fault.value.remedy
+
+
+def test_integer_lists_take_commas_ranges_and_lists() -> None:
+    """Seeds and batch sizes read as people write them."""
+    convert = IntegerList().convert
+    assert convert("32,64", None, None) == (32, 64)
+    assert convert("0-3,9", None, None) == (0, 1, 2, 3, 9)
+    assert convert([1, 2], None, None) == (1, 2)

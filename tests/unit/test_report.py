@@ -1,0 +1,548 @@
+"""What the report says of a sweep: its tables, its words and its page."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sweep_maker import make_sweep, metric_rows, write_rows
+
+from skinjob.commands.report import report_on
+from skinjob.errors import RunError
+from skinjob.report import findings
+from skinjob.report.build import Report, build_report
+from skinjob.report.tables import (
+    all_series,
+    read_run,
+    read_sweep,
+    summarize,
+    wilson_interval,
+)
+from skinjob.report.text import printed
+from skinjob.sweeps.layout import METRICS, Run, RunState, Sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return make_sweep(tmp_path_factory.mktemp("runs") / "plain")
+
+
+@pytest.fixture(scope="module")
+def report(sweep: Sweep) -> Report:
+    return build_report([sweep])
+
+
+def test_a_report_has_every_file_that_it_names(sweep: Sweep, report: Report) -> None:
+    """The report is in the sweep's own folder, whole, with no half-written file beside it."""
+    sizes = ("batch-0032", "batch-0064", "batch-0128", "batch-0256", "comparison")
+    pictures = {f"{name}.{suffix}" for name in sizes for suffix in ("png", "svg")}
+    expected = pictures | {"metrics.csv", "summary.csv", "index.html"}
+    assert report.folder == sweep.report_folder.resolve()
+    assert {file.name for file in report.folder.iterdir()} == expected
+    assert {file.name for file in report.files} == expected
+
+
+def test_the_merged_csv_has_every_row_as_it_was_written(sweep: Sweep, report: Report) -> None:
+    """metrics.csv is the runs' files one after another under one header, byte for byte."""
+    files = [run.metrics_file.read_bytes().split(b"\r\n", 1) for run in sweep.runs()]
+    expected = files[0][0] + b"\r\n" + b"".join(rows for _, rows in files)
+    assert (report.folder / "metrics.csv").read_bytes() == expected
+
+
+def test_the_summary_holds_the_numbers_of_the_rows(sweep: Sweep, report: Report) -> None:
+    """A batch size's line in summary.csv can be worked out by hand from its run's CSV."""
+    rows = metric_rows(Run(sweep.folder / "bs0064-lr0.01-seed0"), 64, 0, 20)
+    with (report.folder / "summary.csv").open(newline="", encoding="utf-8") as lines:
+        line = next(line for line in csv.DictReader(lines) if line["batch_size"] == "64")
+    accuracies = [row["test_accuracy"] for row in rows]
+    changes = [abs(after - before) for before, after in itertools.pairwise(accuracies)]
+    assert float(line["final_test_accuracy"]) == pytest.approx(accuracies[-1], rel=1e-5)
+    assert float(line["best_test_accuracy"]) == pytest.approx(max(accuracies), rel=1e-5)
+    assert int(line["best_epoch"]) == accuracies.index(max(accuracies)) + 1
+    assert float(line["final_train_loss"]) == pytest.approx(rows[-1]["train_loss"], rel=1e-5)
+    assert float(line["final_test_loss"]) == pytest.approx(rows[-1]["test_loss"], rel=1e-5)
+    assert float(line["accuracy_change"]) == pytest.approx(sum(changes) / 19, rel=1e-5)
+    assert float(line["seconds"]) == pytest.approx(sum(row["seconds"] for row in rows), rel=1e-5)
+    assert int(line["updates"]) == 20 * 42  # 2637 images in batches of 64, the last one short
+    assert line["final_test_accuracy_sd"] == ""  # one seed has no spread
+
+
+def test_accuracy_change_is_the_mean_of_the_absolute_steps(tmp_path: Path) -> None:
+    """50, 60, 55, 55 % is a change of 5 points: up 10, down 5, none."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
+    _set_column(sweep.runs()[0], "test_accuracy", ["0.5", "0.6", "0.55", "0.55"])
+    [series] = all_series([read_sweep(sweep)])
+    assert series.accuracy_changes() == [pytest.approx(0.05)]
+    assert series.accuracy_changes(first_epoch=3) == [0.0]
+
+
+def test_the_interval_is_wilsons() -> None:
+    """The interval of 81 right of 263 is Newcombe's (1998, table I, method 3): 0.2553 to 0.3662."""
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(1.0, 10)[1] == 1.0
+    assert np.isnan(wilson_interval(0.5, 0)).all()
+
+
+def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
+    """A report of a running sweep stops at the last whole line, wherever the next one is cut."""
+    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
+    content = run.metrics_file.read_bytes()
+    third = content.rindex(b"\n", 0, -1) + 1
+    for end in range(third, len(content) - 2):
+        run.metrics_file.write_bytes(content[:end])
+        texts, values = read_run(run)
+        assert len(texts) == len(values) == 2, content[third:end]
+
+
+def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path) -> None:
+    """A whole last line counts, although nothing follows it."""
+    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
+    run.metrics_file.write_bytes(run.metrics_file.read_bytes().rstrip())
+    texts, values = read_run(run)
+    assert [row[METRICS.index("epoch")] for row in texts] == ["1", "2", "3"]
+    assert [row[METRICS.index("epoch")] for row in values] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "fault"),
+    [
+        ("epoch", ["1", "2", "2", "3"], "line 4: epoch 2 where epoch 3 is due"),
+        ("epoch", ["1", "3", "4", "5"], "line 3: epoch 3 where epoch 2 is due"),
+        ("test_accuracy", ["0.5", "x", "0.5", "0.5"], "line 3: test_accuracy is 'x'"),
+        ("test_accuracy", ["0.5", "0.5", "85.2", "0.5"], "line 4: test_accuracy is '85.2'"),
+        ("run", ["bs0064-lr0.01-seed0"] * 4, "line 2: a row of run 'bs0064-lr0.01-seed0'"),
+    ],
+)
+def test_a_damaged_csv_is_named_with_its_line(
+    tmp_path: Path, column: str, values: list[str], fault: str
+) -> None:
+    """Where no other run is left, the error names file and line, and the fix shows it."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
+    run = sweep.runs()[0]
+    _set_column(run, column, values)
+    with pytest.raises(RunError) as caught:
+        build_report([sweep])
+    assert str(run.metrics_file.resolve()) in caught.value.message
+    assert fault in caught.value.message
+    line = fault.split(":")[0].removeprefix("line ")
+    assert caught.value.remedy == f"sed -n {line}p {run.metrics_file.resolve()}"
+
+
+def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:
+    """A line in the middle that lost its end is damage, not work in progress."""
+    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
+    lines = run.metrics_file.read_bytes().split(b"\r\n")
+    lines[2] = lines[2].rsplit(b",", 2)[0]
+    run.metrics_file.write_bytes(b"\r\n".join(lines))
+    with pytest.raises(RunError, match=r"line 3: 15 values, not 17"):
+        read_run(run)
+
+
+def test_a_report_says_what_is_missing(tmp_path: Path) -> None:
+    """Of a sweep that is partly done, each run that lacks epochs is named with its reason."""
+    sweep = make_sweep(
+        tmp_path / "s",
+        batch_sizes=(16, 32, 64, 128, 256),
+        finished={
+            "bs0032-lr0.01-seed0": 7,
+            "bs0064-lr0.01-seed0": 0,
+            "bs0128-lr0.01-seed0": 3,
+            "bs0256-lr0.01-seed0": 5,
+        },
+        states={
+            "bs0064-lr0.01-seed0": RunState(),
+            "bs0128-lr0.01-seed0": RunState(state="failed", error="no GPU on node7\ndetails"),
+        },
+    )
+    (sweep.folder / "bs0256-lr0.01-seed0" / "state.json").unlink()
+    report = build_report([sweep])
+    assert report.missing == [
+        "bs0032-lr0.01-seed0: running, 7 of 20 epochs, last heard of at 2025-03-01T09:10:00Z",
+        "bs0064-lr0.01-seed0: queued, no epoch yet",
+        "bs0128-lr0.01-seed0: failed with 3 of 20 epochs: no GPU on node7",
+        "bs0256-lr0.01-seed0: 5 of 20 epochs, and no readable state.json",
+    ]
+    assert list(report.summary["batch_size"]) == [16, 32, 128, 256]
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    assert all(sentence in page for sentence in report.missing)
+
+
+def test_a_finished_sweep_misses_nothing(report: Report) -> None:
+    """Where all runs have all their epochs, nothing is called missing."""
+    assert report.missing == []
+
+
+def test_a_sweep_without_an_epoch_is_an_error_that_shows_the_log(tmp_path: Path) -> None:
+    """Before the first epoch there is nothing to report; the log tells why."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 0})
+    sweep.runs()[0].log_file.write_text("starting\n", encoding="utf-8")
+    with pytest.raises(RunError, match="no run has finished an epoch") as caught:
+        build_report([sweep])
+    assert caught.value.remedy == f"tail {sweep.runs()[0].log_file.resolve()}"
+    assert not sweep.report_folder.exists()
+
+
+def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
+    """With several seeds a batch size's accuracy is their mean, and sd their standard deviation."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(3), epochs=5)
+    runs = sweep.runs()
+    finals = [metric_rows(run, 32, seed, 5)[-1]["test_accuracy"] for seed, run in enumerate(runs)]
+    [row] = summarize(all_series([read_sweep(sweep)])).to_dict("records")
+    assert row["runs"] == 3
+    assert row["final_test_accuracy"] == pytest.approx(sum(finals) / 3)
+    assert row["final_test_accuracy_sd"] == pytest.approx(np.std(finals, ddof=1))
+
+
+def test_a_mean_never_mixes_epochs(tmp_path: Path) -> None:
+    """A seed that failed early is left out of the mean, not averaged in where it stopped."""
+    sweep = make_sweep(
+        tmp_path / "s",
+        batch_sizes=[32],
+        seeds=range(3),
+        epochs=20,
+        finished={"bs0032-lr0.01-seed1": 2},
+    )
+    [series] = all_series([read_sweep(sweep)])
+    assert (series.epochs, series.num_counted) == (20, 2)
+    assert set(series.counted["run"]) == {"bs0032-lr0.01-seed0", "bs0032-lr0.01-seed2"}
+    assert set(series.behind["run"]) == {"bs0032-lr0.01-seed1"}
+
+
+def test_a_loss_that_diverged_is_a_dash_and_not_a_mean_of_the_others(tmp_path: Path) -> None:
+    """A blank loss of one seed makes the mean unknown; passing over it would flatter."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(2), epochs=3)
+    _set_column(sweep.runs()[0], "test_loss", ["0.5", "", ""])
+    [series] = all_series([read_sweep(sweep)])
+    columns, [row] = printed(summarize([series]), width=80)
+    assert row[columns.index("test\nloss")] == "-"
+    assert np.isnan(series.curve("test_loss").mean[1:]).all()
+
+
+def test_one_seed_is_not_said_to_show_anything(report: Report) -> None:
+    """With one seed per batch size the report gives the values, and how to get an answer."""
+    stability, accuracy, advice = report.notes
+    assert stability.startswith("Is batch size 256 less stable?")
+    assert stability.count("(") == 4
+    assert "p =" not in stability
+    assert "no difference shown (660 test images)" in accuracy
+    assert advice.endswith("skinjob submit --seeds 0-4")
+
+
+def test_seeds_that_differ_for_sure_are_said_to(tmp_path: Path) -> None:
+    """Where 256 moves more in every one of five seeds, it is called less stable."""
+    sweep = make_sweep(tmp_path / "s", seeds=range(5), epochs=8)
+    for run in sweep.runs():
+        step = 0.02 if run.name.startswith("bs0256") else 0.01
+        wobble = [f"{0.8 + step * (epoch % 2):.4f}" for epoch in range(8)]
+        _set_column(run, "test_accuracy", wobble)
+    notes = findings.compare(all_series([read_sweep(sweep)]))
+    assert "in epochs 5 to 8" in notes[0]
+    assert "1.00 (32), 1.00 (64), 1.00 (128), 2.00 (256); 256 minus the rest: +1.00" in notes[0]
+    assert notes[0].endswith(": less stable.")
+
+
+def test_seeds_that_do_not_differ_are_said_not_to(tmp_path: Path) -> None:
+    """Where seeds scatter and batch sizes do not, no difference is shown."""
+    sweep = make_sweep(tmp_path / "s", seeds=range(5), epochs=8)
+    for run in sweep.runs():
+        step = 0.01 + 0.001 * run.config().seed
+        wobble = [f"{0.8 + step * (epoch % 2):.4f}" for epoch in range(8)]
+        _set_column(run, "test_accuracy", wobble)
+    notes = findings.compare(all_series([read_sweep(sweep)]))
+    assert [note.endswith("no difference shown.") for note in notes] == [True, True]
+
+
+def test_the_permutation_test_is_right_where_it_can_be_counted() -> None:
+    """Of the 20 ways to part 6 runs in two, 2 are as extreme as all high against all low: 0.1."""
+    values, labels = np.array([1.0, 2, 3, 11, 12, 13]), np.array([0, 0, 0, 1, 1, 1])
+    assert findings.permutation_p(values, labels) == pytest.approx(0.1, abs=0.01)
+    assert findings.permutation_p(np.ones(6), labels) == 1.0
+
+
+def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> None:
+    """While 256 is behind, nothing is said of its stability, and it is named as left out."""
+    sweep = make_sweep(tmp_path / "s", finished={"bs0256-lr0.01-seed0": 7})
+    notes = findings.compare(all_series([read_sweep(sweep)]))
+    assert notes[0] == "Not compared, for not being at epoch 20: 256 (epoch 7)."
+    assert not any("stable" in note for note in notes)
+    assert "(256)" not in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("demo", "A demo:"), ("untrained", "The backbone is untrained")]
+)
+def test_weights_that_were_not_fetched_are_said_once(
+    tmp_path: Path, kind: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One notice stands above all numbers, on the page and in the terminal, and in no picture."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
+    report_on([sweep], None)
+    printed = capsys.readouterr().out
+    page = (sweep.report_folder / "index.html").read_text("utf-8")
+    assert printed.startswith(words)
+    assert printed.count(words) == 1
+    assert page.count(words) == 1
+    assert page.index(f'<p class="notice">{words}') < page.index("<table>")
+    for svg in sweep.report_folder.glob("*.svg"):
+        assert words not in svg.read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", ["fetched", None])
+def test_fetched_weights_need_no_notice(tmp_path: Path, kind: str | None) -> None:
+    """A sweep.json from before kinds were written is read by what it says of random weights."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
+    assert not build_report([sweep]).notice
+    info = sweep.info()
+    info["weights"].pop("kind", None)
+    info["weights"]["untrained"] = True
+    sweep.sweep_file.write_text(json.dumps(info), "utf-8")
+    assert build_report([sweep]).notice.startswith("The backbone is untrained")
+
+
+def test_names_from_outside_are_text_in_the_page(tmp_path: Path) -> None:
+    """A class, a sweep or an error that holds HTML is shown, not obeyed."""
+    evil = "<b>&"
+    counts = {split: {"benign": 5, evil: 5} for split in ("train", "test")}
+    sweep = make_sweep(
+        tmp_path / "<i>sweep",
+        batch_sizes=[32],
+        epochs=2,
+        finished={"bs0032-lr0.01-seed0": 1},
+        states={"bs0032-lr0.01-seed0": RunState(state="failed", error="<script>alert(1)</script>")},
+        counts=counts,
+    )
+    info = sweep.info()
+    info["images"]["classes"] = ["benign", evil]
+    sweep.sweep_file.write_text(json.dumps(info), encoding="utf-8")
+    page = (build_report([sweep]).folder / "index.html").read_text(encoding="utf-8")
+    assert not [tag for tag in ("<b>", "<i>", "<script>") if tag in page]
+    assert "“&lt;b&gt;&amp;” as the positive class" in page
+    assert "5 benign, 5 &lt;b&gt;&amp;" in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_page_needs_no_other_file(report: Report) -> None:
+    """The page can be mailed: it loads nothing, and each picture in it is told in words."""
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/svg+xml;base64,') == page.count("<img ") == 5
+    assert page.count(' alt="Curves of') == 5
+    assert "<script" not in page
+    assert "<link" not in page
+    assert "not a medical device" in page
+    assert "“malignant” as the positive class" in page
+
+
+def test_a_folder_copied_with_only_its_numbers_can_be_reported(tmp_path: Path) -> None:
+    """sweep.json with runs and epochs, and the CSVs, are enough."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
+    info = {"runs": sweep.info()["runs"], "recipe": {"epochs": 4}}
+    sweep.sweep_file.write_text(json.dumps(info), encoding="utf-8")
+    for run in sweep.runs():
+        run.state_file.unlink()
+        run.config_file.unlink()
+    report = build_report([sweep])
+    assert report.missing == []
+    assert "(" not in report.rows[0][report.columns.index("test accuracy %\n(95 % interval)")]
+
+
+@pytest.mark.parametrize("content", ['{"recipe": {"epochs": 1}}', '{"runs": []}'])
+def test_a_sweep_file_that_lacks_the_runs_is_an_error(tmp_path: Path, content: str) -> None:
+    """What is no sweep is said to be none, with the file to look at."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=1)
+    sweep.sweep_file.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=r"sweep\.json: no 'runs'"):
+        read_sweep(sweep)
+
+
+def test_several_sweeps_make_one_report(tmp_path: Path) -> None:
+    """Two sweeps with the same batch sizes stay apart by name, and what differs is said."""
+    one = make_sweep(tmp_path / "one", batch_sizes=[32], epochs=3)
+    two = make_sweep(tmp_path / "two", batch_sizes=[32], epochs=4)
+    report = build_report([one, two, one])
+    assert report.folder == tmp_path.resolve() / "report-one-two"
+    assert [row[:2] for row in report.rows] == [["one", "32"], ["two", "32"]]
+    assert (report.folder / "one-batch-0032.png").exists()
+    assert (report.folder / "two-batch-0032.png").exists()
+    assert report.notes[0] == "The sweeps differ in their epochs: compare them with care."
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train", "all", "trained layers"),
+        ("schedule", "cosine", "schedules"),
+        ("precision", "fp32", "precisions"),
+    ],
+)
+def test_sweeps_of_two_recipes_are_compared_with_a_warning(
+    tmp_path: Path, key: str, value: str, words: str
+) -> None:
+    """What was trained, and how, is never mixed up in silence."""
+    one, two = (make_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
+    info = two.info()
+    two.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | {key: value}}))
+    notes = build_report([one, two]).notes
+    assert f"The sweeps differ in their {words}: compare them with care." in notes
+
+
+def test_two_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Series that could not be told apart are not drawn."""
+    sweeps = [make_sweep(tmp_path / at / "s", batch_sizes=[32], epochs=1) for at in "ab"]
+    with pytest.raises(RunError, match="two sweeps are called s"):
+        build_report(sweeps)
+
+
+@pytest.mark.parametrize("lrs", [(0.01,), (0.001, 0.01)])
+@pytest.mark.parametrize("width", [80, 60, 50])
+def test_the_printed_table_fits_the_terminal(
+    tmp_path: Path, width: int, lrs: tuple[float, ...]
+) -> None:
+    """No line of the printed table is longer than the terminal, with several seeds and lrs too."""
+    sweep = make_sweep(tmp_path / "s", seeds=range(2), lrs=lrs, epochs=12)
+    columns, rows = printed(summarize(all_series([read_sweep(sweep)])), width)
+    heads = [name.split("\n") for name in columns]
+    cells = [[*head, *values] for head, *values in zip(heads, *rows, strict=True)]
+    assert sum(max(map(len, column)) + 2 for column in cells) <= width
+    assert "change\n/epoch" in columns
+
+
+def test_one_lr_is_told_only_where_a_program_reads(report: Report) -> None:
+    """With one lr no label and no printed column speaks of it; summary.csv and the page have it."""
+    assert "lr" not in report.columns
+    assert not any("lr" in file.stem for file in report.files)
+    assert list(report.summary["lr"]) == [0.01] * 4
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    assert "<dt>lr</dt><dd>0.01</dd>" in page
+    assert ", lr 0.01" not in page
+
+
+def test_several_lrs_are_several_series(tmp_path: Path) -> None:
+    """A line of the summary is of one lr, and is what a sweep of that lr alone has."""
+    both = build_report([make_sweep(tmp_path / "s", lrs=(0.1, 0.001), seeds=range(2))])
+    alone = build_report([make_sweep(tmp_path / "a" / "s", lrs=(0.1,), seeds=range(2))])
+    sizes = [32, 64, 128, 256]
+    assert list(both.summary["lr"]) == [0.001] * 4 + [0.1] * 4
+    assert list(both.summary["batch_size"]) == [*sizes, *sizes]
+    assert both.summary[4:].reset_index(drop=True).equals(alone.summary)
+    assert [row[both.columns.index("lr")] for row in both.rows] == ["0.001"] * 4 + ["0.1"] * 4
+
+
+def test_several_lrs_are_told_apart_in_every_name(tmp_path: Path) -> None:
+    """Labels and file names carry the lr; few series still share one comparison."""
+    report = build_report([make_sweep(tmp_path / "s", batch_sizes=[32, 64], lrs=(0.01, 0.1))])
+    names = [f"batch-{size}-lr{lr}" for lr in ("0.01", "0.1") for size in ("0032", "0064")]
+    pngs = {file.stem for file in report.files if file.suffix == ".png"}
+    assert pngs == {*names, "comparison"}
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    for label in ("32, lr 0.01", "64, lr 0.01", "32, lr 0.1", "64, lr 0.1"):
+        assert f"<figcaption>Batch size {label} (" in page
+    assert "All batch sizes and learning rates on the test images" in page
+
+
+def test_a_schedule_does_not_part_a_run(tmp_path: Path) -> None:
+    """A run's lr is what it was asked for, whatever the optimizer's lr is in an epoch."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], lrs=(0.1, 0.01), epochs=3)
+    for run in sweep.runs():
+        _set_column(run, "lr", ["0.1", "0.05", "0.01"])
+    series = all_series([read_sweep(sweep)])
+    assert [(one.lr, one.epochs, set(one.rows["run"])) for one in series] == [
+        (0.01, 3, {"bs0032-lr0.01-seed0"}),
+        (0.1, 3, {"bs0032-lr0.1-seed0"}),
+    ]
+
+
+def test_a_run_is_believed_more_than_its_name(tmp_path: Path) -> None:
+    """The lr is that of config.json; the name says it only where that file was not copied."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], lrs=(1e-05, 0.1), epochs=2)
+    small, large = sweep.runs()
+    small.config_file.unlink()
+    config = json.loads(large.config_file.read_text(encoding="utf-8"))
+    large.config_file.write_text(json.dumps(config | {"lr": 0.3}), encoding="utf-8")
+    assert [one.lr for one in all_series([read_sweep(sweep)])] == [1e-05, 0.3]
+
+
+def test_findings_never_mix_lrs(tmp_path: Path) -> None:
+    """What is said of an lr is what a sweep of that lr alone would hear; advice comes once."""
+    both = make_sweep(tmp_path / "s", lrs=(0.001, 0.1))
+    notes = build_report([both]).notes
+    expected = []
+    for lr in (0.001, 0.1):
+        alone = build_report([make_sweep(tmp_path / str(lr) / "s", lrs=(lr,))])
+        expected += [f"lr {lr}: {note}" for note in alone.notes[:2]]
+    assert notes == [*expected, findings.FEW_SEEDS]
+    one_size = build_report([make_sweep(tmp_path / "b", batch_sizes=[32], lrs=(0.001, 0.1))])
+    assert one_size.notes == [findings.ALONE]
+
+
+def test_many_series_get_a_comparison_for_each_lr(tmp_path: Path) -> None:
+    """Nine lines in one picture are too many; comparison.* has the best lr's, and words say so."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32, 64, 128], lrs=(0.0001, 0.01, 0.001))
+    accuracy = {0.0001: "0.6", 0.01: "0.8", 0.001: "0.7"}
+    for run in sweep.runs():
+        _set_column(run, "test_accuracy", [accuracy[run.config().lr]] * 20)
+    report = build_report([sweep])
+    assert set(report.files) == set(report.folder.iterdir())
+    for suffix in ("png", "svg"):
+        first = (report.folder / f"comparison.{suffix}").read_bytes()
+        same = [
+            lr
+            for lr in ("0.0001", "0.001", "0.01")
+            if (report.folder / f"comparison-lr{lr}.{suffix}").read_bytes() == first
+        ]
+        assert same == ["0.01"]
+    page = (report.folder / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 3 + 9
+    first, second, third = (page.index(f"sizes with lr {lr} on") for lr in (0.01, 0.0001, 0.001))
+    assert first < page.index("Of 3 lrs this one has the highest mean accuracy") < second < third
+
+
+def test_of_many_missing_runs_the_failed_are_named(tmp_path: Path) -> None:
+    """A thousand queued runs are counted, not listed, and hide no run that failed."""
+    names = [f"bs0032-lr0.01-seed{seed}" for seed in range(60)]
+    sweep = make_sweep(
+        tmp_path / "s",
+        batch_sizes=[32],
+        seeds=range(60),
+        epochs=2,
+        finished=dict.fromkeys(names[1:], 0),
+        states=dict.fromkeys(names[1:50], RunState())
+        | {names[59]: RunState(state="failed", error="no GPU")},
+    )
+    missing = build_report([sweep]).missing
+    assert missing[0] == "bs0032-lr0.01-seed59: failed with no epoch yet: no GPU"
+    assert missing[1] == "bs0032-lr0.01-seed1: queued, no epoch yet"
+    assert missing[20:] == ["and 39 more runs: 30 queued, 9 running"]
+
+
+def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
+    """Run again on a sweep that went on, the report has the newer numbers."""
+    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 7})
+    before = build_report([sweep], tmp_path / "out")
+    run = sweep.runs()[0]
+    write_rows(run, metric_rows(run, 32, 0, 20))
+    after = build_report([sweep], tmp_path / "out")
+    assert after.folder == before.folder == tmp_path / "out"
+    assert [list(built.summary["epochs"]) for built in (before, after)] == [[7], [20]]
+    assert len((after.folder / "metrics.csv").read_text("utf-8").splitlines()) == 21
+
+
+def test_no_cell_of_a_report_is_a_formula(tmp_path: Path) -> None:
+    """A sweep's name is text in a spreadsheet, whatever it begins with."""
+    names = ("=cmd|x", "@sum(a1)", "-2+3", "plain", "-2")
+    sweeps = [make_sweep(tmp_path / name, batch_sizes=[32], epochs=1) for name in names]
+    folder = build_report(sweeps, tmp_path / "out").folder
+    for file in ("metrics.csv", "summary.csv"):
+        rows = list(csv.DictReader((folder / file).read_text().splitlines()))
+        assert [row["sweep"] for row in rows] == ["'=cmd|x", "'@sum(a1)", "'-2+3", "plain", "-2"]
+        assert {row["batch_size"] for row in rows} == {"32"}
+
+
+def _set_column(run: Run, column: str, values: list[str]) -> None:
+    """Rewrites one column of a run's metrics.csv."""
+    with run.metrics_file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    write_rows(run, [{**row, column: value} for row, value in zip(rows, values, strict=True)])
