@@ -61,19 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_tell("the current folder is not there any more", "cd", 1))
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
-    except SkinjobError as fault:
-        if fault.details:
-            say(*fault.details)
-        code = _tell(fault.message, fault.remedy, 1)
-    except click.UsageError as fault:
-        command = fault.ctx.command_path if fault.ctx else "skinjob"
-        code = _tell(told_in(fault) + fault.format_message(), f"{command} --help", 2)
+    except SkinjobError as error:
+        if error.details:
+            say(*error.details)
+        code = _tell(error.message, error.fix, 1)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "skinjob"
+        code = _tell(told_in(error) + error.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
-    except OSError as fault:
-        code = _tell_system_error(fault)
-    except RuntimeError as fault:
-        if str(fault) != NO_THREAD:
+    except OSError as error:
+        code = _tell_system_error(error)
+    except RuntimeError as error:
+        if str(error) != NO_THREAD:
             raise
         code = _tell_limit(NO_THREAD)
     except MemoryError:
@@ -88,8 +88,8 @@ def _start_in_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _tell(message: str, remedy: str, code: int) -> int:
-    say(f"error: {message}", f"fix:   {remedy}", is_error=True)
+def _tell(message: str, fix: str, code: int) -> int:
+    say(f"error: {message}", f"fix:   {fix}", is_error=True)
     return code
 
 

@@ -37,9 +37,9 @@ AXES = ("batch_size", "lr", "seed")
 class FieldError(ConfigError):
     """A value that a record refuses, in the words of the command line."""
 
-    def __init__(self, field: str, message: str, remedy: str) -> None:
+    def __init__(self, field: str, message: str, fix: str) -> None:
         """*field* is the name that the record has for it."""
-        super().__init__(message, remedy)
+        super().__init__(message, fix)
         self.field = field
 
 
@@ -221,8 +221,8 @@ class ClusterConfig:
         )
         try:
             require_other_flags(self.sbatch)
-        except ConfigError as fault:
-            raise FieldError("sbatch", fault.message, fault.remedy) from None
+        except ConfigError as error:
+            raise FieldError("sbatch", error.message, error.fix) from None
         _require(
             all("\0" not in line for line in self.setup),
             "setup",
@@ -289,13 +289,13 @@ def read_job_file(
             f"{kind} {path}: no such file", f"ls {shlex.quote(str(path.parent))}"
         ) from None
     # Not only TOMLDecodeError: dates that are none, numbers of 5,000 digits and deep nests.
-    except OSError as fault:
+    except OSError as error:
         raise ConfigError(
-            f"{kind} {path}: {fault.strerror}", f"ls -ld {shlex.quote(str(path))}"
+            f"{kind} {path}: {error.strerror}", f"ls -ld {shlex.quote(str(path))}"
         ) from None
-    except (ValueError, RecursionError) as fault:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{kind} {path}: {fault}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
+            f"{kind} {path}: {error}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
         ) from None
     values: dict[str, Any] = {}
     for table, content in tables.items():

@@ -64,11 +64,11 @@ def download(
                 etag = response.headers.get("ETag", "")
                 _receive(response, url, partial, expected_size, again)
             return
-        except _BrokenError as fault:
+        except _BrokenError as error:
             tries = 1 if _size(partial) > most else tries + 1
             most = max(most, _size(partial))
             if tries > len(PAUSES_S):
-                raise _gave_up(url, partial, fault, again) from fault
+                raise _gave_up(url, partial, error, again) from error
             time.sleep(PAUSES_S[tries - 1])
 
 
@@ -82,19 +82,17 @@ def one_at_a_time(lock: Path, again: str) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         holder = lock.open("ab")
-    except OSError as fault:
-        remedy = f"{again} --out FOLDER   # one that you may write to"
-        raise WeightsError(
-            f"{lock.parent}: cannot write there: {fault.strerror}", remedy
-        ) from fault
+    except OSError as error:
+        fix = f"{again} --out FOLDER   # one that you may write to"
+        raise WeightsError(f"{lock.parent}: cannot write there: {error.strerror}", fix) from error
     with holder:
         try:
             fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
+        except BlockingIOError as error:
             raise WeightsError(
                 f"{lock.parent}: another skinjob fetch-weights is writing there",
                 f"{again}   # when that one has ended",
-            ) from fault
+            ) from error
         except OSError:
             # a network disk without locks: two fetches may then spoil one partial file, and its
             # digest tells
@@ -107,10 +105,10 @@ def explaining_full_disk(folder: Path, needed_bytes: int | None, again: str) -> 
     """Turns "no space left" in the block into a WeightsError that tells free and needed bytes."""
     try:
         yield
-    except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise _full_disk(folder, needed_bytes, fault.strerror or "disk full", again) from fault
+        raise _full_disk(folder, needed_bytes, error.strerror or "disk full", again) from error
 
 
 def check_free_space(folder: Path, needed_bytes: int, again: str) -> None:
@@ -143,14 +141,14 @@ def _ask(url: str, partial: Path, etag: str, again: str) -> Any:
         with answer:
             _judge_refusal(answer, url, partial, again)
         raise _BrokenError(f"the server answered {answer.code} {answer.reason}") from answer
-    except urllib.error.URLError as fault:
-        raise _unreachable(url, fault.reason, again) from fault
-    except (ValueError, http.client.InvalidURL) as fault:
+    except urllib.error.URLError as error:
+        raise _unreachable(url, error.reason, again) from error
+    except (ValueError, http.client.InvalidURL) as error:
         raise WeightsError(
-            f"{url}: not an address: {fault}", "skinjob fetch-weights --source URL"
-        ) from fault
-    except (OSError, http.client.HTTPException) as fault:  # connected, then cut off or silent
-        raise _BrokenError(str(fault) or type(fault).__name__) from fault
+            f"{url}: not an address: {error}", "skinjob fetch-weights --source URL"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:  # connected, then cut off or silent
+        raise _BrokenError(str(error) or type(error).__name__) from error
 
 
 def _judge_refusal(answer: urllib.error.HTTPError, url: str, partial: Path, again: str) -> None:
@@ -234,8 +232,8 @@ def _receive(response: Any, url: str, partial: Path, expected_size: int | None, 
 def _read(response: Any) -> bytes:
     try:
         return bytes(response.read1(BLOCK_BYTES))
-    except (OSError, http.client.HTTPException) as fault:
-        raise _BrokenError(str(fault) or type(fault).__name__) from fault
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenError(str(error) or type(error).__name__) from error
 
 
 def _start(response: Any, partial: Path) -> int:

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 class SkinjobError(Exception):
     """A fault that the user can mend: what was found, and the command that mends it."""
 
-    def __init__(self, message: str, remedy: str, details: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, fix: str, details: Sequence[str] = ()) -> None:
         """*details* are lines for stdout, where the fault has more parts than fit a sentence."""
         super().__init__(message)
         self.message = message
-        self.remedy = remedy
+        self.fix = fix
         self.details = details
 
 
@@ -47,9 +47,9 @@ class RunError(SkinjobError):
 class Stopped(BaseException):  # as KeyboardInterrupt: nobody on the way may catch it
     """A job that has to end, and why; raised where a signal finds it."""
 
-    def __init__(self, fault: str, message: str, remedy: str) -> None:
+    def __init__(self, fault: str, message: str, fix: str) -> None:
         """*fault* is one of `skinjob.sweeps.layout.FAULTS`."""
         super().__init__(message)
         self.fault = fault
         self.message = message
-        self.remedy = remedy
+        self.fix = fix

@@ -69,8 +69,8 @@ def _new_partial(path: Path, host: str = "") -> tuple[int, Path]:
     prefix = f".{path.name}.{host}." if host else f".{path.name}."
     try:
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
-    except OSError as fault:
-        fault.filename = str(path)  # the name that a person knows
+    except OSError as error:
+        error.filename = str(path)  # the name that a person knows
         raise
     return handle, Path(name)
 

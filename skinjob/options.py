@@ -296,8 +296,8 @@ def _telling_sources(command: Callable[..., Any]) -> Callable[..., Any]:
     def telling(*args: Any, **values: Any) -> Any:
         try:
             return command(*args, **values)
-        except FieldError as fault:
-            raise with_source(click.get_current_context(), fault) from None
+        except FieldError as error:
+            raise with_source(click.get_current_context(), error) from None
 
     return telling
 

@@ -84,10 +84,10 @@ def require_safe(folder: Path, trusted: Collection[str] = ()) -> None:
     """
     ways = (absolute(folder), folder.resolve())  # a link on the way can be replaced too
     for place in sorted({place for way in ways for place in (way, *way.parents)}):
-        for who, remedy in _strangers(place, {ROOT, os.geteuid(), *_numbers(trusted)}):
+        for who, fix in _strangers(place, {ROOT, os.geteuid(), *_numbers(trusted)}):
             raise RunError(
                 f"{place} {who}, who could replace {folder}, and jobs execute code from there",
-                f"{remedy}; or choose another --runs",
+                f"{fix}; or choose another --runs",
             )
 
 
@@ -97,8 +97,8 @@ def _strangers(place: Path, trusted: Collection[int]) -> Iterator[tuple[str, str
         link, there = place.lstat(), place.stat()
     except FileNotFoundError:
         return
-    except OSError as fault:
-        if fault.errno != errno.EACCES:
+    except OSError as error:
+        if error.errno != errno.EACCES:
             raise
         return  # a folder that the user cannot enter holds nothing of the user's
     quoted = shlex.quote(str(place))

@@ -194,8 +194,8 @@ def with_source(ctx: click.Context, fault: FieldError) -> ConfigError:
         return ConfigError(f"{file}: {fault.message}", _edit(file.path))
     if found == ParameterSource.ENVIRONMENT:
         variable = source(ctx, name)
-        remedy = f"unset {variable}   # or give it another value"
-        return ConfigError(f"{variable}: {fault.message}", remedy)
+        fix = f"unset {variable}   # or give it another value"
+        return ConfigError(f"{variable}: {fault.message}", fix)
     return fault
 
 

@@ -65,8 +65,8 @@ def _demo_weights(file: Path) -> None:
     try:
         fetched = fetch_weights(file.parent)
         say(f"weights in {fetched.path}: {fetched.source}")
-    except WeightsError as fault:
-        say(f"weights could not be fetched: {fault.message}", is_error=True)
+    except WeightsError as error:
+        say(f"weights could not be fetched: {error.message}", is_error=True)
         if find_demo_weights(file):
             say("no internet: using the ResNet18 that an earlier demo pretrained here")
             return

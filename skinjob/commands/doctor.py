@@ -61,8 +61,8 @@ def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
         say(f"{one.verdict:<9}{one.name:<12}{first}", colour=COLOURS[one.verdict])
         for line in [*rest, *(f"| {detail}" for detail in one.details)]:
             say(" " * INDENT + line)
-        if one.remedy:
-            say(f"{'':<9}fix: {one.remedy}")
+        if one.fix:
+            say(f"{'':<9}fix: {one.fix}")
         yield one
 
 

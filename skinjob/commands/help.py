@@ -120,8 +120,8 @@ class TaskCommand(click.Command):
             for option in self.params:
                 if option.is_eager and option.callback is not None:
                     option.handle_parse_result(ctx, given, [])
-        except SkinjobError as fault:
-            return fault
+        except SkinjobError as error:
+            return error
         return None
 
 

@@ -154,7 +154,7 @@ def _fault(sweep: Sweep, group: Sequence[Standing], width: int | None) -> list[s
     lines += wrapped(one.error or "it does not say why", width, indent="  ")
     for file, said in last_words(Run(sweep.folder / one.run), one.job, LINES_TOLD):
         lines += [f"  {typed(file)}:", *(f"  | {line}" for line in said)]
-    return [*lines, f"  fix: {one.remedy}"] if one.remedy else lines
+    return [*lines, f"  fix: {one.fix}"] if one.fix else lines
 
 
 def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:

@@ -229,13 +229,13 @@ def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
                 if split not in SPLITS or not is_right:
                     raise ValueError(f"{path!r:.80} in {split!r:.80}, {name!r:.80}")
                 files.append(ImageFile(path, split, classes.index(folder), int(num_bytes), sha256))
-    except OSError as fault:
+    except OSError as error:
         raise ImagesError(
-            f"{file}: {fault.strerror}", f"ls {shlex.quote(str(file.parent))}"
+            f"{file}: {error.strerror}", f"ls {shlex.quote(str(file.parent))}"
         ) from None
-    except (ValueError, csv.Error) as fault:
+    except (ValueError, csv.Error) as error:
         raise ImagesError(
-            f"{file}, after line {line}: {fault}", "skinjob submit --name ANOTHER"
+            f"{file}, after line {line}: {error}", "skinjob submit --name ANOTHER"
         ) from None
     return ImageSet(root, classes, tuple(files))
 

@@ -128,8 +128,8 @@ def _asked_findings(wish: Wish) -> Iterator[Finding]:
     sweep = Sweep(wish.runs / (wish.name or "new-sweep"))
     try:
         asked = ask_slurm(wish.cluster, sweep, wish.by_name)
-    except ClusterError as fault:
-        yield named("sinfo", failed(fault))
+    except ClusterError as error:
+        yield named("sinfo", failed(error))
         yield from _unasked()
         return
     for name, check in CHECKS.items():
@@ -189,8 +189,8 @@ def _read_weights(wish: Wish) -> tuple[Finding, WeightsInfo | None]:
         require_path("--weights", path)
         _require_seen_by_nodes("--weights", path, wish.cluster)
         info = read_weights_info(path)
-    except SkinjobError as fault:
-        return failed(fault), None
+    except SkinjobError as error:
+        return failed(error), None
     words = f"{info.architecture}, sha256 {info.sha256[:16]}..."
     if info.note:
         return warn(f"{words}; {info.note.strip()}"), info
@@ -206,8 +206,8 @@ def _read_images(wish: Wish) -> tuple[Finding, ImageSet | None]:
         require_path("--data", path)
         _require_seen_by_nodes("--data", path, wish.cluster)
         images = scan(path, skips_bad=wish.skip_bad_images)
-    except SkinjobError as fault:
-        return failed(fault), None
+    except SkinjobError as error:
+        return failed(error), None
     counts = [
         f"{', '.join(f'{count} {name}' for name, count in classes.items())} to {split}"
         for split, classes in images.counts().items()

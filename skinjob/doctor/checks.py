@@ -246,7 +246,7 @@ def check_script(asked: Asked) -> Finding:
     if answer.returncode:
         fault = refusal(said, asked.cluster)
         if isinstance(fault, TooManyJobsError):
-            return fail(f"sbatch refused: {fault.message}", fault.remedy, fault.details)
+            return fail(f"sbatch refused: {fault.message}", fault.fix, fault.details)
         return failed(fault)
     match = STARTS.search(said)
     # It tells a time for a job that would wait for ever, too.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from skinjob.errors import SkinjobError
 
 AGAIN = "the same command with"
-"""How a remedy begins that is another option: those that were given have to stay."""
+"""How a fix begins that is another option: those that were given have to stay."""
 VERDICTS = ("ok", "warn", "fail", "skipped")
 
 
@@ -22,7 +22,7 @@ class Finding:
     verdict: str
     """One of VERDICTS; after a warning jobs work all the same."""
     found: str
-    remedy: str | None = None
+    fix: str | None = None
     details: tuple[str, ...] = ()
     """Lines for what has more parts than fit a sentence."""
 
@@ -31,12 +31,12 @@ def ok(found: str) -> Finding:
     return Finding("", "ok", found)
 
 
-def warn(found: str, remedy: str | None = None, details: Sequence[str] = ()) -> Finding:
-    return Finding("", "warn", found, remedy, tuple(details))
+def warn(found: str, fix: str | None = None, details: Sequence[str] = ()) -> Finding:
+    return Finding("", "warn", found, fix, tuple(details))
 
 
-def fail(found: str, remedy: str, details: Sequence[str] = ()) -> Finding:
-    return Finding("", "fail", found, remedy, tuple(details))
+def fail(found: str, fix: str, details: Sequence[str] = ()) -> Finding:
+    return Finding("", "fail", found, fix, tuple(details))
 
 
 def skipped(found: str) -> Finding:
@@ -52,13 +52,13 @@ def failed(fault: SkinjobError) -> Finding:
 
     What submit would be called with instead, doctor takes too.
     """
-    remedy = re.sub(r"skinjob submit (?=--(?!dry-run|help))", f"{AGAIN} ", fault.remedy)
-    return fail(fault.message, remedy, fault.details)
+    fix = re.sub(r"skinjob submit (?=--(?!dry-run|help))", f"{AGAIN} ", fault.fix)
+    return fail(fault.message, fix, fault.details)
 
 
 def tried(look: Callable[[], Finding]) -> Finding:
     """Returns what a look found, or the fault that stopped it."""
     try:
         return look()
-    except SkinjobError as fault:
-        return failed(fault)
+    except SkinjobError as error:
+        return failed(error)

@@ -49,7 +49,7 @@ class Probed:
     """What it wrote, None when it wrote nothing."""
     error: str = ""
     """Why it wrote nothing."""
-    remedy: str = ""
+    fix: str = ""
     output: tuple[str, ...] = ()
     """The last lines of its output."""
     clock: float = 0
@@ -69,11 +69,11 @@ def probe(runs: Path, cluster: ClusterConfig, paths: Sequence[Path]) -> Iterator
         with _ended_as_by_ctrl_c(), _folder(runs, cluster) as folder:
             _write_paths(folder, [runs, *paths])
             probed = _queue_and_wait(folder, token, cluster)
-    except (ClusterError, RunError) as fault:
-        yield named("probe", failed(fault))
+    except (ClusterError, RunError) as error:
+        yield named("probe", failed(error))
         return
     if probed.found is None:
-        yield named("probe", fail(probed.error, probed.remedy, probed.output))
+        yield named("probe", fail(probed.error, probed.fix, probed.output))
         return
     yield named("probe", ok(f"job {probed.job} ran on {probed.found['node']}"))
     yield from findings(probed.found, cluster, token=token, seen_at=probed.clock)
@@ -123,9 +123,9 @@ def _folder(runs: Path, cluster: ClusterConfig) -> Iterator[Path]:
     try:
         runs.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=absolute(runs)))  # mode 0700
-    except OSError as fault:
+    except OSError as error:
         raise RunError(
-            f"probe's folder in {runs}: {fault.strerror}", f"{AGAIN} --runs FOLDER"
+            f"probe's folder in {runs}: {error.strerror}", f"{AGAIN} --runs FOLDER"
         ) from None
     try:
         yield folder
@@ -234,8 +234,8 @@ def _nothing_written(folder: Path, job: str) -> Probed:
     how = f": {end.state}, exit code {end.exit_code}, on {end.node or 'no node'}" if end else ""
     error = f"job {job} ended and found nothing{how}"
     if not any(folder.glob(f"{job}*.out")):
-        remedy = f"{AGAIN} --runs FOLDER   # one that the nodes see and you may write"
-        return Probed(job, None, f"{error}; it could not even log to {folder.parent}", remedy)
+        fix = f"{AGAIN} --runs FOLDER   # one that the nodes see and you may write"
+        return Probed(job, None, f"{error}; it could not even log to {folder.parent}", fix)
     words = f"{AGAIN} --python WORDS --setup LINE   # Python or a set-up line failed"
     return Probed(job, None, error, words, _last_words(folder, job))
 

@@ -87,10 +87,10 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
         else:
             _make_own(folder, tables)
         return _written(folder, tables, series, lacks)
-    except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RunError(_unwritable(folder, fault), _elsewhere(tables)) from None
+        raise RunError(_unwritable(folder, error), _elsewhere(tables)) from None
 
 
 def _written(
@@ -184,7 +184,7 @@ def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
         damaged[MOST_TOLD:] = [f"and {len(damaged) - MOST_TOLD} more"]
     why = "; ".join([*damaged, *lacks]) or "no runs"
     if faults:
-        return RunError(f"{names}: no run can be counted ({why})", faults[0].remedy)
+        return RunError(f"{names}: no run can be counted ({why})", faults[0].fix)
     runs = [run for table in tables for run in table.sweep.runs()]
     logs = [run.log_file for run in runs if run.log_file.exists()] or [run.log_file for run in runs]
     return RunError(

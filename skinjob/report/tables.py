@@ -197,8 +197,8 @@ def read_sweep(sweep: Sweep) -> SweepTable:
                 run.state()
             if _is_there(run.config_file) or own_rows:
                 lrs[run.name] = _lr(run)
-        except RunError as fault:
-            unread[run.name] = fault
+        except RunError as error:
+            unread[run.name] = error
             continue
         texts += own_texts
         rows += own_rows
@@ -215,8 +215,8 @@ def read_run(run: Run) -> tuple[list[list[str]], list[list[Value]]]:
         return [], []
     try:
         content = _whole_lines(run.metrics_file.read_bytes())
-    except OSError as fault:
-        raise _unreadable(run.metrics_file, fault.strerror) from None
+    except OSError as error:
+        raise _unreadable(run.metrics_file, error.strerror) from None
     reader = csv.reader(io.StringIO(content, newline=""))
     texts: list[list[str]] = []
     rows: list[list[Value]] = []
@@ -226,8 +226,8 @@ def read_run(run: Run) -> tuple[list[list[str]], list[list[Value]]]:
         for text_row in reader:
             rows.append(_values(run, text_row, epoch=len(rows) + 1))
             texts.append(text_row)
-    except (ValueError, csv.Error) as fault:
-        raise _damaged(run, max(1, reader.line_num), str(fault)) from None
+    except (ValueError, csv.Error) as error:
+        raise _damaged(run, max(1, reader.line_num), str(error)) from None
     return texts, rows
 
 
@@ -405,10 +405,10 @@ def _is_there(file: Path) -> bool:
         mode = file.stat().st_mode
     except FileNotFoundError:
         return False
-    except OSError as fault:
-        raise _unreadable(file, fault.strerror) from None
-    except ValueError as fault:  # a run's name with a NUL in it
-        raise _unreadable(file, str(fault)) from None
+    except OSError as error:
+        raise _unreadable(file, error.strerror) from None
+    except ValueError as error:  # a run's name with a NUL in it
+        raise _unreadable(file, str(error)) from None
     if not stat.S_ISREG(mode):  # a pipe would never end
         raise _unreadable(file, "it is not a file")
     return True

@@ -63,7 +63,7 @@ class Ending:
     fault: str
     """One of FAULTS."""
     error: str
-    remedy: str
+    fix: str
     finished_utc: str
 
 
@@ -205,7 +205,7 @@ def _word(end: JobEnd | None, output: Path | None) -> str | None:
 def _told(
     run: Run, state: RunState, job: str, word: str, end: JobEnd | None
 ) -> tuple[str, str, str]:
-    """Returns fault, error and remedy of a job of which SLURM says what ended it."""
+    """Returns fault, error and fix of a job of which SLURM says what ended it."""
     where = _where(run, state, end)
     if word == "TIMEOUT":
         limit = end.time_limit if end else f"{run.sweep.info()['cluster']['time_min']} minutes"
@@ -232,7 +232,7 @@ def _told(
 def _untold(
     run: Run, state: RunState, job: str | None, end: JobEnd | None, output: Path | None
 ) -> tuple[str, str, str]:
-    """Returns fault, error and remedy of a job of which SLURM says no more than its exit code."""
+    """Returns fault, error and fix of a job of which SLURM says no more than its exit code."""
     where, said = _where(run, state, end), _last(output)
     if full := _full_disk(run):
         return "disk full", *full
@@ -283,7 +283,7 @@ def _queue_log(sweep: Sweep) -> Path:
 
 
 def _two_lines(output: Path) -> tuple[str, str] | None:
-    """Returns error and remedy where a job ended before it began, and gave them as we do."""
+    """Returns error and fix where a job ended before it began, and gave them as we do."""
     match = re.search(r"^error: (.+)\nfix:   (.+)$", "\n".join(tail(output, 10)), re.MULTILINE)
     return (match[1], match[2]) if match else None
 
@@ -313,7 +313,7 @@ def reason_line(lines: Sequence[str]) -> str:
 
 
 def _full_disk(run: Run) -> tuple[str, str] | None:
-    """Returns error and remedy where the disk of a run is full: its job could not say so."""
+    """Returns error and fix where the disk of a run is full: its job could not say so."""
     try:
         if not is_full(run.folder):
             return None

@@ -43,8 +43,8 @@ def log_lines(run: Run, count: int, *, is_following: bool) -> Iterator[Line]:
                 yield line, True
     if one.state not in OPEN or not is_following:
         yield _stands(found), False
-    if one.remedy:
-        yield f"fix: {one.remedy}", False
+    if one.fix:
+        yield f"fix: {one.fix}", False
 
 
 class _Log:

@@ -49,8 +49,8 @@ def _overview(sweep: Sweep, slurm: Answers) -> Overview:
             states=[one.state for one in stand],
             accuracy=max((one.accuracy for one in stand if one.accuracy is not None), default=None),
         )
-    except RunError as fault:
-        return Overview(name=sweep.name, error=fault.message)
+    except RunError as error:
+        return Overview(name=sweep.name, error=error.message)
     except KeyError as missing:
         return Overview(name=sweep.name, error=f"{sweep.sweep_file}: no {missing} in it")
 

@@ -54,7 +54,7 @@ class Standing:
     """One of FAULTS, where one is known."""
     error: str | None = None
     """A sentence on what is wrong."""
-    remedy: str | None = None
+    fix: str | None = None
     node: str | None = None
     accuracy: float | None = None
     """Of the last epoch, on the test images: a fraction."""
@@ -146,7 +146,7 @@ def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
     """Returns a run as its folder has it, or how it stands where that does not read."""
     try:
         return Case(run, run.state(), job, epochs)
-    except RunError as fault:
+    except RunError as error:
         return Standing(
             run=run.name,
             state="lost",
@@ -154,8 +154,8 @@ def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
             epochs=epochs,
             job=job,
             reason="its state does not read",
-            error=fault.message,
-            remedy=fault.remedy,
+            error=error.message,
+            fix=error.fix,
         )
 
 
@@ -253,9 +253,9 @@ def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
     # By its own word a run that lost its node is running, until it is started again.
     found = replace(found, state="waiting", node=None, left_s=None)
     if one.job and (never := why_never(one.run, one.job, why)):
-        reason, remedy = never
+        reason, fix = never
         error = f"job {one.job} does not start by itself: {reason}"
-        return replace(found, reason=reason, error=error, remedy=remedy)
+        return replace(found, reason=reason, error=error, fix=fix)
     return replace(found, reason=why_pending(why))
 
 
@@ -274,7 +274,7 @@ def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
             state="lost",
             reason="its job has ended, and SLURM does not say how",
             error=f"job {one.job} has ended, and neither sacct nor scontrol says how",
-            remedy=f"sacct -j {one.job}",
+            fix=f"sacct -j {one.job}",
             left_s=None,
         )
     end = ends.get(one.job or "")
@@ -314,7 +314,7 @@ def _standing(one: Case) -> Standing:
         fault=said.fault,
         error=said.error,
         # A fix is pasted into a shell: another user's is not shown.
-        remedy=None if one.run.sweep.owner else said.remedy,
+        fix=None if one.run.sweep.owner else said.fix,
         node=None if said.state == "queued" else said.host,
         accuracy=said.test_accuracy,
         images_per_s=said.images_per_s,

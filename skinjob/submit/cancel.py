@@ -93,15 +93,15 @@ def _mark_one(run: Run) -> bool:
             state="failed",
             fault="cancelled",
             error=BY_YOU,
-            remedy=run.sweep.retry_command(run.name),
+            fix=run.sweep.retry_command(run.name),
             finished_utc=utc_now(),
             holder=None,
         )
         try:
             write_json(run.state_file, asdict(told))
-        except OSError as fault:
+        except OSError as error:
             raise RunError(
-                f"{run.state_file}: {fault.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
+                f"{run.state_file}: {error.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
             ) from None
         return True
 

@@ -92,8 +92,8 @@ def _look(sweep: Sweep) -> list[Standing] | str:
         return "it is a link to another place"
     try:
         stands = standings(sweep)
-    except SkinjobError as fault:
-        return fault.message
+    except SkinjobError as error:
+        return error.message
     num_open = sum(one.state in OPEN for one in stands)
     return f"runs of it wait or are at work: {num_open}" if num_open else stands
 
@@ -108,7 +108,7 @@ def _of_sweep(kind: str, sweep: Sweep, stands: Sequence[Standing]) -> Iterator[P
                 # A cancelled run is to go on where it was.
                 yield from run.checkpoint_files if one.state in ("failed", "lost") else ()
     elif kind == "submission":
-        # What status shows of a run that did not end well, and what its remedy names.
+        # What status shows of a run that did not end well, and what its fix names.
         failed = [one for one in stands if one.state != "done"]
         kept = {job_output(sweep, one.job) for one in failed if one.job}
         kept |= {sweep.submission_folder / "queue.log"} if failed else set()

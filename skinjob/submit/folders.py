@@ -65,9 +65,9 @@ def recorded_cluster(sweep: Sweep, **changes: Any) -> ClusterConfig:
     }
     try:
         return ClusterConfig(**values | changes)
-    except TypeError as fault:
+    except TypeError as error:
         show = f"cat {shlex.quote(str(sweep.sweep_file))}"
-        raise RunError(f"{sweep.sweep_file}: cluster: {fault}", show) from None
+        raise RunError(f"{sweep.sweep_file}: cluster: {error}", show) from None
 
 
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
@@ -83,16 +83,16 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
         else:
             _require_private(plan, plan.sweep)
             _write_sweep(plan, plan.sweep, queued)
-    except OSError as fault:
-        if fault.errno in (errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ESTALE):
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ESTALE):
             raise
-        if fault.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise RunError(
                 f"{plan.sweep.folder} is there by now",
                 f"skinjob submit --name {shlex.quote(plan.sweep.name + '-2')}",
             ) from None
         raise RunError(
-            f"sweep folder {plan.sweep.folder}: {fault.strerror}",
+            f"sweep folder {plan.sweep.folder}: {error.strerror}",
             f"df -h {shlex.quote(str(plan.sweep.folder.parent))}; or choose another --runs",
         ) from None
 

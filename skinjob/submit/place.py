@@ -29,8 +29,8 @@ def require_path(option: str, path: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (FileNotFoundError, NotADirectoryError):
         return
-    except OSError as fault:
-        raise ConfigError(f"{option} {path}: {fault.strerror}", _other(option)) from None
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {error.strerror}", _other(option)) from None
     except ValueError:
         raise ConfigError(
             f"{option} {path}: a path in UTF-8 without NUL bytes is wanted", _other(option)

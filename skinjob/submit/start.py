@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()  # a line of the log ends no training
     try:
         require_own_pickles(options.folder, options.trust)
-    except RunError as fault:
-        sys.exit(f"error: {fault.message}\nfix:   {fault.remedy}")
-    except OSError as fault:
+    except RunError as error:
+        sys.exit(f"error: {error.message}\nfix:   {error.fix}")
+    except OSError as error:
         place = shlex.quote(str(options.folder))
-        sys.exit(f"error: {options.folder}: {fault.strerror}\nfix:   ls -ld {place}")
+        sys.exit(f"error: {options.folder}: {error.strerror}\nfix:   ls -ld {place}")
     from submitit.core.submission import process_job
 
     process_job(options.folder)

@@ -113,7 +113,7 @@ def settle(sweep: Sweep) -> None:
         raise NoAnswerError(f"an earlier sbatch for {sweep.folder} has not ended yet", again)
     for run in (Run(sweep.folder / name) for name in jobs):
         if run.state().fault == "gone":  # somebody looked while nobody knew of its job
-            run.update_state(state="queued", fault=None, error=None, remedy=None)
+            run.update_state(state="queued", fault=None, error=None, fix=None)
     _record(sweep, jobs)
 
 
@@ -153,11 +153,11 @@ def _queue(plan: Plan, names: tuple[str, ...], *, is_new: bool) -> dict[str, str
         write_pending(plan.sweep, groups)
         try:
             jobs = queue(plan.sweep, groups, plan.cluster)
-        except ClusterError as fault:
-            pauses_s = LATE_S if isinstance(fault, NoAnswerError) else ()
+        except ClusterError as error:
+            pauses_s = LATE_S if isinstance(error, NoAnswerError) else ()
             jobs = _queued_after_all(plan.sweep, plan.cluster, pauses_s)
-            if not jobs and isinstance(fault, TooManyJobsError):
-                raise _too_many(plan, names, fault, is_new=is_new) from None
+            if not jobs and isinstance(error, TooManyJobsError):
+                raise _too_many(plan, names, error, is_new=is_new) from None
             if not jobs:
                 raise
         _record(plan.sweep, jobs)

@@ -93,7 +93,7 @@ SWEEP_SHAPE: dict[str, Any] = {
 
 
 DOUBLED = {"--time": "time_min", "--mem": "mem_gb"}
-"""Options that a remedy gives more of, and what sweep.json calls them."""
+"""Options that a fix gives more of, and what sweep.json calls them."""
 
 SILENCE_S = 75
 """A job that was silent for so long is gone: it speaks every five seconds, and some file systems
@@ -146,7 +146,7 @@ class RunState:
     """What ended it, one of FAULTS."""
     error: str | None = None
     """Why it failed, in a sentence."""
-    remedy: str | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,9 @@ class Run:
             return _read_record(
                 RunState, self.state_file, f"{self.folder}: its state does not read"
             )
-        except RunError as fault:
+        except RunError as error:
             remove = f"rm {shlex.quote(str(self.state_file))}"
-            raise RunError(fault.message, f"{remove}   # the run goes on where it was") from None
+            raise RunError(error.message, f"{remove}   # the run goes on where it was") from None
 
     @contextmanager
     def changing_state(self) -> Iterator[None]:

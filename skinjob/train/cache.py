@@ -45,8 +45,8 @@ class ViewCache:
             return read_features(file, num_images)
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as fault:
-            log.warning("a view is damaged, and computed anew: %s", fault)
+        except (ValueError, OSError) as error:
+            log.warning("a view is damaged, and computed anew: %s", error)
             with suppress(OSError):  # it will be replaced
                 file.unlink()
             return None

@@ -87,8 +87,8 @@ def _loaded(run: Run, config: TrainConfig) -> Iterator[Checkpoint]:
             yield _load(file, config)
         except FileNotFoundError:
             continue
-        except UNUSABLE as fault:
-            reason = str(fault).strip().split("\n")[0]
+        except UNUSABLE as error:
+            reason = str(error).strip().split("\n")[0]
             log.info("%s is not used: %s", file.name, reason, extra={"run": run.name})
             file.unlink(missing_ok=True)
 

@@ -132,8 +132,8 @@ def read_features(file: Path, num_images: int) -> Features:
         with safe_open(file, "pt") as content:  # checks the header against the file's size
             parts = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
             found = {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
-    except SafetensorError as fault:
-        raise ValueError(f"{file}: {fault}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{file}: {error}") from None
     if found != wanted:
         raise ValueError(f"{file}: holds {found}")
     features = Features(file, num_images)

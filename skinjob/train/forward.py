@@ -135,8 +135,8 @@ def _compiled(backbone: nn.Module, example: Tensor, folder: Path) -> Network | N
         # Not as options of torch.compile: its front end would not see that weights are constants.
         with inductor.patch(freezing=True, compile_threads=1), torch.inference_mode():
             network(example)
-    except Exception as fault:  # no C++ compiler, no Python headers, no room: all kinds
-        log.info("backbone: not compiled (%s)", str(fault).strip().split("\n")[0])
+    except Exception as error:  # no C++ compiler, no Python headers, no room: all kinds
+        log.info("backbone: not compiled (%s)", str(error).strip().split("\n")[0])
         return None
     kept = os.environ["TORCHINDUCTOR_CACHE_DIR"]
     log.info("backbone: compiled in %.1f s, kept in %s", time.perf_counter() - start, kept)

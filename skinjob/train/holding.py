@@ -127,8 +127,8 @@ class Hold:
         for run in self.runs:
             try:
                 self.say(run, is_durable=False)
-            except (OSError, RunError) as fault:
-                log.info("heartbeat: %s", fault, extra={"run": run.name})
+            except (OSError, RunError) as error:
+                log.info("heartbeat: %s", error, extra={"run": run.name})
 
     def _write(self, run: Run, *, is_durable: bool = True) -> None:
         self._states[run] = replace(self._states[run], heartbeat_utc=utc_now())

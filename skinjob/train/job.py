@@ -165,9 +165,9 @@ def _train_heads(job: Job) -> list[SkinjobError]:
                         epoch = course.training.epoch(number, features)
                         epoch.row["seconds"] += waited_s / len(at_work)
                         is_kept = _keep(job, course, epoch, reporter)
-                    except SkinjobError as fault:
-                        faults.append(fault)
-                        tell_failed(job.hold, course.run, fault)
+                    except SkinjobError as error:
+                        faults.append(error)
+                        tell_failed(job.hold, course.run, error)
                         is_kept = False
                     if not is_kept:
                         courses.remove(course)
@@ -233,9 +233,9 @@ def _train_all(job: Job) -> list[SkinjobError]:
             _train_layers(job, run)
         except TakenError:
             continue
-        except SkinjobError as fault:
-            faults.append(fault)
-            tell_failed(job.hold, run, fault)
+        except SkinjobError as error:
+            faults.append(error)
+            tell_failed(job.hold, run, error)
     return faults
 
 

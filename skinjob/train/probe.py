@@ -50,8 +50,8 @@ def version_of(name: str) -> dict[str, str]:
     """Returns a module's version, or the error that its import ends in."""
     try:
         return {"version": str(getattr(importlib.import_module(name), "__version__", "there"))}
-    except Exception as fault:  # whatever a broken installation raises
-        return {"error": f"{type(fault).__name__}: {fault}"}
+    except Exception as error:  # whatever a broken installation raises
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def driver_cuda() -> str:
@@ -70,15 +70,15 @@ def gpu() -> dict[str, Any]:
         import torch
 
         built = torch.version.cuda or ""
-    except Exception as fault:
-        return {"error": f"{type(fault).__name__}: {fault}", "built": None}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "built": None}
     try:
         name = torch.cuda.get_device_name()
         # A GPU too old or too new for this torch is seen, and fails at its first kernel.
         int((torch.ones(1, device="cuda") + 1).item())
         memory = torch.cuda.get_device_properties(0).total_memory
-    except Exception as fault:
-        return {"error": f"{type(fault).__name__}: {fault}", "built": built}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "built": built}
     return {"name": name, "memory_bytes": memory, "built": built}
 
 
@@ -86,8 +86,8 @@ def network() -> str:
     """Returns why the internet cannot be reached from here; '' where it can."""
     try:
         socket.create_connection(ADDRESS, timeout=NETWORK_S).close()
-    except OSError as fault:
-        return fault.strerror or str(fault)
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 

@@ -50,7 +50,7 @@ def take(runs: Sequence[Run], job_id: str | None = None) -> Hold:
         finished_utc=None,
         fault=None,
         error=None,
-        remedy=None,
+        fix=None,
     )
 
 
@@ -68,9 +68,9 @@ def telling(hold: Hold, why_queued: Callable[[], str | None] = lambda: None) -> 
             with suppress(OSError, RunError):  # told or not, the job is asked to leave
                 hold.end(run, state="queued", pid=None, fault=why_queued())
         raise
-    except BaseException as fault:
+    except BaseException as error:
         for run in hold.runs:
-            tell_failed(hold, run, fault)
+            tell_failed(hold, run, error)
         raise
 
 
@@ -110,25 +110,23 @@ def _before_cpu_limit(run: Run) -> Iterator[None]:
 
 def tell_failed(hold: Hold, run: Run, fault: BaseException) -> None:
     """Writes what went wrong to a run's log and state."""
-    kind, error, remedy = explain(run, fault)
+    kind, error, fix = explain(run, fault)
     if isinstance(fault, SkinjobError | Stopped):
         log.error("error: %s", error, extra={"run": run.name})
-        log.error("fix:   %s", remedy, extra={"run": run.name})
+        log.error("fix:   %s", fix, extra={"run": run.name})
     else:
         log.error("%s", "".join(traceback.format_exception(fault)), extra={"run": run.name})
     try:
-        hold.end(
-            run, state="failed", fault=kind, error=error, remedy=remedy, finished_utc=utc_now()
-        )
+        hold.end(run, state="failed", fault=kind, error=error, fix=fix, finished_utc=utc_now())
     except (OSError, RunError) as full:
         # Whoever asks next finds a job that is gone, and a full disk.
         log.error("the state cannot be written: %s", full, extra={"run": run.name})
 
 
 def explain(run: Run, fault: BaseException) -> tuple[str, str, str]:
-    """Returns the kind of a fault, one of FAULTS, what happened in a sentence, and a remedy."""
+    """Returns the kind of a fault, one of FAULTS, what happened in a sentence, and a fix."""
     if isinstance(fault, Stopped):
-        return fault.fault, fault.message, fault.remedy
+        return fault.fault, fault.message, fault.fix
     if isinstance(fault, KeyboardInterrupt):
         return "killed", "interrupted with Ctrl-C", run.sweep.retry_command()
     text = f"{type(fault).__name__}: {str(fault).strip()}".rstrip(": ")
@@ -141,7 +139,7 @@ def explain(run: Run, fault: BaseException) -> tuple[str, str, str]:
         folder = shlex.quote(str(run.folder))
         return "disk full", line, f"df -h {folder}; quota -s; {run.sweep.retry_command()}"
     if isinstance(fault, SkinjobError):
-        return "exception", fault.message, fault.remedy
+        return "exception", fault.message, fault.fix
     return "exception", line, f"tail -n 40 {shlex.quote(str(run.log_file))}"
 
 

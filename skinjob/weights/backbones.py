@@ -57,7 +57,7 @@ def layout() -> dict[str, Tensor]:
     return tensors
 
 
-def check_layout(found: Mapping[str, Tensor], where: str, remedy: str) -> None:
+def check_layout(found: Mapping[str, Tensor], where: str, fix: str) -> None:
     """Changes nothing; raises WeightsError unless *found* is ResNet18, tensor for tensor.
 
     The counters `num_batches_tracked` may be absent: torchvision's own file has none of them.
@@ -75,7 +75,7 @@ def check_layout(found: Mapping[str, Tensor], where: str, remedy: str) -> None:
             faults.append(f"{name} is {tensor}, {expected[name]} expected")
     if faults:
         more = f" ({len(faults)} differences in all)" if len(faults) > 1 else ""
-        raise WeightsError(f"{where}: not torchvision's ResNet18: {faults[0]}{more}", remedy)
+        raise WeightsError(f"{where}: not torchvision's ResNet18: {faults[0]}{more}", fix)
 
 
 def _basic_block(name: str, channels: int, inputs: int) -> dict[str, Tensor]:

@@ -183,8 +183,8 @@ def _checked_info(path: Path, digest: str, size_bytes: int, *, listed: bool) -> 
             preprocessing=_parse_preprocessing(metadata),
             listed=listed,
         )
-    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as fault:
-        raise _garbled(path, fault) from fault
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise _garbled(path, error) from error
 
 
 def _garbled(path: Path, fault: Exception) -> WeightsError:
@@ -199,8 +199,8 @@ def read_preprocessing(path: Path) -> Preprocessing:
     """
     try:
         return _parse_preprocessing(_read_header(path)[1])
-    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as fault:
-        raise _garbled(path, fault) from fault
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise _garbled(path, error) from error
 
 
 def find_demo_weights(path: Path) -> WeightsInfo | None:
@@ -452,17 +452,17 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 dtype = view.get_dtype()
                 tensors[name] = Tensor(_DTYPES.get(dtype, dtype), tuple(view.get_shape()))
             return tensors, content.metadata() or {}
-    except SafetensorError as fault:
-        raise WeightsError(f"{path}: no safetensors file, or cut off: {fault}", FETCH) from fault
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: no safetensors file, or cut off: {error}", FETCH) from error
 
 
 def _digest_and_size(path: Path) -> tuple[str, int]:
     try:
         return sha256_file(path), path.stat().st_size
-    except FileNotFoundError as fault:
-        raise WeightsError(f"{path}: no such file", FETCH) from fault
-    except OSError as fault:
-        raise WeightsError(f"{path}: cannot be read: {fault.strerror}", FETCH) from fault
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file", FETCH) from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}", FETCH) from error
 
 
 # --- untrained --------------------------------------------------------------------------------

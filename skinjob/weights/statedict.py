@@ -120,12 +120,12 @@ def read_state_dict(path: Path) -> dict[str, Array]:
                 for storage in {view.storage for view in views.values()}
             }
             return {name: _array(items[view.storage], name, view) for name, view in views.items()}
-    except _RefusedError as fault:
-        raise WeightsError(f"{path}: {_short(fault)}", _SAVE_STATE_DICT) from fault
-    except _MALFORMED as fault:
+    except _RefusedError as error:
+        raise WeightsError(f"{path}: {_short(error)}", _SAVE_STATE_DICT) from error
+    except _MALFORMED as error:
         raise WeightsError(
-            f"{path}: damaged, or no state_dict: {_short(fault)}", _FETCH_AGAIN
-        ) from fault
+            f"{path}: damaged, or no state_dict: {_short(error)}", _FETCH_AGAIN
+        ) from error
 
 
 def _short(fault: Exception) -> str:
@@ -144,8 +144,8 @@ def _check_is_zip(path: Path) -> None:
     if head.lstrip()[:1] == b"<":
         raise WeightsError(f"{path}: an HTML page, not weights", _FETCH_AGAIN)
     if head[:1] == b"\x80" or head[257:262] == b"ustar":
-        remedy = _RESAVE.format(path)
-        raise WeightsError(f"{path}: saved in the format from before torch 1.6 (2020)", remedy)
+        fix = _RESAVE.format(path)
+        raise WeightsError(f"{path}: saved in the format from before torch 1.6 (2020)", fix)
     if head[:4] != b"PK\x03\x04":
         raise WeightsError(f"{path}: not a torch file: it begins with {head[:4]!r}", _FETCH_AGAIN)
     if not zipfile.is_zipfile(path):

@@ -42,10 +42,10 @@ def _lines(folder: Path) -> list[str]:
         return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return []
-    except OSError as fault:
+    except OSError as error:
         raise WeightsError(
-            f"{file}: cannot be read: {fault.strerror}", f"ls -l {shlex.quote(str(folder))}"
-        ) from fault
+            f"{file}: cannot be read: {error.strerror}", f"ls -l {shlex.quote(str(folder))}"
+        ) from error
 
 
 def _entry(line: str) -> tuple[str, str] | None:

@@ -634,7 +634,7 @@ def test_on_slurm_a_python_of_this_machine_alone_is_refused(
         words = found["found"]
         assert ("compute nodes do not see what is there" in words) == bool(says)
         assert (says or "").format(venv=venv) in words
-        assert not says or "--allow-node-local" in found["remedy"]
+        assert not says or "--allow-node-local" in found["fix"]
 
 
 def test_on_slurm_the_user_may_say_that_nodes_share_such_a_place(slurm_node: Path) -> None:

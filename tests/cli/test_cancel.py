@@ -79,9 +79,9 @@ def test_what_is_done_stays_done(sweep: Sweep, project: Path) -> None:
     assert f"{running.name}  cancelled by you" in result.stdout
     assert f"{done.name}  left alone: done" in result.stdout
     assert done.state() == before
-    remedy = f"skinjob retry {sweep.folder} {running.name}"
-    assert running.state().remedy == remedy
-    assert f"back:  {remedy}\n" in result.stdout
+    fix = f"skinjob retry {sweep.folder} {running.name}"
+    assert running.state().fix == fix
+    assert f"back:  {fix}\n" in result.stdout
     cancelled = running.state()
     again = skinjob("cancel", "sweep", cwd=project)
     assert again.returncode == 0, again.stderr
@@ -135,7 +135,7 @@ def test_nobody_is_asked_with_yes_or_a_run_s_name(sweep: Sweep, project: Path) -
 
 
 def take_up(run: Run) -> None:
-    run.update_state(state="running", fault=None, error=None, remedy=None)
+    run.update_state(state="running", fault=None, error=None, fix=None)
 
 
 def on_a_terminal(typed: str, *arguments: str, cwd: Path) -> str:

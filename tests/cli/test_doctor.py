@@ -65,7 +65,7 @@ def test_json_holds_the_same_checks(project: Path) -> None:
     assert checks["SLURM"]["verdict"] == checks["probe"]["verdict"] == "skipped"
 
 
-def test_a_sweep_that_does_not_fit_is_told_with_its_remedy(project: Path) -> None:
+def test_a_sweep_that_does_not_fit_is_told_with_its_fix(project: Path) -> None:
     """What submit would refuse at the end, doctor tells too: here a batch above all images."""
     result = skinjob("doctor", "--batch-sizes", "4,64", "--cluster", "local", cwd=project)
     assert result.returncode == 1
@@ -110,9 +110,9 @@ def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Pat
         ("sinfo; then skinjob submit with another", "sinfo; then skinjob submit with"),
     ],
 )
-def test_a_remedy_keeps_the_options_that_were_given(said: str, told: str) -> None:
+def test_a_fix_keeps_the_options_that_were_given(said: str, told: str) -> None:
     """What submit would say of an option is told as a change of this very command."""
-    assert str(failed(ClusterError("", said)).remedy).startswith(told)
+    assert str(failed(ClusterError("", said)).fix).startswith(told)
 
 
 def seen(**changes: Any) -> dict[str, Finding]:
@@ -129,7 +129,7 @@ def test_a_gpu_that_works_is_named_with_both_versions_of_cuda() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found", "remedy"),
+    ("changes", "found", "fix"),
     [
         ({"gpus_given": ""}, "SLURM gave no GPU", "--gpu-flag"),
         ({"driver_cuda": ""}, "no NVIDIA driver on node7", "nvidia-smi"),
@@ -139,15 +139,15 @@ def test_a_gpu_that_works_is_named_with_both_versions_of_cuda() -> None:
     ],
 )
 def test_a_gpu_that_does_not_work_has_its_cause_told(
-    changes: dict[str, str], found: str, remedy: str
+    changes: dict[str, str], found: str, fix: str
 ) -> None:
-    """No GPU given, no driver, a torch without CUDA, a driver too old: each has another remedy."""
+    """No GPU given, no driver, a torch without CUDA, a driver too old: each has another fix."""
     built = changes.pop("built", "12.1")
     error = {"error": "RuntimeError: no kernel image is available\nmore", "built": built}
     gpu = seen(gpu=error, **changes)["its GPU"]
     assert gpu.verdict == "fail"
     assert found in gpu.found
-    assert remedy in str(gpu.remedy)
+    assert fix in str(gpu.fix)
 
 
 def test_a_folder_or_clock_that_differs_on_the_node_is_told() -> None:
@@ -164,7 +164,7 @@ def test_a_path_that_a_node_lacks_is_told() -> None:
     paths = seen(unseen=["/mnt/disk/skin_cancer"])["its paths"]
     assert paths.verdict == "fail"
     assert paths.found == "node7 cannot read /mnt/disk/skin_cancer"
-    assert "--data FOLDER" in str(paths.remedy)
+    assert "--data FOLDER" in str(paths.fix)
     assert seen()["its paths"].verdict == "ok"
 
 

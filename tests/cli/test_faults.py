@@ -87,7 +87,7 @@ def slurm_sweep(tmp_path: Path) -> Sweep:
         epoch=7,
         fault="out of GPU memory",
         error="a batch of 32 images does not fit the 16 GB of this GPU, which other jobs share",
-        remedy="skinjob submit --batch-sizes 16",
+        fix="skinjob submit --batch-sizes 16",
     )
     say(running, state="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
     failed.log_file.write_text("2026-01-01T00:00:00Z the last that the log has\n")
@@ -134,7 +134,7 @@ def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
     assert (state.state, state.fault) == ("failed", "never started")
     assert "ended with an error before it began to train" in str(state.error)
     assert f"bs0004-lr0.01-seed0 failed, never started: {state.error}\n" in result.stdout
-    queue_log = shlex.split(str(state.remedy))[-1]
+    queue_log = shlex.split(str(state.fix))[-1]
     assert "no such module" in (project / queue_log).read_text()
 
 
@@ -152,7 +152,7 @@ def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
     assert second.state().state == "queued", "its queue may be about to start"
 
 
-def test_the_remedy_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fix_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command to paste names all that differs from the defaults, and makes no other sweep."""
     sweep = trees.make_sweep(
         project / "skin_cancer",
@@ -289,7 +289,7 @@ def test_of_many_faults_some_are_told_and_the_rest_counted(tmp_path: Path) -> No
     """A thousand runs that failed do not bury what ended them."""
     sweep = sweep_maker.make_sweep(tmp_path / "runs/sweep", batch_sizes=range(1, 31))
     for run in sweep.runs():
-        say(run, state="failed", fault="exception", error="no", remedy="tail")
+        say(run, state="failed", fault="exception", error="no", fix="tail")
     told = status(cwd=tmp_path).stdout
     assert told.count(": exception\n") == 5
     assert "and 25 more" in told
@@ -310,14 +310,14 @@ def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
 
 @pytest.mark.parametrize("word", sorted(ENDS))
 def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> None:
-    """Whatever ends a job, its run has one of the known faults, a sentence and a remedy."""
+    """Whatever ends a job, its run has one of the known faults, a sentence and a fix."""
     run = slurm_sweep.runs()[1]
     end = JobEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
     found = ending(run, run.state(), "12_1", end)
     assert found.fault in FAULTS
     assert found.error.startswith("job 12_1 ")
     assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in found.error
-    assert found.remedy
+    assert found.fix
 
 
 def test_a_step_that_was_out_of_memory_tells_of_its_job(
@@ -369,7 +369,7 @@ def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, wor
 
 
 @pytest.mark.parametrize(
-    ("reason", "remedy"),
+    ("reason", "fix"),
     [
         ("JobHeldUser", "scontrol release 12_0"),
         ("JobHeldAdmin", "scontrol show job 12_0 "),
@@ -381,14 +381,12 @@ def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, wor
         ("AssocMaxCpuPerJobLimit", "sacctmgr show assoc user=$USER; skinjob cancel /"),
     ],
 )
-def test_a_job_that_waits_for_ever_has_a_remedy(
-    slurm_sweep: Sweep, reason: str, remedy: str
-) -> None:
+def test_a_job_that_waits_for_ever_has_a_fix(slurm_sweep: Sweep, reason: str, fix: str) -> None:
     """What never starts by itself is told from what waits, with a command."""
     never = why_never(slurm_sweep.runs()[0], "12_0", reason)
     assert never
     assert f"({reason})" in never[0]
-    assert never[1].startswith(remedy)
+    assert never[1].startswith(fix)
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_a_flipped_byte_is_told_and_not_resumed(site: Site, pth: Path, tmp_path:
     found = hashlib.sha256(content).hexdigest()
     url = f"{site.base}/{pth.name}"
     fault = _refused(tmp_path, f"{url}: damaged, .*{found}, {_digest(pth)[:8]} promised", url)
-    assert fault.remedy == f"skinjob fetch-weights --source {url} --out {tmp_path}"
+    assert fault.fix == f"skinjob fetch-weights --source {url} --out {tmp_path}"
     assert _names(tmp_path) == [".fetch.lock"]
 
 
@@ -387,7 +387,7 @@ def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
     save_file(load_file(weights), tmp_path / "other one.safetensors")
     with pytest.raises(WeightsError, match="nothing in it says what it is") as found:
         read_weights_info(tmp_path / "other one.safetensors")
-    convert, fetch = found.value.remedy.split(" && ")
+    convert, fetch = found.value.fix.split(" && ")
     assert fetch == "skinjob fetch-weights --source new.pth"
     python = shlex.join([sys.executable]) + convert.removeprefix("python")
     subprocess.run(["bash", "-c", python], cwd=tmp_path, check=True)
@@ -490,7 +490,7 @@ def test_a_folder_that_cannot_be_written_is_told(pth: Path, tmp_path: Path) -> N
     (tmp_path / "weights").write_text("")
     with pytest.raises(WeightsError, match="weights: cannot write there: ") as found:
         fetch_weights(tmp_path / "weights", str(pth))
-    assert "--out FOLDER" in found.value.remedy
+    assert "--out FOLDER" in found.value.fix
 
 
 def test_a_disk_that_fills_while_serializing_keeps_the_download(
@@ -600,7 +600,7 @@ def test_missing_weights_lead_to_the_fetch(tmp_path: Path) -> None:
     """Weights that are not there are told with the command that brings them."""
     with pytest.raises(WeightsError, match=rf"{tmp_path}/{NAME}: no such file") as found:
         read_weights_info(tmp_path / NAME)
-    assert found.value.remedy.startswith("make fetch-weights ")
+    assert found.value.fix.startswith("make fetch-weights ")
 
 
 def test_weights_damaged_on_the_way_are_told(out: Path) -> None:

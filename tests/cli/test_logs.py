@@ -100,7 +100,7 @@ def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
             run.update_state(state="running", attempts=2)
             lines.until(f"{NAME} running")
             log.write("the last line\n")
-        run.update_state(state="failed", fault="killed", error="it was killed", remedy="mend it")
+        run.update_state(state="failed", fault="killed", error="it was killed", fix="mend it")
         lines.until("fix: mend it")
         assert following.wait(30) == 0
     said = [line.rstrip("\n") for line in lines.read]
@@ -116,9 +116,9 @@ def test_a_log_of_a_run_that_is_gone_is_not_followed_for_ever(run: Run, tmp_path
     write_json(run.state_file, {**vars(state), "heartbeat_utc": STAMP})
     result = logs("-f", NAME, cwd=tmp_path)
     assert result.returncode == 0
-    *_, stands, remedy = result.stderr.splitlines()
+    *_, stands, fix = result.stderr.splitlines()
     assert stands.startswith(f"{NAME} lost, epoch 3/20: process 4194305 and its queue are gone")
-    assert remedy.startswith("fix: skinjob ")
+    assert fix.startswith("fix: skinjob ")
 
 
 @pytest.mark.parametrize("columns", [60, 200])

@@ -112,7 +112,7 @@ def test_jobs_ask_for_what_they_did_but_for_what_is_given(project: Path, sweep: 
         assert words in result.stdout
 
 
-def test_a_remedy_holds_from_anywhere(
+def test_a_fix_holds_from_anywhere(
     project: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command that is told is pasted in any folder, with odd names in the sweep's path."""
@@ -126,7 +126,7 @@ def test_a_remedy_holds_from_anywhere(
     assert "time_min = 240" in result.stdout
 
 
-def test_there_is_a_remedy_even_where_nothing_can_be_read(
+def test_there_is_a_fix_even_where_nothing_can_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that cannot read its sweep any more, or is nowhere, still says what to do."""

@@ -53,7 +53,7 @@ def sweep(tmp_path: Path) -> Sweep:
         finished_utc="2025-03-01\n09:10:00Z",
         fault=HOSTILE,
         error=HOSTILE,
-        remedy=HOSTILE,
+        fix=HOSTILE,
     )
     sweep = make_sweep(
         tmp_path / "runs" / HOSTILE, batch_sizes=(32,), finished={PLAIN: 3}, states={PLAIN: failed}

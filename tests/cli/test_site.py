@@ -93,8 +93,8 @@ def test_a_flag_that_skinjob_sets_is_refused_with_the_option_for_it(flag: str) -
     for given in (f"--{flag}=1", f"--{flag[:-1]}"):
         with pytest.raises(ConfigError, match="set by skinjob itself") as fault:
             ClusterConfig(sbatch=(given,))
-        assert "skinjob submit" in fault.value.remedy
-        assert SET_FLAGS[flag] is None or "--" in fault.value.remedy
+        assert "skinjob submit" in fault.value.fix
+        assert SET_FLAGS[flag] is None or "--" in fault.value.fix
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_refusal_names_the_value_that_sbatch_means(
     fault = refusal_of(text, ClusterConfig(**asked))
     assert fault.message.startswith(f"sbatch refused: {said} (")
     assert message in fault.message
-    assert fix in fault.remedy
+    assert fix in fault.fix
 
 
 @pytest.mark.parametrize(

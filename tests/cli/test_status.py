@@ -140,7 +140,7 @@ def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> 
     result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
     runs = {one["run"]: one for one in json.loads(result.stdout)["runs"]}
     assert (runs[SECOND]["state"], runs[SECOND]["reason"]) == ("lost", "its state does not read")
-    assert runs[SECOND]["remedy"].startswith("rm ")
+    assert runs[SECOND]["fix"].startswith("rm ")
     assert runs[FIRST]["state"] == "running"
     assert f"left alone: {broken.parent.relative_to(tmp_path)}: " in (
         skinjob("clean", cwd=tmp_path, PATH=NO_SLURM).stdout

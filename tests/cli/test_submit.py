@@ -401,7 +401,7 @@ def test_a_job_whose_python_has_no_torch_says_so(project: Path) -> None:
         state = run.state()
         assert state.state == "failed"
         assert "cannot load torch: ImportError: no torch here" in str(state.error)
-        assert "--python" in str(state.remedy)
+        assert "--python" in str(state.fix)
 
 
 def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:

@@ -328,10 +328,10 @@ class Original:
         """Returns what became of reading a damaged copy of it."""
         try:
             found = read_state_dict(path)
-        except WeightsError as fault:
-            return "out of memory" if isinstance(fault.__cause__, MemoryError) else "refused"
-        except Exception as fault:  # a crash is what is looked for
-            return f"crash: {fault!r}"
+        except WeightsError as error:
+            return "out of memory" if isinstance(error.__cause__, MemoryError) else "refused"
+        except Exception as error:  # a crash is what is looked for
+            return f"crash: {error!r}"
         if same(found, self.tensors):
             return "equal"
         # Of a pickle that was made anew no more can be said than that it shows this file's numbers.

@@ -72,8 +72,8 @@ def tried(read: Callable[[], Any], refusal: type[SkinjobError]) -> Any:
     """Returns what reading gives, or the error in which it ends."""
     try:
         return read()
-    except refusal as fault:
-        return fault
+    except refusal as error:
+        return error
 
 
 # --- metrics.csv ------------------------------------------------------------------------------

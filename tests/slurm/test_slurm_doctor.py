@@ -67,7 +67,7 @@ def test_on_a_healthy_cluster_nothing_fails(lab: Slurm, project: Path) -> None:
 def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
     lab: Slurm, project: Path
 ) -> None:
-    """Every value that is too much is named at once, and the remedies together mend them all."""
+    """Every value that is too much is named at once, and the fixes together mend them all."""
     wrong = "--partition short --time 45 --gpu-type v100 --cpus 99 --mem 9999 --train all"
     words = [*wrong.split(), "--seeds", "0-600"]
     checks = doctor(lab, *words, cwd=project, code=1)
@@ -80,7 +80,7 @@ def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
     for name, beginning in found.items():
         assert checks[name]["verdict"] == "fail"
         assert checks[name]["found"].startswith(beginning)
-        words += _options(checks[name]["remedy"])
+        words += _options(checks[name]["fix"])
     assert words[-4:] == ["--batch-sizes", "4", "--name", "new-sweep"]
     words += ["--seeds", "0"]  # the disk has no room for so many runs
     mended = doctor(lab, *words, cwd=project, code=0)
@@ -106,15 +106,13 @@ def test_a_partition_that_takes_no_jobs_fails_with_those_that_do(
     """SLURM itself queues a job in a closed partition, where it would wait for ever."""
     checks = doctor(lab, "--partition", name, cwd=project, code=1)
     assert checks["partition"]["found"].startswith(found)
-    assert (
-        checks["partition"]["remedy"] == "the same command with --partition lab   # up: lab, short"
-    )
+    assert checks["partition"]["fix"] == "the same command with --partition lab   # up: lab, short"
 
 
-def _options(remedy: str) -> list[str]:
-    """Returns the options of a remedy that is the same call with others."""
-    assert remedy.startswith("the same command with ")
-    return shlex.split(remedy.removeprefix("the same command with ").partition("#")[0])
+def _options(fix: str) -> list[str]:
+    """Returns the options of a fix that is the same call with others."""
+    assert fix.startswith("the same command with ")
+    return shlex.split(fix.removeprefix("the same command with ").partition("#")[0])
 
 
 def test_a_refusal_of_sbatch_is_told_in_its_words(lab: Slurm, project: Path) -> None:
@@ -122,7 +120,7 @@ def test_a_refusal_of_sbatch_is_told_in_its_words(lab: Slurm, project: Path) -> 
     checks = doctor(lab, "--constraint", "warp", cwd=project, code=1)
     assert failed(checks) == ["script"]
     assert "Invalid feature specification" in checks["script"]["found"]
-    assert "--constraint" in checks["script"]["remedy"]
+    assert "--constraint" in checks["script"]["fix"]
 
 
 def test_an_account_that_is_not_yours_fails_where_the_cluster_insists(
@@ -139,7 +137,7 @@ def test_an_account_that_is_not_yours_fails_where_the_cluster_insists(
         lab.run(["scontrol", "reconfigure"], check=True)
         checks = doctor(lab, "--account", "nobodys", cwd=project, code=1)
         assert failed(checks) == ["account"]
-        assert checks["account"]["remedy"] == "the same command with --account root"
+        assert checks["account"]["fix"] == "the same command with --account root"
     finally:
         conf.write_text(before)
         lab.run(["scontrol", "reconfigure"], check=True)
@@ -167,7 +165,7 @@ def test_the_probe_tells_what_a_node_has(lab: Slurm, project: Path) -> None:
     checks = doctor(lab, "--probe", cwd=project, code=1)
     assert failed(checks) == ["its GPU"]
     assert "SLURM gave GPU 0, and there is no NVIDIA driver" in checks["its GPU"]["found"]
-    assert "nvidia-smi" in checks["its GPU"]["remedy"]
+    assert "nvidia-smi" in checks["its GPU"]["fix"]
     assert "torch " in checks["its Python"]["found"]
     assert "read and written from both sides" in checks["its folder"]["found"]
     assert checks["its paths"]["verdict"] == "ok"
@@ -186,7 +184,7 @@ def test_the_probe_says_which_modules_the_jobs_python_lacks(
     checks = doctor(lab, *python, *PROBE, cwd=project, code=1, PYTHONPATH=package)
     assert failed(checks) == ["its Python"]
     assert "torch: ModuleNotFoundError: No module named 'torch'" in checks["its Python"]["details"]
-    assert "--python" in checks["its Python"]["remedy"]
+    assert "--python" in checks["its Python"]["fix"]
 
 
 def test_a_probe_whose_set_up_fails_shows_the_jobs_last_words(lab: Slurm, project: Path) -> None:

@@ -132,7 +132,7 @@ def test_what_ended_a_job_is_told(
         rf"^job {job_of(Run(ended.folder / name))} {words}.* at {UTC}", str(state.error)
     )
     assert f"{name}: {fault}\n  {state.error}\n" in told
-    assert f"\n  fix: {state.remedy}\n" in told
+    assert f"\n  fix: {state.fix}\n" in told
 
 
 def test_the_last_words_of_log_and_job_are_shown(told: str) -> None:
@@ -143,12 +143,12 @@ def test_the_last_words_of_log_and_job_are_shown(told: str) -> None:
     assert "Segmentation fault" in told
 
 
-def test_the_remedy_queues_the_run_again_and_says_why(
+def test_the_fix_queues_the_run_again_and_says_why(
     slurm: Slurm, project: Path, ended: Sweep, told: str
 ) -> None:
     """The command that `status` names takes up the very run, and says what had ended it."""
     state = state_of(ended, CANCELLED)
-    words = str(state.remedy).split()
+    words = str(state.fix).split()
     assert words == ["skinjob", "retry", str(ended.folder), CANCELLED]
     partition = ["scontrol", "update", "partitionname=lab"]
     slurm.run([*partition, "state=down"], check=True)
@@ -174,7 +174,7 @@ def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
     state = state_of(sweep, run.name)
     assert state.fault == "out of memory"
     assert "took more than the 0.5 GB of memory that it had" in str(state.error)
-    assert "--mem 1" in str(state.remedy)
+    assert "--mem 1" in str(state.fix)
     assert "exceeded memory limit" in said
 
 
@@ -184,7 +184,7 @@ def sweep_told(slurm: Slurm, sweep: Sweep, project: Path) -> str:
 
 
 def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) -> None:
-    """A partition that is down means waiting; a hold is told with its remedy, which works.
+    """A partition that is down means waiting; a hold is told with its fix, which works.
 
     The run's own word stays queued: the job is still there.
     """
@@ -199,8 +199,8 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
         waiting = sweep_told(slurm, sweep, project)
         slurm.run(["scontrol", "uhold", job_of(first)], check=True)
         held = sweep_told(slurm, sweep, project)
-        (remedy,) = re.findall(rf"{first.name}: waiting\n.*?fix: ([^\n]+)", held, re.S)
-        slurm.run(remedy.split(), check=True)
+        (fix,) = re.findall(rf"{first.name}: waiting\n.*?fix: ([^\n]+)", held, re.S)
+        slurm.run(fix.split(), check=True)
         released = sweep_told(slurm, sweep, project)
         states = {run.name: run.state().state for run in sweep.runs()}
         slurm.run(["scancel", job_of(second)], check=True)
@@ -331,4 +331,4 @@ def test_a_time_limit_that_the_job_could_not_heed_is_told(
     state = state_of(hanging, run.name)
     assert state.fault == "time limit"
     assert "reached its time limit of 00:01:00 before it began to train" in str(state.error)
-    assert str(state.remedy).endswith(" --time 240")
+    assert str(state.fix).endswith(" --time 240")

@@ -62,7 +62,7 @@ def test_a_time_limit_shorter_than_an_epoch_is_told_and_not_tried_again(run: Run
         "the time limit of 120 min ended the job before one epoch was finished: "
         "at 0.001 images/s one of 4 takes 67 min"
     )
-    assert "--time 240" in stop.value.remedy
+    assert "--time 240" in stop.value.fix
 
 
 def test_a_view_is_as_good_as_an_epoch(run: Run) -> None:
@@ -84,7 +84,7 @@ def test_the_allowance_comes_to_an_end(run: Run) -> None:
     at_work(run, epoch=4, resumed_epoch=3)
     with pytest.raises(Stopped, match="once too often, after epoch 4 of 9") as stop:
         Task([run.folder], requeues=0).checkpoint()
-    assert "--time 240" in stop.value.remedy
+    assert "--time 240" in stop.value.fix
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_stops_a_job_is_the_last_word_of_its_runs(run: Run) -> None:
         stopped()
     state = run.state()
     assert (state.state, state.fault, state.error) == ("failed", "time limit", "too short")
-    assert state.remedy == "skinjob submit --time 240"
+    assert state.fix == "skinjob submit --time 240"
 
 
 def allocate_too_much() -> None:
@@ -137,27 +137,25 @@ def fill_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "kind", "remedy"),
+    ("cause", "kind", "fix"),
     [
         (allocate_too_much, "out of memory", "--mem 16"),
         (load_too_much, "out of memory", "--mem 16"),
         (write_to_a_full_disk, "disk full", "df -h"),
         (fill_a_gpu, "out of GPU memory", "smaller --batch-sizes"),
         (lambda: {}["x"], "exception", "tail -n 40"),
-        (lambda: (_ for _ in ()).throw(RunError("m", "remedy")), "exception", "remedy"),
+        (lambda: (_ for _ in ()).throw(RunError("m", "fix")), "exception", "fix"),
         (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "killed", "skinjob retry"),
     ],
     ids=["tensor", "bytes", "disk", "GPU", "bug", "ours", "Ctrl-C"],
 )
-def test_faults_inside_a_job_are_told_apart(
-    run: Run, cause: object, kind: str, remedy: str
-) -> None:
+def test_faults_inside_a_job_are_told_apart(run: Run, cause: object, kind: str, fix: str) -> None:
     """Each has a kind of its own, and what mends it."""
     with pytest.raises(BaseException) as fault:  # noqa: PT011  # Ctrl-C is one of them
         cause()  # type: ignore[operator]
     found = explain(run, fault.value)
     assert found[0] == kind
-    assert remedy in found[2]
+    assert fix in found[2]
 
 
 def test_a_bug_leaves_its_trace_in_the_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_a_number_is_refused(data: Path, weights: Path, tmp_p
     state = run.state()
     assert state.state == "failed"
     assert "the loss is" in str(state.error)
-    assert "--lr" in str(state.remedy)
+    assert "--lr" in str(state.fix)
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(sweep: Sweep) -> None:

@@ -97,7 +97,7 @@ def test_default_job_file_leaves_the_cluster_to_the_site(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "message", "remedy"),
+    ("text", "message", "fix"),
     [
         ("[train]\nepoch = 3", "unknown key in [train]: 'epoch'", "use 'epochs'"),
         ("[trian]\nepochs = 3", "unknown table: 'trian'", "use 'train'"),
@@ -107,7 +107,7 @@ def test_default_job_file_leaves_the_cluster_to_the_site(tmp_path: Path) -> None
     ],
 )
 def test_a_job_file_with_a_slip_is_refused(
-    tmp_path: Path, text: str, message: str, remedy: str
+    tmp_path: Path, text: str, message: str, fix: str
 ) -> None:
     """A typo stops here, with the nearest valid word."""
     file = tmp_path / "job.toml"
@@ -115,7 +115,7 @@ def test_a_job_file_with_a_slip_is_refused(
     with pytest.raises(ConfigError) as fault:
         read_job_file(file, JOB_FILE_KEYS)
     assert message in fault.value.message
-    assert remedy in fault.value.remedy
+    assert fix in fault.value.fix
 
 
 def test_integer_lists_take_commas_ranges_and_lists() -> None:

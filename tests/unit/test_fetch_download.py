@@ -111,7 +111,7 @@ def test_a_transfer_that_never_moves_gives_up_and_keeps_its_bytes(
     site.cuts = [100_000, 0, 0, 0, 0, 0, 0]
     with pytest.raises(WeightsError, match="broke 4 times without a new byte, at 100,000") as found:
         download(f"{site.base}/weights.pth", partial, again="skinjob fetch-weights --again")
-    assert found.value.remedy.startswith("skinjob fetch-weights --again")
+    assert found.value.fix.startswith("skinjob fetch-weights --again")
     assert partial.read_bytes() == CONTENT[:100_000]
 
 
@@ -137,7 +137,7 @@ def test_a_login_page_is_no_file(site: Site, partial: Path, content_type: str, p
     site.redirects = {"/weights.pth": "/login"}
     with pytest.raises(WeightsError, match=r"an HTML page came .*/login\).*login page") as found:
         download(f"{site.base}/weights.pth", partial)
-    assert "browser" in found.value.remedy
+    assert "browser" in found.value.fix
     assert partial.read_bytes() == CONTENT[:1000]
 
 
@@ -188,8 +188,8 @@ def test_no_connection_is_told_at_once_with_ways_round(partial: Path) -> None:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/weights.pth"
         with pytest.raises(WeightsError, match=f"{re.escape(url)}: cannot be reached") as found:
             download(url, partial)
-    assert "https_proxy=" in found.value.remedy
-    assert "--source FILE" in found.value.remedy
+    assert "https_proxy=" in found.value.fix
+    assert "--source FILE" in found.value.fix
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port/x", "http:///x", "http://" + "a" * 70])
@@ -227,7 +227,7 @@ def test_a_dead_proxy_is_named_without_its_password(
     monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:1")
     with pytest.raises(WeightsError, match=r"through the proxy 127\.0\.0\.1:1: ") as found:
         download("http://skinjob.invalid/weights.pth", partial)
-    assert "secret" not in found.value.message + found.value.remedy
+    assert "secret" not in found.value.message + found.value.fix
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(WeightsError, match=r"cannot be reached: "):  # no proxy stands between here
         download("http://127.0.0.1:1/weights.pth", partial)
@@ -240,7 +240,7 @@ def test_a_proxy_that_wants_a_password_is_told(
     site.status = 407
     with pytest.raises(WeightsError, match="the proxy asks for a name and password") as found:
         download(f"{site.base}/weights.pth", partial)
-    assert "NAME:PASSWORD@" in found.value.remedy
+    assert "NAME:PASSWORD@" in found.value.fix
 
 
 def test_a_disk_without_room_is_told_before_the_transfer(

@@ -303,7 +303,7 @@ def test_torchs_own_old_format_is_told_with_the_way_out(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(WeightsError, match=r"before torch 1\.6") as found:
         read_state_dict(path)
-    assert f'torch.load("{path}", weights_only=True)' in found.value.remedy
+    assert f'torch.load("{path}", weights_only=True)' in found.value.fix
 
 
 def test_a_whole_model_is_refused_by_its_class(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_whole_model_is_refused_by_its_class(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(WeightsError, match=r"asks for torch\.nn\.modules\.linear\.Linear") as found:
         read_state_dict(path)
-    assert "state_dict()" in found.value.remedy
+    assert "state_dict()" in found.value.fix
 
 
 def test_no_damage_crashes_the_reader(tmp_path: Path) -> None:

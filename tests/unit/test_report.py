@@ -129,7 +129,7 @@ def test_a_damaged_csv_is_named_with_its_line(
     assert str(run.metrics_file.resolve()) in caught.value.message
     assert fault in caught.value.message
     line = fault.split(":")[0].removeprefix("line ")
-    assert caught.value.remedy == f"sed -n {line}p {run.metrics_file.resolve()}"
+    assert caught.value.fix == f"sed -n {line}p {run.metrics_file.resolve()}"
 
 
 def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_sweep_without_an_epoch_is_an_error_that_shows_the_log(tmp_path: Path)
     sweep.runs()[0].log_file.write_text("starting\n", encoding="utf-8")
     with pytest.raises(RunError, match="no run has finished an epoch") as caught:
         build_report([sweep])
-    assert caught.value.remedy == f"tail {sweep.runs()[0].log_file.resolve()}"
+    assert caught.value.fix == f"tail {sweep.runs()[0].log_file.resolve()}"
     assert not sweep.report_folder.exists()
 
 

@@ -78,13 +78,13 @@ class Task:
             signal.signal(signal.SIGTERM, _leave)
         try:
             from skinjob.train.job import run_job  # only here: the login node has no torch
-        except Exception as fault:  # whatever a broken installation raises
+        except Exception as error:  # whatever a broken installation raises
             for run in [run for run in map(Run, self.folders) if run.state().state not in FINAL]:
                 run.update_state(
                     state="failed",
                     fault="exception",
-                    error=f"{sys.executable} cannot load torch: {type(fault).__name__}: {fault}",
-                    remedy=run.sweep.retry_command("--python", "/path/to/venv/bin/python"),
+                    error=f"{sys.executable} cannot load torch: {type(error).__name__}: {error}",
+                    fix=run.sweep.retry_command("--python", "/path/to/venv/bin/python"),
                     finished_utc=utc_now(),
                 )
             raise
@@ -153,8 +153,8 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
     with as_outside_jobs(), contextlib.redirect_stderr(io.StringIO()):
         try:
             queued = executor.submit_array([_task(sweep, names, cluster) for names in jobs])
-        except (FailedJobError, FailedSubmissionError, OSError) as fault:
-            raise refusal(str(fault), cluster) from None
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise refusal(str(error), cluster) from None
     return {name: job.job_id for names, job in zip(jobs, queued, strict=True) for name in names}
 
 
