@@ -100,7 +100,7 @@ def _tell_system_error(fault: OSError) -> int:
     """
     if fault.errno in DISK_IS_FULL:
         _drop_output()
-        return _tell(f"not all could be written: {fault.strerror}", "df -h", 1)
+        return _tell(f"output was truncated: {fault.strerror}", "df -h", 1)
     if fault.errno in LIMITS:
         return _tell(f"{fault.strerror}", LIMITS[fault.errno], 1)
     if not isinstance(fault.filename, str | bytes):

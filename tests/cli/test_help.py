@@ -182,6 +182,6 @@ def test_output_that_finds_no_room_is_two_lines(tmp_path: Path, shell_path: str)
         result = in_shell("bash", f"{line} > /dev/full", tmp_path, shell_path)
         assert result.returncode == 1
         assert result.stderr.splitlines() == [
-            "error: not all could be written: No space left on device",
+            "error: output was truncated: No space left on device",
             "fix:   df -h",
         ]
