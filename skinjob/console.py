@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from skinjob.words import pluralize
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -211,13 +213,7 @@ def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = 
     return lines or [""]
 
 
-def counted(number: int, noun: str) -> str:
-    """Returns how many there are, in words.
-
-    >>> counted(2, "image"), counted(1, "image")
-    ('2 images', '1 image')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+counted = pluralize  # the name that some modules still use
 
 
 def table_lines(

@@ -28,6 +28,7 @@ from skinjob.console import ask, counted, print_sentence, print_table, say
 from skinjob.errors import RunError
 from skinjob.options import cluster_options
 from skinjob.sweeps.layout import BY_YOU, Sweep, sweeps
+from skinjob.words import list_first
 
 if TYPE_CHECKING:
     from skinjob.status.status import Standing
@@ -113,9 +114,8 @@ def _tell_left(left: Sequence[Standing]) -> None:
     states = sorted({one.state for one in left})
     for state in states:
         names = [one.run for one in left if one.state == state]
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         hint = "; --cancelled takes them, too" if state == "cancelled" else ""
-        print_sentence(f"left alone, {state}{hint}: {', '.join(names[:MOST_NAMED])}{more}")
+        print_sentence(f"left alone, {state}{hint}: {list_first(names, MOST_NAMED)}")
 
 
 @click.command(cls=TaskCommand)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 
 from skinjob.commands.arguments import typed
 from skinjob.console import counted, shown, table_lines, wrapped
@@ -12,6 +11,7 @@ from skinjob.status.failures import last_words
 from skinjob.status.overview import Overview
 from skinjob.status.status import ANSWERS, NOT_ASKED, STATES, Standing, Survey
 from skinjob.sweeps.layout import BY_YOU, Run, Sweep, utc_now
+from skinjob.words import clock
 
 NOTHING = "-"
 COLOURS = {
@@ -40,15 +40,6 @@ CELLS: Mapping[str, Callable[[Standing], str]] = {
 WORDS = ("run", "state", "node", "job", "reason")
 URGENT = ("running", "failed", "lost", "cancelled", "waiting", "done")
 FIRST_TO_GO = ("reason", "job", "requeues", "images/s", "node", "left", "accuracy")
-
-
-def clock(seconds: float) -> str:
-    """Returns a time as a clock shows it.
-
-    >>> clock(3725.4)
-    '1:02:05'
-    """
-    return str(timedelta(seconds=round(seconds)))
 
 
 def counts(states: Iterable[str]) -> str:

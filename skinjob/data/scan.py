@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from PIL import _imaging
 
-from skinjob.console import counted, progress, shown
+from skinjob.console import progress, shown
 from skinjob.data.images import (
     SPLITS,
     Fault,
@@ -32,6 +32,7 @@ from skinjob.data.images import (
 )
 from skinjob.errors import ImagesError
 from skinjob.files import pointer_kind
+from skinjob.words import list_first, pluralize
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
@@ -213,7 +214,7 @@ def _beside(root: Path) -> list[str]:
         files = [Path(name) for name in names]
         where = f" in {split}/ itself" if split else " beside train/ and test/"
         num_images = sum(map(_is_image, files))
-        words += [f"{counted(num_images, 'image')}{where}"] if num_images else []
+        words += [f"{pluralize(num_images, 'image')}{where}"] if num_images else []
         words += _kinds([file for file in files if file.suffix.lower() in ARCHIVES], where)
         if split:
             words += _kinds([Path(name) for name in folders if _is_hidden(name)], where)
@@ -221,7 +222,7 @@ def _beside(root: Path) -> list[str]:
             unused = sorted(n for n in folders if n not in SPLITS and not _is_hidden(n))
             words += [f"{shown(name)}/ is not used" for name in unused[:MOST_KINDS]]
             more = len(unused) - MOST_KINDS
-            words += [f"{counted(more, 'more folder')} not used"] if more > 0 else []
+            words += [f"{pluralize(more, 'more folder')} not used"] if more > 0 else []
     return words
 
 
@@ -305,16 +306,15 @@ def _faulty(
     paths = [shown(str(root / fault.path)) for fault in faults]
     width = max(map(len, paths))
     details = [f"{path:<{width}}  {f.fault}" for path, f in zip(paths, faults, strict=True)]
-    named = [f"{path} ({f.fault})" for path, f in zip(paths, faults[:SHOWN], strict=False)]
+    named = [f"{path} ({f.fault})" for path, f in zip(paths, faults, strict=True)]
     counts = [
-        *([counted(len(folders), "faulty folder")] if folders else []),
+        *([pluralize(len(folders), "faulty folder")] if folders else []),
         *([f"{len(images)} of {num_images} images faulty"] if images else []),
     ]
-    more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     if any(OTHER_FORM in fault.fault for fault in folders):
         fix = f'cd {quoted(root)} && python3 -c "{ONE_FORM}"'
     elif folders:
         fix = f"ls {quoted(root)}/*   # wanted: train/<class>/*.jpg and test/<class>/*.jpg"
     else:
         fix = "skinjob submit --skip-bad-images   # goes on without them; or copy them again"
-    return ImagesError(f"{', '.join(counts)}: {', '.join(named)}{more}", fix, details)
+    return ImagesError(f"{', '.join(counts)}: {list_first(named, SHOWN)}", fix, details)

@@ -23,6 +23,7 @@ from skinjob.queues.slurm.joblimits import JobLimit, job_limits
 from skinjob.queues.slurm.refusals import TooManyJobsError, refusal
 from skinjob.submit.plan import jobs_of
 from skinjob.sweeps.layout import Sweep
+from skinjob.words import list_first
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 TIMEOUT_S = 60  # sbatch asks again for a while when the controller is busy
@@ -262,8 +263,7 @@ def check_environment() -> Finding:
         return ok("nothing of another job is set")
     inside = os.environ.get("SLURM_JOB_ID")
     here = f"this shell is in job {inside}; " if inside else ""
-    more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
-    return ok(f"{here}{', '.join(hidden[:3])}{more} set, and hidden from sbatch")
+    return ok(f"{here}{list_first(hidden)} set, and hidden from sbatch")
 
 
 CHECKS: dict[str, Callable[[Asked], Finding]] = {

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from skinjob.words import duration
+
 Cell = Callable[[dict[str, Any]], str]
 
 NOTHING = "-"
@@ -50,20 +52,6 @@ def number(value: float, digits: int) -> str:
     ('0.312', '-')
     """
     return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time as one reads it off a clock.
-
-    >>> duration(42.4), duration(190), duration(3725)
-    ('42 s', '3.2 min', '1 h 02 min')
-    """
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < 59.95 * 60:
-        return f"{seconds / 60:.1f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
 
 
 def _accuracy(row: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from skinjob.queues.slurm.client import Answers, QueuedJob, cancel_jobs
 from skinjob.status.status import OPEN, Standing, is_ours, survey
 from skinjob.submit.folders import submitting
 from skinjob.sweeps.layout import BY_YOU, FINAL, Run, RunState, Sweep, utc_now
+from skinjob.words import list_first
 
 SETTLE_S = 0.5  # a job that is just writing a heartbeat writes over what it has not seen
 
@@ -142,8 +143,7 @@ def _listed(words: Sequence[str], noun: str = "job ") -> str:
     >>> _listed(["12_0", "12_1", "12_2", "12_3"])
     'job 12_0, 12_1, 12_2 and 1 more'
     """
-    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
-    return noun + ", ".join(words[:3]) + more
+    return noun + list_first(words)
 
 
 def _end_processes(states: Mapping[str | None, RunState], jobs: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from skinjob.config import ClusterConfig
 from skinjob.errors import ConfigError
 from skinjob.queues.slurm.client import MOST_LINES
 from skinjob.submit.place import require_shared
+from skinjob.words import list_first
 
 NEEDED = ("skinjob", "submitit", "torch", "torchvision")
 TRIED_S = 20  # a conda environment on a slow file system takes half of it
@@ -146,6 +147,5 @@ def _lacking(output: list[str], errors: list[str], code: int) -> list[str] | str
     found = [line.split()[2:] for line in output if line.startswith("skinjob lacks")]
     if found and (not found[-1] or "skinjob setup failed" not in output):
         return found[-1]
-    more = f"; and {len(errors) - MOST_LINES} more lines" if len(errors) > MOST_LINES else ""
-    told = "; ".join(line.strip() for line in errors[:MOST_LINES])
-    return f"it says: {told}{more}" if errors else f"it ends with exit code {code}"
+    lines = list_first([*map(str.strip, errors)], MOST_LINES, separator="; ", noun="line")
+    return f"it says: {lines}" if errors else f"it ends with exit code {code}"

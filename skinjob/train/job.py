@@ -42,6 +42,7 @@ from skinjob.train.streams import Streams
 from skinjob.train.telling import take, tell_done, tell_failed, telling
 from skinjob.train.views import Views
 from skinjob.weights.file import read_preprocessing
+from skinjob.words import list_first
 
 log = logging.getLogger("skinjob")
 
@@ -152,7 +153,7 @@ def _train_heads(job: Job) -> list[SkinjobError]:
     epochs, faults = job.recipe.epochs, []
     num_test, num_train = (len(job.images.split(split)) for split in ("test", "train"))
     names = [run.name for run in job.configs]
-    label = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    label = list_first(names, 1)
     with progress(label, num_test + (epochs - first + 1) * num_train, unit="images") as draw:
         reporter = Reporter(job.hold, next(iter(job.configs)), epochs, first, draw)
         views = _views(job, num_test + epochs * num_train, reporter)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import sweep_maker
 import trees
-from commands import only_sweep, refusal, skinjob, wait_until
-from terminal import SKINJOB, terminal
+from commands import SKINJOB, only_sweep, refusal, skinjob, wait_until
+from terminal import terminal
 
 from skinjob.config import ClusterConfig
 from skinjob.files import write_json

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Lines, refusal, skinjob
+from commands import SKINJOB, Lines, refusal, skinjob
 from sweep_maker import make_sweep
-from terminal import SKINJOB, terminal
+from terminal import terminal
 
 from skinjob.files import write_json
 from skinjob.status.status import queue_lock

@@ -13,9 +13,8 @@ from html import escape
 from pathlib import Path
 
 import pytest
-from commands import as_nobody, refusal, skinjob
+from commands import SKINJOB, as_nobody, refusal, skinjob
 from sweep_maker import make_sweep
-from terminal import SKINJOB
 
 from skinjob.errors import RunError
 from skinjob.report.build import build_report

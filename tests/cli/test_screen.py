@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import skinjob
+from commands import SKINJOB, skinjob
 from sweep_maker import make_sweep, metric_rows, write_rows
-from terminal import SKINJOB, on_a_pty
+from terminal import on_a_pty
 
 from skinjob.files import write_json
 from skinjob.sweeps.layout import Run, RunState, Sweep, run_name

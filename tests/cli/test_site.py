@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob
-from terminal import SKINJOB, terminal
+from commands import SKINJOB, refusal, skinjob
+from terminal import terminal
 
 from skinjob.config import ClusterConfig, read_job_file
 from skinjob.doctor.profile import Rights, Site, choose, profile_text, read_sinfo

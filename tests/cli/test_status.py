@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob
+from commands import SKINJOB, refusal, skinjob
 from sweep_maker import make_sweep
-from terminal import SKINJOB, terminal
+from terminal import terminal
 
 from skinjob.files import write_json
 from skinjob.sweeps.layout import BY_YOU, Run, RunState, Sweep, run_name, utc_now

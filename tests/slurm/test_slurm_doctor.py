@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cluster import Slurm, slurm_of_its_own
-from commands import wait_until
+from commands import SKINJOB, import_path, wait_until
 
 import skinjob
 
@@ -35,12 +35,7 @@ def doctor(
     lab: Slurm, *options: str, cwd: Path, code: int, **env: str
 ) -> dict[str, dict[str, Any]]:
     """Returns what `skinjob doctor` found, by the names of its checks."""
-    result = lab.run(
-        [sys.executable, "-m", "skinjob", "doctor", "--json", *options],
-        cwd=cwd,
-        env={"PYTHONPATH": ":".join(sys.path), **FITTING, **env},
-    )
-    assert result.returncode == code, result.stdout + result.stderr
+    result = lab.skinjob("doctor", "--json", *options, cwd=cwd, code=code, **(FITTING | env))
     return {one["name"]: one for one in json.loads(result.stdout)["checks"]}
 
 
@@ -203,11 +198,11 @@ def test_a_probe_that_is_stopped_cancels_its_job(
     """Ctrl-C, kill or a shell that closes leaves nothing behind: neither a job nor a folder."""
     full = lab.sbatch("sleep 600", "--exclusive", cwd=project)
     with subprocess.Popen(
-        ["nsenter", f"--net={lab.netns}", sys.executable, "-m", "skinjob", "doctor", "--probe"],
+        ["nsenter", f"--net={lab.netns}", *SKINJOB, "doctor", "--probe"],
         cwd=project,
         env=os.environ
-        | {**lab.env, **FITTING}
-        | {"PYTHONPATH": ":".join(sys.path), "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1"},
+        | import_path()
+        | {**lab.env, **FITTING, "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

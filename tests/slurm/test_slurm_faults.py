@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,16 +23,6 @@ LONG = ("--epochs", "2000", "--device", "cpu", "--cpus", "1")
 CANCELLED, STEP_KILLED, KILLED, SEGFAULT = (f"bs{size:04d}-lr0.01-seed0" for size in (1, 2, 4, 8))
 LONG_AGO = "2020-01-01T00:00:00Z"
 UTC = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
-
-
-def skinjob(
-    slurm: Slurm, *arguments: str | Path, cwd: Path, code: int = 0, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` as on the login node, and checks its exit code."""
-    command = [sys.executable, "-m", "skinjob", *arguments]
-    result = slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
 
 
 def is_running(run: Run) -> bool:
@@ -68,7 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 def hanging(slurm: Slurm, project: Path) -> Sweep:
     """A sweep whose job never comes to Python; it has a minute, SLURM's shortest time limit."""
     small = (*LONG, "--mem", "1", "--setup", "[ -z $SLURM_JOB_ID ] || sleep 1000")
-    skinjob(slurm, "submit", "--batch-sizes", "4", *small, "--name", "hanging", cwd=project)
+    slurm.skinjob("submit", "--batch-sizes", "4", *small, "--name", "hanging", cwd=project, code=0)
     (run,) = Sweep(project / "runs/hanging").runs()
     slurm.run(["scontrol", "update", f"jobid={job_of(run)}", "timelimit=1"], check=True)
     return run.sweep
@@ -78,7 +66,7 @@ def hanging(slurm: Slurm, project: Path) -> Sweep:
 def ended(slurm: Slurm, project: Path, hanging: Sweep) -> Sweep:
     """A sweep of four jobs, each ended from outside in another way and silent for a minute."""
     sizes = ("--batch-sizes", "1,2,4,8")
-    skinjob(slurm, "submit", *sizes, *LONG, "--mem", "2", "--name", "ended", cwd=project)
+    slurm.skinjob("submit", *sizes, *LONG, "--mem", "2", "--name", "ended", cwd=project, code=0)
     sweep = Sweep(project / "runs/ended")
     runs = {run.name: run for run in sweep.runs()}
     for run in runs.values():
@@ -98,7 +86,7 @@ def ended(slurm: Slurm, project: Path, hanging: Sweep) -> Sweep:
 @pytest.fixture(scope="module")
 def told(slurm: Slurm, ended: Sweep, project: Path) -> str:
     """What `skinjob status` says of the sweep of jobs that were ended."""
-    return skinjob(slurm, "status", ended.folder, cwd=project, code=1).stdout
+    return slurm.skinjob("status", ended.folder, cwd=project, code=1).stdout
 
 
 def state_of(sweep: Sweep, name: str) -> RunState:
@@ -153,9 +141,9 @@ def test_the_fix_queues_the_run_again_and_says_why(
     partition = ["scontrol", "update", "partitionname=lab"]
     slurm.run([*partition, "state=down"], check=True)
     try:
-        result = skinjob(slurm, *words[1:], cwd=project)
+        result = slurm.skinjob(*words[1:], cwd=project, code=0)
         assert Run(ended.folder / CANCELLED).state().state == "queued"
-        skinjob(slurm, "cancel", ended.folder, CANCELLED, cwd=project)
+        slurm.skinjob("cancel", ended.folder, CANCELLED, cwd=project, code=0)
     finally:
         slurm.run([*partition, "state=up"], check=True)
     assert f"{CANCELLED} cancelled: {state.error}\n" in result.stdout
@@ -163,14 +151,14 @@ def test_the_fix_queues_the_run_again_and_says_why(
 
 def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
     """A job that took more than its --mem is told from one that was killed by hand."""
-    skinjob(
-        slurm, "submit", "--batch-sizes", "4", *LONG, "--mem", "0.5", "--name", "fat", cwd=project
+    slurm.skinjob(
+        "submit", "--batch-sizes", "4", *LONG, "--mem", "0.5", "--name", "fat", cwd=project, code=0
     )
     sweep = Sweep(project / "runs/fat")
     (run,) = sweep.runs()
     slurm.wait(job_of(run))
     age(sweep)
-    said = skinjob(slurm, "status", sweep.folder, cwd=project, code=1).stdout
+    said = slurm.skinjob("status", sweep.folder, cwd=project, code=1).stdout
     state = state_of(sweep, run.name)
     assert state.fault == "out of memory"
     assert "took more than the 0.5 GB of memory that it had" in str(state.error)
@@ -180,7 +168,7 @@ def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
 
 def sweep_told(slurm: Slurm, sweep: Sweep, project: Path) -> str:
     """Returns what `status` says of a sweep of which some runs wait."""
-    return skinjob(slurm, "status", sweep.folder, cwd=project, code=3).stdout
+    return slurm.skinjob("status", sweep.folder, cwd=project, code=3).stdout
 
 
 def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) -> None:
@@ -192,7 +180,7 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
     slurm.run([*partition, "state=down"], check=True)
     try:
         small = (*LONG, "--mem", "1", "--name", "waiting")
-        skinjob(slurm, "submit", "--batch-sizes", "2,4,8", *small, cwd=project)
+        slurm.skinjob("submit", "--batch-sizes", "2,4,8", *small, cwd=project, code=0)
         sweep = Sweep(project / "runs/waiting")
         first, second, third = sweep.runs()
         age(sweep)
@@ -206,7 +194,7 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
         slurm.run(["scancel", job_of(second)], check=True)
         one_gone = sweep_told(slurm, sweep, project)
         slurm.run(["scancel", job_of(first).split("_")[0]], check=True)
-        skinjob(slurm, "status", sweep.folder, cwd=project, code=1)
+        slurm.skinjob("status", sweep.folder, cwd=project, code=1)
     finally:
         slurm.run([*partition, "state=up"], check=True)
     assert waiting.count("its partition is down, until an admin opens it (PartitionDown)") == 3
@@ -229,12 +217,12 @@ def test_a_record_that_cannot_be_asked_for_concludes_nothing(
     sweep.sweep_file.write_text(json.dumps(info | {"jobs": jobs}))
     conf = Path(slurm.env["SLURM_CONF"])
     (tmp_path / "slurm.conf").write_text(conf.read_text() + "AccountingStoragePort=9\n")
-    result = skinjob(
-        slurm, "status", cwd=tmp_path, code=1, SLURM_CONF=str(tmp_path / "slurm.conf")
+    result = slurm.skinjob(
+        "status", cwd=tmp_path, code=1, SLURM_CONF=str(tmp_path / "slurm.conf")
     ).stdout
     assert result.count("its job has ended, and SLURM does not say how") == 4
     assert {run.state().state for run in sweep.runs()} == {"running"}
-    skinjob(slurm, "status", cwd=tmp_path, code=1)  # accounting answers: it knows no such job
+    slurm.skinjob("status", cwd=tmp_path, code=1)  # accounting answers: it knows no such job
     assert state_of_all(sweep) == {("failed", "gone")}
 
 
@@ -258,7 +246,7 @@ def test_without_accounting_the_controller_and_the_output_tell(
     The node fails for real: its daemon is killed and the job with it.
     """
     small = (*LONG, "--mem", "2", "--name", "plain", "--batch-sizes", "4")
-    skinjob(plain, "submit", *small, cwd=project)
+    plain.skinjob("submit", *small, cwd=project, code=0)
     sweep = Sweep(project / "runs/plain")
     (run,) = sweep.runs()
     wait_until(lambda: is_running(run))
@@ -273,7 +261,7 @@ def test_without_accounting_the_controller_and_the_output_tell(
     plain.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
     wait_until(lambda: not plain.run(["squeue", "-h"], check=True).stdout)
     age(sweep)
-    skinjob(plain, "status", sweep.folder, cwd=project, code=1)
+    plain.skinjob("status", sweep.folder, cwd=project, code=1)
     state = state_of(sweep, run.name)
     assert state.fault == "node failure"
     assert f"job {job} lost its node on {node} after epoch" in str(state.error)
@@ -285,7 +273,7 @@ def test_without_accounting_the_controller_and_the_output_tell(
     forgotten.sweep_file.write_text(json.dumps(info | {"jobs": jobs}))
     for file in forgotten.submission_folder.glob("*_log.out"):
         file.rename(file.with_name(f"999{file.name}"))
-    skinjob(plain, "status", cwd=tmp_path, code=1)
+    plain.skinjob("status", cwd=tmp_path, code=1)
     faults = {run.name: run.state().fault for run in forgotten.runs()}
     assert (faults[CANCELLED], faults[KILLED]) == ("cancelled", "gone")
     assert "SLURM does not say why" in str(Run(forgotten.folder / KILLED).state().error)
@@ -300,22 +288,22 @@ def test_a_job_that_never_began_is_told_at_once(
     """
     small = ("--device", "cpu", "--cpus", "1", "--mem", "1")
     closed = ("--batch-sizes", "2,4,8", *small, "--partition", "closed", "--name", "calledoff")
-    skinjob(plain, "submit", *closed, cwd=project)
+    plain.skinjob("submit", *closed, cwd=project, code=0)
     sweep = Sweep(project / "runs/calledoff")
     first, second, third = sweep.runs()
     plain.run(["scancel", job_of(second)], check=True)
-    one = skinjob(plain, "status", sweep.folder, cwd=project, code=3).stdout
+    one = plain.skinjob("status", sweep.folder, cwd=project, code=3).stdout
     plain.run(["scancel", job_of(first).split("_")[0]], check=True)
-    both = skinjob(plain, "status", sweep.folder, cwd=project, code=1).stdout
+    both = plain.skinjob("status", sweep.folder, cwd=project, code=1).stdout
     assert re.search(rf"^{second.name} +cancelled ", one, re.M)
     assert re.search(rf"^{third.name} +waiting ", one, re.M)
     assert re.search(rf"^{third.name} +cancelled ", both, re.M)
 
     setup = ("--batch-sizes", "4", *small, "--setup", "exit 3", "--name", "setup")
-    skinjob(plain, "submit", *setup, cwd=project)
+    plain.skinjob("submit", *setup, cwd=project, code=0)
     (run,) = Sweep(project / "runs/setup").runs()
     plain.wait(job_of(run))
-    told = skinjob(plain, "status", run.sweep.folder, cwd=project, code=1).stdout
+    told = plain.skinjob("status", run.sweep.folder, cwd=project, code=1).stdout
     assert "ended with exit code 3 before it began to train" in told
     assert run.state().state == "queued", "its own word may come late, and would be better"
 
@@ -327,7 +315,7 @@ def test_a_time_limit_that_the_job_could_not_heed_is_told(
     (run,) = hanging.runs()
     slurm.wait(job_of(run), timeout_s=150)
     age(hanging)
-    skinjob(slurm, "status", hanging.folder, cwd=project, code=1)
+    slurm.skinjob("status", hanging.folder, cwd=project, code=1)
     state = state_of(hanging, run.name)
     assert state.fault == "time limit"
     assert "reached its time limit of 00:01:00 before it began to train" in str(state.error)

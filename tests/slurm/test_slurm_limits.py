@@ -10,8 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,17 +59,9 @@ def sacctmgr(site: Slurm, *words: str) -> None:
     site.run(["sacctmgr", "--immediate", *words], check=True)
 
 
-def skinjob(
-    site: Slurm, *arguments: str | Path, cwd: Path, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` as on the login node."""
-    command = [sys.executable, "-m", "skinjob", *arguments]
-    return site.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
-
-
 def check(site: Slurm, name: str, *options: str, cwd: Path, **env: str) -> dict[str, str]:
     """Returns what one check of `skinjob doctor` found."""
-    result = skinjob(site, "doctor", *SMALL, *options, "--json", cwd=cwd, **env)
+    result = site.skinjob("doctor", *SMALL, *options, "--json", cwd=cwd, **env)
     (found,) = [one for one in json.loads(result.stdout)["checks"] if one["name"] == name]
     return dict(found)
 
@@ -93,7 +83,7 @@ def test_what_a_site_prints_first_is_not_the_reason(
     site: Slurm, project: Path, options: tuple[str, ...], words: str
 ) -> None:
     """SLURM's own reason is told; where it has none, all that the site's rules say."""
-    result = skinjob(site, "submit", "--batch-sizes", "4", *SMALL, *options, cwd=project)
+    result = site.skinjob("submit", "--batch-sizes", "4", *SMALL, *options, cwd=project)
     assert refusal(result) == f"sbatch refused: {words}"
     assert "See the handbook" in result.stdout + result.stderr
     script = check(site, "script", "--batch-sizes", "4", *options, cwd=project)
@@ -118,10 +108,10 @@ def test_more_jobs_than_one_may_have_are_told_with_those_that_fit(
     sacctmgr(site, "modify", *place.split(), *where, "set", f"{limit}={most}")
     try:
         found = check(site, "jobs", *grid, cwd=project)
-        result = skinjob(site, "submit", *grid, *SMALL, "--name", name, cwd=project)
+        result = site.skinjob("submit", *grid, *SMALL, "--name", name, cwd=project)
         fix = result.stderr.partition("fix:   skinjob ")[2].partition("   #")[0]
-        mended = skinjob(site, *shlex.split(fix), cwd=project)
-        full = skinjob(site, "submit", *grid, *SMALL, "--name", name, cwd=project)
+        mended = site.skinjob(*shlex.split(fix), cwd=project)
+        full = site.skinjob("submit", *grid, *SMALL, "--name", name, cwd=project)
     finally:
         sacctmgr(site, "modify", *place.split(), *where, "set", f"{limit}=-1")
     sentence = f"4 jobs, and you may have {most} in the queue ({told})"
@@ -131,23 +121,23 @@ def test_more_jobs_than_one_may_have_are_told_with_those_that_fit(
     assert len(Sweep(project / "runs" / name).info()["jobs"]) == most
     assert f"({told}, {most} of them used)" in refusal(full)
     assert "fix:   squeue" in full.stderr
-    skinjob(site, "cancel", f"runs/{name}", cwd=project)
+    site.skinjob("cancel", f"runs/{name}", cwd=project)
 
 
 def test_a_budget_that_is_used_up_is_not_waited_for(site: Slurm, project: Path) -> None:
     """What no end of a job lifts is told as the end of the project's time, with a way out."""
     sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=1")
     try:
-        skinjob(site, "submit", "--batch-sizes", "4", *SMALL, "--name", "budget", cwd=project)
+        site.skinjob("submit", "--batch-sizes", "4", *SMALL, "--name", "budget", cwd=project)
         shown: list[str] = []
 
         def is_looked_at() -> bool:
-            shown.append(skinjob(site, "status", "runs/budget", cwd=project).stdout)
+            shown.append(site.skinjob("status", "runs/budget", cwd=project).stdout)
             return not re.search(r"\((None|Resources|Priority)\)", shown[-1])
 
         wait_until(is_looked_at)
     finally:
-        skinjob(site, "cancel", "runs/budget", cwd=project)
+        site.skinjob("cancel", "runs/budget", cwd=project)
         sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=-1")
     assert "your project's time is used up" in shown[-1]
     assert "until others end" not in shown[-1]
@@ -167,8 +157,8 @@ def test_a_squeue_that_does_not_know_me_is_asked_all_the_same(
     old.chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     hold = ("--batch-sizes", "4", *SMALL, "--sbatch=--hold", "--name", "old")
-    assert skinjob(site, "submit", *hold, cwd=project, **env).returncode == 0
-    told = skinjob(site, "status", "runs/old", cwd=project, **env).stdout
+    assert site.skinjob("submit", *hold, cwd=project, **env).returncode == 0
+    told = site.skinjob("status", "runs/old", cwd=project, **env).stdout
     assert "\nSLURM answers\n" in told
     assert "held by you" in told
     assert re.match(r"squeue answers: \d+ job", check(site, "queue", cwd=project, **env)["found"])
@@ -176,4 +166,4 @@ def test_a_squeue_that_does_not_know_me_is_asked_all_the_same(
     found = check(site, "queue", cwd=project, **env)
     assert found["verdict"] == "fail"
     assert "unrecognized option '--user=0'" in found["found"]
-    skinjob(site, "cancel", "runs/old", cwd=project)
+    site.skinjob("cancel", "runs/old", cwd=project)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +16,6 @@ SMALL = (
 )  # fmt: skip
 
 
-def skinjob(
-    slurm: Slurm, *arguments: str | Path, cwd: Path, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` as on the login node."""
-    command = [sys.executable, "-m", "skinjob", *arguments]
-    return slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
-
-
 def test_odd_paths_train_on_slurm_and_keep_secrets(
     slurm: Slurm, tmp_path: Path, weights: Path
 ) -> None:
@@ -35,7 +25,7 @@ def test_odd_paths_train_on_slurm_and_keep_secrets(
     make_tree(data, num_train=4, num_test=2)
     (here / f"-weights {ODD}").symlink_to(weights)
     options = ("--data", data.name, "--weights", f"-weights {ODD}", "--runs", runs)
-    result = skinjob(slurm, "submit", *SMALL, *options, "--name", ODD, cwd=here, **SECRETS)
+    result = slurm.skinjob("submit", *SMALL, *options, "--name", ODD, cwd=here, **SECRETS)
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(here / runs)
     (array,) = {job.split("_")[0] for job in sweep.info()["jobs"].values()}
@@ -61,18 +51,18 @@ def test_a_path_that_slurm_would_not_read_as_it_is_is_refused(
     slurm: Slurm, project: Path, runs: str, reason: str
 ) -> None:
     """A path that #SBATCH --output cannot hold is refused with the reason, and nothing is made."""
-    result = skinjob(slurm, "submit", *SMALL, "--runs", runs, cwd=project)
+    result = slurm.skinjob("submit", *SMALL, "--runs", runs, cwd=project)
     assert reason in refusal(result)
     assert not (project / runs).exists()
 
 
 def test_a_place_that_the_nodes_do_not_share_is_refused(slurm: Slurm, project: Path) -> None:
     """Below /tmp every node has files of its own: said at submit, unless the site says no."""
-    result = skinjob(
-        slurm, "submit", *SMALL, cwd=project, SKINJOB_SUBMIT_ALLOW_NODE_LOCAL="0", TMPDIR=""
+    result = slurm.skinjob(
+        "submit", *SMALL, cwd=project, SKINJOB_SUBMIT_ALLOW_NODE_LOCAL="0", TMPDIR=""
     )
     assert "compute nodes do not see what is there" in refusal(result)
     assert "--allow-node-local" in result.stderr
     (project / "site.toml").write_text("[cluster]\nallow_node_local = true\n")
-    allowed = skinjob(slurm, "submit", *SMALL, "--job", "site.toml", "--dry-run", cwd=project)
+    allowed = slurm.skinjob("submit", *SMALL, "--job", "site.toml", "--dry-run", cwd=project)
     assert allowed.returncode == 0, allowed.stderr

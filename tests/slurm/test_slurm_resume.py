@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,13 +42,8 @@ class Trial:
     def submit(self, runs: str) -> Run:
         """Submits the sweep to be kept in a folder *runs*; returns its run."""
         arguments = ["submit", *OPTIONS, "--train", self.train, "--name", "s", "--runs", runs]
-        command = [sys.executable, "-m", "skinjob", *arguments]
-        result = self.slurm.run(
-            [*command, "--epochs", str(EPOCHS[self.train])],
-            cwd=self.project,
-            env={"PYTHONPATH": ":".join(sys.path)},
-        )
-        assert result.returncode == 0, result.stderr
+        arguments += ["--epochs", str(EPOCHS[self.train])]
+        self.slurm.skinjob(*arguments, cwd=self.project, code=0)
         (run,) = Sweep(self.project / runs / "s").runs()
         return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -49,14 +48,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     return folder
 
 
-def skinjob(
-    slurm: Slurm, *arguments: str | Path, cwd: Path, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` as on the login node."""
-    command = [sys.executable, "-m", "skinjob", *arguments]
-    return slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path), **env})
-
-
 def array_of(project: Path, name: str) -> str:
     """Returns the id of the array that a sweep was queued as."""
     jobs = Sweep(project / "runs" / name).info()["jobs"]
@@ -86,7 +77,7 @@ def test_an_array_starts_in_a_container_with_a_gpu_of_the_type_however_it_is_ask
     python = f"unshare --mount env INSIDE=yes {project}/python"
     kind = ["--gpu-type", "a100"] if told else []
     options = ("--gpu-flag", flag, *kind, "--python", python, "--name", flag)
-    result = skinjob(site, "submit", *SMALL, *options, cwd=project)
+    result = site.skinjob("submit", *SMALL, *options, cwd=project)
     assert result.returncode == 0, result.stderr
     array = array_of(project, flag)
     details = site.run(["scontrol", "show", "job", array], check=True).stdout
@@ -124,18 +115,18 @@ def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path)
 def test_a_queue_that_is_asked_through_a_filter_is_seen_whole(site: Slurm, project: Path) -> None:
     """SQUEUE_STATES in a shell's start-up file makes no waiting run a lost one."""
     options = ("--name", "filtered", "--partition", "closed", "--python", f"{project}/python")
-    assert skinjob(site, "submit", *SMALL, *options, cwd=project).returncode == 0
+    assert site.skinjob("submit", *SMALL, *options, cwd=project).returncode == 0
     for run in Sweep(project / "runs/filtered").runs():  # waits so long that the queue is asked
         write_json(run.state_file, asdict(replace(run.state(), queued_utc="2020-01-01T00:00:00Z")))
-    again = skinjob(site, "submit", *SMALL, *options, cwd=project, SQUEUE_STATES="RUNNING")
+    again = site.skinjob("submit", *SMALL, *options, cwd=project, SQUEUE_STATES="RUNNING")
     assert again.stdout.count("not repeated") == 2
     site.run(["scancel", array_of(project, "filtered")], check=True)
 
 
 def test_a_refusal_of_sbatch_names_the_value_and_the_option(site: Slurm, project: Path) -> None:
     """sbatch says `Invalid feature specification`; the person reads which one."""
-    result = skinjob(
-        site, "submit", *SMALL, "--constraint", "a100&zz", "--name", "refused", cwd=project
+    result = site.skinjob(
+        "submit", *SMALL, "--constraint", "a100&zz", "--name", "refused", cwd=project
     )
     assert refusal(result) == (
         "sbatch refused: Invalid feature specification (--constraint a100&zz)"
@@ -149,7 +140,7 @@ def test_init_site_writes_a_profile_that_submit_takes(
     """It asks SLURM, chooses what is up and has GPUs, and its values fit; accounting or not."""
     env = {"PATH": site.path_without(lacking)} if lacking else {}
     file = Path(f"sites/{lacking or 'all'}.toml")
-    made = skinjob(site, "init-site", "--out", file, cwd=project, **env)
+    made = site.skinjob("init-site", "--out", file, cwd=project, **env)
     assert made.returncode == 0, made.stderr
     assert f"next:  skinjob doctor --site {file}" in made.stdout
     with (project / file).open("rb") as content:
@@ -157,7 +148,7 @@ def test_init_site_writes_a_profile_that_submit_takes(
     assert (values["partition"], values["gpu_type"], values["cpus"]) == ("lab", "a100", 2)
     assert values["cluster"] == "slurm", "without sbatch it is refused, and not trained here"
     assert '# partition = "closed": is down' in (project / file).read_text()
-    dry = skinjob(site, "submit", "--site", file, "--dry-run", *SMALL[:2], cwd=project)
+    dry = site.skinjob("submit", "--site", file, "--dry-run", *SMALL[:2], cwd=project)
     assert "#SBATCH --gpus-per-node=a100:1\n" in dry.stdout
 
 
@@ -166,17 +157,17 @@ def test_init_site_takes_a_partition_by_name_and_keeps_to_its_limit(
 ) -> None:
     """A profile that is there is not written over, and a partition that is not, not chosen."""
     short = ("init-site", "--partition", "short", "--out", "sites/short.toml")
-    assert skinjob(site, *short, cwd=project).returncode == 0
+    assert site.skinjob(*short, cwd=project).returncode == 0
     assert "time_min = 30\n" in (project / "sites/short.toml").read_text()
-    assert refusal(skinjob(site, *short, cwd=project)) == "sites/short.toml is there already"
-    assert skinjob(site, *short, "--force", cwd=project).returncode == 0
-    other = skinjob(site, *short[:1], "--partition", "shrt", "--out", "x.toml", cwd=project)
+    assert refusal(site.skinjob(*short, cwd=project)) == "sites/short.toml is there already"
+    assert site.skinjob(*short, "--force", cwd=project).returncode == 0
+    other = site.skinjob(*short[:1], "--partition", "shrt", "--out", "x.toml", cwd=project)
     assert "must be one of lab, short, closed" in refusal(other)
 
 
 def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -> None:
     """Where the cluster keeps accounts, one's own and the QOS are in the comments."""
-    assert skinjob(slurm, "init-site", "--out", "sites/dbd.toml", cwd=project).returncode == 0
+    assert slurm.skinjob("init-site", "--out", "sites/dbd.toml", cwd=project).returncode == 0
     text = (project / "sites/dbd.toml").read_text()
     assert "# account: root; without a word the first\n" in text
     assert "# qos: normal; without a word the first\n" in text
@@ -185,7 +176,7 @@ def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -
 def test_init_site_without_slurm_says_so(site: Slurm, project: Path) -> None:
     """On a laptop it writes nothing."""
     path = site.path_without("sinfo")
-    result = skinjob(site, "init-site", "--out", "sites/none.toml", cwd=project, PATH=path)
+    result = site.skinjob("init-site", "--out", "sites/none.toml", cwd=project, PATH=path)
     assert "there is no sinfo on PATH" in refusal(result)
     assert not (project / "sites/none.toml").exists()
 
@@ -194,7 +185,7 @@ def test_a_job_that_may_not_start_again_fails_with_the_reason(site: Slurm, proje
     """--no-requeue holds for preemption: nothing goes back into the queue behind one's back."""
     options = ("--batch-sizes", "4", "--epochs", "2000", "--cpus", "1", "--mem", "2")
     words = (*options, "--device", "cpu", "--no-requeue", "--name", "once")
-    assert skinjob(site, "submit", *words, cwd=project).returncode == 0
+    assert site.skinjob("submit", *words, cwd=project).returncode == 0
     (run,) = Sweep(project / "runs/once").runs()
     wait_until(lambda: run.state().state == "running")
     job = str(run.sweep.info()["jobs"][run.name])

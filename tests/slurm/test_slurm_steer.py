@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,16 +18,6 @@ from skinjob.sweeps.layout import BY_YOU, Sweep
 
 LONG_AGO = "2020-01-01T00:00:00Z"
 SMALL = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
-
-
-def skinjob(
-    slurm: Slurm, *arguments: str | Path, cwd: Path, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` as on the login node; it exits with *code*."""
-    command = [sys.executable, "-m", "skinjob", *arguments]
-    result = slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path)})
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
 
 
 def queued(slurm: Slurm) -> dict[str, str]:
@@ -58,21 +46,21 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
     home.symlink_to(project)
     grid = (*SMALL[2:], "--batch-sizes", "2,4,8", "--seeds", "0-1")
     with nothing_starts(slurm):
-        skinjob(slurm, "submit", *grid, "--name", "s", "--runs", home / "runs", cwd=home)
+        slurm.skinjob("submit", *grid, "--name", "s", "--runs", home / "runs", cwd=home, code=0)
         sweep = Sweep(home / "runs/s")
         first, second, *others = sweep.runs()
         jobs = sweep.info()["jobs"]
         slurm.run(["scontrol", "hold", jobs[first.name]], check=True)
-        skinjob(slurm, "cancel", sweep.folder, first.name, cwd=home)
+        slurm.skinjob("cancel", sweep.folder, first.name, cwd=home, code=0)
         assert set(queued(slurm)) == set(jobs.values()), "its other run waits on"
-        assert "cancelled by you" in skinjob(slurm, "status", sweep.folder, cwd=home, code=3).stdout
-        told = skinjob(slurm, "cancel", sweep.folder, cwd=home).stdout
+        assert "cancelled by you" in slurm.skinjob("status", sweep.folder, cwd=home, code=3).stdout
+        told = slurm.skinjob("cancel", sweep.folder, cwd=home, code=0).stdout
         assert not queued(slurm)
         assert f"told to end: job {', '.join(sorted(set(jobs.values())))}\n" in told
         assert {run.state().error for run in sweep.runs()} == {BY_YOU}
 
-        assert "nothing of " in skinjob(slurm, "retry", sweep.folder, cwd=home).stdout
-        skinjob(slurm, "retry", sweep.folder, second.name, "--time", "33", cwd=home)
+        assert "nothing of " in slurm.skinjob("retry", sweep.folder, cwd=home, code=0).stdout
+        slurm.skinjob("retry", sweep.folder, second.name, "--time", "33", cwd=home, code=0)
         new = sweep.info()["jobs"]
         assert queued(slurm) == {new[second.name]: "33:00"}
         assert {run.name for run in sweep.runs() if new[run.name] != jobs[run.name]} == {
@@ -81,7 +69,7 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         assert sweep.info()["cluster"] == sweep.info()["cluster"] | {"time_min": 33, "cpus": 1}
         script = sweep.submission_folder / f"{new[second.name]}_submission.sh"
         assert "#SBATCH --time=33\n" in script.read_text()
-        skinjob(slurm, "cancel", sweep.folder, cwd=home)
+        slurm.skinjob("cancel", sweep.folder, cwd=home, code=0)
     assert not queued(slurm)
     assert {run.state().error for run in (first, second, *others)} == {BY_YOU}
 
@@ -96,12 +84,12 @@ def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
     make_tree(project / "few", num_train=2, num_test=1)
     grid = (*SMALL, "--seeds", "0-2", "--epochs", "60", "--data", "few")
     with nothing_starts(slurm):
-        skinjob(slurm, "submit", *grid, "--name", "s", cwd=project)
+        slurm.skinjob("submit", *grid, "--name", "s", cwd=project, code=0)
         sweep = Sweep(project / "runs/s")
         stays, at_work, waiting = sweep.runs()
-        skinjob(slurm, "cancel", "s", waiting.name, cwd=project)
+        slurm.skinjob("cancel", "s", waiting.name, cwd=project, code=0)
     wait_until(lambda: at_work.state().epoch > 0)
-    told = skinjob(slurm, "cancel", "s", at_work.name, cwd=project).stdout
+    told = slurm.skinjob("cancel", "s", at_work.name, cwd=project, code=0).stdout
     (job,) = set(sweep.info()["jobs"].values())
     assert f"goes on, with other runs: job {job}\n" in told
     cancelled_at = at_work.state().epoch
@@ -111,10 +99,10 @@ def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
     assert at_work.state().error == waiting.state().error == BY_YOU
     assert waiting.state().attempts == 0
 
-    skinjob(slurm, "retry", "s", at_work.name, waiting.name, cwd=project)
+    slurm.skinjob("retry", "s", at_work.name, waiting.name, cwd=project, code=0)
     slurm.wait(sweep.info()["jobs"][at_work.name], timeout_s=180)
     assert at_work.state().resumed_epoch >= cancelled_at
-    skinjob(slurm, "submit", *grid, "--runs", "whole", "--name", "s", cwd=project)
+    slurm.skinjob("submit", *grid, "--runs", "whole", "--name", "s", cwd=project, code=0)
     whole = Sweep(project / "whole/s")
     slurm.wait(whole.info()["jobs"][stays.name], timeout_s=180)
     for run, reference in zip(sweep.runs(), whole.runs(), strict=True):
@@ -130,11 +118,11 @@ def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, project: Path) -> None:
     """Nothing is lost: the folders say it, the command is told to repeat, and ends the job then."""
     with nothing_starts(own_slurm):
-        skinjob(own_slurm, "submit", *SMALL, "--name", "s", cwd=project)
+        own_slurm.skinjob("submit", *SMALL, "--name", "s", cwd=project, code=0)
         (run,) = Sweep(project / "runs/s").runs()
         job = run.sweep.info()["jobs"][run.name]
         own_slurm.stop_controller()
-        result = skinjob(own_slurm, "cancel", "s", cwd=project, code=1)
+        result = own_slurm.skinjob("cancel", "s", cwd=project, code=1)
         assert (
             f"SLURM has not ended job {job} (it does not answer: slurm_load_jobs error"
             in refusal(result)
@@ -144,7 +132,7 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         assert run.state().error == BY_YOU
         own_slurm.restart()
         assert set(queued(own_slurm)) == {job}
-        again = skinjob(own_slurm, "cancel", "s", cwd=project)
+        again = own_slurm.skinjob("cancel", "s", cwd=project, code=0)
         assert f"told to end: job {job}\n" in again.stdout
         assert not queued(own_slurm)
 
@@ -157,9 +145,9 @@ def test_a_stranger_s_job_of_the_same_number_is_left_alone(slurm: Slurm, project
     stranger = slurm.sbatch("sleep 600", cwd=project)
     asked = {"cluster": "slurm", "mem_gb": 1.0, "time_min": 9}
     write_json(sweep.sweep_file, sweep.info() | {"jobs": {run.name: stranger}, "cluster": asked})
-    skinjob(slurm, "cancel", "s", cwd=project)
+    slurm.skinjob("cancel", "s", cwd=project, code=0)
     assert stranger in queued(slurm)
     silent = {"state": "running", "fault": None, "error": None, "heartbeat_utc": LONG_AGO}
     write_json(run.state_file, asdict(run.state()) | silent)
-    assert " running " not in skinjob(slurm, "status", "s", cwd=project, code=1).stdout
+    assert " running " not in slurm.skinjob("status", "s", cwd=project, code=1).stdout
     slurm.run(["scancel", stranger], check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,12 +27,6 @@ SMALL = (
 )
 
 
-def skinjob(slurm: Slurm, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` as on the login node."""
-    command = [sys.executable, "-m", "skinjob", *arguments]
-    return slurm.run(command, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path)})
-
-
 def wait_for_end(slurm: Slurm, sweep: Sweep) -> None:
     slurm.wait(
         ",".join({job.split("_")[0] for job in sweep.info()["jobs"].values()}), timeout_s=180
@@ -46,11 +39,11 @@ def states(sweep: Sweep) -> dict[str, str]:
 
 def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> None:
     """The main promise: one command, one array, a CSV per batch size, with no network at all."""
-    dry = skinjob(slurm, "submit", *SMALL, "--name", "s", "--dry-run", cwd=project)
+    dry = slurm.skinjob("submit", *SMALL, "--name", "s", "--dry-run", cwd=project)
     assert dry.returncode == 0, dry.stderr
     assert not (project / "runs").exists()
 
-    result = skinjob(slurm, "submit", *SMALL, "--name", "s", cwd=project)
+    result = slurm.skinjob("submit", *SMALL, "--name", "s", cwd=project)
     assert result.returncode == 0, result.stderr
     sweep = Sweep(project / "runs/s")
     jobs = sweep.info()["jobs"]
@@ -69,7 +62,7 @@ def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> No
         assert run.state().job_id == jobs[run.name]
     assert sum(run.state().views_computed for run in sweep.runs()) == 3
 
-    again = skinjob(slurm, "submit", *SMALL, cwd=project)
+    again = slurm.skinjob("submit", *SMALL, cwd=project)
     assert again.stdout.count("not repeated") == 4
     assert sweep.info()["jobs"] == jobs
 
@@ -79,8 +72,8 @@ def test_learning_rates_and_seeds_share_the_task_of_their_batch_size(
 ) -> None:
     """A grid of eight runs is an array of two tasks, and each view is computed once for all."""
     grid = ("--batch-sizes", "4,8", "--lr", "0.01,0.1", "--seeds", "0-1", "--epochs", "2")
-    result = skinjob(
-        slurm, "submit", *grid, "--device", "cpu", "--cpus", "1", "--mem", "2", cwd=project
+    result = slurm.skinjob(
+        "submit", *grid, "--device", "cpu", "--cpus", "1", "--mem", "2", cwd=project
     )
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
@@ -100,8 +93,8 @@ def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
     The GPUs are fakes, so what a job can show here is that it was given one and refused to go on
     without it.
     """
-    result = skinjob(
-        slurm, "submit", "--batch-sizes", "4,8", "--cpus", "1", "--mem", "2", cwd=project
+    result = slurm.skinjob(
+        "submit", "--batch-sizes", "4,8", "--cpus", "1", "--mem", "2", cwd=project
     )
     assert result.returncode == 0, result.stderr
     assert "cuda (auto: a GPU is asked for)" in result.stdout
@@ -120,15 +113,14 @@ def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
 
 def test_a_refusal_of_sbatch_is_told_and_leaves_nothing(slurm: Slurm, project: Path) -> None:
     """A partition that does not exist gives sbatch's own words, and no folder to clean up."""
-    result = skinjob(slurm, "submit", *SMALL, "--partition", "nowhere", cwd=project)
+    result = slurm.skinjob("submit", *SMALL, "--partition", "nowhere", cwd=project)
     assert refusal(result) == "sbatch refused: invalid partition specified: nowhere"
     assert not sweeps(project / "runs")
 
 
 def test_options_reach_the_script_word_by_word(slurm: Slurm, project: Path) -> None:
     """What a cluster admin reads is what the person asked for, and nothing is slipped in."""
-    result = skinjob(
-        slurm, "submit", "--batch-sizes", "2,4,8", "--dry-run", "--name", "s",
+    result = slurm.skinjob("submit", "--batch-sizes", "2,4,8", "--dry-run", "--name", "s",
         "--partition", "gpu", "--account", "lab", "--qos", "short", "--cpus", "3", "--mem", "1.5",
         "--time", "45", "--setup", "module load cuda", "--array-parallelism", "2",
         "--python", "/opt/venv/bin/python",
@@ -184,7 +176,7 @@ def test_another_python_starts_the_tasks_of_an_array(slurm: Slurm, project: Path
         "--mem",
         "2",
     )
-    result = skinjob(slurm, "submit", *small, "--python", link, cwd=project)
+    result = slurm.skinjob("submit", *small, "--python", link, cwd=project)
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
     (script,) = sweep.submission_folder.glob("*_submission.sh")
@@ -196,16 +188,16 @@ def test_another_python_starts_the_tasks_of_an_array(slurm: Slurm, project: Path
 def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project: Path) -> None:
     """A job that was killed leaves no word; submitted again, the run is, and what ended it said."""
     long = ("--batch-sizes", "4", "--epochs", "300", "--device", "cpu", "--cpus", "1", "--mem", "2")
-    assert skinjob(slurm, "submit", *long, cwd=project).returncode == 0
+    assert slurm.skinjob("submit", *long, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
     job = run.sweep.info()["jobs"][run.name]
     wait_until_running(run)
-    again = skinjob(slurm, "submit", *long, cwd=project)
+    again = slurm.skinjob("submit", *long, cwd=project)
     assert "not repeated" in again.stdout  # it is at work
     slurm.run(["scancel", "--signal=KILL", job], check=True)
     slurm.wait(job)
     _age(run)
-    result = skinjob(slurm, "submit", *long, cwd=project)
+    result = slurm.skinjob("submit", *long, cwd=project)
     assert "not repeated" not in result.stdout
     assert f"{run.name} cancelled: job {job} was cancelled by " in result.stdout
     new = run.sweep.info()["jobs"][run.name]
@@ -228,7 +220,7 @@ def test_a_preempted_run_starts_again_and_finishes(slurm: Slurm, project: Path) 
         "--mem",
         "2",
     )
-    assert skinjob(slurm, "submit", *options, cwd=project).returncode == 0
+    assert slurm.skinjob("submit", *options, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
     job = run.sweep.info()["jobs"][run.name]
     wait_until_running(run)
@@ -262,5 +254,5 @@ def test_a_request_that_cannot_train_is_refused(
     slurm: Slurm, project: Path, option: list[str]
 ) -> None:
     """A GPU run without a GPU is refused at the login node."""
-    result = skinjob(slurm, "submit", "--batch-sizes", "4", *option, cwd=project)
+    result = slurm.skinjob("submit", "--batch-sizes", "4", *option, cwd=project)
     assert "device cuda with gpus 0" in refusal(result)

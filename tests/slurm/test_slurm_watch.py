@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sweep_maker
 from cluster import Slurm, slurm_of_its_own
-from commands import Lines, wait_until
+from commands import Lines, import_path, wait_until
 
 from skinjob.files import write_json
 from skinjob.sweeps.layout import Run, RunState, Sweep, run_name
@@ -58,9 +58,7 @@ class Watched:
 
     def skinjob(self, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         """Runs `skinjob` as on the login node."""
-        argv = [sys.executable, "-m", "skinjob", *words]
-        cwd = self.sweep.folder.parents[1]
-        return self.cluster.run(argv, cwd=cwd, env={"PYTHONPATH": ":".join(sys.path)} | env)
+        return self.cluster.skinjob(*words, cwd=self.sweep.folder.parents[1], **env)
 
     def queue(self) -> Counter[str]:
         """Returns how many of its jobs are in each of SLURM's states."""
@@ -175,7 +173,7 @@ def test_a_controller_that_stops_and_comes_back_is_outlasted(unaccounted: Watche
     with subprocess.Popen(
         [*argv, "status", "fifty", "--watch"],
         cwd=sweep.folder.parents[1],
-        env=os.environ | cluster.env | {"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | cluster.env | import_path(),
         stdout=subprocess.PIPE,
         text=True,
     ) as watch:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import SKINJOB, import_path
 
 SCRIPTS = Path(__file__).parent / "slurm"
 MISSING = 3  # exit status of up.sh when this machine cannot run SLURM
@@ -97,6 +98,18 @@ class Slurm:
             capture_output=True,
             text=True,
         )
+
+    def skinjob(
+        self,
+        *arguments: str | Path,
+        cwd: Path,
+        code: int | None = None,
+        **env: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `skinjob` as on the login node; checks its exit code if given."""
+        result = self.run([*SKINJOB, *arguments], cwd=cwd, env=import_path() | env)
+        assert code in (None, result.returncode), result.stdout + result.stderr
+        return result
 
     def path_without(self, *commands: str) -> str:
         """Returns a PATH on which these commands are not, and all others are."""

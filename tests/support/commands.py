@@ -15,17 +15,32 @@ import pytest
 from skinjob.status.status import standings
 from skinjob.sweeps.layout import Sweep, sweeps
 
+SKINJOB = (sys.executable, "-m", "skinjob")
+"""The command of the tests' own Python, without its arguments."""
 
-def skinjob(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` in *cwd*, piped, and returns what it said."""
-    return subprocess.run(
-        [sys.executable, "-m", "skinjob", *map(str, arguments)],
+
+def import_path() -> dict[str, str]:
+    """Returns the variable with which another Python imports what the tests import."""
+    return {"PYTHONPATH": ":".join(sys.path)}
+
+
+def skinjob(
+    *arguments: str | Path, cwd: Path, code: int | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `skinjob` in *cwd*, piped, and returns its output; checks its exit code if given.
+
+    On the login node of a test's cluster it is `Slurm.skinjob`.
+    """
+    result = subprocess.run(
+        [*SKINJOB, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path)} | env,
+        env=os.environ | import_path() | env,
         capture_output=True,
         stdin=subprocess.DEVNULL,
         text=True,
     )
+    assert code in (None, result.returncode), result.stdout + result.stderr
+    return result
 
 
 def as_nobody(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +51,8 @@ def as_nobody(*words: str | Path, cwd: Path, **env: str) -> subprocess.Completed
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *map(str, words)],
         cwd=cwd,
         env=os.environ
-        | {"PYTHONPATH": ":".join(sys.path), "HOME": str(cwd), "XDG_CONFIG_HOME": "/nonexistent"}
+        | import_path()
+        | {"HOME": str(cwd), "XDG_CONFIG_HOME": "/nonexistent"}
         | env,
         capture_output=True,
         stdin=subprocess.DEVNULL,

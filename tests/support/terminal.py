@@ -8,17 +8,15 @@ import pty
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
 import pytest
-from commands import wait_until
+from commands import import_path, wait_until
 
 TMUX = shutil.which("tmux") or ""
-SKINJOB = (sys.executable, "-m", "skinjob")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def terminal(
     subprocess.run(
         [TMUX, "-S", found.socket, "-f", os.devnull, "new-session", "-d", *size, command],
         cwd=cwd,
-        env=ours | {"PYTHONPATH": ":".join(sys.path), "TERM": "xterm-256color"} | env,
+        env=ours | import_path() | {"TERM": "xterm-256color"} | env,
         check=True,
     )
     try:
@@ -88,8 +86,8 @@ def on_a_pty(*words: str | Path, cwd: Path, columns: int, typed: str = "", **env
         [*map(str, words)],
         cwd=cwd,
         env={k: v for k, v in os.environ.items() if k != "NO_COLOR"}
-        | {"PYTHONPATH": ":".join(sys.path), "TERM": "xterm-256color"}
-        | {"COLUMNS": str(columns), "LINES": "40"}
+        | import_path()
+        | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40"}
         | env,
         stdin=theirs,
         stdout=theirs,

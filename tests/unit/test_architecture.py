@@ -17,6 +17,7 @@ PACKAGE = Path(skinjob.__file__).parent
 
 LEVELS = {
     "errors": 0,
+    "words": 0,
     "ownership": 1,
     "files": 1,
     "flags": 1,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from skinjob.ownership import NAMELESS, user_name
 from skinjob.queues.slurm.environment import slurm_environment
+from skinjob.words import list_first
 
 TIMEOUT_S = 20
 TIMED_OUT = 124
@@ -140,8 +141,7 @@ def words_of(answer: subprocess.CompletedProcess[str]) -> str:
     ]
     if answer.returncode == TIMED_OUT and not lines:
         return f"no answer in {TIMEOUT_S} s"
-    more = f"; and {len(lines) - MOST_LINES} more lines" if len(lines) > MOST_LINES else ""
-    return "; ".join(lines[:MOST_LINES]) + more
+    return list_first(lines, MOST_LINES, separator="; ", noun="line")
 
 
 def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:

@@ -1,0 +1,55 @@
+"""Numbers, times and lists in words. Nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+
+def pluralize(number: int, noun: str) -> str:
+    """Returns a number and its noun, with a thousands separator.
+
+    >>> pluralize(2, "image"), pluralize(1, "image"), pluralize(52_800, "image")
+    ('2 images', '1 image', '52,800 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def list_first(
+    items: Sequence[str], most: int = 3, *, separator: str = ", ", noun: str = ""
+) -> str:
+    """Returns the first *most* items in one line, and how many there are beyond them.
+
+    >>> list_first(["a", "b"]), list_first(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    >>> list_first(["No route.", "Bye."], 1, separator="; ", noun="line")
+    'No route. and 1 more line'
+    """
+    num_more = len(items) - most
+    text = separator.join(items[:most])
+    if num_more <= 0:
+        return text
+    return f"{text} and {pluralize(num_more, f'more {noun}') if noun else f'{num_more:,} more'}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in its largest unit, as a sentence says it.
+
+    >>> duration(42.4), duration(190), duration(3725)
+    ('42 s', '3.2 min', '1 h 02 min')
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 59.95 * 60:
+        return f"{seconds / 60:.1f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def clock(seconds: float) -> str:
+    """Returns a time to the second, as a clock shows it.
+
+    >>> clock(3725.4)
+    '1:02:05'
+    """
+    return str(timedelta(seconds=round(seconds)))
