@@ -7,7 +7,7 @@ PIP := .venv/bin/pip --disable-pip-version-check install --quiet --constraint co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help fetch-weights demo test bench check docs clean
+.PHONY: help fetch-weights demo test test-fast bench check docs clean
 BENCHMARKS := startup status report memory heads sweep accuracy finetune
 
 help:
@@ -22,6 +22,10 @@ demo: .venv/train  ## Train a small sweep on drawn images, here
 
 test: .venv/test  ## Run the tests; ARGS="-k name" for some
 	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: .venv/test  ## Run the quick tests: no SLURM, no torch, under a minute
+	PYTHONPATH=tests/support/no_torch .venv/bin/pytest --numprocesses 2 --dist loadfile \
+		-m 'not slurm and not train and not slow' $(ARGS) tests/unit tests/cli tests/fuzz
 
 bench: .venv/train  ## Measure this machine, 25 minutes; ARGS="--json FILE" keeps it
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; \

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import math
 import os
 import re
-import shlex
 import shutil
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from skinjob.errors import RunError
+from skinjob.locks import lock, try_lock
 
-PATIENCE_S = 1  # a submit mostly takes less
 LOOK_S = 10
 """So long a writer waits for somebody who looks at its lock, which takes a moment."""
 
@@ -82,7 +77,7 @@ def _locked_partial(path: Path) -> tuple[int, Path]:
     """
     while True:
         handle, partial = _new_partial(path, _host())
-        _lock(handle, LOOK_S)
+        lock(handle, LOOK_S)
         if partial.exists():
             return handle, partial
         os.close(handle)
@@ -91,57 +86,6 @@ def _locked_partial(path: Path) -> tuple[int, Path]:
 def _host() -> str:
     """Returns this host's name, without the dots that separate the parts of a file's name."""
     return quote(socket.gethostname(), safe="").replace(".", "%2E")
-
-
-@contextlib.contextmanager
-def locked(
-    file: Path,
-    *,
-    wait_s: float = math.inf,
-    tell_waiting: Callable[[], None] = lambda: None,
-) -> Iterator[bool]:
-    """Holds a lock on *file*, which is made if need be, once no other process holds it.
-
-    Calls *tell_waiting* once where another process holds it for long. Yields whether there is a
-    lock: after *wait_s* there is none, nor on some file systems that clusters share. The file is
-    readable by the user alone, as whoever can read a file can lock it.
-
-    Raises: RunError when the file belongs to another user, OSError when it cannot be opened.
-    """
-    try:
-        handle = os.open(file, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_RDWR, 0o600)
-    except PermissionError:
-        if not file.exists():
-            raise
-        raise _foreign_lock(file) from None
-    try:
-        if os.fstat(handle).st_uid != os.geteuid():
-            raise _foreign_lock(file)
-        yield _lock(handle, wait_s, tell_waiting)
-    finally:
-        os.close(handle)
-
-
-def _foreign_lock(file: Path) -> RunError:
-    quoted = shlex.quote(str(file))
-    return RunError(f"{file} is not a file of yours", f"ls -l {quoted}; rm {quoted}")
-
-
-def _lock(handle: int, wait_s: float, tell_waiting: Callable[[], None] = lambda: None) -> bool:
-    """Waits for the lock on an open file; returns whether it has come."""
-    begun, is_told = time.monotonic(), False
-    while time.monotonic() - begun < wait_s:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if not is_told and time.monotonic() - begun > PATIENCE_S:
-                tell_waiting()
-                is_told = True
-            time.sleep(0.05)
-        except OSError:  # a file system without locks
-            return False
-    return False
 
 
 def absolute(path: Path) -> Path:
@@ -179,14 +123,10 @@ def remove_abandoned(folder: Path, now: float, after_s: float) -> None:
     for partial in folder.glob(".*.part"):
         # Passed over: what is gone, another user's, or locked by its writer.
         with contextlib.suppress(OSError), partial.open("r+b") as file:
-            is_own = partial.name.split(".")[-3] == _host()
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:  # there are no locks
-                is_own = False
-            if is_own or now - os.fstat(file.fileno()).st_mtime >= after_s:
+            is_free = try_lock(file.fileno())
+            is_own = is_free is not None and partial.name.split(".")[-3] == _host()
+            is_old = now - os.fstat(file.fileno()).st_mtime >= after_s
+            if is_free is not False and (is_own or is_old):
                 partial.unlink()
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from cluster import Slurm, slurm_of_its_own
 from trees import make_tree
 
 from skinjob.weights.file import write_untrained
+
+GOLDENS = Path(__file__).parent / "golden"
 
 # Two test files run at the same time: jobs with a thread for every core would thrash.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,8 +29,18 @@ for number, handler in (
         signal.signal(number, handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves tests out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest file first, so that it is not the last that is worked on, alone."""
+    """Marks each test with what its folder or its cluster needs, and puts the longest file first.
+
+    A long file that comes last would run alone at the end.
+    """
+    for item in items:
+        folder = item.path.parent.name
+        if folder == "slurm" or "slurm" in getattr(item, "fixturenames", ()):
+            item.add_marker("slurm")
+        if folder == "train":
+            item.add_marker("train")
     items.sort(key=lambda item: item.path.name != "test_slurm_resume.py")
 
 
@@ -55,6 +67,26 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A real SLURM behind an air gap, with accounting, one for the session."""
     with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="dbd") as cluster:
         yield cluster
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-goldens", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """A check that a text which people read is the one in tests/golden, to the letter.
+
+    After a change that is meant: make test-fast ARGS="--write-goldens -k golden"
+    """
+
+    def check(name: str, text: str) -> None:
+        file = GOLDENS / name
+        if request.config.getoption("--write-goldens"):
+            file.write_text(text, encoding="utf-8")
+        assert text == file.read_text(encoding="utf-8")
+
+    return check
 
 
 @pytest.fixture(scope="session")

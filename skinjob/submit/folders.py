@@ -18,7 +18,8 @@ from skinjob.config import ClusterConfig
 from skinjob.console import tell_waiting
 from skinjob.data.images import write_index
 from skinjob.errors import RunError
-from skinjob.files import absolute, locked, write_json
+from skinjob.files import absolute, write_json
+from skinjob.locks import locked
 from skinjob.ownership import make_private, owner, require_safe
 from skinjob.submit.plan import Plan
 from skinjob.sweeps.layout import Run, RunState, Sweep, submit_lock, utc_now

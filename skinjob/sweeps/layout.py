@@ -22,7 +22,8 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, RunError
-from skinjob.files import absolute, locked, replacing, write_json
+from skinjob.files import absolute, replacing, write_json
+from skinjob.locks import locked
 from skinjob.ownership import owner
 
 Record = TypeVar("Record")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skinjob.files import remove_abandoned, replacing
+from skinjob.locks import process_exists
 from skinjob.train.features import Features, FeaturesWriter, read_features
 
 log = logging.getLogger("skinjob")
@@ -116,7 +117,7 @@ class ViewCache:
             age_s = self._now() - claim.stat().st_mtime
         except OSError:
             return False  # gone in between
-        if host == socket.gethostname() and pid.isdecimal() and not is_alive(int(pid)):
+        if pid.isdecimal() and process_exists(host, int(pid)) is False:
             return True
         return age_s > STALE_S
 
@@ -125,14 +126,3 @@ class ViewCache:
         # Without a name where that can be had: a kill leaves nothing.
         with tempfile.TemporaryFile(prefix=MARK, dir=self.folder) as mark:
             return os.fstat(mark.fileno()).st_mtime
-
-
-def is_alive(pid: int) -> bool:
-    """Says whether a process of this machine is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

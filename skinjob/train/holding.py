@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import shlex
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing import Any
 from skinjob.errors import RunError
 from skinjob.files import remove_partials, write_json
 from skinjob.sweeps.layout import SILENCE_S, Run, RunState, utc_now
-from skinjob.train.cache import is_alive
+from skinjob.sweeps.lease import may_be_training
 
 log = logging.getLogger("skinjob")
 
@@ -206,11 +205,8 @@ class Request:
 
     def _may_be_training(self, state: RunState) -> bool:
         """Says whether another process may be training a run, as far as one look can tell."""
-        if state.state != "running" or state.holder is None:
-            return False
-        if self.is_restart and state.job_id == self.job_id:
-            return False
-        return state.host != socket.gethostname() or state.pid is None or is_alive(state.pid)
+        is_own = self.is_restart and state.job_id == self.job_id
+        return not is_own and may_be_training(state)
 
 
 def _newer_job(run: Run, job_id: str | None) -> bool:

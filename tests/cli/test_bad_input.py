@@ -649,6 +649,30 @@ def test_on_slurm_the_user_may_say_that_nodes_share_such_a_place(slurm_node: Pat
         assert said.code == 0, said.errors
 
 
+@pytest.mark.parametrize(
+    ("runs", "reason"),
+    [
+        ("100%j", "SLURM replaces what follows %"),
+        ("back\\slash", "takes \\ away"),
+        ("line\nbreak", "a line break or another control character would end its #SBATCH line"),
+    ],
+)
+def test_on_slurm_a_path_that_sbatch_would_not_read_as_it_is_is_refused(
+    slurm_node: Path, runs: str, reason: str
+) -> None:
+    """A path that #SBATCH --output cannot hold is refused with the reason, and nothing is made."""
+    said = on_slurm(slurm_node, "--runs", runs, "--allow-node-local")
+    assert (said.code, reason in said.errors) == (1, True), said.errors
+    assert not (slurm_node / runs).exists()
+
+
+def test_on_slurm_a_gpu_run_without_a_gpu_is_refused(slurm_node: Path) -> None:
+    """A request that cannot train is refused at the login node."""
+    said = on_slurm(slurm_node, "--gpus", "0", "--device", "cuda", "--allow-node-local")
+    assert said.code == 1
+    assert "device cuda with gpus 0" in said.errors
+
+
 def test_a_file_system_is_known_by_its_innermost_mount(tmp_path: Path) -> None:
     """A disk in memory is seen wherever it is mounted, and nothing above it is taken for one."""
     mounts = tmp_path / "mounts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,24 +43,44 @@ def config(cwd: Path, *arguments: str, **env: str) -> dict[str, dict[str, dict[s
 
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.stem)
-def test_an_example_profile_gives_this_sbatch_script(file: Path) -> None:
-    """What an admin reads of each example, to the letter.
-
-    After a change that is meant: SKINJOB_WRITE_GOLDEN=1 pytest tests/cli/test_site.py -k script
-    """
+def test_the_golden_script_of_an_example_profile(
+    file: Path, golden: Callable[[str, str], None]
+) -> None:
+    """What an admin reads of each example, to the letter."""
     cluster = replace(profile(file), cluster="slurm")
     if not cluster.python:
         cluster = replace(cluster, python="PYTHON")
     script = sbatch_script(Sweep(Path("/RUNS/sweep")), 4, cluster)
-    golden = GOLDEN / f"{file.stem}.sh"
-    if os.environ.get("SKINJOB_WRITE_GOLDEN"):
-        golden.write_text(script)
-    assert script == golden.read_text()
+    golden(f"sbatch/{file.stem}.sh", script)
 
 
-def test_every_golden_script_has_its_example() -> None:
+def test_the_golden_script_of_options(project: Path, golden: Callable[[str, str], None]) -> None:
+    """What a cluster admin reads is what the person asked for, and nothing is slipped in."""
+    result = skinjob(
+        "submit", "--cluster", "slurm", "--batch-sizes", "2,4,8", "--dry-run", "--name", "s",
+        "--partition", "gpu", "--account", "lab", "--qos", "short", "--cpus", "3", "--mem", "1.5",
+        "--time", "45", "--setup", "module load cuda", "--array-parallelism", "2",
+        "--python", "/opt/venv/bin/python", "--allow-node-local",
+        cwd=project, PATH=with_sbatch(project),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    script = result.stdout.split("# sbatch script\n")[1].split("\nnothing was made")[0]
+    golden("sbatch/of-options.sh", script.replace(str(project), "PROJECT"))
+
+
+def with_sbatch(folder: Path) -> str:
+    """Returns a PATH that begins with an sbatch that refuses everything."""
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "sbatch").chmod(0o755)
+    return f"{tools}:{os.environ['PATH']}"
+
+
+def test_every_golden_script_has_its_test() -> None:
     """No script is left of an example that went."""
-    assert [file.stem for file in sorted(GOLDEN.glob("*.sh"))] == [file.stem for file in PROFILES]
+    scripts = {file.stem for file in GOLDEN.glob("*.sh")}
+    assert scripts == {file.stem for file in PROFILES} | {"of-options"}
 
 
 @pytest.mark.parametrize(

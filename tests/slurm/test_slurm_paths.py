@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from cluster import Slurm
-from commands import only_sweep, refusal
+from commands import only_sweep
 from trees import make_tree
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI-K7MDENG", "HF_TOKEN": "hf_qpwoeirutyalskdjfhg"}
@@ -37,32 +36,3 @@ def test_odd_paths_train_on_slurm_and_keep_secrets(
     for file in (path for path in tmp_path.rglob("*") if path.is_file()):
         for name, secret in SECRETS.items():
             assert secret.encode() not in file.read_bytes(), f"{name} in {file}"
-
-
-@pytest.mark.parametrize(
-    ("runs", "reason"),
-    [
-        ("100%j", "SLURM replaces what follows %"),
-        ("back\\slash", "takes \\ away"),
-        ("line\nbreak", "a line break or another control character would end its #SBATCH line"),
-    ],
-)
-def test_a_path_that_slurm_would_not_read_as_it_is_is_refused(
-    slurm: Slurm, project: Path, runs: str, reason: str
-) -> None:
-    """A path that #SBATCH --output cannot hold is refused with the reason, and nothing is made."""
-    result = slurm.skinjob("submit", *SMALL, "--runs", runs, cwd=project)
-    assert reason in refusal(result)
-    assert not (project / runs).exists()
-
-
-def test_a_place_that_the_nodes_do_not_share_is_refused(slurm: Slurm, project: Path) -> None:
-    """Below /tmp every node has files of its own: said at submit, unless the site says no."""
-    result = slurm.skinjob(
-        "submit", *SMALL, cwd=project, SKINJOB_SUBMIT_ALLOW_NODE_LOCAL="0", TMPDIR=""
-    )
-    assert "compute nodes do not see what is there" in refusal(result)
-    assert "--allow-node-local" in result.stderr
-    (project / "site.toml").write_text("[cluster]\nallow_node_local = true\n")
-    allowed = slurm.skinjob("submit", *SMALL, "--job", "site.toml", "--dry-run", cwd=project)
-    assert allowed.returncode == 0, allowed.stderr

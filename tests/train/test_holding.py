@@ -18,7 +18,7 @@ import pytest
 from commands import refusal, skinjob, wait_until
 from trees import left, make_sweep, make_tree
 
-from skinjob import files
+from skinjob import locks
 from skinjob.sweeps import layout as runs
 from skinjob.sweeps.layout import Run
 from skinjob.train import cache, holding
@@ -210,7 +210,7 @@ def test_one_of_two_that_wait_for_a_silent_run_takes_it(
 
     monkeypatch.setattr(holding.Request, "wait", wait_for_both)
     if not has_locks:
-        monkeypatch.setattr(files.fcntl, "flock", no_locks)
+        monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     with ThreadPoolExecutor(2) as pool:
         holds = list(pool.map(take, [[run], [run]]))
     assert sum(hold.check(run) for hold in holds) == 1

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.models import resnet18
 from trees import make_sweep, make_tree
 
-from skinjob import files
+from skinjob import locks
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
 from skinjob.errors import ImagesError
@@ -360,7 +360,7 @@ def test_where_there_are_no_locks_half_a_view_stays_for_a_day(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     cache = ViewCache(tmp_path)
     with suppress(FileNotFoundError), cache.writing(KEY, 1):
         (partial,) = tmp_path.glob(".*.part")
@@ -374,14 +374,14 @@ def test_a_view_that_is_removed_before_it_is_locked_is_begun_again(
 ) -> None:
     """A job that clears up at the moment in which another begins to write does not stop it."""
     cache = ViewCache(tmp_path)
-    flock = files.fcntl.flock
+    flock = locks.fcntl.flock
 
     def clear_up_first(handle: int, operation: int) -> None:
-        monkeypatch.setattr(files.fcntl, "flock", flock)
+        monkeypatch.setattr(locks.fcntl, "flock", flock)
         cache.clear_up()
         flock(handle, operation)
 
-    monkeypatch.setattr(files.fcntl, "flock", clear_up_first)
+    monkeypatch.setattr(locks.fcntl, "flock", clear_up_first)
     with cache.writing(KEY, 1) as writer:
         writer.put(0, torch.ones(1, 512))
     assert cache.has(KEY)

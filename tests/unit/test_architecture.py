@@ -20,6 +20,7 @@ LEVELS = {
     "words": 0,
     "ownership": 1,
     "files": 1,
+    "locks": 1,
     "flags": 1,
     "console": 1,
     "config": 1,
