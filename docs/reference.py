@@ -1,20 +1,27 @@
-"""Writes docs/commands.md: what `skinjob COMMAND --help` prints, for every command.
+"""Writes docs/commands.md, which is what help prints, and jobs/default.toml, from the code.
 
-`make docs` calls it; `make check` fails where the page differs from the code.
+`make docs` calls it; `make check` fails where a file differs from the code.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import os
+import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import click
 from click.testing import CliRunner
 
-from skinjob.cli import cli
-from skinjob.commands.help import COMMANDS
+from skinjob.cli import TASKS, cli
+from skinjob.commands.help import SectionOption
+from skinjob.commands.sources import JOB_TABLES
+from skinjob.config import Option
 
-PAGE = Path(__file__).parent / "commands.md"
+ROOT = Path(__file__).parents[1]
+PAGE, JOB_FILE = ROOT / "docs/commands.md", ROOT / "jobs/default.toml"
 WIDTH = 88
 HEAD = """\
 # Commands
@@ -23,33 +30,69 @@ What `skinjob COMMAND --help` prints. This page is made from the code, by `make 
 
 Each option of `submit` can also be set by a variable, `SKINJOB_SUBMIT_` and its name in capitals
 (`SKINJOB_SUBMIT_BATCH_SIZES=32,64`), or in a file: see [your-site.md](your-site.md).
-`doctor` and `config` heed the same variables and files.
+`doctor` and `config` read the same variables and files.
+"""
+SHARED = """\
+It takes {which} of [skinjob submit](#skinjob-submit) too; its help lists them.
+"""
+
+TRAIN_HEAD = """\
+# The recipe: a frozen ResNet18 with a new last layer, compared over four batch sizes.
+# Flags win over SKINJOB_SUBMIT_* variables, which win over this file; `skinjob config` shows which
+# value came from where. Paths start at the folder that `skinjob submit` is called in.
+# This file is made from the code, by `make docs`: copy it, and choose the copy with --job.
+
+[train]
+"""
+CLUSTER_HEAD = """
+# What is true of the cluster, whatever is trained, belongs in jobs/site.toml, which `skinjob
+# init-site` writes (examples are in jobs/sites/), or for all your projects in
+# ~/.config/skinjob/site.toml. This file wins over both: say here only what this job needs.
+[cluster]
 """
 
 
 def reference() -> str:
     """Returns the text of the page, with the defaults that are built in."""
-    parts = [HEAD, _block(_help([]))]
-    for task, names in COMMANDS.items():
+    parts = [HEAD, _block(_help(cli, "skinjob"))]
+    for task, names in TASKS.items():
         parts.append(f"## {task}\n")
-        for name in filter(cli.commands.get, names):
-            parts += [f"### skinjob {name}\n", _block(_help([name]))]
+        for name in names:
+            command, which = _without_shared(name)
+            parts += [f"### skinjob {name}\n", _block(_help(command, f"skinjob {name}"))]
+            parts += [SHARED.format(which=which)] if which else []
     return "\n".join(parts)
 
 
-def _help(words: list[str]) -> str:
+def _without_shared(name: str) -> tuple[click.Command, str]:
+    """Returns a command without the options that `submit` lists, and which these are, in words."""
+    context = click.Context(cli)
+    command = cli.get_command(context, name)
+    assert command
+    keys = {key for options in JOB_TABLES.values() for key in options}
+    shared = [p for p in command.params if isinstance(p, SectionOption) and p.name in keys]
+    if name == "submit" or not shared:
+        return command, ""
+    own = copy.copy(command)
+    own.params = [param for param in command.params if param not in shared]
+    is_all = len(shared) == len(keys)
+    return own, "every option" if is_all else "the options about the cluster"
+
+
+def _help(command: click.Command, name: str) -> str:
     """Returns what help says where no file and no variable sets a default."""
     unset: dict[str, str | None] = {name: None for name in os.environ if "SKINJOB" in name}
     before = Path.cwd()
     with TemporaryDirectory() as empty:
         os.chdir(empty)
         result = CliRunner().invoke(
-            cli,
-            [*words, "--help"],
-            prog_name="skinjob",
+            command,
+            ["--help"],
+            prog_name=name,
             env={**unset, "XDG_CONFIG_HOME": empty},
             terminal_width=WIDTH,
             catch_exceptions=False,
+            **cli.context_settings,
         )
         os.chdir(before)
     return result.output
@@ -59,5 +102,21 @@ def _block(text: str) -> str:
     return f"```text\n{text}```\n"
 
 
+def job_file() -> str:
+    """Returns the text of the job file: each key with its default, and its help as a comment."""
+    train = [_entry(option) for option in JOB_TABLES["train"].values()]
+    cluster = [_entry(option, is_set=False) for option in JOB_TABLES["cluster"].values()]
+    return "".join([TRAIN_HEAD, *train, CLUSTER_HEAD, *cluster])
+
+
+def _entry(option: Option, *, is_set: bool = True) -> str:
+    """Returns a key's lines. A `#` stands before the key where nothing is to be set."""
+    words = f"{option.help} Default: {option.help_default}." if option.help_default else option.help
+    comment = textwrap.fill(words, 100, initial_indent="# ", subsequent_indent="# ")
+    is_set = is_set and option.command_default not in (None, False)
+    return f"{comment}\n{'' if is_set else '#'}{option.key} = {json.dumps(option.sample)}\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(reference(), encoding="utf-8")
+    JOB_FILE.write_text(job_file(), encoding="utf-8")

@@ -1,6 +1,6 @@
 """The command line: the group of all commands, and the one place where faults are printed.
 
-Heavy libraries are imported inside the commands that use them, so that `--help` is quick.
+A command's module is imported when it is called, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -17,19 +17,41 @@ from typing import Any
 import click
 
 from skinjob import __version__
-from skinjob.commands.completion import completion
-from skinjob.commands.demo import demo
-from skinjob.commands.doctor import doctor
-from skinjob.commands.fetch import fetch_weights
 from skinjob.commands.help import TaskGroup
-from skinjob.commands.manage import cancel, clean, retry
-from skinjob.commands.report import report
-from skinjob.commands.site import config, init_site
-from skinjob.commands.submit import submit, train
-from skinjob.commands.watch import list_sweeps, logs, status
 from skinjob.console import escape_unencodable, say, say_as_is
 from skinjob.errors import SkinjobError
-from skinjob.sources import told_in
+
+TASKS = {
+    "On the laptop": {
+        "fetch-weights": ("fetch:fetch_weights", "Download and check the pretrained ResNet18"),
+    },
+    "On the login node, before the queue": {
+        "init-site": ("site:init_site", "Ask SLURM what there is, and write a site profile of it"),
+        "doctor": ("doctor:doctor", "Check all that can be known before the queue"),
+        "config": ("site:config", "Show what submit would take, and where each value is from"),
+    },
+    "On the login node": {
+        "submit": ("submit:submit", "Check everything, then queue one GPU job per batch size"),
+        "status": ("watch:status", "Show how the runs of a sweep stand, and what ended them"),
+        "logs": ("watch:logs", "Print the end of a run's log, or follow it"),
+        "cancel": ("manage:cancel", "Cancel a sweep, or those of its runs that are named"),
+        "retry": ("manage:retry", "Queue again the runs that failed or were lost"),
+        "list": ("watch:list_sweeps", "List the sweeps: of what, how they stand, how well they do"),
+        "clean": ("manage:clean", "Show what could be removed, and how much it is"),
+    },
+    "Anywhere": {
+        "report": ("report:report", "Turn the CSVs of a sweep into tables, plots and a page"),
+        "demo": ("demo:demo", "Do the whole job here, on drawn images, in minutes"),
+        "train": ("submit:train", "Train submitted runs here and now, as their job would"),
+    },
+    "Shell": {
+        "completion": (
+            "completion:completion",
+            "Print the script by which the Tab key completes words",
+        ),
+    },
+}
+"""The commands in the order in which a person meets them: module, function and first sentence."""
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 LIMITS = {
@@ -66,8 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(*error.details)
         code = _tell(error.message, error.fix, 1)
     except click.UsageError as error:
+        from skinjob.commands.sources import place_of
+
         command = error.ctx.command_path if error.ctx else "skinjob"
-        code = _tell(told_in(error) + error.format_message(), f"{command} --help", 2)
+        code = _tell(place_of(error) + error.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
         code = _tell("interrupted", "the same command again goes on where it stopped", 130)
     except OSError as error:
@@ -149,6 +173,7 @@ class Skinjob(TaskGroup):
 
 @click.group(
     cls=Skinjob,
+    tasks=TASKS,
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={
         "auto_envvar_prefix": "SKINJOB",
@@ -169,23 +194,3 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         say_as_is(ctx.get_help())
-
-
-for command in (
-    fetch_weights,
-    init_site,
-    config,
-    doctor,
-    submit,
-    status,
-    logs,
-    cancel,
-    retry,
-    list_sweeps,
-    clean,
-    report,
-    demo,
-    train,
-    completion,
-):
-    cli.add_command(command)

@@ -1,37 +1,35 @@
-"""What to train and where to run it: records that check themselves, and the files of them."""
+"""What to train and where to run it: two records whose fields declare all that is known of them.
+
+A declaration holds the default, the range, the help, the option, the flag of sbatch and the words
+of the refusal. The command line, job files, `skinjob config`, completion, the documentation and
+the sbatch script derive from it, so a new option is one new field.
+"""
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import math
 import re
 import shlex
-import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
 
 from skinjob.errors import ConfigError
-from skinjob.flags import require_other_flags
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+RECIPE, PLACES, JOB, SITE = "What to train", "Where it lies", "What a job asks for", "Your site"
+SECTIONS = (RECIPE, PLACES, JOB, SITE)
+"""The sections of a long help. An option in none of them concerns this call alone."""
 
-DEVICES = ("auto", "cuda", "cpu")
-LAYERS = ("head", "all")
-SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("auto", "fp32", "bf16")
-CLUSTERS = ("auto", "slurm", "local")
-GPU_FLAGS = ("gpus-per-node", "gres", "gpus", "none")
-MEM_FLAGS = ("mem", "mem-per-cpu", "mem-per-gpu")
+VARIABLES = "SKINJOB_SUBMIT"
+"""The variable of an option is this and its name, in capitals."""
+
+UNITS = {"gb": "GB", "min": "minutes"}
+"""The last word of a field's name is its unit, which the option's name leaves out."""
 
 LEAST_TIME_MIN = 5
 """A job needs a minute to start, and is warned up to two and a half before its end."""
-
-AXES = ("batch_size", "lr", "seed")
-"""What the runs of a sweep differ in."""
 
 
 class FieldError(ConfigError):
@@ -43,66 +41,264 @@ class FieldError(ConfigError):
         self.field = field
 
 
+@dataclass(frozen=True)
+class Option:
+    """All that is known of one field of a record."""
+
+    help: str
+    section: str
+
+    field: str = ""
+    kind: type = str
+    """int, float, bool or str: of the value, or of each of several."""
+    is_many: bool = False
+    """Whether the value is a tuple, and the option may be repeated."""
+    default: Any = None
+    usual: Any = None
+    """What the command line takes where the record has no default."""
+    all_layers: Any = None
+    """The other default, where all layers are trained."""
+    default_words: str = ""
+    """Says in the help what happens without a value."""
+    example: str = ""
+    """A value to show, where there is no default."""
+
+    axis: str = ""
+    """Name of the option where the runs of a sweep may differ in this field: it takes a list."""
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    pattern: str = ""
+    check: Callable[[Any], bool] | None = None
+    rule: str = ""
+    """What a value must be, in words; choices, least and most need none."""
+    metavar: str | None = None
+    items: str = ""
+    """What several values are, in words."""
+    separator: str | None = None
+    """Stands between several values in a variable; without it blanks do."""
+
+    sbatch: str = ""
+    """The flag of sbatch that gets the value as it is."""
+    sets: tuple[str, ...] = ()
+    """Other flags of sbatch that this field decides on."""
+    only_slurm: bool = False
+    """Whether a value can only be meant for SLURM, never for this machine."""
+
+    @property
+    def key(self) -> str:
+        """The option's name in job files and in Python."""
+        return self.axis or self.field
+
+    @property
+    def _unit(self) -> str:
+        word = self.field.rpartition("_")[2]
+        return word if word in UNITS else ""
+
+    @property
+    def _name(self) -> str:
+        return self.key.removesuffix(f"_{self._unit}")
+
+    @property
+    def flag(self) -> str:
+        return f"--{self._name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        return f"{VARIABLES}_{self._name.upper()}"
+
+    @property
+    def command_default(self) -> Any:
+        """What the command line takes without a value; None where that depends on the layers."""
+        if self.all_layers is not None:
+            return None
+        value = self.usual if self.default is MISSING else self.default
+        return (value,) if self.axis and not isinstance(value, tuple) else value
+
+    @property
+    def help_default(self) -> str:
+        """The default in words, where it is no value; the help shows values by itself."""
+        if self.all_layers is not None:
+            return f"{self.default}, or {self.all_layers} with --train all"
+        return self.default_words
+
+    @property
+    def sample(self) -> Any:
+        """A value that can be: the default, or else the example. A tuple where several can be."""
+        value = self.command_default
+        if value in (None, ()):
+            value = self.default or self.example or "NAME"
+        is_tuple = isinstance(value, tuple) or not (self.axis or self.is_many)
+        return value if is_tuple else (value,)
+
+    def usage(self, value: Any = None) -> str:
+        """Returns the option as a person types it, with *value* or a sample."""
+        if self.kind is bool:
+            return f"--{value}" if value else self.flag
+        text = as_text(self.sample if value is None else value).replace(", ", ",")
+        return f"{self.flag}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"
+
+    def refusal(self, value: Any, why: str) -> FieldError:
+        """Returns the error for a value; *why* ends the sentence."""
+        words = self.field.removesuffix(f"_{self._unit}").replace("_", " ")
+        return FieldError(
+            self.field, f"{words} is {value!r}, {why}", f"skinjob submit {self.usage()}"
+        )
+
+    def require(self, value: Any) -> None:
+        """Returns when the field may have this value. Raises: FieldError."""
+        for item in value if self.is_many else (value,):
+            is_left_out = item is None and self.default is None
+            if not is_left_out and not self._takes(item):
+                raise self.refusal(item, f"and must be {self.rule or self._derived_rule()}")
+
+    def _takes(self, value: Any) -> bool:
+        return (
+            (not self.choices or value in self.choices)
+            and (self.least is None or value >= self.least)  # not so of nan
+            and (self.most is None or value <= self.most)
+            and (not self.pattern or bool(re.fullmatch(self.pattern, value)))
+            and (not self.check or self.check(value))
+        )
+
+    def _derived_rule(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        limits = f"at least {self.least}" if self.most is None else f"{self.least} to {self.most}"
+        return f"{limits} ({UNITS[self._unit]})" if self._unit else limits
+
+
+def as_text(value: Any) -> str:
+    """Returns a value as a person would write it.
+
+    >>> as_text((32, 64)), as_text(None), as_text(True), as_text(8.0)
+    ('32, 64', 'not set', 'true', '8')
+    """
+    if value is None or value == ():
+        return "not set"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(as_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def declare(default: Any, section: str, words: str, **attributes: Any) -> Any:
+    """Returns a field of a record that is an option; *words* are its help."""
+    return field(default=default, metadata={"option": Option(words, section, **attributes)})
+
+
+def _options_of(record: type) -> dict[str, Option]:
+    hints = get_type_hints(record)
+    return {
+        item.name: replace(
+            item.metadata["option"],
+            field=item.name,
+            kind=(get_args(hints[item.name]) or (hints[item.name],))[0],
+            is_many=get_origin(hints[item.name]) is tuple,
+            default=item.default,
+        )
+        for item in fields(record)
+        if "option" in item.metadata
+    }
+
+
+options_of: Callable[[type], dict[str, Option]] = cache(_options_of)
+"""Returns the options that a record declares, by the name of the field."""
+
+
+def _is_finite_and_positive(number: float) -> bool:
+    return math.isfinite(number) and number > 0
+
+
+def _are_shell_words(text: str) -> bool:
+    try:
+        return text.isprintable() and bool(shlex.split(text))
+    except ValueError:  # a quote that is not closed
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of the recipe. Everything that its numbers depend on is here or named by a digest."""
 
-    data: str
-    """Folder with train/<class>/ and test/<class>/."""
-    weights: str
-    """The backbone's safetensors file."""
-    batch_size: int
-    """Images per update."""
-    train: str = "head"
-    """The layers that are trained: head, the new last one on a frozen backbone, or all."""
-    epochs: int = 20
-    """Passes over the training images."""
-    lr: float = 0.01
-    """Learning rate: of Adadelta for the head, of AdamW for all layers."""
-    schedule: str = "constant"
-    """The learning rate over the updates: constant, or cosine from lr down to 0."""
-    seed: int = 0
-    """Draws the head's first values and the order of the images."""
+    train: str = declare(
+        "head",
+        RECIPE,
+        "The layers to train: the new head on a frozen ResNet18, or all.",
+        choices=("head", "all"),
+    )
+    data: str = declare(
+        MISSING, PLACES, "Image folder: {train,test}/<class>/*.jpg.", usual="skin_cancer"
+    )
+    weights: str = declare(
+        MISSING, PLACES, "The fetched weights.", usual="weights/resnet18.safetensors"
+    )
+    batch_size: int = declare(
+        MISSING,
+        RECIPE,
+        "Images per update; a job for each.",
+        axis="batch_sizes",
+        usual=(32, 64, 128, 256),
+        least=1,
+    )
+    epochs: int = declare(20, RECIPE, "Passes over the training images.", least=1, most=10**6)
+    lr: float = declare(
+        0.01,
+        RECIPE,
+        "Learning rate, of Adadelta for the head, of AdamW for all layers; a run for each, "
+        "such as 0.01,0.1.",
+        axis="lr",
+        all_layers=0.0003,
+        check=_is_finite_and_positive,
+        rule="a number above 0",
+    )
+    schedule: str = declare(
+        "constant",
+        RECIPE,
+        "Learning rate over the updates: constant, or cosine from lr down to 0.",
+        choices=("constant", "cosine"),
+        all_layers="cosine",
+    )
+    seed: int = declare(
+        0,
+        RECIPE,
+        "Draws the head's first values and the order of the images; a run for each, such as 0-4.",
+        axis="seeds",
+        least=0,
+        most=2**63 - 1,
+    )
     augmentation_seed: int = 0
-    """Draws the crops and flips; one for all runs of a sweep, so that they see the same images."""
-    device: str = "auto"
-    """auto, cuda or cpu. Asked for cuda and none there is an error."""
-    precision: str = "auto"
-    """The arithmetic of the layers before the head: auto, fp32 or bf16."""
-    positive: str | None = None
-    """The class that sensitivity, specificity and AUC look for; by default the last by name."""
+    """Draws the crops and flips; the same for all runs of a sweep: they see the same images."""
+    positive: str | None = declare(
+        None,
+        RECIPE,
+        "Class that sensitivity, specificity and AUC look for.",
+        default_words="the last by name",
+        metavar="CLASS",
+        example="malignant",
+    )
+    device: str = declare(
+        "auto",
+        RECIPE,
+        "Where to train; auto: cuda if the job asks for a GPU.",
+        choices=("auto", "cuda", "cpu"),
+    )
+    precision: str = declare(
+        "auto",
+        RECIPE,
+        "Arithmetic before the head; auto: bf16 if the hardware has it.",
+        choices=("auto", "fp32", "bf16"),
+    )
 
     def __post_init__(self) -> None:
-        _require(
-            self.batch_size >= 1,
-            "batch_size",
-            self.batch_size,
-            "at least 1",
-            "--batch-sizes 32,64,128,256",
-        )
-        _require(1 <= self.epochs <= 10**6, "epochs", self.epochs, "1 to 1000000", "--epochs 20")
-        _require(
-            math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a number above 0", "--lr 0.01"
-        )
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1", "--seeds 0")
-        _require(
-            self.augmentation_seed >= 0,
-            "augmentation_seed",
-            self.augmentation_seed,
-            "0 or more",
-            "--seeds 0",
-        )
-        for name, choices in (
-            ("train", LAYERS),
-            ("schedule", SCHEDULES),
-            ("device", DEVICES),
-            ("precision", PRECISIONS),
-        ):
-            _require_choice(name, getattr(self, name), choices)
+        for name, option in options_of(type(self)).items():
+            option.require(getattr(self, name))
 
     def recipe(self) -> dict[str, Any]:
         """Returns what the runs of a sweep have in common: all but the axes of its grid."""
-        return {name: value for name, value in self.record().items() if name not in AXES}
+        axes = {name for name, option in options_of(type(self)).items() if option.axis}
+        return {name: value for name, value in self.record().items() if name not in axes}
 
     def record(self) -> dict[str, Any]:
         """Returns the fields by name, for a file; without those that are None.
@@ -112,234 +308,286 @@ class TrainConfig:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+SKIP_BAD_IMAGES = Option(
+    field="skip_bad_images",
+    kind=bool,
+    default=False,
+    help="Go on without the images that are faulty.",
+    section=PLACES,
+)
+"""An option of a sweep that is no field of its runs: their images are named by a digest."""
+
+NAMES = r"[\w.:@+=/][\w.,:@+=/-]*"
+NODES = r"\w[\w.-]*(\[[\d,-]+\][\w.-]*)?"
+FLAG = r"--[a-z][a-z-]*(=\S+)?"
+
+
+def declare_word(flag: str, words: str, **attributes: Any) -> Any:
+    """Returns a field that becomes one word of an #SBATCH line, which a line break would end."""
+    form = {"pattern": NAMES, "rule": "a name, or several with commas between"}
+    return declare(None, SITE, words, **{"sbatch": flag, **form, **attributes})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """Where the runs go, and what each of them asks for. Nothing that is None is asked for."""
 
-    cluster: str = "auto"
-    """slurm, local, or auto: slurm where sbatch is found, or something of SLURM is asked for."""
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    """Features that the node must have."""
-    gpus: int = 1
-    """GPUs per job; 0 for none."""
-    gpu_flag: str = "gpus-per-node"
-    """The sbatch flag that asks for them; none where the partition brings the GPU along."""
-    gpu_type: str | None = None
-    cpus: int = 4
-    """CPU cores per job: they decode and augment images."""
-    mem_gb: float = 8
-    """Memory per job, GB, whichever flag asks for it."""
-    mem_flag: str = "mem"
-    """The sbatch flag that asks for it."""
-    time_min: int = 120
-    """Time limit per job, minutes."""
-    requeue: bool = True
-    """Whether a job may start again, at its time limit or when it had to make room."""
-    requeues: int = 3
-    """How often a job that reaches its time limit is queued again, to go on where it was."""
-    setup: tuple[str, ...] = ()
-    """Shell lines that the job runs first, as they are (module load ...)."""
-    python: str | None = None
-    """Shell words that start Python in a job; without it, the Python that submits."""
-    array_parallelism: int = 256
-    """Jobs of one sweep that may work at the same time."""
-    wckey: str | None = None
-    reservation: str | None = None
-    nodelist: str | None = None
-    """The node to run on."""
-    exclude: str | None = None
-    """Nodes not to run on."""
-    mail: str | None = None
-    """Who is told of a sweep's jobs."""
-    mail_type: str = "END,FAIL"
-    """What they are told, if anybody is: the end of the array, and its failure."""
-    sbatch: tuple[str, ...] = ()
-    """Other flags of sbatch, as --hint=nomultithread."""
-    trust: tuple[str, ...] = ()
-    """Users besides root who may own a folder above the runs, and so could replace them."""
-    allow_node_local: bool = False
-    """Whether what a job opens may lie below /tmp and the like: the nodes share it here."""
+    gpus: int = declare(
+        1, JOB, "GPUs per job, 0 or 1.", least=0, most=1, rule="0 or 1: a job uses one GPU"
+    )
+    gpu_type: str | None = declare(
+        None,
+        JOB,
+        "Type of GPU, as sinfo -o %G names it.",
+        default_words="any",
+        pattern=r"\w[\w.+-]*",
+        rule="the name of a type of GPU",
+        example="a100",
+        only_slurm=True,
+    )
+    cpus: int = declare(
+        4, JOB, "CPU cores per job.", least=1, sbatch="cpus-per-task", sets=("cpus-per-gpu",)
+    )
+    mem_gb: float = declare(
+        8,
+        JOB,
+        "Memory per job, GB, whichever flag asks for it.",
+        least=0.5,  # torch alone needs as much, and SLURM takes 0 for all the memory of a node
+        most=10**5,
+        sets=("mem",),
+    )
+    time_min: int = declare(
+        120, JOB, "Time limit per job, minutes.", least=LEAST_TIME_MIN, most=525_600, sbatch="time"
+    )
+    requeue: bool = declare(
+        True,
+        JOB,
+        "Whether a job may start again at its time limit, or if SLURM preempts it.",
+        sets=("requeue", "no-requeue"),
+    )
+    requeues: int = declare(
+        3, JOB, "Times that a job at its time limit is queued again, to go on.", least=0
+    )
+    array_parallelism: int = declare(
+        256, JOB, "Jobs of a sweep that may run at the same time.", least=1, sets=("array",)
+    )
+    trust: tuple[str, ...] = declare(
+        (),
+        PLACES,
+        "A user who may own a folder above the runs, such as the project's; may be repeated.",
+        pattern=r"[\w.@+][\w.@+-]*",
+        rule="the name of a user",
+        metavar="USER",
+        items="user names",
+        example="ada",
+    )
+    allow_node_local: bool = declare(
+        False, PLACES, "Allow paths under /tmp and the like, if all nodes share them."
+    )
+    cluster: str = declare(
+        "auto",
+        SITE,
+        "Where jobs go; auto: slurm if there is sbatch, else this machine.",
+        choices=("auto", "slurm", "local"),
+    )
+    partition: str | None = declare_word(
+        "partition", "SLURM partition.", default_words="the cluster's"
+    )
+    account: str | None = declare_word("account", "SLURM account.", default_words="yours")
+    qos: str | None = declare_word("qos", "SLURM quality of service.", default_words="yours")
+    constraint: str | None = declare_word(
+        "constraint",
+        "Features that the node must have, such as 'a100&nvlink'.",
+        pattern=r"[\w(\[][\w.,:@+=/&|*()\[\]-]*",
+        rule="features of nodes, joined by & (and) or | (or)",
+        example="a100&nvlink",
+    )
+    reservation: str | None = declare_word("reservation", "SLURM reservation to run in.")
+    nodelist: str | None = declare_word(
+        "nodelist",
+        "The node to run on.",
+        default_words="any",
+        # sbatch takes a list for nodes that a job gets all of, and refuses it for a job of one.
+        pattern=r"\w[\w.-]*",
+        rule="one node; leave others out with --exclude",
+        example="gpu01",
+        sets=("nodefile",),
+    )
+    exclude: str | None = declare_word(
+        "exclude",
+        "Nodes not to run on, such as 'gpu[01-04],gpu7'.",
+        pattern=rf"{NODES}(,{NODES})*",
+        rule="names of nodes, a range in brackets",
+        example="gpu[01-04],gpu7",
+    )
+    gpu_flag: str = declare(
+        "gpus-per-node",
+        SITE,
+        "The sbatch flag that asks for the GPU; none if the partition brings it along.",
+        choices=("gpus-per-node", "gres", "gpus", "none"),
+        sets=("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "gres"),
+    )
+    mem_flag: str = declare(
+        "mem",
+        SITE,
+        "The sbatch flag that asks for memory; the amount stays that of the job.",
+        choices=("mem", "mem-per-cpu", "mem-per-gpu"),
+        sets=("mem-per-cpu", "mem-per-gpu"),
+    )
+    wckey: str | None = declare_word(
+        "wckey", "SLURM workload characterization key.", default_words="none"
+    )
+    mail: str | None = declare_word(
+        "mail-user",
+        "Address that SLURM writes to.",
+        default_words="nobody's",
+        pattern=r"\w[\w.+%@,-]*",
+        rule="an address",
+        example="me@example.org",
+    )
+    mail_type: str = declare(
+        "END,FAIL",
+        SITE,
+        "What it writes about, if there is an address.",
+        pattern=r"[A-Za-z][A-Za-z_\d]*(,[A-Za-z][A-Za-z_\d]*)*",
+        rule="words of sbatch",
+        sets=("mail-type",),
+    )
+    setup: tuple[str, ...] = declare(
+        (),
+        SITE,
+        "A line that the job's shell runs first, as it is (module load cuda); may be repeated.",
+        check=lambda line: "\0" not in line,
+        rule="shell lines without NUL bytes",
+        metavar="LINE",
+        items="shell lines",
+        separator="\n",
+        example="module load cuda",
+        sets=("export", "export-file", "wrap"),
+    )
+    python: str | None = declare(
+        None,
+        SITE,
+        "Words for the job's shell that start Python.",
+        default_words="the Python that submits",
+        check=_are_shell_words,
+        rule="shell words that start Python",
+        example="/path/to/venv/bin/python",
+    )
+    sbatch: tuple[str, ...] = declare(
+        (),
+        SITE,
+        "Another flag for sbatch (--sbatch=--hint=nomultithread); may be repeated.",
+        check=lambda flag: bool(re.fullmatch(FLAG, flag)) and flag.isprintable(),
+        rule="a long flag in one word, as --hint=nomultithread",
+        metavar="FLAG",
+        items="flags",
+        separator="\n",
+        example="--hint=nomultithread",
+        only_slurm=True,
+    )
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("cluster", CLUSTERS),
-            ("gpu_flag", GPU_FLAGS),
-            ("mem_flag", MEM_FLAGS),
-        ):
-            _require_choice(name, getattr(self, name), choices)
-        _require(self.gpus in (0, 1), "gpus", self.gpus, "0 or 1: a job uses one GPU", "--gpus 1")
-        _require(self.cpus >= 1, "cpus", self.cpus, "at least 1", "--cpus 4")
-        _require(
-            # Torch alone needs half a GB; SLURM takes --mem=0M for all the memory of a node.
-            math.isfinite(self.mem_gb) and 0.5 <= self.mem_gb <= 10**5,
-            "mem_gb",
-            self.mem_gb,
-            "0.5 to 100000 (GB)",
-            "--mem 8",
-        )
-        _require(
-            LEAST_TIME_MIN <= self.time_min <= 525_600,
-            "time_min",
-            self.time_min,
-            f"{LEAST_TIME_MIN} to 525600 (minutes; a year)",
-            "--time 120",
-        )
-        _require(self.requeues >= 0, "requeues", self.requeues, "0 or more", "--requeues 3")
-        _require(
-            self.array_parallelism >= 1,
-            "array_parallelism",
-            self.array_parallelism,
-            "at least 1",
-            "--array-parallelism 4",
-        )
-        for name, (pattern, rule, example) in WORDS.items():
-            value = getattr(self, name)
-            # It becomes one word of an #SBATCH line, which a line break would end.
-            _require(
-                value is None or re.fullmatch(pattern, value),
-                name,
-                value,
-                rule,
-                f"--{name.replace('_', '-')} {example}",
+        options = options_of(type(self))
+        for name, option in options.items():
+            option.require(getattr(self, name))
+        if self.gpu_flag == "none" and self.gpu_type is not None:
+            raise options["gpu_type"].refusal(
+                self.gpu_type,
+                "and must be left out with gpu flag none, which asks for no GPU: take --constraint "
+                "for the type",
             )
-        _require(
-            self.gpu_flag != "none" or self.gpu_type is None,
-            "gpu_type",
-            self.gpu_type,
-            "left out with gpu flag none, which asks for no GPU: take --constraint for the type",
-            f"--gpu-flag gres --gpu-type {self.gpu_type}",
-        )
-        _require(
-            self.mem_flag != "mem-per-gpu" or self.gpu_flag != "none",
-            "mem_flag",
-            self.mem_flag,
-            "mem or mem-per-cpu with gpu flag none, which asks for no GPU",
-            "--mem-flag mem",
-        )
-        try:
-            require_other_flags(self.sbatch)
-        except ConfigError as error:
-            raise FieldError("sbatch", error.message, error.fix) from None
-        _require(
-            all("\0" not in line for line in self.setup),
-            "setup",
-            list(self.setup),
-            "shell lines without NUL bytes",
-            "--setup 'module load cuda'",
-        )
-        for name in self.trust:
-            _require(re.fullmatch(USER, name), "trust", name, "the name of a user", "--trust NAME")
-        _require(
-            self.python is None or _are_shell_words(self.python),
-            "python",
-            self.python,
-            "shell words that start Python",
-            "--python /path/to/venv/bin/python",
-        )
+        if self.gpu_flag == "none" and self.mem_flag == "mem-per-gpu":
+            raise options["mem_flag"].refusal(
+                self.mem_flag,
+                "and must be mem or mem-per-cpu with gpu flag none, which asks for no GPU",
+            )
+        _require_other_flags(self)
 
 
-NAMES = r"[\w.:@+=/][\w.,:@+=/-]*", "a name, or several with commas between"
-USER = r"[\w.@+][\w.@+-]*"
-NODES = r"\w[\w.-]*(\[[\d,-]+\][\w.-]*)?(,\w[\w.-]*(\[[\d,-]+\][\w.-]*)?)*"
-
-WORDS = {
-    "partition": (*NAMES, "NAME"),
-    "account": (*NAMES, "NAME"),
-    "qos": (*NAMES, "NAME"),
-    "constraint": (
-        r"[\w(\[][\w.,:@+=/&|*()\[\]-]*",
-        "features of nodes, joined by & (and) or | (or)",
-        "'a100&nvlink'",
+OWN_FLAGS = {
+    "chdir": "--runs FOLDER",
+    "output": "--runs FOLDER",
+    "error": "--runs FOLDER",
+    "wait": "--wait",
+    "test-only": "--dry-run",
+    **dict.fromkeys(
+        ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "job-name", "signal", "open-mode"),
+        "",
     ),
-    "gpu_type": (r"\w[\w.+-]*", "the name of a type of GPU", "a100"),
-    "wckey": (*NAMES, "NAME"),
-    "reservation": (*NAMES, "NAME"),
-    # sbatch takes a list for nodes that a job is to have all of, and refuses it for a job of one.
-    "nodelist": (r"\w[\w.-]*", "one node; leave others out with --exclude", "gpu01"),
-    "exclude": (NODES, "names of nodes, a range in brackets", "'gpu[01-04],gpu7'"),
-    "mail": (r"\w[\w.+%@,-]*", "an address", "me@example.org"),
-    "mail_type": (r"[A-Za-z][A-Za-z_\d]*(,[A-Za-z][A-Za-z_\d]*)*", "words of sbatch", "END,FAIL"),
+    **dict.fromkeys(("clusters", "parsable", "quiet", "verbose", "help", "usage", "version"), ""),
 }
-"""What is one word of an #SBATCH line: its form, the form in words, an example for a shell."""
+"""Flags of sbatch that skinjob sets besides those of the fields, and the option, if there is any.
 
-DEFAULTS: dict[str, Any] = {
-    "head": {"lr": 0.01, "schedule": "constant"},
-    "all": {"lr": 0.0003, "schedule": "cosine"},
-}
-"""What is sensible depends on the layers that are trained; the first is the recipe's."""
+Jobs on another cluster, or an answer in another form, it would not find again.
+"""
 
 
-def read_job_file(
-    path: Path, options: dict[str, set[str]], kind: str = "job file"
-) -> dict[str, Any]:
-    """Returns a job file's values, flat, as option name to value.
+def reserved_flags(record: type = ClusterConfig) -> dict[str, str]:
+    """Returns the flags of sbatch that skinjob sets, each with the option for it or nothing."""
+    of_fields = {
+        flag: option.usage(flag if option.kind is bool or flag in option.choices else None)
+        for option in options_of(record).values()
+        for flag in (option.sbatch, *option.sets)
+        if flag
+    }
+    return of_fields | OWN_FLAGS
 
-    *options* maps each table that it may have to its keys; *kind* is what errors call the file.
 
-    Raises: ConfigError when the file is missing, is not TOML, or has an unknown table or key.
+def sbatch_flags(cluster: ClusterConfig) -> dict[str, Any]:
+    """Returns the flags of sbatch that get a field's value as it is."""
+    options = options_of(type(cluster)).items()
+    values = {option.sbatch: getattr(cluster, name) for name, option in options}
+    return {flag: value for flag, value in values.items() if flag and value is not None}
+
+
+def slurm_requests(cluster: ClusterConfig) -> list[str]:
+    """Returns the options that can only be meant for SLURM, as one types them."""
+    return [
+        option.usage(value if isinstance(value, str) else value[0])
+        for name, option in options_of(type(cluster)).items()
+        if option.only_slurm or (option.sbatch and option.default is None)
+        for value in [getattr(cluster, name)]
+        if value
+    ]
+
+
+def _require_other_flags(cluster: ClusterConfig) -> None:
+    """Returns when flags for sbatch can stand beside those that skinjob sets.
+
+    Raises: FieldError for a flag that is there twice, or that skinjob sets itself.
     """
-    try:
-        with path.open("rb") as content:
-            tables = tomllib.load(content)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{kind} {path}: no such file", f"ls {shlex.quote(str(path.parent))}"
-        ) from None
-    # Not only TOMLDecodeError: dates that are none, numbers of 5,000 digits and deep nests.
-    except OSError as error:
-        raise ConfigError(
-            f"{kind} {path}: {error.strerror}", f"ls -ld {shlex.quote(str(path))}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{kind} {path}: {error}", f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
-        ) from None
-    values: dict[str, Any] = {}
-    for table, content in tables.items():
-        _require_known(f"{kind} {path}", table, options, "table")
-        if not isinstance(content, dict):
-            raise ConfigError(
-                f"{kind} {path}: {table} is a value, not a table", f"write [{table}] in {path}"
-            )
-        for key, value in content.items():
-            _require_known(f"{kind} {path}", key, options[table], f"key in [{table}]")
-            if any("\0" in str(word) for word in (value if isinstance(value, list) else [value])):
-                raise ConfigError(
-                    f"{kind} {path}: {key} has a NUL in it",
-                    f"${{EDITOR:-vi}} {shlex.quote(str(path))}",
+    own = options_of(type(cluster))["sbatch"]
+    seen: set[str] = set()
+    for flag in cluster.sbatch:
+        name = flag[2:].split("=")[0]
+        if name in seen:
+            raise own.refusal(flag, f"and --{name} is there twice")
+        seen.add(name)
+        # sbatch takes the beginning of a flag for the flag.
+        for taken, usage in reserved_flags(type(cluster)).items():
+            if taken.startswith(name):
+                raise FieldError(
+                    "sbatch",
+                    f"sbatch is {flag!r}, and --{taken} is set by skinjob itself",
+                    f"{f'skinjob submit {usage}'.rstrip()}   # without {flag}",
                 )
-            values[key] = value
-    return values
 
 
-def _require_known(file: str, name: str, valid: Any, kind: str) -> None:
-    if name not in valid:
-        near = difflib.get_close_matches(name, valid, n=1)
-        hint = f"use {near[0]!r}; " if near else ""
-        raise ConfigError(
-            f"{file}: unknown {kind}: {name!r}",
-            f"{hint}valid ones are {', '.join(sorted(valid))}",
-        )
+def grid(recipe: TrainConfig, **axes: Sequence[Any]) -> list[TrainConfig]:
+    """Returns a run of the recipe for each combination of the axes' values.
 
+    *axes* are fields of the recipe with the values that each of them has in turn.
 
-def _require(holds: Any, field: str, value: object, rule: str, option: str) -> None:
-    if not holds:
-        words = field.removesuffix("_gb").removesuffix("_min").replace("_", " ")
-        raise FieldError(
-            field, f"{words} is {value!r}, and must be {rule}", f"skinjob submit {option}"
-        )
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    rule, option = f"one of {', '.join(choices)}", f"--{name.replace('_', '-')} {choices[0]}"
-    _require(value in choices, name, value, rule, option)
-
-
-def _are_shell_words(text: str) -> bool:
-    try:
-        return text.isprintable() and bool(shlex.split(text))
-    except ValueError:  # a quote that is not closed
-        return False
+    Raises: ConfigError when an axis has no value, or one twice.
+    """
+    for name, values in axes.items():
+        if not values or len(set(values)) < len(values):
+            words = options_of(type(recipe))[name].key.replace("_", " ")
+            raise ConfigError(
+                f"{words} {list(values)}: each one once, and at least one", "skinjob submit --help"
+            )
+    return [
+        replace(recipe, **dict(zip(axes, point, strict=True)))
+        for point in itertools.product(*axes.values())
+    ]

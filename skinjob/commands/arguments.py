@@ -10,12 +10,16 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from skinjob.commands.help import SectionOption
+from skinjob.config import PLACES
 from skinjob.errors import RunError
 from skinjob.files import absolute
 from skinjob.sweeps.layout import Run, Sweep, sweeps
 
 runs_option = click.option(
     "--runs",
+    cls=SectionOption,
+    section=PLACES,
     type=click.Path(path_type=Path),
     default="runs",
     show_default=True,

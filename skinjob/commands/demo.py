@@ -10,7 +10,7 @@ import click
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.report import report_on
 from skinjob.commands.submit import print_plan, submit_and_tell
-from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.console import say
 from skinjob.errors import WeightsError
 
@@ -38,7 +38,7 @@ def demo(folder: Path) -> None:
       skinjob demo
     """
     from skinjob.data.lesions import make_images
-    from skinjob.submit.plan import grid, make_plan
+    from skinjob.submit.plan import make_plan
 
     data, weights = folder / "skin_cancer", folder / "weights" / "resnet18.safetensors"
     make_images(data, num_train=DEMO_TRAIN, num_test=DEMO_TEST)
@@ -48,7 +48,7 @@ def demo(folder: Path) -> None:
         data=str(data), weights=str(weights), batch_size=32, epochs=DEMO_EPOCHS, lr=DEMO_LR
     )
     plan = make_plan(
-        configs=grid(recipe, DEMO_BATCH_SIZES, (DEMO_LR,), DEMO_SEEDS),
+        configs=grid(recipe, batch_size=DEMO_BATCH_SIZES, seed=DEMO_SEEDS),
         cluster=ClusterConfig(cluster="local"),
         runs=folder / "runs",
     )

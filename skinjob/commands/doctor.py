@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob.commands.arguments import runs_option
-from skinjob.commands.help import TaskCommand
-from skinjob.commands.submit import asked
+from skinjob.commands.options import (
+    cluster_options,
+    file_options,
+    name_option,
+    plan_arguments,
+    recipe_options,
+)
+from skinjob.commands.sources import FileCommand
 from skinjob.console import say, say_as_is, width, wrapped
-from skinjob.options import cluster_options, file_options, recipe_options
 
 if TYPE_CHECKING:
     from skinjob.doctor.finding import Finding
@@ -23,12 +28,12 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "brig
 INDENT = 21  # columns before what was found
 
 
-@click.command(cls=TaskCommand, context_settings={"auto_envvar_prefix": "SKINJOB_SUBMIT"})
+@click.command(cls=FileCommand)
+@file_options
 @recipe_options
 @cluster_options
 @runs_option
-@click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
-@file_options
+@name_option
 @click.option("--probe", is_flag=True, help="Queue a job of some seconds that looks from a node.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.pass_context
@@ -45,7 +50,7 @@ def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) ->
     """
     from skinjob.doctor.checklist import Wish, examine
 
-    findings = examine(Wish(**asked(**options)), is_probing=probe)
+    findings = examine(Wish(**plan_arguments(options)), is_probing=probe)
     found = list(findings) if as_json else list(_printed(findings))
     if as_json:
         say_as_is(json.dumps({"checks": [asdict(one) for one in found]}, indent=2))

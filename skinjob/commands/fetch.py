@@ -20,7 +20,8 @@ from skinjob.console import say
 )
 @click.option(
     "--source",
-    help="A mirror's URL, or a file that is there already. [default: download.pytorch.org]",
+    show_default="download.pytorch.org",
+    help="A mirror's URL, or a file that is there already.",
 )
 @click.option(
     "--sha256", help="Digest of the source, 64 hex digits; needed when its name carries none."

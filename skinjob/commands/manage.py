@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +20,10 @@ from skinjob.commands.arguments import (
     sweep_argument,
 )
 from skinjob.commands.help import TaskCommand
+from skinjob.commands.options import changed_cluster_options
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
-from skinjob.config import ClusterConfig
 from skinjob.console import ask, counted, print_sentence, print_table, say
 from skinjob.errors import RunError
-from skinjob.options import cluster_options
 from skinjob.sweeps.layout import BY_YOU, Sweep, sweeps
 from skinjob.words import list_first
 
@@ -45,24 +42,11 @@ WITHOUT = {
 MOST_NAMED = 3  # runs of a kind; a sweep may have a thousand
 
 
-def _as_recorded(command: click.Command) -> click.Command:
-    """Returns the command, its cluster options without the defaults that they have in `submit`."""
-    command.params = [option for option in command.params if option.name != "cluster"]
-    names = {field.name for field in fields(ClusterConfig)}
-    for option in command.params:
-        if isinstance(option, click.Option) and option.name in names:
-            option.show_default = False
-            option.envvar, option.allow_from_autoenv = None, False  # `submit`'s variables
-            option.help = re.sub(r" \[default: .*\]", "", option.help or "")
-    return command
-
-
-@_as_recorded
 @click.command(cls=TaskCommand)
 @needed_sweep_argument
 @runs_argument
 @click.option("--cancelled", is_flag=True, help="Queue cancelled runs again, too.")
-@cluster_options
+@changed_cluster_options
 @runs_option
 @dry_run_option
 @wait_option
@@ -75,7 +59,7 @@ def retry(
     cancelled: bool,
     runs: Path,
     dry_run: bool,
-    is_waiting: bool,
+    wait: bool,
     **cluster: Any,
 ) -> None:
     """Queue again the runs that failed or were lost.
@@ -98,7 +82,7 @@ def retry(
     if found.plan is None:
         say(f"nothing of {chosen.folder} to queue again")
     else:
-        print_and_submit(found.plan, dry_run, is_waiting)
+        print_and_submit(found.plan, dry_run, wait)
 
 
 def _given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:

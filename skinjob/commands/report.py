@@ -17,7 +17,10 @@ from skinjob.sweeps.layout import Sweep
 @sweeps_argument
 @runs_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for the report. [default: SWEEP/report]"
+    "--out",
+    type=click.Path(path_type=Path),
+    show_default="SWEEP/report",
+    help="Folder for the report.",
 )
 def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
     """Turn the CSVs of a sweep into tables, plots and a page.

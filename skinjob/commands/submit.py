@@ -10,10 +10,16 @@ import click
 
 from skinjob.commands.arguments import runs_option
 from skinjob.commands.help import TaskCommand
-from skinjob.config import DEFAULTS, ClusterConfig, TrainConfig
+from skinjob.commands.options import (
+    cluster_options,
+    file_options,
+    name_option,
+    plan_arguments,
+    recipe_options,
+)
+from skinjob.commands.sources import FileCommand
 from skinjob.console import print_table, say
 from skinjob.errors import RunError
-from skinjob.options import cluster_options, file_options, recipe_options
 from skinjob.sweeps.layout import BY_YOU, Run
 
 if TYPE_CHECKING:
@@ -26,7 +32,6 @@ dry_run_option = click.option(
 )
 wait_option = click.option(
     "--wait",
-    "is_waiting",
     envvar="SKINJOB_SUBMIT_WAIT",
     is_flag=True,
     help="Return when all runs have ended; exit 1 if one failed.",
@@ -36,15 +41,15 @@ wait_option = click.option(
 MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
 
 
-@click.command(cls=TaskCommand)
+@click.command(cls=FileCommand)
+@file_options
 @recipe_options
 @cluster_options
 @runs_option
-@click.option("--name", help="The sweep's folder in it. [default: made of date and recipe]")
-@file_options
+@name_option
 @dry_run_option
 @wait_option
-def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
+def submit(dry_run: bool, wait: bool, **options: Any) -> None:
     """Check everything, then queue one GPU job per batch size.
 
     Submitted again, the same sweep queues only what failed, was lost or cancelled.
@@ -56,54 +61,7 @@ def submit(dry_run: bool, is_waiting: bool, **options: Any) -> None:
     """
     from skinjob.submit.plan import make_plan
 
-    print_and_submit(make_plan(**asked(**options)), dry_run, is_waiting)
-
-
-def asked(
-    *,
-    train: str,
-    data: str,
-    skip_bad_images: bool,
-    weights: str,
-    batch_sizes: tuple[int, ...],
-    epochs: int,
-    lr: tuple[float, ...] | None,
-    schedule: str | None,
-    seeds: tuple[int, ...],
-    positive: str | None,
-    device: str,
-    precision: str,
-    runs: Path,
-    name: str | None,
-    **cluster: Any,
-) -> dict[str, Any]:
-    """Returns the arguments of `make_plan` from the values of the options.
-
-    Raises: ConfigError when one of them cannot work.
-    """
-    from skinjob.submit.plan import grid
-
-    lrs = lr or (DEFAULTS[train]["lr"],)
-    config = TrainConfig(
-        train=train,
-        data=data,
-        weights=weights,
-        batch_size=batch_sizes[0],
-        epochs=epochs,
-        lr=lrs[0],
-        schedule=schedule or DEFAULTS[train]["schedule"],
-        seed=seeds[0],
-        device=device,
-        precision=precision,
-        positive=positive,
-    )
-    return {
-        "configs": grid(config, batch_sizes, lrs, seeds),
-        "cluster": ClusterConfig(**cluster),
-        "runs": runs,
-        "name": name,
-        "skip_bad_images": skip_bad_images,
-    }
+    print_and_submit(make_plan(**plan_arguments(options)), dry_run, wait)
 
 
 def print_and_submit(plan: Plan, is_dry: bool, is_waiting: bool) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.config import ClusterConfig, TrainConfig, slurm_requests
 from skinjob.console import counted, shown
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
@@ -109,26 +109,6 @@ class Plan:
 def _why_positive(config: TrainConfig) -> str:
     last = "the last by name; --positive CLASS chooses another"
     return last if config.positive is None else "asked for with --positive"
-
-
-def grid(
-    train: TrainConfig, batch_sizes: Sequence[int], lrs: Sequence[float], seeds: Sequence[int]
-) -> list[TrainConfig]:
-    """Returns a run of *train* for each combination of the values of its axes.
-
-    Raises: ConfigError when an axis has no value, or one twice.
-    """
-    for values, what in ((batch_sizes, "batch sizes"), (lrs, "lr"), (seeds, "seeds")):
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(
-                f"{what} {list(values)}: each one once, and at least one", "skinjob submit --help"
-            )
-    return [
-        replace(train, batch_size=batch_size, lr=lr, seed=seed)
-        for batch_size in batch_sizes
-        for lr in lrs
-        for seed in seeds
-    ]
 
 
 def make_plan(
@@ -245,20 +225,6 @@ def _unheeded(cluster: ClusterConfig) -> list[tuple[str, str]]:
 
 
 LOAD = "module load slurm   # or log in to the login node; --cluster local trains on this machine"
-ONLY_SLURM = {
-    "partition": "a partition",
-    "account": "an account",
-    "qos": "a QOS",
-    "constraint": "a constraint",
-    "reservation": "a reservation",
-    "nodelist": "a node",
-    "exclude": "a node to exclude",
-    "wckey": "a wckey",
-    "gpu_type": "a GPU type",
-    "mail": "mail to an address",
-    "sbatch": "a flag of sbatch",
-}
-"""What a user asks only of SLURM: never of this machine."""
 
 
 def require_here(cluster: ClusterConfig) -> str:
@@ -268,13 +234,11 @@ def require_here(cluster: ClusterConfig) -> str:
     """
     if cluster.cluster == "local" or shutil.which("sbatch"):
         return "slurm" if cluster.cluster == "auto" else cluster.cluster
-    asked = [name for name in ONLY_SLURM if getattr(cluster, name) not in (None, ())]
+    requests = slurm_requests(cluster)
     if cluster.cluster == "slurm":
         words = "cluster slurm was asked for and there is no sbatch on PATH"
-    elif asked:
-        value = getattr(cluster, asked[0])
-        told = " ".join(value) if isinstance(value, tuple) else value
-        words = f"{ONLY_SLURM[asked[0]]} is asked for, and there is no sbatch on PATH: {told}"
+    elif requests:
+        words = f"{requests[0]} asks for SLURM, and there is no sbatch on PATH"
     else:
         return "local"
     raise ConfigError(words, LOAD)

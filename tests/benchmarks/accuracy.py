@@ -118,10 +118,10 @@ def _train_plainly(given: Inputs, runs: Path, options: dict[str, Any]) -> None:
 
 def make_sweep(**options: Any) -> None:
     """Makes a checked sweep, as `skinjob submit` does before it queues anything."""
-    from skinjob.config import ClusterConfig, TrainConfig
-    from skinjob.options import IntegerList, NumberList
+    from skinjob.commands.options import IntegerList, NumberList
+    from skinjob.config import ClusterConfig, TrainConfig, grid
     from skinjob.submit.folders import write_plan
-    from skinjob.submit.plan import grid, make_plan
+    from skinjob.submit.plan import make_plan
 
     config = TrainConfig(
         data=str(options["data"]),
@@ -134,9 +134,9 @@ def make_sweep(**options: Any) -> None:
     plan = make_plan(
         configs=grid(
             config,
-            IntegerList().convert(options["batch_sizes"], None, None),
-            NumberList().convert(options["lr"], None, None),
-            IntegerList().convert(options["seeds"], None, None),
+            batch_size=IntegerList().convert(options["batch_sizes"], None, None),
+            lr=NumberList().convert(options["lr"], None, None),
+            seed=IntegerList().convert(options["seeds"], None, None),
         ),
         cluster=ClusterConfig(cluster="local"),
         runs=options["runs"],

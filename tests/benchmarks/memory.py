@@ -133,13 +133,13 @@ def make_sweep(data: Path, weights: Path, runs: Path, recipe: dict[str, int]) ->
     """Makes a checked sweep of one run, as `skinjob submit` does before it queues anything."""
     from skinjob.config import ClusterConfig, TrainConfig
     from skinjob.submit.folders import write_plan
-    from skinjob.submit.plan import grid, make_plan
+    from skinjob.submit.plan import make_plan
 
     config = TrainConfig(
         data=str(data), weights=str(weights), device="cpu", precision="fp32", **recipe
     )
     plan = make_plan(
-        configs=grid(config, [config.batch_size], [config.lr], [config.seed]),
+        configs=[config],
         cluster=ClusterConfig(cluster="local"),
         runs=runs,
         name=SWEEP,

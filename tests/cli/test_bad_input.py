@@ -24,11 +24,12 @@ from state_dict_maker import write_old_layout
 from trees import make_tree
 
 from skinjob.cli import main
-from skinjob.config import ClusterConfig, TrainConfig
-from skinjob.sources import JOB_FILE_KEYS, LISTS, SINGLE
+from skinjob.commands.sources import JOB_TABLES, read_file
+from skinjob.config import ClusterConfig, TrainConfig, grid
+from skinjob.errors import ConfigError
 from skinjob.submit.folders import write_plan
 from skinjob.submit.place import file_system
-from skinjob.submit.plan import Plan, grid, make_plan, new_bytes
+from skinjob.submit.plan import Plan, make_plan, new_bytes
 from skinjob.submit.room import CHECKPOINT_BYTES, DECODED_BYTES, MODEL_BYTES, ROW_BYTES
 from skinjob.weights.file import write_untrained
 
@@ -430,9 +431,14 @@ def test_the_table_has_no_two_rows_alike() -> None:
     assert len({case.id for case in CASES}) == len(CASES) >= 60
 
 
-def test_every_key_of_a_job_file_has_a_type() -> None:
+@pytest.mark.parametrize("table", JOB_TABLES)
+def test_every_key_of_a_job_file_has_a_type(table: str, tmp_path: Path) -> None:
     """No key is taken from a job file without a look at what kind of value it has."""
-    assert set().union(*JOB_FILE_KEYS.values()) <= {*LISTS, *SINGLE}
+    for key in JOB_TABLES[table]:
+        file = tmp_path / f"{key}.toml"
+        file.write_text(f"[{table}]\n{key} = {{a = 1}}\n")
+        with pytest.raises(ConfigError, match=f"{key} is .*, and must be "):
+            read_file("job file", file, JOB_TABLES)
 
 
 @contextlib.contextmanager
@@ -547,10 +553,9 @@ def test_what_is_there_already_needs_no_room(shared: Path, tmp_path: Path) -> No
                     batch_size=4,
                     train=train,
                     epochs=100,
+                    lr=0.1,
                 ),
-                batch_sizes,
-                (0.1,),
-                (0,),
+                batch_size=batch_sizes,
             ),
             cluster=ClusterConfig(cluster="local"),
             runs=tmp_path / "runs",

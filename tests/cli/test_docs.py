@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm
-from commands import only_sweep, wait_for
+from commands import all_commands, only_sweep, wait_for
 from local_server import Site, serving
 from safetensors.numpy import load_file
 from state_dict_maker import write_old_layout
 from trees import make_tree
 
-from skinjob.cli import cli
 from skinjob.queues.slurm.reasons import REASONS
 from skinjob.status.status import STATES
 from skinjob.sweeps.layout import FAULTS
@@ -177,19 +176,24 @@ def test_set_up_is_two_make_targets() -> None:
 
 def test_the_reference_is_what_help_prints() -> None:
     """docs/commands.md holds every command's help, to the letter; `make docs` writes it anew."""
-    written = runpy.run_path(str(ROOT / "docs/reference.py"))["reference"]()
+    reference = runpy.run_path(str(ROOT / "docs/reference.py"))
+    written = reference["reference"]()
     assert PAGES["commands.md"] == written, "make docs"
-    for command in cli.commands:
+    assert (ROOT / "jobs/default.toml").read_text() == reference["job_file"](), "make docs"
+    assert len(re.findall("^  --epochs ", written, re.M)) == 1, "submit's options stand there once"
+    for command in all_commands():
         assert f"### skinjob {command}\n" in written
 
 
 def test_no_page_names_what_is_not_there() -> None:
     """Every command and option that a page speaks of exists."""
-    params = [param for command in cli.commands.values() for param in command.params]
+    params = [param for command in all_commands().values() for param in command.params]
     options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
     for name, text in {"README.md": README, **PAGES}.items():
         for command, rest in re.findall(r"skinjob ([a-z][a-z-]*)((?: [^\n`]*)?)", text):
-            assert command in cli.commands or command in NOT_COMMANDS, f"{name}: skinjob {command}"
+            assert command in all_commands() or command in NOT_COMMANDS, (
+                f"{name}: skinjob {command}"
+            )
             unknown = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", rest)) - options - {"--help"}
             assert not unknown, f"{name}: skinjob {command}: {unknown}"
 

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import skinjob
+from commands import all_commands, skinjob
 from sweep_maker import make_sweep
 
-from skinjob.cli import cli
-from skinjob.commands.help import COMMANDS, OPTIONS
+from skinjob.cli import TASKS
+from skinjob.config import SECTIONS
 
 SHELL_CALLS = {
     "bash": "eval \"$(skinjob completion bash)\"; COMP_WORDS=({words} ''); "
@@ -63,7 +63,7 @@ def test_tab_completes_commands_values_sweeps_and_runs(
     make_sweep(tmp_path / "runs" / "monday", batch_sizes=(32, 64), epochs=1)
     make_sweep(tmp_path / "other" / "tuesday", batch_sizes=(32,), epochs=1)
 
-    assert set(cli.commands) <= set(completed(shell, "skinjob", tmp_path, shell_path))
+    assert set(all_commands()) <= set(completed(shell, "skinjob", tmp_path, shell_path))
     assert completed(shell, "skinjob submit --train", tmp_path, shell_path) == ["all", "head"]
     assert completed(shell, "skinjob report", tmp_path, shell_path) == ["monday"]
     assert completed(shell, "skinjob report --runs other", tmp_path, shell_path) == ["tuesday"]
@@ -87,29 +87,31 @@ def test_every_command_has_a_section_and_a_line_of_its_own(tmp_path: Path) -> No
     listed = skinjob(cwd=tmp_path, COLUMNS="80").stdout
     sections = re.split(r"^(?!Options)(\S.*):$", listed, flags=re.M)
     titles = sections[1::2]
-    assert titles == [task for task in COMMANDS if task in titles]
+    assert titles == list(TASKS)
     lines = [line for text in sections[2::2] for line in text.splitlines() if line]
     assert [line.split()[0] for line in lines] == [
-        name for names in COMMANDS.values() for name in names if name in cli.commands
+        name for names in TASKS.values() for name in names
     ]
-    assert set(cli.commands) <= {line.split()[0] for line in lines}
+    found = all_commands()
     for name, told in (line.split(maxsplit=1) for line in lines):
-        assert (cli.commands[name].help or "").startswith(f"{told}."), "the first sentence, whole"
+        assert (found[name].help or "").startswith(f"{told}."), "the first sentence, whole"
 
 
-def test_every_option_of_submit_has_its_section() -> None:
+def test_every_option_of_submit_has_its_section(tmp_path: Path) -> None:
     """What is about the recipe, the job or the site stands under that title, and nowhere twice."""
-    listed = [flag for flags in OPTIONS.values() for flag in flags]
-    flags = {flag for param in cli.commands["submit"].params for flag in param.opts}
-    assert len(listed) == len(set(listed))
-    assert set(listed) <= flags
-    assert flags - set(listed) == {"--job", "--dry-run", "--wait"}
+    text = skinjob("submit", "--help", cwd=tmp_path).stdout
+    *sections, call = [part for part in text.split("\n\n") if re.match(r"\S.*:\n", part)]
+    assert [part.split(":")[0] for part in sections] == list(SECTIONS)
+    listed = [re.findall(r"^  (?:-h, )?(--[\w-]+)", part, re.M) for part in (*sections, call)]
+    flags = [flag for group in listed for flag in group]
+    assert len(flags) == len(set(flags)) == len(all_commands()["submit"].params) + 1
+    assert listed[-1] == ["--job", "--dry-run", "--wait", "--help"]
 
 
 def default_of(flag: str, text: str) -> str:
     """Returns the note on an option's default in a help that is wide enough for it."""
     (line,) = re.findall(rf"^  {flag} .*?(?=\n  -|\n\n|\Z)", text, re.M | re.S)
-    (note,) = re.findall(r"\[default: (.*)\]", " ".join(line.split()))
+    (note,) = re.findall(r"\[default: \(?(.*?)\)?\]", " ".join(line.split()))
     return note
 
 
@@ -146,7 +148,7 @@ def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
     """No line of help is broken by the terminal, of no command; nor is one too long to read."""
     code = (
         "from skinjob.cli import cli\n"
-        "for words in ([], *([name] for name in cli.commands)):\n"
+        "for words in ([], *([name] for name in cli.list_commands(None))):\n"
         "    cli.main([*words, '--help'], 'skinjob', standalone_mode=False)\n"
     )
     said = subprocess.run(
@@ -158,7 +160,7 @@ def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
         check=True,
     ).stdout
     lines = re.sub(r"(?s)  Example:.*?\n\n", "", said).splitlines()  # to paste as they are
-    assert len(re.findall("^Usage:", said, re.M)) == 1 + len(cli.commands)
+    assert len(re.findall("^Usage:", said, re.M)) == 1 + len(all_commands())
     assert max(map(len, lines)) <= min(columns, 100)
 
 

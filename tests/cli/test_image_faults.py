@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import make_sweep, make_tree
 
-from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.console import shown
 from skinjob.data.images import MOST_PIXELS, decode, read_index, write_index
 from skinjob.data.scan import scan
 from skinjob.errors import ImagesError
 from skinjob.submit.folders import write_plan
-from skinjob.submit.plan import grid, make_plan
+from skinjob.submit.plan import make_plan
 from skinjob.train.job import run_job
 
 SMALL = ("--batch-sizes", "4", "--epochs", "1", "--cluster", "local")
@@ -500,9 +500,7 @@ def test_a_sweep_without_its_bad_images_is_taken_up_again(project: Path) -> None
                 batch_size=4,
                 epochs=1,
             ),
-            [4],
-            [0.01],
-            [0],
+            batch_size=[4],
         ),
         cluster=ClusterConfig(cluster="local"),
         runs=project / "runs",

@@ -13,14 +13,13 @@ import pytest
 from commands import SKINJOB, refusal, skinjob
 from terminal import terminal
 
-from skinjob.config import ClusterConfig, read_job_file
+from skinjob.commands.sources import DEFAULT_SITE, SITE_TABLES, read_file
+from skinjob.config import ClusterConfig, reserved_flags
 from skinjob.doctor.profile import Rights, Site, choose, profile_text, read_sinfo
 from skinjob.errors import ConfigError
-from skinjob.flags import SET_FLAGS
 from skinjob.queues.slurm.environment import slurm_environment
 from skinjob.queues.slurm.executor import sbatch_script
 from skinjob.queues.slurm.refusals import refusal as refusal_of
-from skinjob.sources import DEFAULT_SITE, SITE_KEYS
 from skinjob.submit.python import python_note
 from skinjob.sweeps.layout import Sweep
 
@@ -30,9 +29,9 @@ GOLDEN = ROOT / "tests/golden/sbatch"
 
 
 def profile(file: Path) -> ClusterConfig:
-    values = read_job_file(file, SITE_KEYS, "site profile")
+    values = read_file("site profile", file, SITE_TABLES).values
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return ClusterConfig(**values | lists)
+    return ClusterConfig(**{**values, **lists})
 
 
 def config(cwd: Path, *arguments: str, **env: str) -> dict[str, dict[str, dict[str, object]]]:
@@ -108,14 +107,14 @@ def test_gpu_and_memory_are_asked_for_as_the_site_takes_them(
     assert not {"#SBATCH --wckey", "#SBATCH --mail-type"} & set(flags)
 
 
-@pytest.mark.parametrize("flag", SET_FLAGS)
+@pytest.mark.parametrize("flag", reserved_flags())
 def test_a_flag_that_skinjob_sets_is_refused_with_the_option_for_it(flag: str) -> None:
     """Two words on one thing would leave it to sbatch which holds; its beginning is as good."""
     for given in (f"--{flag}=1", f"--{flag[:-1]}"):
         with pytest.raises(ConfigError, match="set by skinjob itself") as fault:
             ClusterConfig(sbatch=(given,))
         assert "skinjob submit" in fault.value.fix
-        assert SET_FLAGS[flag] is None or "--" in fault.value.fix
+        assert not reserved_flags()[flag] or "--" in fault.value.fix
 
 
 @pytest.mark.parametrize(

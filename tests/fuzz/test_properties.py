@@ -19,14 +19,14 @@ from trees import make_sweep as make_checked_sweep
 from trees import make_tree
 
 from skinjob.cli import main
-from skinjob.config import TrainConfig, read_job_file
+from skinjob.commands.options import MOST, IntegerList, NumberList
+from skinjob.commands.sources import JOB_TABLES, read_file
+from skinjob.config import TrainConfig
 from skinjob.data.images import ImageSet, read_index, write_index
 from skinjob.data.scan import scan
 from skinjob.errors import ConfigError, ImagesError, RunError, SkinjobError
-from skinjob.options import MOST, IntegerList, NumberList
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_run, read_sweep
-from skinjob.sources import JOB_FILE_KEYS
 from skinjob.sweeps.layout import METRICS, Run, RunState
 from skinjob.weights.sums import SUMS_NAME, promise_digest, promised_digest
 
@@ -304,7 +304,7 @@ def test_a_job_does_not_train_on_a_part_of_the_images(tmp_path: Path, weights: P
 
 # --- job files and options --------------------------------------------------------------------
 
-KEYS = [(table, key) for table, keys in JOB_FILE_KEYS.items() for key in sorted(keys)]
+KEYS = [(table, key) for table, keys in JOB_TABLES.items() for key in sorted(keys)]
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=8)
 TOML = st.recursive(
     st.booleans().map(lambda value: str(value).lower())
@@ -358,7 +358,7 @@ def test_a_job_file_of_any_bytes_is_read_or_refused(tmp_path: Path, content: byt
     """What is no TOML is an error that names the file."""
     file = tmp_path / "job.toml"
     file.write_bytes(content)
-    read = tried(lambda: read_job_file(file, JOB_FILE_KEYS), ConfigError)
+    read = tried(lambda: read_file("job file", file, JOB_TABLES).values, ConfigError)
     assert read == {} or str(file) in read.message
 
 

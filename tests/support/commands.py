@@ -10,13 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 
+import click
 import pytest
 
+from skinjob.cli import cli
 from skinjob.status.status import standings
 from skinjob.sweeps.layout import Sweep, sweeps
 
 SKINJOB = (sys.executable, "-m", "skinjob")
 """The command of the tests' own Python, without its arguments."""
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Returns every command by its name."""
+    context = click.Context(cli)
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return {name: command for name, command in found.items() if command}
 
 
 def import_path() -> dict[str, str]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.submit.folders import write_plan
-from skinjob.submit.plan import grid, make_plan
+from skinjob.submit.plan import make_plan
 from skinjob.sweeps.layout import Run, Sweep
 
 CLOCKS = ("seconds", "images_per_s", "time_utc")
@@ -65,7 +65,7 @@ def make_sweep(
         positive=positive,
     )
     plan = make_plan(
-        configs=grid(config, batch_sizes, lrs, seeds),
+        configs=grid(config, batch_size=batch_sizes, lr=lrs, seed=seeds),
         cluster=ClusterConfig(cluster="local"),
         runs=runs,
         name="sweep",

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import all_commands
 
 import skinjob
-from skinjob.cli import cli
 
 PACKAGE = Path(skinjob.__file__).parent
 
@@ -21,7 +21,6 @@ LEVELS = {
     "ownership": 1,
     "files": 1,
     "locks": 1,
-    "flags": 1,
     "console": 1,
     "config": 1,
     "download": 2,
@@ -34,8 +33,6 @@ LEVELS = {
     "status": 5,
     "submit": 5,
     "doctor": 6,
-    "sources": 6,
-    "options": 6,
     "commands": 7,
     "cli": 8,
     "__main__": 9,
@@ -132,7 +129,7 @@ def test_the_terminal_has_one_door() -> None:
             assert not found, f"{module.relative_to(PACKAGE)} prints by {found}"
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in cli.commands)], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *([name] for name in all_commands())], ids=" ".join)
 def test_help_loads_no_heavy_library(command: list[str]) -> None:
     """`skinjob --help` answers at once, of every command."""
     code = (

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from skinjob.config import ClusterConfig, TrainConfig, read_job_file
+from skinjob.commands.options import IntegerList
+from skinjob.commands.sources import JOB_TABLES, read_file
+from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.errors import ConfigError
-from skinjob.options import IntegerList
-from skinjob.sources import JOB_FILE_KEYS
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,28 +74,18 @@ def test_a_request_that_cannot_be_made_is_refused_by_name(field: str, value: Any
 
 
 def test_default_job_file_says_what_the_code_does(tmp_path: Path) -> None:
-    """jobs/default.toml documents the defaults, and is not a second set of them."""
-    values = read_job_file(ROOT / "jobs/default.toml", JOB_FILE_KEYS)
-    assert values.pop("data") == "skin_cancer"
-    assert values.pop("weights") == "weights/resnet18.safetensors"
-    assert values.pop("batch_sizes") == [32, 64, 128, 256]
-    assert values.pop("seeds") == [0]
-    train = TrainConfig(data="d", weights="w", batch_size=1)
-    for name, value in values.items():
-        assert value == getattr(train, name), name
-
-
-def test_default_job_file_leaves_the_cluster_to_the_site(tmp_path: Path) -> None:
-    """What it said there would hide the site's profile; what it says in comments is true."""
+    """jobs/default.toml is what holds without it: it sets no cluster's value, and has every key."""
+    values = read_file("job file", ROOT / "jobs/default.toml", JOB_TABLES).values
+    assert not set(values) & set(JOB_TABLES["cluster"]), "it would hide the site's profile"
+    shown = tmp_path / "shown.toml"
     text = (ROOT / "jobs/default.toml").read_text()
-    assert read_job_file(ROOT / "jobs/default.toml", {**JOB_FILE_KEYS, "cluster": set()})
-    told = tmp_path / "told.toml"
-    told.write_text(
-        "[cluster]\n" + text.split("[cluster]")[1].replace("# ", "", 1).replace("\n# ", "\n")
-    )
-    values = read_job_file(told, JOB_FILE_KEYS)
-    assert {name: getattr(ClusterConfig(), name) for name in values} == values
-    assert len(values) == 9
+    shown.write_text(re.sub(r"(?m)^#(\w+ = )", r"\1", text))
+    for table, options in JOB_TABLES.items():
+        whole = read_file("job file", shown, JOB_TABLES).values
+        assert set(options) <= set(whole), table
+        for key, option in options.items():
+            if option.command_default not in (None, ()):
+                assert whole[key] == json.loads(json.dumps(option.command_default)), key
 
 
 @pytest.mark.parametrize(
@@ -113,7 +105,7 @@ def test_a_job_file_with_a_slip_is_refused(
     file = tmp_path / "job.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as fault:
-        read_job_file(file, JOB_FILE_KEYS)
+        read_file("job file", file, JOB_TABLES)
     assert message in fault.value.message
     assert fix in fault.value.fix
 

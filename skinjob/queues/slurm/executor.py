@@ -25,7 +25,7 @@ from submitit.core.utils import (
 )
 from submitit.slurm.slurm import _make_sbatch_string
 
-from skinjob.config import ClusterConfig
+from skinjob.config import ClusterConfig, sbatch_flags
 from skinjob.errors import Stopped
 from skinjob.files import absolute, replacing
 from skinjob.queues.slurm.environment import as_outside_jobs
@@ -239,17 +239,7 @@ def _parameters(cluster: ClusterConfig) -> dict[str, Any]:
     return {
         "job_name": JOB_NAME,
         "time": cluster.time_min,
-        "cpus_per_task": cluster.cpus,
-        **_memory(cluster),
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "nodelist": cluster.nodelist,
-        "exclude": cluster.exclude,
-        "mail_user": cluster.mail,
-        "mail_type": cluster.mail_type if cluster.mail else None,
-        "wckey": cluster.wckey,  # submitit's own default is refused where wckeys are enforced
+        "wckey": None,  # submitit's own default is refused where wckeys are enforced
         "setup": list(cluster.setup) or None,
         "array_parallelism": cluster.array_parallelism,
         "stderr_to_stdout": True,
@@ -259,28 +249,29 @@ def _parameters(cluster: ClusterConfig) -> dict[str, Any]:
     }
 
 
-def _memory(cluster: ClusterConfig) -> dict[str, str]:
+def _memory(cluster: ClusterConfig) -> dict[str, Any]:
     """Returns the memory of a job in the terms of the flag that the site takes."""
     megabytes = cluster.mem_gb * 1024
     if cluster.mem_flag == "mem-per-cpu":
-        return {"mem_per_cpu": f"{math.ceil(megabytes / cluster.cpus)}M"}
+        return {"mem-per-cpu": f"{math.ceil(megabytes / cluster.cpus)}M"}
     if cluster.mem_flag == "mem-per-gpu" and cluster.gpus:
-        return {"mem_per_gpu": f"{round(megabytes)}M"}
+        return {"mem-per-gpu": f"{round(megabytes)}M"}
     return {"mem": f"{round(megabytes)}M"}  # without a GPU there is none to count by
 
 
 def _additional(cluster: ClusterConfig) -> dict[str, Any]:
-    """Returns the flags that submitit does not know by name, or takes numbers alone for."""
+    """Returns the flags of sbatch that a cluster's fields mean."""
+    flags = sbatch_flags(cluster) | _memory(cluster)
     # A site may have requeueing off by default, or on; a run goes on from its folder.
-    flags: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
+    flags["requeue" if cluster.requeue else "no-requeue"] = True
+    if cluster.mail:
+        flags["mail-type"] = cluster.mail_type
     if cluster.gpus and cluster.gpu_flag != "none":
         words = ["gpu"] if cluster.gpu_flag == "gres" else []
         words += [cluster.gpu_type] if cluster.gpu_type else []
         flags[cluster.gpu_flag] = ":".join([*words, str(cluster.gpus)])
     if (here := absolute(Path())) != Path.cwd():
         flags["chdir"] = str(here)  # sbatch would name the place that a link leads to here
-    if cluster.reservation:
-        flags["reservation"] = cluster.reservation
     for flag in cluster.sbatch:
         name, is_set, value = flag.removeprefix("--").partition("=")
         flags[name] = value if is_set else True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from skinjob.config import ClusterConfig
+from skinjob.config import ClusterConfig, as_text, options_of
 from skinjob.errors import ClusterError
 
 ASSOCIATIONS = "sacctmgr show associations user=$USER format=account,partition,qos"
@@ -29,9 +29,12 @@ REASONS = (
     ),
 )
 """Words in a refusal, the values that they may mean, and a command that lists the valid ones."""
-OPTIONS = {"mem_gb": "mem", "time_min": "time"}
-"""Names of options that are not those of their fields."""
-
+BY_FLAG = tuple(
+    (option.sbatch.rstrip("s"), (name,), "sbatch --help")
+    for name, option in options_of(ClusterConfig).items()
+    if option.sbatch and name not in {field for _, fields, _ in REASONS for field in fields}
+)
+"""The same of fields that the table above does not have: by the name of the flag."""
 
 FAILED = r"(?:Batch job submission failed|allocation failure): "
 RETRIES = r"Slurm temporarily unable to accept job"
@@ -91,14 +94,14 @@ def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
         )
     if re.search(TOO_MANY, words):
         return TooManyJobsError(words, "squeue --user=$USER", others)
-    for pattern, fields, listing in REASONS:
+    for pattern, fields, listing in (*BY_FLAG, *REASONS):
         if re.search(pattern, words, re.IGNORECASE):
             meant = _meant(fields, words, cluster)
-            options = [_option(name) for name in meant or fields[:1]]
-            told = ", ".join(_told(cluster, name) for name in meant)
+            usages = ", ".join(_usage(cluster, name) for name in meant)
+            first = options_of(type(cluster))[(meant or fields)[0]].flag
             return RefusedError(
-                f"sbatch refused: {words}{f' ({told})' if told else ''}",
-                f"{listing}   # what there is; then skinjob submit with another {options[0]}",
+                f"sbatch refused: {words}{f' ({usages})' if usages else ''}",
+                f"{listing}   # what there is; then skinjob submit with another {first}",
                 others,
             )
     return RefusedError(
@@ -130,22 +133,11 @@ def reason(said: str) -> tuple[str, list[str]]:
 def _meant(fields: tuple[str, ...], words: str, cluster: ClusterConfig) -> list[str]:
     """Returns those fields that ask for something which the words do not hold yet."""
     asked = [name for name in fields if getattr(cluster, name) not in (None, ())]
-    return [name for name in asked if _shown(cluster, name) not in words]
+    return [name for name in asked if as_text(getattr(cluster, name)) not in words]
 
 
-def _told(cluster: ClusterConfig, name: str) -> str:
-    """Returns an option with its value, as it is given on the command line."""
-    if name == "sbatch":
-        return " ".join(f"--sbatch={flag}" for flag in cluster.sbatch)
-    return f"{_option(name)} {_shown(cluster, name)}"
-
-
-def _option(name: str) -> str:
-    return f"--{OPTIONS.get(name, name).replace('_', '-')}"
-
-
-def _shown(cluster: ClusterConfig, name: str) -> str:
+def _usage(cluster: ClusterConfig, name: str) -> str:
+    """Returns an option with its value, as one types it."""
     value = getattr(cluster, name)
-    if isinstance(value, tuple):
-        return " ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    values = value if isinstance(value, tuple) else [value]
+    return " ".join(options_of(type(cluster))[name].usage(item) for item in values)

@@ -1,0 +1,188 @@
+"""The options that `submit`, `doctor` and `config` share, made from what the records declare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from skinjob.commands.help import SectionOption
+from skinjob.commands.sources import DEFAULT_JOB, DEFAULT_SITE, JOB_TABLES, SITES
+from skinjob.config import PLACES, SITE, ClusterConfig, Option, TrainConfig, grid, options_of
+
+MOST = 10_000  # numbers that a range may stand for; more is a slip, and fills the memory
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A text as it is; a variable may hold several, with *separator* between them."""
+
+    name = "text"
+
+    def __init__(self, separator: str | None) -> None:
+        self.separator = separator
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return rv.split(self.separator)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+
+class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Whole numbers: 32,64 or 0-9 or both; in a job file also a list."""
+
+    name = "list"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        numbers: list[int] = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"\s*(\d{1,30})(?:-(\d{1,30}))?\s*", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if not first <= last < first + MOST:
+                self.fail(
+                    f"{part.strip()!r} in {value!r} is no list of whole numbers (as 32,64 or 0-9)",
+                    param,
+                    ctx,
+                )
+            numbers += range(first, last + 1)
+        return tuple(numbers)
+
+
+class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Numbers: 0.01 or 0.01,0.1; in a job file also a list."""
+
+    name = "list"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers (as 0.01,0.1)", param, ctx)
+
+
+def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns one decorator that does what all of them do, the first on top in the help."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def click_option(option: Option, *, is_change: bool = False) -> Callable[[Any], Any]:
+    """Returns the decorator that adds an option to a command.
+
+    Where it *is_change* of what a sweep has recorded, it has no default and no variable.
+    """
+    default = option.command_default
+    both = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
+    return click.option(
+        both,
+        option.key,
+        cls=SectionOption,
+        section=option.section,
+        type=_click_type(option),
+        is_flag=option.kind is bool,
+        multiple=option.is_many,
+        default=default,
+        show_default=False
+        if is_change
+        else option.help_default or default not in (None, False, ()),
+        envvar=None if is_change else option.variable,
+        allow_from_autoenv=False,
+        metavar=option.metavar,
+        help=option.help,
+    )
+
+
+def _click_type(option: Option) -> Any:
+    if option.axis:
+        return IntegerList() if option.kind is int else NumberList()
+    if option.choices:
+        return click.Choice(option.choices)
+    return Text(option.separator) if option.is_many else option.kind
+
+
+recipe_options = stacked(*map(click_option, JOB_TABLES["train"].values()))
+cluster_options = stacked(*map(click_option, JOB_TABLES["cluster"].values()))
+
+changed_cluster_options = stacked(
+    *(
+        click_option(option, is_change=True)
+        for name, option in JOB_TABLES["cluster"].items()
+        if name != "cluster"
+    )
+)
+"""What `retry` may change of what a sweep's jobs asked for."""
+
+file_options = stacked(
+    click.option(
+        "--job",
+        type=click.Path(),
+        expose_value=False,
+        show_default=str(DEFAULT_JOB),
+        help="Job file (TOML) with other defaults.",
+    ),
+    click.option(
+        "--site",
+        cls=SectionOption,
+        section=SITE,
+        metavar="FILE|NAME",
+        expose_value=False,
+        show_default=str(DEFAULT_SITE),
+        help=f"Site profile: a file, or the name of one in {SITES}/.",
+    ),
+)
+
+name_option = click.option(
+    "--name",
+    cls=SectionOption,
+    section=PLACES,
+    show_default="made of date and recipe",
+    help="Folder of this sweep in it.",
+)
+
+
+def with_layer_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of options with the defaults that depend on the layers to train."""
+    filled = dict(values)
+    for option in options_of(TrainConfig).values():
+        if option.all_layers is not None and values[option.key] is None:
+            default = option.all_layers if values["train"] == "all" else option.default
+            filled[option.key] = (default,) if option.axis else default
+    return filled
+
+
+def configs(values: dict[str, Any]) -> tuple[list[TrainConfig], ClusterConfig]:
+    """Returns the runs and the cluster that the values of options mean.
+
+    Raises: ConfigError when one of them cannot work.
+    """
+    values = with_layer_defaults(values)
+    cluster = ClusterConfig(**{name: values[name] for name in options_of(ClusterConfig)})
+    given = {name: values[option.key] for name, option in options_of(TrainConfig).items()}
+    axes = {name: given[name] for name, option in options_of(TrainConfig).items() if option.axis}
+    first = {name: axis[0] for name, axis in axes.items()}
+    return grid(TrainConfig(**given | first), **axes), cluster
+
+
+def plan_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `make_plan` for the values of options.
+
+    Raises: ConfigError when one of them cannot work.
+    """
+    runs, cluster = configs(values)
+    others = {name: values[name] for name in ("runs", "name", "skip_bad_images")}
+    return {"configs": runs, "cluster": cluster, **others}

@@ -1,0 +1,118 @@
+"""One declaration is enough: an option that a field declares is everywhere an option has to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NEW_OPTIONS = """
+import runpy, sys
+from dataclasses import dataclass
+from skinjob import config
+
+@dataclass(frozen=True, kw_only=True)
+class Train(config.TrainConfig):
+    momentum: float = config.declare(0.9, config.RECIPE, "Momentum of the updates.", least=0)
+    shuffle: str = config.declare("epoch", config.RECIPE, "When.", choices=("epoch", "never"))
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(config.ClusterConfig):
+    licenses: str | None = config.declare_word("licenses", "Licenses per job.", example="mat:1")
+
+config.TrainConfig, config.ClusterConfig = Train, Cluster
+"""
+
+
+def run(code: str, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs code where the records have three fields more."""
+    return subprocess.run(
+        [sys.executable, "-c", NEW_OPTIONS + code, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)} | env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def skinjob(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return run("from skinjob.cli import main; main(sys.argv[1:])", *arguments, cwd=cwd, **env)
+
+
+def test_help_completion_and_docs_have_it(tmp_path: Path) -> None:
+    """In its section, with its default; Tab offers its choices; the pages are made with it."""
+    text = skinjob("submit", "--help", cwd=tmp_path, COLUMNS="100").stdout
+    recipe, site = text.split("What to train:")[1], text.split("Your site:")[1]
+    assert "Momentum of the updates.  [default: 0.9]" in recipe.split("\n\n")[0]
+    assert "--shuffle [epoch|never]" in recipe.split("\n\n")[0]
+    assert "Licenses per job." in site.split("\n\n")[0]
+    assert "--licenses" in skinjob("retry", "--help", cwd=tmp_path).stdout
+    tab = {"_SKINJOB_COMPLETE": "bash_complete", "COMP_CWORD": "3"}
+    offered = skinjob(cwd=tmp_path, COMP_WORDS="skinjob submit --shuffle ", **tab).stdout
+    assert offered.split() == ["plain,epoch", "plain,never"]
+    code = f"page = runpy.run_path({str(ROOT / 'docs/reference.py')!r})\n"
+    code += "print(page['job_file'](), page['reference']())"
+    made = run(code, cwd=tmp_path).stdout
+    assert "# Momentum of the updates.\nmomentum = 0.9\n" in made
+    assert '# Licenses per job.\n#licenses = "mat:1"\n' in made
+    assert made.count("  --licenses") == 1
+
+
+def test_files_and_variables_set_it_and_config_says_so(tmp_path: Path) -> None:
+    """It is a key of its table, has a variable, and the nearer source wins."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/default.toml").write_text("[train]\nmomentum = 0.5\nshuffle = 'never'\n")
+    (tmp_path / "jobs/site.toml").write_text("[cluster]\nlicenses = 'mat:2'\n")
+    env = {"SKINJOB_SUBMIT_SHUFFLE": "epoch"}
+    tables = json.loads(skinjob("config", "--json", cwd=tmp_path, **env).stdout)
+    assert tables["train"]["momentum"] == {"value": 0.5, "source": "jobs/default.toml"}
+    assert tables["train"]["shuffle"] == {"value": "epoch", "source": "SKINJOB_SUBMIT_SHUFFLE"}
+    assert tables["cluster"]["licenses"] == {"value": "mat:2", "source": "jobs/site.toml"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "code", "message"),
+    [
+        (["--momentum", "-1"], "", 1, "momentum is -1.0, and must be at least 0"),
+        (["--shuffle", "x"], "", 2, "Invalid value for '--shuffle': 'x'"),
+        (["--licenses", "a b"], "", 1, "licenses is 'a b', and must be a name"),
+        (["--sbatch=--licenses=x"], "", 1, "skinjob submit --licenses mat:1   # without"),
+        ([], "[train]\nmomentum = 'x'", 1, "momentum is 'x', and must be a number"),
+        ([], "[train]\nmomentum = -1", 1, "job file jobs/default.toml: momentum is -1"),
+        ([], "[train]\nmomemtum = 1", 1, "use 'momentum'"),
+    ],
+)
+def test_a_wrong_value_is_refused(
+    arguments: list[str], content: str, code: int, message: str, tmp_path: Path
+) -> None:
+    """On the command line and in a file, in two lines that name it."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/default.toml").write_text(content)
+    result = skinjob("config", *arguments, cwd=tmp_path)
+    assert (result.returncode, len(result.stderr.splitlines())) == (code, 2), result.stderr
+    assert message in result.stderr
+
+
+def test_sbatch_gets_it_and_its_refusal_names_it(project: Path) -> None:
+    """The script has its line; it is SLURM's alone; and if sbatch refuses it, the error says so."""
+    tools = project / "tools"
+    tools.mkdir()
+    (tools / "sbatch").symlink_to("/bin/true")
+    options = ("submit", "--batch-sizes", "4", "--licenses", "mat:2", "--dry-run")
+    path = f"{tools}:{os.environ['PATH']}"
+    shown = skinjob(*options, "--allow-node-local", cwd=project, PATH=path).stdout
+    assert "\n#SBATCH --licenses=mat:2\n" in shown
+    assert "\nmomentum = 0.9\n" in shown
+    assert "--licenses mat:2 asks for SLURM" in skinjob(*options, cwd=project, PATH="/no").stderr
+    code = (
+        "from skinjob.queues.slurm.refusals import refusal\n"
+        "text = 'sbatch: error: Batch job submission failed: Invalid license specification'\n"
+        "print(refusal(text, Cluster(licenses='mat:2')).message)"
+    )
+    assert "--licenses mat:2" in run(code, cwd=project).stdout
