@@ -1,17 +1,13 @@
-"""One file over HTTP(S), through whatever proxy is set, resumed from where it broke.
+"""Downloads a file over HTTP(S), through the proxy that is set, and resumes after a break.
 
 The standard library's urllib does what is needed (http_proxy, https_proxy, no_proxy, redirects,
 certificates), so the laptop needs no other package.
-
-A partial file is named by its digest, not by its server: what one mirror began, another may
-finish. Whether the whole is right is for the caller to say, from that digest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import http.client
 import re
 import shlex
@@ -21,165 +17,183 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from skinjob.console import progress
-from skinjob.errors import WeightsError
+from skinjob.errors import DownloadError
+from skinjob.files import sha256_file
 
 TIMEOUT_S = 20.0  # to connect, and for silence within a transfer
 PAUSES_S = (0.5, 2.0, 5.0)  # after a broken transfer; any new byte starts this list again
 BLOCK_BYTES = 1 << 18
-MAX_BYTES = 1 << 30  # of a file whose size nobody told; ResNet18 has 47 MB
+MAX_BYTES = 1 << 32  # of a file whose size is not known
 
-_ASK_AGAIN = {408, 425, 429, 500, 502, 503, 504}  # the statuses that may pass by themselves
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # statuses of a server that may do better later
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class _BrokenError(Exception):
-    """A transfer that stopped before its end, and may be taken up again."""
+    """A transfer that stopped before its end, and can be resumed."""
 
 
-def download(
-    url: str,
-    partial: Path,
-    *,
-    expected_size: int | None = None,
-    again: str = "skinjob fetch-weights",
-) -> None:
-    """Completes *partial* from *url*, going on from the bytes that it already has.
+@dataclass(frozen=True)
+class Download:
+    """A file on a server, where it goes, and what errors advise."""
 
-    Shows a progress bar. A broken transfer is taken up again by itself, up to three times
-    without a new byte. Whatever is raised, Ctrl-C included, *partial* keeps what has come.
-    *expected_size* is in bytes; *again* is the command that errors offer to paste.
+    url: str
+    path: Path
+    """Of the bytes that have come. Named by the digest and not by the server, it can be begun from
+    one mirror and finished from another."""
+    sha256: str
+    """64 hex digits, or the first of them where no more are known."""
+    again: str
+    """The command that begins the download again."""
+    elsewhere: str
+    """The command that does without this address."""
+    size_bytes: int | None = None
 
-    Raises:
-        WeightsError: the server cannot be reached, refuses, serves an HTML page or a file of
-            another size, or breaks off again and again; or the disk is full.
-    """
-    etag, tries, most = "", 0, _size(partial)
-    while expected_size is None or _size(partial) != expected_size:
-        try:
-            with _ask(url, partial, etag, again) as response:
-                etag = response.headers.get("ETag", "")
-                _receive(response, url, partial, expected_size, again)
-            return
-        except _BrokenError as error:
-            tries = 1 if _size(partial) > most else tries + 1
-            most = max(most, _size(partial))
-            if tries > len(PAUSES_S):
-                raise _gave_up(url, partial, error, again) from error
-            time.sleep(PAUSES_S[tries - 1])
+    @property
+    def done_bytes(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
 
 
-@contextlib.contextmanager
-def one_at_a_time(lock: Path, again: str) -> Iterator[None]:
-    """Holds *lock* (an empty file, left behind) while the block runs; the kernel frees it.
+def download(file: Download) -> None:
+    """Completes `file.path`, resuming after the bytes that it already has, and checks its digest.
+
+    Shows a progress bar. A broken transfer is resumed up to three times without a new byte.
+    Whatever is raised, Ctrl-C included, the bytes that have come are kept, unless they are wrong.
 
     Raises:
-        WeightsError: another process holds it, or the folder cannot be written to.
+        DownloadError: the server cannot be reached, refuses, serves an HTML page or another file,
+            or breaks off again and again; or the disk is full.
     """
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        holder = lock.open("ab")
-    except OSError as error:
-        fix = f"{again} --out FOLDER   # one that you may write to"
-        raise WeightsError(f"{lock.parent}: cannot write there: {error.strerror}", fix) from error
-    with holder:
-        try:
-            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WeightsError(
-                f"{lock.parent}: another skinjob fetch-weights is writing there",
-                f"{again}   # when that one has ended",
-            ) from error
-        except OSError:
-            # a network disk without locks: two fetches may then spoil one partial file, and its
-            # digest tells
-            pass
-        yield
+    if file.done_bytes and not find_mismatch(file.path, file.sha256, file.size_bytes):
+        return
+    in_pieces = _transfer(file)
+    problem = find_mismatch(file.path, file.sha256, file.size_bytes)
+    if problem and in_pieces:  # pieces of two versions, or of a bad file from before
+        file.path.unlink()
+        _transfer(file)
+        problem = find_mismatch(file.path, file.sha256, file.size_bytes)
+    if problem:
+        file.path.unlink()
+        raise DownloadError(f"{file.url}: {problem}", file.again)
 
 
-@contextlib.contextmanager
-def explaining_full_disk(folder: Path, needed_bytes: int | None, again: str) -> Iterator[None]:
-    """Turns "no space left" in the block into a WeightsError that tells free and needed bytes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise _full_disk(folder, needed_bytes, error.strerror or "disk full", again) from error
+def find_mismatch(path: Path, sha256: str, size_bytes: int | None = None) -> str:
+    """Returns in words how a file differs from what was promised; nothing if it does not.
 
-
-def check_free_space(folder: Path, needed_bytes: int, again: str) -> None:
-    """Changes nothing; raises WeightsError when the disk of *folder* has no such room."""
-    if shutil.disk_usage(folder).free < needed_bytes:
-        raise _full_disk(folder, needed_bytes, "disk full", again)
+    Raises: OSError when it cannot be read.
+    """
+    actual = sha256_file(path)
+    if actual.startswith(sha256):
+        return ""
+    with path.open("rb") as content:
+        if looks_like_html(content.read(512)):
+            return "an HTML page in place of the file"
+    actual_bytes = path.stat().st_size
+    if size_bytes and actual_bytes != size_bytes:
+        return f"{actual_bytes:,} bytes, {size_bytes:,} expected: cut off, or another file"
+    return (
+        f"damaged, cut off or another file: {actual_bytes:,} bytes with SHA-256 {actual},"
+        f" {sha256} expected"
+    )
 
 
 def looks_like_html(head: bytes) -> bool:
-    """Returns whether a file that begins so is a web page; no weights begin with "<"."""
+    """Returns whether a file that begins so is a web page."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: Path, needed_bytes: int | None, again: str) -> Iterator[None]:
+    """Turns "no space left" in the block into a DownloadError with the free and needed bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        needed = f"{needed_bytes:,} bytes needed" if needed_bytes else "more is needed"
+        free_bytes = shutil.disk_usage(folder).free
+        raise DownloadError(
+            f"{folder}: {error.strerror}: {needed}, {free_bytes:,} free",
+            f"df -h {shlex.quote(str(folder))}; {again}   # once there is room; it resumes",
+        ) from error
+
+
+def _transfer(file: Download) -> bool:
+    """Completes the file; returns whether it came in more than one piece."""
+    in_pieces, tries, most_bytes = file.done_bytes > 0, 0, file.done_bytes
+    while True:
+        try:
+            with _open(file) as response:
+                _receive(response, file)
+            return in_pieces
+        except _BrokenError as error:
+            in_pieces = in_pieces or file.done_bytes > 0
+            tries = 1 if file.done_bytes > most_bytes else tries + 1
+            most_bytes = max(most_bytes, file.done_bytes)
+            if tries > len(PAUSES_S):
+                raise DownloadError(
+                    f"{file.url}: the transfer broke {tries} times without a new byte,"
+                    f" at {file.done_bytes:,} bytes: {error}",
+                    f"{file.again}   # it resumes",
+                ) from error
+            time.sleep(PAUSES_S[tries - 1])
 
 
 # --- asking -----------------------------------------------------------------------------------
 
 
-def _ask(url: str, partial: Path, etag: str, again: str) -> Any:
-    """Returns the server's answer, its body not yet read: the file from where *partial* ends."""
+def _open(file: Download) -> Any:
+    """Returns the server's answer, its body not yet read: the file from where ours ends."""
     headers = {"User-Agent": "skinjob", "Accept-Encoding": "identity"}
-    have = _size(partial)
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if etag.startswith('"'):  # a weak tag (W/...) may not be used so
-            headers["If-Range"] = etag
+    if file.done_bytes:
+        headers["Range"] = f"bytes={file.done_bytes}-"
     try:
         # a new opener each time: urlopen keeps the proxies it saw first for as long as it lives
         opener = urllib.request.build_opener()
-        return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+        return opener.open(urllib.request.Request(file.url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as answer:
         with answer:
-            _judge_refusal(answer, url, partial, again)
-        raise _BrokenError(f"the server answered {answer.code} {answer.reason}") from answer
+            if answer.code == 416:  # no bytes there: the file is not longer than ours
+                file.path.unlink()
+            elif answer.code not in _TEMPORARY:
+                raise _refused(answer, file) from answer
+            raise _BrokenError(f"the server answered {answer.code} {answer.reason}") from answer
     except urllib.error.URLError as error:
-        raise _unreachable(url, error.reason, again) from error
+        raise _unreachable(error.reason, file) from error
     except (ValueError, http.client.InvalidURL) as error:
-        raise WeightsError(
-            f"{url}: not an address: {error}", "skinjob fetch-weights --source URL"
-        ) from error
+        raise DownloadError(f"{file.url}: not an address: {error}", file.elsewhere) from error
     except (OSError, http.client.HTTPException) as error:  # connected, then cut off or silent
         raise _BrokenError(str(error) or type(error).__name__) from error
 
 
-def _judge_refusal(answer: urllib.error.HTTPError, url: str, partial: Path, again: str) -> None:
-    """Returns when asking again may help; raises WeightsError when it will not."""
-    if answer.code == 416:  # the file has no bytes there: ours is as long as it, or longer
-        partial.unlink()
-    elif answer.code == 407:
-        raise WeightsError(
-            f"{url}: the proxy asks for a name and password (407 {answer.reason})",
-            f"export http_proxy=http://NAME:PASSWORD@HOST:PORT https_proxy=$http_proxy; {again}",
+def _refused(answer: urllib.error.HTTPError, file: Download) -> DownloadError:
+    if answer.code == 407:
+        proxy = "http://NAME:PASSWORD@HOST:PORT"
+        return DownloadError(
+            f"{file.url}: the proxy asks for a name and password (407 {answer.reason})",
+            f"export http_proxy={proxy} https_proxy={proxy}; {file.again}",
         )
-    elif answer.code not in _ASK_AGAIN:
-        raise WeightsError(
-            f"{url}: the server answered {answer.code} {answer.reason}",
-            "skinjob fetch-weights --source FILE"
-            "   # after downloading it with a browser; or --source with another address",
-        )
+    message = f"{file.url}: the server answered {answer.code} {answer.reason}"
+    return DownloadError(message, file.elsewhere)
 
 
-def _unreachable(url: str, reason: Any, again: str) -> WeightsError:
+def _unreachable(reason: Any, file: Download) -> DownloadError:
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return WeightsError(
-            f"{url}: its certificate cannot be verified: {reason.verify_message}",
-            f"export SSL_CERT_FILE=SITE_CA.pem; {again}"
+        return DownloadError(
+            f"{file.url}: its certificate cannot be verified: {reason.verify_message}",
+            f"export SSL_CERT_FILE=SITE_CA.pem; {file.again}"
             "   # if your site has its own; a login page in between looks the same",
         )
     explained = getattr(reason, "strerror", None) or reason
-    return WeightsError(
-        f"{url}: cannot be reached{_through_proxy(url)}: {explained}",
-        f"export https_proxy=http://HOST:PORT; {again}"
-        "   # or download it with a browser: skinjob fetch-weights --source FILE",
+    return DownloadError(
+        f"{file.url}: cannot be reached{_through_proxy(file.url)}: {explained}",
+        f"export https_proxy=http://HOST:PORT; {file.again}   # or: {file.elsewhere}",
     )
 
 
@@ -192,41 +206,32 @@ def _through_proxy(url: str) -> str:
     return f" through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]}"
 
 
-def _gave_up(url: str, partial: Path, fault: _BrokenError, again: str) -> WeightsError:
-    return WeightsError(
-        f"{url}: the transfer broke {len(PAUSES_S) + 1} times without a new byte,"
-        f" at {_size(partial):,} bytes: {fault}",
-        f"{again}   # goes on from there",
-    )
-
-
 # --- receiving --------------------------------------------------------------------------------
 
 
-def _receive(response: Any, url: str, partial: Path, expected_size: int | None, again: str) -> None:
-    """Writes the body to *partial*: appended to it (206), or in its place (200)."""
-    start = _start(response, partial)
+def _receive(response: Any, file: Download) -> None:
+    """Writes the body to the file: appended to it (206), or in its place (200)."""
+    done_bytes = _start(response, file)
     block = _read(response)
-    # before *partial* is opened: a login page must not cost the bytes that have come
-    _check_no_html(response, url, block, start, again)
-    total = _total(response, start, url, expected_size, again)
-    done = start
-    if total is not None:
-        check_free_space(partial.parent, total - start, again)
-    with (
-        explaining_full_disk(partial.parent, total, again),
-        partial.open("ab" if start else "wb") as file,
-        progress(Path(urlsplit(url).path).name, total or 0, unit="bytes") as show,
-    ):
-        while block:
-            file.write(block)
-            done += len(block)
-            if done > (total or MAX_BYTES):
-                raise _wrong_size(url, f"more than {total or MAX_BYTES:,}", expected_size)
-            show(done)
-            block = _read(response)
-    if total is not None and done < total:
-        raise _BrokenError(f"{done:,} of {total:,} bytes came")
+    # before the file is opened: a login page must not cost the bytes that have come
+    _require_no_html(response, file, block, done_bytes)
+    total = _total(response, file, done_bytes)
+    with explain_full_disk(file.path.parent, total, file.again):
+        if total and shutil.disk_usage(file.path.parent).free < total - done_bytes:
+            raise OSError(errno.ENOSPC, "disk full")
+        with (
+            file.path.open("ab" if done_bytes else "wb") as content,
+            progress(Path(urlsplit(file.url).path).name, total or 0, unit="bytes") as show,
+        ):
+            while block:
+                done_bytes += len(block)
+                if done_bytes > (total or MAX_BYTES):
+                    raise _wrong_size(file, f"more than {total or MAX_BYTES:,}")
+                content.write(block)
+                show(done_bytes)
+                block = _read(response)
+    if total is not None and done_bytes < total:
+        raise _BrokenError(f"{done_bytes:,} of {total:,} bytes came")
 
 
 def _read(response: Any) -> bytes:
@@ -236,61 +241,42 @@ def _read(response: Any) -> bytes:
         raise _BrokenError(str(error) or type(error).__name__) from error
 
 
-def _start(response: Any, partial: Path) -> int:
+def _start(response: Any, file: Download) -> int:
     """Returns the byte of the file that the body begins with; 0 from a server without Range."""
     if response.status != 206:
         return 0
     span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if not span or int(span[1]) != _size(partial):
-        partial.unlink(missing_ok=True)  # asking for a part is no use here
+    if not span or int(span[1]) != file.done_bytes:
+        file.path.unlink(missing_ok=True)  # asking for a part is no use here
         raise _BrokenError(f"another part than asked for: {response.headers.get('Content-Range')}")
-    return int(span[1])
+    return file.done_bytes
 
 
-def _check_no_html(response: Any, url: str, block: bytes, start: int, again: str) -> None:
+def _require_no_html(response: Any, file: Download, block: bytes, start: int) -> None:
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml") or (
         start == 0 and looks_like_html(block)
     ):
-        landed = f" (from {response.url})" if response.url != url else ""
-        raise WeightsError(
-            f"{url}: an HTML page came in place of the file{landed}: a network login page?",
-            f"{again}   # after logging in to this network with a browser",
+        landed = f" (from {response.url})" if response.url != file.url else ""
+        raise DownloadError(
+            f"{file.url}: an HTML page came in place of the file{landed}: a network login page?",
+            f"{file.again}   # after logging in to this network with a browser",
         )
 
 
-def _total(
-    response: Any, start: int, url: str, expected_size: int | None, again: str
-) -> int | None:
-    """Returns the file's size in bytes, None when neither server nor caller told it."""
+def _total(response: Any, file: Download, start: int) -> int | None:
+    """Returns the file's size in bytes, None when neither server nor caller knows it."""
     length = response.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdecimal() else None
-    if total is not None and total > MAX_BYTES:
-        raise _wrong_size(url, f"{total:,}", expected_size)
-    if total is not None and expected_size is not None and total != expected_size:
-        raise _wrong_size(url, f"{total:,}", expected_size)
-    return total if total is not None else expected_size
+    if not length.isdecimal():
+        return file.size_bytes
+    total = start + int(length)
+    if total > MAX_BYTES or total != (file.size_bytes or total):
+        raise _wrong_size(file, f"{total:,}")
+    return total
 
 
-def _wrong_size(url: str, found: str, expected_size: int | None) -> WeightsError:
-    wanted = f"{expected_size:,}" if expected_size else f"{MAX_BYTES:,} at most"
-    return WeightsError(
-        f"{url}: {found} bytes, {wanted} expected: cut off, or another file",
-        "skinjob fetch-weights --source URL   # another mirror",
+def _wrong_size(file: Download, actual: str) -> DownloadError:
+    expected = f"{file.size_bytes:,}" if file.size_bytes else f"{MAX_BYTES:,} at most"
+    return DownloadError(
+        f"{file.url}: {actual} bytes, {expected} expected: cut off, or another file",
+        file.elsewhere,
     )
-
-
-def _full_disk(folder: Path, needed_bytes: int | None, found: str, again: str) -> WeightsError:
-    free = shutil.disk_usage(folder).free
-    needed = f"{needed_bytes:,} bytes needed" if needed_bytes else "more is needed"
-    return WeightsError(
-        f"{folder}: {found}: {needed}, {free:,} free",
-        f"df -h {shlex.quote(str(folder))}; {again}   # once there is room; what has come is kept",
-    )
-
-
-def _size(path: Path) -> int:
-    """Returns a file's size in bytes, 0 when there is none."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

@@ -28,6 +28,10 @@ class ConfigError(SkinjobError):
     """A value of the configuration that cannot work."""
 
 
+class DownloadError(SkinjobError):
+    """A file that a server does not give, or not as it was promised."""
+
+
 class WeightsError(SkinjobError):
     """Weights that are missing, damaged, of another architecture or not to be trusted."""
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import Slurm, slurm_of_its_own
 from trees import make_tree
-
-from skinjob.weights.file import write_untrained
+from untrained import write_untrained
 
 GOLDENS = Path(__file__).parent / "golden"
 

@@ -12,7 +12,7 @@ from skinjob.commands.report import report_on
 from skinjob.commands.submit import print_plan, submit_and_tell
 from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.console import say
-from skinjob.errors import WeightsError
+from skinjob.errors import DownloadError, WeightsError
 
 DEMO_TRAIN, DEMO_TEST = 160, 100  # images of each class
 DEMO_BATCH_SIZES, DEMO_SEEDS = (32, 64, 128, 256), (0, 1, 2)
@@ -40,7 +40,9 @@ def demo(folder: Path) -> None:
     from skinjob.data.lesions import make_images
     from skinjob.submit.plan import make_plan
 
-    data, weights = folder / "skin_cancer", folder / "weights" / "resnet18.safetensors"
+    from skinjob.weights.backbones import DEFAULT
+
+    data, weights = folder / "skin_cancer", folder / "weights" / DEFAULT.file_name
     make_images(data, num_train=DEMO_TRAIN, num_test=DEMO_TEST)
     say(f"images in {data}: generated drawings, not real lesions")
     _demo_weights(weights)
@@ -60,22 +62,24 @@ def demo(folder: Path) -> None:
 
 def _demo_weights(file: Path) -> None:
     """Fetches the weights, or, where the internet does not answer, pretrains some here."""
-    from skinjob.weights.file import fetch_weights, find_demo_weights
+    from skinjob.weights.backbones import DEFAULT
+    from skinjob.weights.fetch import fetch_weights
+    from skinjob.weights.file import find_weights
 
     try:
-        fetched = fetch_weights(file.parent)
-        say(f"weights in {fetched.path}: {fetched.source}")
-    except WeightsError as error:
+        weights, _ = fetch_weights(file.parent)
+        say(f"weights in {weights.path}: {weights.source}")
+    except (DownloadError, WeightsError) as error:
         say(f"weights could not be fetched: {error.message}", is_error=True)
-        if find_demo_weights(file):
-            say("no internet: using the ResNet18 that an earlier demo pretrained here")
+        if (made := find_weights(file, "demo")) and made.listed:
+            say(f"no internet: using the {DEFAULT.title} that an earlier demo pretrained here")
             return
         from skinjob.train.pretrain import pretrain
 
-        say("pretraining a ResNet18 here instead, on drawn shapes; it takes about a minute")
+        say(f"pretraining a {DEFAULT.title} here instead, on drawn shapes; it takes about a minute")
         start = time.monotonic()
         pretrain(file)
         say(
-            f"no internet: pretrained ResNet18 here for {time.monotonic() - start:.0f} s on drawn "
-            "shapes (the published weights are better)"
+            f"no internet: pretrained {DEFAULT.title} here for {time.monotonic() - start:.0f} s on "
+            "drawn shapes (the published weights are better)"
         )

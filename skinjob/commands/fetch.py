@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from skinjob.commands.help import TaskCommand
 from skinjob.console import say
+from skinjob.weights.backbones import DEFAULT
 
 
-@click.command(cls=TaskCommand)
+@click.command(
+    cls=TaskCommand,
+    help=f"""Download and check the pretrained {DEFAULT.title}. Needs no torch.
+
+    A download that broke off is resumed. The file that this makes is ready for scp.
+
+    \b
+    Example:
+      skinjob fetch-weights
+      scp weights/{DEFAULT.file_name} weights/SHA256SUMS cluster:skinjob/weights/
+    """,
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -27,21 +40,14 @@ from skinjob.console import say
     "--sha256", help="Digest of the source, 64 hex digits; needed when its name carries none."
 )
 def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
-    """Download and check the pretrained ResNet18. Needs no torch.
+    from skinjob.weights.fetch import fetch_weights as fetch
+    from skinjob.weights.file import SUMS_NAME
 
-    It goes on where a download broke off, and leaves a file that is ready for scp.
-
-    \b
-    Example:
-      skinjob fetch-weights
-      scp weights/resnet18.safetensors weights/SHA256SUMS cluster:skinjob/weights/
-    """
-    from skinjob.weights.file import fetch_weights as fetch
-
-    fetched = fetch(out, source, sha256)
-    say(f"{fetched.path} {'is there already, and whole' if fetched.already else 'written'}")
-    say(f"sha256  {fetched.sha256}")
-    say(f"size    {fetched.size_bytes:,} bytes")
-    say(f"source  {fetched.source}")
-    say("", f"next:  {fetched.scp_line}")
-    say("there: (cd skinjob/weights && sha256sum -c SHA256SUMS)")
+    weights, was_there = fetch(out, source, sha256)
+    files = shlex.join([str(weights.path), str(weights.path.with_name(SUMS_NAME))])
+    say(f"{weights.path} {'is there already, and whole' if was_there else 'written'}")
+    say(f"sha256  {weights.sha256}")
+    say(f"size    {weights.size_bytes:,} bytes")
+    say(f"source  {weights.source}")
+    say("", f"next:  scp {files} USER@LOGIN_NODE:skinjob/weights/")
+    say(f"there: (cd skinjob/weights && sha256sum -c {SUMS_NAME})")

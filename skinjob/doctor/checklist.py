@@ -43,8 +43,7 @@ from skinjob.submit.python import (
 )
 from skinjob.submit.room import free_bytes
 from skinjob.sweeps.layout import Sweep, run_name
-from skinjob.weights.file import WeightsInfo, read_weights_info
-from skinjob.weights.sums import SUMS_NAME
+from skinjob.weights.file import SUMS_NAME, WeightsInfo, read_weights_info
 
 NO_ANSWER = "SLURM does not answer"
 
@@ -191,7 +190,7 @@ def _read_weights(wish: Wish) -> tuple[Finding, WeightsInfo | None]:
         info = read_weights_info(path)
     except SkinjobError as error:
         return failed(error), None
-    words = f"{info.architecture}, sha256 {info.sha256[:16]}..."
+    words = f"{info.backbone.name}, sha256 {info.sha256[:16]}..."
     if info.note:
         return warn(f"{words}; {info.note.strip()}"), info
     if not info.listed:

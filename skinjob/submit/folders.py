@@ -183,7 +183,7 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, 
         "weights": {
             "path": next(iter(plan.configs.values())).weights,
             "sha256": plan.weights.sha256,
-            "architecture": plan.weights.architecture,
+            "architecture": plan.weights.backbone.name,
             "source": plan.weights.source,
             "source_sha256": plan.weights.source_sha256,
             "kind": plan.weights.kind,

@@ -41,7 +41,7 @@ from skinjob.train.reporter import Reporter, logging_to
 from skinjob.train.streams import Streams
 from skinjob.train.telling import take, tell_done, tell_failed, telling
 from skinjob.train.views import Views
-from skinjob.weights.file import read_preprocessing
+from skinjob.weights.file import read_backbone
 from skinjob.words import list_first
 
 log = logging.getLogger("skinjob")
@@ -132,7 +132,7 @@ def _prepare(configs: Mapping[Run, TrainConfig], hold: Hold) -> Job:
         recipe.augmentation_seed,
         sweep.cache_folder,
         keeps_test=recipe.train == "all",
-        preprocessing=read_preprocessing(weights),
+        preprocessing=read_backbone(weights).preprocessing,
     )
     return Job(configs, info, hold, checkpoints, device, images, weights, pixels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from skinjob.console import progress
 from skinjob.data.shapes import KINDS, draw_shapes
 from skinjob.train import transforms
 from skinjob.train.device import usable_cpus
-from skinjob.weights.backbones import Preprocessing
+from skinjob.weights.backbones import DEFAULT, Preprocessing
 from skinjob.weights.file import WeightsInfo, write_demo_weights
 
 SIDE = 64  # pixels of a picture
@@ -48,7 +49,8 @@ def pretrain(
     )
     source = f"pretrained by skinjob demo on {num_pictures} drawn shapes of {len(KINDS)} kinds"
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return write_demo_weights(path, tensors, preprocessing, source)
+    backbone = replace(DEFAULT, preprocessing=preprocessing)
+    return write_demo_weights(path, tensors, backbone, source)
 
 
 def _new_resnet18(generator: torch.Generator) -> ResNet:

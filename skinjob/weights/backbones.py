@@ -1,41 +1,23 @@
-"""What a ResNet18 is made of: its tensors by name, shape and type, and how it expects images.
+"""The networks that can be fine-tuned: all that the rest of the package must know of each.
 
-Published by He et al., "Deep Residual Learning for Image Recognition" (2016), as torchvision
-names its parts. Told without torch, for the laptop that fetches has none.
+Told without torch, because the laptop that fetches the weights has none. Another network is
+another entry of BACKBONES.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from skinjob.errors import WeightsError
 
-ARCHITECTURE = "resnet18"
-NUM_CLASSES = 1000  # ImageNet's; the sweep's own head replaces this layer
 COUNTER = "num_batches_tracked"  # saved since torch 0.4.1; the published file is older
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images were prepared for the backbone, and must be again; sizes in pixels.
-
-    Training resizes to the crop's size, as its recipe has it, and reads mean and std.
-    """
-
-    resize: int = 256  # the shorter side
-    crop: int = 224  # a centred square
-    interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-
-PREPROCESSING = Preprocessing()  # torchvision's ResNet18_Weights.IMAGENET1K_V1.transforms()
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """What is told of a tensor without its numbers: its type ("float32") and its shape."""
+class Tensor(NamedTuple):
+    """What is known of a tensor without its numbers: its type ("float32") and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,56 +26,119 @@ class Tensor:
         return f"{self.dtype} {self.shape}"
 
 
-def layout() -> dict[str, Tensor]:
-    """Returns ResNet18's 122 tensors by name, in torchvision's order; 20 of them are counters."""
-    tensors = _convolution("conv1", 64, 3, 7) | _batch_norm("bn1", 64)
-    inputs = 64
-    for stage, channels in enumerate((64, 128, 256, 512), start=1):
-        for block in (0, 1):
-            tensors |= _basic_block(f"layer{stage}.{block}", channels, inputs)
-            inputs = channels
-    tensors["fc.weight"] = Tensor("float32", (NUM_CLASSES, 512))
-    tensors["fc.bias"] = Tensor("float32", (NUM_CLASSES,))
-    return tensors
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a backbone; sizes in pixels.
 
-
-def check_layout(found: Mapping[str, Tensor], where: str, fix: str) -> None:
-    """Changes nothing; raises WeightsError unless *found* is ResNet18, tensor for tensor.
-
-    The counters `num_batches_tracked` may be absent: torchvision's own file has none of them.
+    Training resizes to the crop's size, and takes *mean* and *std* from the weights file.
     """
-    expected = layout()
-    faults = [
-        f"{name} is missing ({wanted} expected)"
-        for name, wanted in expected.items()
-        if name not in found and not name.endswith(COUNTER)
-    ]
-    for name, tensor in found.items():
-        if name not in expected:
-            faults.append(f"{name} is no tensor of it")
-        elif tensor != expected[name]:
-            faults.append(f"{name} is {tensor}, {expected[name]} expected")
-    if faults:
-        more = f" ({len(faults)} differences in all)" if len(faults) > 1 else ""
-        raise WeightsError(f"{where}: not torchvision's ResNet18: {faults[0]}{more}", fix)
+
+    resize: int  # the shorter side
+    crop: int  # a centred square
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-def _basic_block(name: str, channels: int, inputs: int) -> dict[str, Tensor]:
-    tensors = _convolution(f"{name}.conv1", channels, inputs, 3)
-    tensors |= _batch_norm(f"{name}.bn1", channels)
-    tensors |= _convolution(f"{name}.conv2", channels, channels, 3)
-    tensors |= _batch_norm(f"{name}.bn2", channels)
-    if channels != inputs:  # the shortcut must change its width too
-        tensors |= _convolution(f"{name}.downsample.0", channels, inputs, 1)
-        tensors |= _batch_norm(f"{name}.downsample.1", channels)
+@dataclass(frozen=True)
+class Backbone:
+    """A network: its published weights, its images, its features and its tensors."""
+
+    name: str  # torchvision.models.get_model(name) builds it
+    title: str  # as people write it
+    num_features: int  # what the last layer takes
+    preprocessing: Preprocessing
+    url: str
+    sha256: str
+    size_bytes: int
+    licence: str
+    body: Mapping[str, Tensor] = field(hash=False, repr=False)  # without the last layer
+    head: str = "fc"  # the last layer, which a new one replaces
+    num_classes: int = 1000  # of the published head: ImageNet's
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.safetensors"
+
+    @property
+    def head_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{self.head}.weight": Tensor("float32", (self.num_classes, self.num_features)),
+            f"{self.head}.bias": Tensor("float32", (self.num_classes,)),
+        }
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, in torchvision's order, counters among them."""
+        return {**self.body, **self.head_tensors}
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all numbers in float32."""
+        return sum(4 * math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], where: str, fix: str) -> None:
+        """Changes nothing; the counters may be absent, as torchvision's own file has none.
+
+        Raises: WeightsError that names *where*, unless *tensors* are this network's, one by one.
+        """
+        expected = self.tensors
+        problems = [
+            f"{name} is missing ({tensor} expected)"
+            for name, tensor in expected.items()
+            if name not in tensors and not name.endswith(COUNTER)
+        ]
+        for name, tensor in tensors.items():
+            if name not in expected:
+                problems.append(f"{name} is no tensor of it")
+            elif tensor != expected[name]:
+                problems.append(f"{name} is {tensor}, {expected[name]} expected")
+        if problems:
+            more = f" ({len(problems)} differences in all)" if len(problems) > 1 else ""
+            raise WeightsError(f"{where}: not torchvision's {self.title}: {problems[0]}{more}", fix)
+
+
+def resnet_body(num_blocks: tuple[int, int, int, int]) -> dict[str, Tensor]:
+    """Returns the tensors of a ResNet of basic blocks, so many in each of its four stages.
+
+    Source: He et al., "Deep Residual Learning for Image Recognition" (2016), as torchvision names
+    its parts.
+    """
+    tensors, inputs = _convolution("conv1", "bn1", (64, 3, 7, 7)), 64
+    for stage, width in enumerate((64, 128, 256, 512)):
+        for block in range(num_blocks[stage]):
+            part = f"layer{stage + 1}.{block}"
+            tensors |= _convolution(f"{part}.conv1", f"{part}.bn1", (width, inputs, 3, 3))
+            tensors |= _convolution(f"{part}.conv2", f"{part}.bn2", (width, width, 3, 3))
+            if width != inputs:  # the shortcut must change its width too
+                short = f"{part}.downsample"
+                tensors |= _convolution(f"{short}.0", f"{short}.1", (width, inputs, 1, 1))
+            inputs = width
     return tensors
 
 
-def _convolution(name: str, channels: int, inputs: int, kernel: int) -> dict[str, Tensor]:
-    return {f"{name}.weight": Tensor("float32", (channels, inputs, kernel, kernel))}
-
-
-def _batch_norm(name: str, channels: int) -> dict[str, Tensor]:
+def _convolution(name: str, norm: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Returns the tensors of a convolution, (out, in, height, width), and of its batch norm."""
     parts = ("weight", "bias", "running_mean", "running_var")
-    tensors = {f"{name}.{part}": Tensor("float32", (channels,)) for part in parts}
-    return tensors | {f"{name}.{COUNTER}": Tensor("int64", ())}
+    return {
+        f"{name}.weight": Tensor("float32", shape),
+        **{f"{norm}.{part}": Tensor("float32", shape[:1]) for part in parts},
+        f"{norm}.{COUNTER}": Tensor("int64", ()),
+    }
+
+
+RESNET18 = Backbone(  # torchvision's ResNet18_Weights.IMAGENET1K_V1
+    name="resnet18",
+    title="ResNet18",
+    num_features=512,
+    preprocessing=Preprocessing(resize=256, crop=224),
+    url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    sha256="f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    size_bytes=46_830_571,
+    licence="torchvision's code is BSD-3-Clause; these weights were trained on ImageNet, whose "
+    "terms of access allow non-commercial research and education, and torchvision leaves it to "
+    "each user to find out whether a use is allowed",
+    body=resnet_body((2, 2, 2, 2)),
+)
+BACKBONES = {backbone.name: backbone for backbone in (RESNET18,)}
+DEFAULT = RESNET18
+PREPROCESSING = DEFAULT.preprocessing

@@ -1,10 +1,7 @@
-"""The pretrained weights as one safetensors file: fetched, checked, and known again later.
+"""The weights file that jobs read: safetensors, with its origin in the header.
 
-    weights/resnet18.safetensors   102 to 122 tensors; its metadata tells where they come from
-    weights/SHA256SUMS             for `sha256sum -c SHA256SUMS`, which needs no Python
-
-While a fetch runs, the folder also has hidden files: `.fetch.lock` (empty, stays) and
-`.resnet18-<8 digits>.pth.part`, which a broken fetch goes on from and a complete one removes.
+weights/<backbone>.safetensors   the tensors; metadata: where they come from, and their input
+weights/SHA256SUMS               for `sha256sum -c SHA256SUMS`, which needs no Python
 """
 
 from __future__ import annotations
@@ -13,9 +10,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import shlex
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,71 +22,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skinjob.download import (
-    download,
-    explaining_full_disk,
-    looks_like_html,
-    one_at_a_time,
-)
+from skinjob.console import say
+from skinjob.download import explain_full_disk, looks_like_html
 from skinjob.errors import WeightsError
-from skinjob.files import replacing, sha256_file, sorted_safetensors
-from skinjob.weights.backbones import (
-    ARCHITECTURE,
-    COUNTER,
-    PREPROCESSING,
-    Preprocessing,
-    Tensor,
-    check_layout,
-    layout,
-)
-from skinjob.weights.kinds import (
-    FETCH,
-    require_no_safetensors,
-    require_no_stand_in,
-    require_no_torch_file,
-    strange_safetensors,
-)
-from skinjob.weights.source import Source, find_source
-from skinjob.weights.statedict import read_state_dict
-from skinjob.weights.sums import SUMS_NAME, promise_digest, promised_digest
+from skinjob.files import locked, pointer_kind, replacing, sha256_file, sorted_safetensors
+from skinjob.weights.backbones import BACKBONES, Backbone, Preprocessing, Tensor
 
-WEIGHTS_FOLDER = Path("weights")
-WEIGHTS_NAME = "resnet18.safetensors"
-LOCK_NAME = ".fetch.lock"
-
-PUBLISHED_LICENCE = (
-    "torchvision's code is BSD-3-Clause; these weights were trained on ImageNet, whose terms of"
-    " access allow non-commercial research and education, and torchvision leaves it to each user"
-    " to find out whether a use is allowed"
-)
-UNKNOWN_LICENCE = "not known: this is not the file that torchvision publishes; ask who made it"
-UNTRAINED_LICENCE = "none needed: random numbers"
-DEMO_LICENCE = "none needed: pretrained by skinjob on shapes that it drew"
-LEAST_CROP, MOST_CROP = 32, 512  # pixels; ResNet18 halves a picture five times
-KINDS = ("fetched", "demo", "untrained")
+SUMS_NAME = "SHA256SUMS"
+LOCK_NAME = ".fetch.lock"  # empty, and stays
+FETCH = "make fetch-weights   # on a machine with internet; then copy weights/ here"
+MIN_CROP, MAX_CROP = 32, 512  # pixels; a ResNet halves a picture five times
+NOTES = {"fetched": "", "demo": "  demo: pretrained on drawn shapes", "untrained": "  untrained"}
+"""What a line that names a weights file ends with, by the file's kind."""
 
 _DTYPES = {"F32": "float32", "I64": "int64"}  # safetensors' names
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What `fetch_weights` leaves: the file, its digest, and whether it was there before."""
-
-    path: Path
-    sha256: str
-    size_bytes: int
-    source: str
-    already: bool
-
-    @property
-    def sums(self) -> Path:
-        return self.path.with_name(SUMS_NAME)
-
-    @property
-    def scp_line(self) -> str:
-        """The command that carries the file and its digest to the cluster, but for its name."""
-        files = shlex.join([str(self.path), str(self.sums)])
-        return f"scp {files} USER@LOGIN_NODE:skinjob/weights/"
 
 
 @dataclass(frozen=True)
@@ -97,13 +45,11 @@ class WeightsInfo:
     path: Path
     sha256: str
     size_bytes: int
-    architecture: str
+    backbone: Backbone  # with the preprocessing that the file asks for
     source: str
     source_sha256: str  # of the .pth; empty when it was not fetched
-    kind: str  # one of KINDS; demo: pretrained by `skinjob demo` on drawn shapes
-    licence: str
-    preprocessing: Preprocessing
-    listed: bool  # whether SHA256SUMS beside it names this digest; False: there is no such line
+    kind: str  # a key of NOTES
+    listed: bool  # whether SHA256SUMS beside it has its digest
 
     @property
     def untrained(self) -> bool:
@@ -111,36 +57,7 @@ class WeightsInfo:
 
     @property
     def note(self) -> str:
-        """What a line that names the file goes on with."""
-        notes = {"demo": "  demo: pretrained on drawn shapes", "untrained": "  untrained: random"}
-        return notes.get(self.kind, "")
-
-
-def fetch_weights(out: Path, source: str | None = None, sha256: str | None = None) -> Fetched:
-    """Makes out/resnet18.safetensors from a published .pth, unless it is there already.
-
-    *source* is an http(s) address or a file (only read), None for torchvision's own; it is held
-    to *sha256* (64 hex digits) and to the 8 digits that its name carries. Writes SHA256SUMS.
-    Until all is checked nothing is under the final name but what was there before.
-
-    Raises:
-        WeightsError: whatever keeps the file from being had, or from being what was asked for.
-    """
-    again = _command(out, source, sha256)
-    if source and "://" not in source:
-        require_no_stand_in(Path(source))
-        require_no_safetensors(Path(source))
-    wanted = find_source(source, sha256, again)
-    target = out / WEIGHTS_NAME
-    if info := _had_already(target, wanted):
-        return _fetched(info, already=True)
-    with one_at_a_time(out / LOCK_NAME, again):
-        if info := _had_already(target, wanted):  # the one that held the lock has just made it
-            return _fetched(info, already=True)
-        for abandoned in out.glob(f".{WEIGHTS_NAME}.*.part"):  # by a writer that was killed
-            abandoned.unlink()
-        _bring(wanted, target)
-        return _fetched(read_weights_info(target), already=False)
+        return NOTES[self.kind]
 
 
 def read_weights_info(path: Path) -> WeightsInfo:
@@ -148,296 +65,232 @@ def read_weights_info(path: Path) -> WeightsInfo:
 
     Raises:
         WeightsError: it is missing, is not what SHA256SUMS beside it promises, is no safetensors
-            file that `skinjob fetch-weights` wrote, or holds another architecture.
+            file that `skinjob fetch-weights` wrote, or has other tensors than its backbone.
     """
     require_no_stand_in(path)
-    digest, size_bytes = _digest_and_size(path)
+    try:
+        sha256, size_bytes = sha256_file(path), path.stat().st_size
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        words = "no such file" if missing else f"cannot be read: {error.strerror}"
+        raise WeightsError(f"{path}: {words}", FETCH) from error
     promised = promised_digest(path)
-    if promised not in (None, digest):
+    if promised not in (None, sha256):
         raise WeightsError(
-            f"{path}: damaged: its SHA-256 is {digest}, {SUMS_NAME} says {promised}", FETCH
+            f"{path}: damaged: its SHA-256 is {sha256}, {SUMS_NAME} says {promised}", FETCH
         )
-    return _checked_info(path, digest, size_bytes, listed=promised is not None)
+    backbone, metadata = _read_checked_header(path)
+    return WeightsInfo(
+        path,
+        sha256,
+        size_bytes,
+        backbone,
+        source=metadata["source"],
+        source_sha256=metadata["source_sha256"],
+        kind=metadata["kind"],
+        listed=promised is not None,
+    )
 
 
-def _checked_info(path: Path, digest: str, size_bytes: int, *, listed: bool) -> WeightsInfo:
-    """Returns what the header says, once it is that of a ResNet18 that we wrote."""
-    require_no_torch_file(path)
-    tensors, metadata = _read_header(path)
-    if "architecture" not in metadata:
-        raise strange_safetensors(path, tensors)
-    architecture = metadata["architecture"]
-    if architecture != ARCHITECTURE:
-        raise WeightsError(f"{path}: architecture {architecture}, {ARCHITECTURE} expected", FETCH)
-    check_layout(tensors, str(path), FETCH)
-    try:
-        return WeightsInfo(
-            path=path,
-            sha256=digest,
-            size_bytes=size_bytes,
-            architecture=architecture,
-            source=metadata["source"],
-            source_sha256=metadata["source_sha256"],
-            kind=_kind(metadata),
-            licence=metadata["licence"],
-            preprocessing=_parse_preprocessing(metadata),
-            listed=listed,
-        )
-    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise _garbled(path, error) from error
+def read_backbone(path: Path) -> Backbone:
+    """Returns the network whose weights *path* has, with the preprocessing that they ask for.
 
-
-def _garbled(path: Path, fault: Exception) -> WeightsError:
-    return WeightsError(f"{path}: its metadata lacks or garbles {fault!s:.200}", FETCH)
-
-
-def read_preprocessing(path: Path) -> Preprocessing:
-    """Returns how the backbone in *path* wants its images; reads the file's header.
-
-    Raises:
-        WeightsError: there is no such header.
+    Reads the header alone. Raises: WeightsError as `read_weights_info`.
     """
+    return _read_checked_header(path)[0]
+
+
+def find_weights(path: Path, kind: str) -> WeightsInfo | None:
+    """Returns what *path* says of itself if it is of a *kind* and sound, else None."""
     try:
-        return _parse_preprocessing(_read_header(path)[1])
-    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise _garbled(path, error) from error
+        info = read_weights_info(path)
+    except WeightsError:
+        return None
+    return info if info.kind == kind else None
 
 
-def find_demo_weights(path: Path) -> WeightsInfo | None:
-    """Returns what *path* says of itself if an earlier demo pretrained it and it is sound."""
-    info = _sound(path)
-    return info if info and info.listed and info.kind == "demo" else None
+def write_weights(
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    backbone: Backbone,
+    *,
+    source: str,
+    kind: str,
+    source_sha256: str = "",
+    licence: str = "",
+    again: str = "skinjob fetch-weights",
+) -> None:
+    """Replaces *path* by a safetensors file, and its line in SHA256SUMS beside it.
+
+    Equal arguments give equal bytes, in every version of skinjob: sweeps know weights by their
+    digest. That is why "licence" and "interpolation" are written, which nothing reads.
+    """
+    from safetensors.numpy import save
+
+    backbone.check_tensors(describe(tensors), source, again)
+    image = backbone.preprocessing
+    metadata = {
+        "architecture": backbone.name,
+        "source": source,
+        "source_sha256": source_sha256,
+        "untrained": json.dumps(kind == "untrained"),
+        "licence": licence,
+        "resize": str(image.resize),
+        "crop": str(image.crop),
+        "interpolation": "bilinear",
+        "mean": json.dumps(image.mean),
+        "std": json.dumps(image.std),
+    }
+    if kind == "demo":
+        metadata["kind"] = kind
+    content = sorted_safetensors(save(dict(tensors), metadata))
+    with explain_full_disk(path.parent, len(content), again):
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+        promise_digest(path, hashlib.sha256(content).hexdigest())
 
 
 def write_demo_weights(
-    path: Path, tensors: Mapping[str, NDArray[Any]], preprocessing: Preprocessing, source: str
+    path: Path, tensors: Mapping[str, NDArray[Any]], backbone: Backbone, source: str
 ) -> WeightsInfo:
-    """Makes *path* a ResNet18 of *tensors*, marked as pretrained by the demo.
+    """Makes *path* a weights file of *tensors*, marked as pretrained by the demo.
 
-    Their head is not kept: it has other classes than the layout wants. Adds the digest to
-    SHA256SUMS beside it.
-
-    Raises:
-        WeightsError: *path* holds fetched weights, or cannot be written.
-    """
-    with one_at_a_time(path.parent / LOCK_NAME, "skinjob demo"):
-        _require_not_fetched(path)
-        backbone = {
-            name: np.array(array, order="C")  # safetensors writes memory as it lies
-            for name, array in tensors.items()
-            if not name.startswith("fc.")
-        }
-        head = {
-            name: np.zeros(layout()[name].shape, "float32") for name in ("fc.weight", "fc.bias")
-        }
-        check_layout(_described(backbone | head), source, "skinjob demo")
-        metadata = _metadata(source, "", DEMO_LICENCE, preprocessing, kind="demo")
-        _install(path, backbone | head, metadata, "skinjob demo")
-    return read_weights_info(path)
-
-
-def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
-    """Makes *path* a ResNet18 of random numbers that says so, for trying things out offline.
-
-    Convolutions are drawn as He et al., "Delving Deep into Rectifiers" (2015), by fan-out, as
-    torchvision does. Adds its digest to SHA256SUMS beside it.
+    Their head is not kept: it has other classes than the backbone's.
 
     Raises:
         WeightsError: *path* holds fetched weights, or cannot be written.
     """
-    again = "skinjob demo"
-    with one_at_a_time(path.parent / LOCK_NAME, again):
-        _require_not_fetched(path)
-        source = f"untrained (random numbers, seed {seed})"
-        metadata = _metadata(source, "", UNTRAINED_LICENCE, kind="untrained")
-        _install(path, _random_tensors(seed), metadata, again)
+    head = backbone.head_tensors
+    with weights_lock(path.parent, "skinjob demo"):
+        if info := find_weights(path, "fetched"):
+            raise WeightsError(
+                f"{path}: holds trained weights ({info.source}), which the demo's do not replace",
+                f"mv {shlex.quote(str(path))} ELSEWHERE",
+            )
+        arrays = {  # safetensors writes memory as it lies
+            name: np.array(array, order="C") for name, array in tensors.items() if name not in head
+        }
+        arrays |= {name: np.zeros(tensor.shape, tensor.dtype) for name, tensor in head.items()}
+        write_weights(path, arrays, backbone, source=source, kind="demo", again="skinjob demo")
     return read_weights_info(path)
 
 
-def _require_not_fetched(path: Path) -> None:
-    if (info := _sound(path)) and info.kind == "fetched":
-        raise WeightsError(
-            f"{path}: holds trained weights ({info.source}), which the demo's do not replace",
-            f"mv {shlex.quote(str(path))} ELSEWHERE",
-        )
+@contextmanager
+def weights_lock(folder: Path, again: str) -> Iterator[None]:
+    """Holds the lock of a weights folder, which is made if need be, once no other process does.
 
-
-# --- fetching ---------------------------------------------------------------------------------
-
-
-def _command(out: Path, source: str | None, sha256: str | None) -> str:
-    words = ["skinjob", "fetch-weights"]
-    words += ["--source", source] if source else []
-    words += ["--sha256", sha256] if sha256 else []
-    words += ["--out", str(out)] if out != WEIGHTS_FOLDER else []
-    return shlex.join(words)
-
-
-def _had_already(target: Path, wanted: Source) -> WeightsInfo | None:
-    """Returns what is known of *target* when it is sound and came from *wanted*, else None."""
-    info = _sound(target)
-    if info and info.listed and info.source_sha256.startswith(wanted.digest):
-        return info
-    return None
-
-
-def _sound(path: Path) -> WeightsInfo | None:
+    Raises: WeightsError when the folder cannot be written to.
+    """
+    lock = folder / LOCK_NAME
+    words = f"waiting for another fetch-weights or demo (it holds {lock})"
     try:
-        return read_weights_info(path)
-    except WeightsError:  # missing or damaged: it will be made anew
-        return None
-
-
-def _fetched(info: WeightsInfo, *, already: bool) -> Fetched:
-    return Fetched(info.path, info.sha256, info.size_bytes, info.source, already)
-
-
-def _bring(wanted: Source, target: Path) -> None:
-    """Writes *target* from the source, once its digest and every tensor have been checked."""
-    pth = _download(wanted, target.parent) if wanted.is_url else _local_file(wanted)
-    try:
-        tensors = read_state_dict(pth)
-        _check_tensors(tensors, wanted)
-    except WeightsError:
-        if wanted.is_url:  # what was asked for, and no use
-            pth.unlink()
-        raise
-    licence = PUBLISHED_LICENCE if wanted.published else UNKNOWN_LICENCE
-    metadata = _metadata(wanted.public, sha256_file(pth), licence, kind="fetched")
-    _install(target, tensors, metadata, wanted.command)
-    if wanted.is_url:
-        pth.unlink()
-
-
-def _download(wanted: Source, folder: Path) -> Path:
-    """Returns the downloaded file in *folder*, its digest checked; a wrong one is not kept."""
-    partial = folder / f".resnet18-{wanted.digest[:8]}.pth.part"
-    resumed = partial.exists()
-    if not resumed or _digest_fault(partial, wanted):
-        download(wanted.location, partial, expected_size=wanted.size_bytes, again=wanted.command)
-    fault = _digest_fault(partial, wanted)
-    if fault and resumed:  # the bytes that lay here may be the bad ones: once more from the first
-        partial.unlink()
-        return _download(wanted, folder)
-    if fault:
-        partial.unlink()
-        raise WeightsError(f"{wanted.location}: {fault}", wanted.command)
-    return partial
-
-
-def _local_file(wanted: Source) -> Path:
-    path = Path(wanted.location)
-    try:
-        fault = _digest_fault(path, wanted)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(lock, tell_waiting=lambda: say(words, is_error=True)):
+            yield
     except OSError as error:
-        raise WeightsError(
-            f"--source {path}: {error.strerror}", "skinjob fetch-weights --source FILE"
-        ) from error
-    if fault:
-        raise WeightsError(f"--source {path}: {fault}", "skinjob fetch-weights   # downloads it")
-    return path
+        if error.filename not in (str(lock), str(folder)):
+            raise
+        fix = f"{again} --out FOLDER   # one that you may write to"
+        raise WeightsError(f"{folder}: cannot write there: {error.strerror}", fix) from error
 
 
-def _digest_fault(path: Path, wanted: Source) -> str:
-    """Returns what is wrong with a file's digest in words; nothing when it is as promised."""
-    found = sha256_file(path)
-    if found.startswith(wanted.digest):
-        return ""
-    with path.open("rb") as content:
-        head = content.read(512)
-    if looks_like_html(head):
-        return "an HTML page, not weights"
-    size_bytes = path.stat().st_size
-    if wanted.size_bytes and size_bytes != wanted.size_bytes:
-        return f"{size_bytes:,} bytes, {wanted.size_bytes:,} expected: cut off, or another file"
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        return f"cut off: its end is missing ({size_bytes:,} bytes)"
-    return f"damaged, or another file: its SHA-256 is {found}, {wanted.digest} promised"
-
-
-def _check_tensors(tensors: Mapping[str, NDArray[Any]], wanted: Source) -> None:
-    check_layout(
-        _described(tensors), wanted.location, "skinjob fetch-weights   # torchvision's own"
-    )
-
-
-def _described(tensors: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+def describe(tensors: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     return {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
 
 
-# --- the file ---------------------------------------------------------------------------------
+# --- files that people take for weights -------------------------------------------------------
 
 
-def _metadata(
-    source: str,
-    source_sha256: str,
-    licence: str,
-    preprocessing: Preprocessing = PREPROCESSING,
-    *,
-    kind: str,
-) -> dict[str, str]:
-    """Returns what travels in the file's header: texts only, lists as JSON.
+def require_no_stand_in(path: Path) -> None:
+    """Changes nothing. Raises: WeightsError for a pointer of Git or a web page."""
+    try:
+        with path.open("rb") as content:
+            head = content.read(512)
+    except OSError:  # its reader tells
+        return
+    if kind := pointer_kind(head):
+        command = "git lfs pull" if "LFS" in kind else "git annex get ."
+        raise WeightsError(
+            f"{path}: {kind}, not the weights", f"{command}   # where it was cloned; then copy it"
+        )
+    if looks_like_html(head):
+        raise WeightsError(f"{path}: an HTML page, not weights", FETCH)
 
-    The key "kind" came later than "untrained" and is written for the demo alone: the same weights,
-    fetched again, shall have the same digest.
-    """
-    return (
-        {
-            "architecture": ARCHITECTURE,
-            "source": source,
-            "source_sha256": source_sha256,
-            "untrained": json.dumps(kind == "untrained"),
-            "licence": licence,
-        }
-        | ({"kind": kind} if kind == "demo" else {})
-        | {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in dataclasses.asdict(preprocessing).items()
-        }
+
+def require_no_safetensors(path: Path) -> None:
+    """Changes nothing. Raises: WeightsError for a safetensors file in the place of a .pth."""
+    try:
+        tensors, metadata = _read_header(path)
+    except WeightsError:
+        return
+    if "architecture" in metadata:
+        raise WeightsError(
+            f"{path}: this file was made by skinjob fetch-weights already",
+            f"skinjob submit --weights {shlex.quote(str(path))}",
+        )
+    raise _of_another_maker(path, tensors)
+
+
+def _of_another_maker(path: Path, names: Iterable[str]) -> WeightsError:
+    """Returns the error on a safetensors file without its origin, by its tensors' *names*."""
+    of_another_maker = f"{path}: a safetensors file of another maker"
+    known = set().union(*(backbone.tensors for backbone in BACKBONES.values()))
+    if unknown := sorted(set(names) - known):
+        titles = " or ".join(backbone.title for backbone in BACKBONES.values())
+        library = " (Hugging Face's names)" if unknown[-1].startswith("resnet.") else ""
+        words = f"its {unknown[0]!r:.80} is no tensor of torchvision's {titles}{library}"
+        return WeightsError(f"{of_another_maker}: {words}", FETCH)
+    program = (
+        "import torch; from safetensors.torch import load_file;"
+        f' torch.save(load_file({json.dumps(str(path))}), "new.pth")'
+    )
+    return WeightsError(
+        f"{of_another_maker}: nothing in it says what it is",
+        f"python -c {shlex.quote(program)} && skinjob fetch-weights --source new.pth",
     )
 
 
-def _kind(metadata: Mapping[str, str]) -> str:
-    kind = "fetched" if metadata["untrained"] == "false" else "untrained"
-    kind = metadata.get("kind", kind)
-    if kind not in KINDS:
-        raise ValueError(f"kind {kind}")
-    return kind
+# --- the header -------------------------------------------------------------------------------
 
 
-def _parse_preprocessing(metadata: Mapping[str, str]) -> Preprocessing:
-    preprocessing = Preprocessing(
-        resize=int(metadata["resize"]),
-        crop=int(metadata["crop"]),
-        interpolation=metadata["interpolation"],
-        mean=_three_numbers(metadata["mean"]),
-        std=_three_numbers(metadata["std"]),
-    )
-    if not LEAST_CROP <= preprocessing.crop <= MOST_CROP:
-        raise ValueError(f"crop {preprocessing.crop}: {LEAST_CROP} to {MOST_CROP} pixels expected")
-    if not all(map(math.isfinite, preprocessing.mean)) or not all(
-        0 < deviation < math.inf for deviation in preprocessing.std
-    ):
-        raise ValueError(f"mean {preprocessing.mean}, std {preprocessing.std}")
-    return preprocessing
+def _read_checked_header(path: Path) -> tuple[Backbone, dict[str, str]]:
+    """Returns what the header says, with "kind" filled in, if it is that of a known backbone."""
+    tensors, metadata = _read_header(path)
+    if "architecture" not in metadata:
+        raise _of_another_maker(path, tensors)
+    backbone = BACKBONES.get(metadata["architecture"])
+    if not backbone:
+        words = f"architecture {metadata['architecture']}, {' or '.join(BACKBONES)} expected"
+        raise WeightsError(f"{path}: {words}", FETCH)
+    backbone.check_tensors(tensors, str(path), FETCH)
+    try:
+        kind = "fetched" if metadata["untrained"] == "false" else "untrained"
+        metadata = {"kind": kind, "source_sha256": metadata["source_sha256"], **metadata}
+        preprocessing = Preprocessing(
+            resize=int(metadata["resize"]),
+            crop=int(metadata["crop"]),
+            mean=_three_numbers(metadata["mean"]),
+            std=_three_numbers(metadata["std"]),
+        )
+        for key, is_usable in (
+            ("source", "source" in metadata),
+            ("kind", metadata["kind"] in NOTES),
+            ("crop", MIN_CROP <= preprocessing.crop <= MAX_CROP),
+            ("mean", all(map(math.isfinite, preprocessing.mean))),
+            ("std", all(0 < deviation < math.inf for deviation in preprocessing.std)),
+        ):
+            if not is_usable:
+                raise ValueError(f"{key} {metadata.get(key)}")
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: its metadata lacks or garbles {error!s:.200}", FETCH
+        ) from error
+    return dataclasses.replace(backbone, preprocessing=preprocessing), metadata
 
 
 def _three_numbers(text: str) -> tuple[float, float, float]:
     red, green, blue = json.loads(text)
     return float(red), float(green), float(blue)
-
-
-def _install(
-    target: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], again: str
-) -> None:
-    """Replaces *target* by a safetensors file of *tensors*, and its line in SHA256SUMS."""
-    from safetensors.numpy import save
-
-    content = sorted_safetensors(save(dict(tensors), dict(metadata)))
-    with explaining_full_disk(target.parent, len(content), again):
-        with replacing(target) as partial:
-            partial.write_bytes(content)
-        promise_digest(target, hashlib.sha256(content).hexdigest())
 
 
 def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -452,40 +305,46 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 dtype = view.get_dtype()
                 tensors[name] = Tensor(_DTYPES.get(dtype, dtype), tuple(view.get_shape()))
             return tensors, content.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
+        if path.is_file() and zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"{path}: a torch file (.pth): jobs read the safetensors file that is made of it",
+                f"skinjob fetch-weights --source {shlex.quote(str(path))}",
+            ) from error
         raise WeightsError(f"{path}: no safetensors file, or cut off: {error}", FETCH) from error
 
 
-def _digest_and_size(path: Path) -> tuple[str, int]:
+# --- SHA256SUMS -------------------------------------------------------------------------------
+
+
+def promised_digest(path: Path) -> str | None:
+    """Returns the digest that SHA256SUMS beside *path* promises for it, None when it has none.
+
+    Raises: WeightsError when SHA256SUMS is there and cannot be read.
+    """
+    digests = [match[1].lower() for _, match in _sums(path) if match]
+    return digests[0] if digests else None
+
+
+def promise_digest(path: Path, digest: str) -> None:
+    """Writes the line of *path* into SHA256SUMS beside it; lines of other files stay."""
+    lines = [line for line, match in _sums(path) if line and not match]
+    text = "".join(f"{line}\n" for line in [*lines, f"{digest}  {path.name}"])
+    with replacing(path.parent / SUMS_NAME) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _sums(path: Path) -> list[tuple[str, re.Match[str] | None]]:
+    """Returns the lines of SHA256SUMS beside *path*, with a match of those that are about it."""
+    file = path.with_name(SUMS_NAME)
+    of_path = re.compile(rf"([0-9a-fA-F]{{64}}) [ *]{re.escape(path.name)}")
     try:
-        return sha256_file(path), path.stat().st_size
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file", FETCH) from error
+        # As sha256sum splits them: a name may have what str.splitlines would take for an end.
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    except FileNotFoundError:
+        return []
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}", FETCH) from error
-
-
-# --- untrained --------------------------------------------------------------------------------
-
-
-def _random_tensors(seed: int) -> dict[str, NDArray[Any]]:
-    """Returns ResNet18's 102 tensors at their starting values, float32; the same for one seed."""
-    numbers = np.random.default_rng(seed)
-    return {
-        name: _starting_values(name, tensor.shape, numbers)
-        for name, tensor in layout().items()
-        if not name.endswith(COUNTER)
-    }
-
-
-def _starting_values(
-    name: str, shape: tuple[int, ...], numbers: np.random.Generator
-) -> NDArray[np.float32]:
-    if len(shape) == 4:  # a convolution: (out, in, height, width)
-        fan_out = shape[0] * shape[2] * shape[3]
-        values = numbers.normal(0, math.sqrt(2 / fan_out), shape)
-    elif name.startswith("fc."):
-        values = numbers.uniform(-1 / math.sqrt(512), 1 / math.sqrt(512), shape)
-    else:  # a batch norm that changes nothing
-        values = np.full(shape, 1.0 if name.endswith((".weight", ".running_var")) else 0.0)
-    return values.astype(np.float32)
+        raise WeightsError(
+            f"{file}: cannot be read: {error.strerror}", f"ls -l {shlex.quote(str(file.parent))}"
+        ) from error
+    return [(line, of_path.fullmatch(line)) for line in lines]

@@ -25,12 +25,13 @@ from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # this checkout is measured, whatever else is installed
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]  # this checkout, whatever is installed
+
+from untrained import write_untrained  # noqa: E402
 
 from skinjob.data.lesions import CLASSES, make_images  # noqa: E402
 from skinjob.queues.local import require_free  # noqa: E402
 from skinjob.sweeps.layout import Run, sweeps  # noqa: E402
-from skinjob.weights.file import write_untrained  # noqa: E402
 
 BATCH_SIZES = "32,64,128,256"
 

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from common import Result, bare_parser, hardware, numbers, ratio, report, spread
 from PIL import Image
+from untrained import write_untrained
 
 from skinjob.data.lesions import CLASSES
-from skinjob.weights.file import write_untrained
 
 NUM_DIFFERENT = 400
 SIDE = 32  # pixels

@@ -22,6 +22,7 @@ import pytest
 from commands import refusal
 from state_dict_maker import write_old_layout
 from trees import make_tree
+from untrained import write_untrained
 
 from skinjob.cli import main
 from skinjob.commands.sources import JOB_TABLES, read_file
@@ -31,7 +32,6 @@ from skinjob.submit.folders import write_plan
 from skinjob.submit.place import file_system
 from skinjob.submit.plan import Plan, make_plan, new_bytes
 from skinjob.submit.room import CHECKPOINT_BYTES, DECODED_BYTES, MODEL_BYTES, ROW_BYTES
-from skinjob.weights.file import write_untrained
 
 ROOT = Path("/usr/share").resolve()  # on a file system of the machine's, not in memory
 HUGE = "9" * 5000

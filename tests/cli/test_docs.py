@@ -19,11 +19,11 @@ from local_server import Site, serving
 from safetensors.numpy import load_file
 from state_dict_maker import write_old_layout
 from trees import make_tree
+from untrained import write_untrained
 
 from skinjob.queues.slurm.reasons import REASONS
 from skinjob.status.status import STATES
 from skinjob.sweeps.layout import FAULTS
-from skinjob.weights.file import write_untrained
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,30 +12,31 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import state_dict_maker as make
+from commands import skinjob
 from local_server import LOGIN_PAGE, Site, serving
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from untrained import write_untrained
 
 from skinjob import download as download_module
-from skinjob.errors import WeightsError
+from skinjob.errors import DownloadError, SkinjobError, WeightsError
 from skinjob.files import sha256_file
-from skinjob.weights import source as source_module
-from skinjob.weights.backbones import Preprocessing
+from skinjob.weights import fetch as fetch_module
+from skinjob.weights.backbones import DEFAULT, Preprocessing
+from skinjob.weights.fetch import fetch_weights, find_source
 from skinjob.weights.file import (
-    Fetched,
-    fetch_weights,
-    find_demo_weights,
-    read_preprocessing,
+    WeightsInfo,
+    find_weights,
+    read_backbone,
     read_weights_info,
     write_demo_weights,
-    write_untrained,
 )
-from skinjob.weights.source import find_source
 
 NAME = "resnet18.safetensors"
 
@@ -74,12 +75,19 @@ def _site(pth: Path) -> Iterator[Site]:
 @pytest.fixture(name="made", scope="session")
 def _made(pth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder that a fetch has filled; tests copy what they change."""
-    return fetch_weights(tmp_path_factory.mktemp("made"), str(pth)).path.parent
+    return fetch(tmp_path_factory.mktemp("made"), str(pth)).path.parent
 
 
 @pytest.fixture(name="out")
 def _out(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "weights")
+
+
+def fetch(out: Path, source: str | None = None, sha256: str | None = None) -> WeightsInfo:
+    """Returns what a fetch made, which was not there before."""
+    info, was_there = fetch_weights(out, source, sha256)
+    assert not was_there
+    return info
 
 
 def _digest(path: Path) -> str:
@@ -100,11 +108,10 @@ def _visible(folder: Path) -> list[str]:
 def test_a_fetch_over_http_leaves_checked_weights(site: Site, pth: Path, tmp_path: Path) -> None:
     """Weights arrive bit for bit, with a digest that `sha256sum -c` confirms, and nothing else."""
     site.cuts = [5_000_000, 20_000_000]
-    fetched = fetch_weights(tmp_path / "weights", f"{site.base}/{pth.name}")
+    info = fetch(tmp_path / "weights", f"{site.base}/{pth.name}")
     path = tmp_path / "weights" / NAME
-    assert fetched == Fetched(
-        path, _digest(path), path.stat().st_size, f"{site.base}/{pth.name}", already=False
-    )
+    assert (info.path, info.source) == (path, f"{site.base}/{pth.name}")
+    assert (info.sha256, info.size_bytes) == (_digest(path), path.stat().st_size)
     found, expected = load_file(path), make.resnet18_arrays()
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
@@ -124,7 +131,7 @@ def test_the_safetensors_equal_what_torch_loads(tmp_path: Path, layout: str) -> 
         make.write_old_layout(path, make.resnet18_arrays(seed=1))
     else:
         torch.save(models.resnet18().state_dict(), path)
-    fetched = fetch_weights(tmp_path / "weights", str(path), _digest(path))
+    fetched = fetch(tmp_path / "weights", str(path), _digest(path))
     found, expected = load_file(fetched.path), torch.load(path, weights_only=True)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -161,51 +168,57 @@ def test_the_published_file_is_called_so_whichever_road_it_came_by(
 ) -> None:
     """From torchvision, a mirror or a disk, the published file gives the same bytes and licence."""
     url = f"{site.base}/{pth.name}"
-    monkeypatch.setattr(source_module, "PUBLISHED_URL", url)
-    monkeypatch.setattr(source_module, "PUBLISHED_SHA256", _digest(pth))
-    monkeypatch.setattr(source_module, "PUBLISHED_BYTES", pth.stat().st_size)
-    by_default = fetch_weights(tmp_path / "a")
-    from_disk = fetch_weights(tmp_path / "b", str(pth))
+    ours = replace(DEFAULT, url=url, sha256=_digest(pth), size_bytes=pth.stat().st_size)
+    monkeypatch.setattr(fetch_module, "DEFAULT", ours)
+    monkeypatch.setattr(fetch_module, "BACKBONES", {ours.name: ours})
+    by_default = fetch(tmp_path / "a")
+    from_disk = fetch(tmp_path / "b", str(pth))
     assert by_default.sha256 == from_disk.sha256
-    info = read_weights_info(from_disk.path)
-    assert info.source == url
-    assert "BSD-3-Clause" in info.licence
-    assert "ImageNet" in info.licence
+    assert from_disk.source == url
+    with safe_open(from_disk.path, framework="np") as content:
+        licence = content.metadata()["licence"]
+    assert "BSD-3-Clause" in licence
+    assert "ImageNet" in licence
 
 
 def test_the_published_file_is_known_by_size_and_digest() -> None:
     """Without --source the fetch is of torchvision's IMAGENET1K_V1, held to all 64 digits."""
-    wanted = find_source(None, None, "again")
+    wanted = find_source(None, None)
     assert wanted.location == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
-    assert wanted.digest == "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
+    assert wanted.sha256 == "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
     assert wanted.size_bytes == 46_830_571
-    mirror = find_source("https://mirror.example/a/resnet18-f37072fd.pth", None, "again")
-    assert mirror.digest == wanted.digest
+    mirror = find_source("https://mirror.example/a/resnet18-f37072fd.pth", None)
+    assert mirror.sha256 == wanted.sha256
 
 
 def test_preprocessing_is_torchvisions(made: Path) -> None:
     """What the metadata say of preprocessing is what torchvision publishes for these weights."""
     models = pytest.importorskip("torchvision.models")
     published = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
-    told = read_weights_info(made / NAME).preprocessing
+    told = read_backbone(made / NAME).preprocessing
     assert [told.resize] == published.resize_size
     assert [told.crop] == published.crop_size
     assert list(told.mean) == published.mean
     assert list(told.std) == published.std
-    assert told.interpolation == published.interpolation.value
+
+
+def test_the_same_weights_have_one_digest_in_every_version(made: Path) -> None:
+    """A sweep knows its weights by their digest: weights that are fetched again still fit it."""
+    digest = "6c21e36c46313e92f1c2f884e71206b3f63f7025cfd5b32ab4bf5580c9b24a0a"  # since 2026
+    assert read_weights_info(made / NAME).sha256 == digest
 
 
 def test_no_password_or_token_travels_with_the_weights(pth: Path) -> None:
     """A mirror's address is written into the file without name, password and query."""
     url = f"https://me:secret@mirror.example/{pth.name}?token=secret"
-    assert find_source(url, None, "again").public == f"https://mirror.example/{pth.name}"
+    assert find_source(url, None).public == f"https://mirror.example/{pth.name}"
 
 
 def test_other_files_keep_their_digests(pth: Path, tmp_path: Path) -> None:
     """SHA256SUMS gains a line, or has it replaced; lines of other files stay."""
     other = f"{'a' * 64}  images.tar\n"
     (tmp_path / "SHA256SUMS").write_text(f"{other}{'b' * 64} *{NAME}\n")
-    fetched = fetch_weights(tmp_path, str(pth))
+    fetched = fetch(tmp_path, str(pth))
     assert (tmp_path / "SHA256SUMS").read_text() == f"{other}{fetched.sha256}  {NAME}\n"
 
 
@@ -215,18 +228,19 @@ def test_a_source_file_is_only_read(pth: Path, tmp_path: Path) -> None:
     source.parent.mkdir()
     shutil.copy(pth, source)
     before = source.stat().st_mtime_ns
-    fetch_weights(tmp_path / "weights", str(source))
+    fetch(tmp_path / "weights", str(source))
     assert _names(source.parent) == [pth.name]
     assert source.stat().st_mtime_ns == before
     assert _digest(source) == _digest(pth)
 
 
-def test_the_scp_line_quotes_the_paths() -> None:
+def test_the_scp_line_quotes_the_paths(made: Path, pth: Path, tmp_path: Path) -> None:
     """The line to copy carries both files, and survives a folder with a space."""
-    fetched = Fetched(Path("my weights") / NAME, "0" * 64, 1, "x", already=True)
-    assert fetched.scp_line == (
-        f"scp 'my weights/{NAME}' 'my weights/SHA256SUMS' USER@LOGIN_NODE:skinjob/weights/"
-    )
+    shutil.copytree(made, tmp_path / "my weights")
+    done = skinjob("fetch-weights", "--source", pth, "--out", "my weights", cwd=tmp_path)
+    files = f"'my weights/{NAME}' 'my weights/SHA256SUMS'"
+    assert f"next:  scp {files} USER@LOGIN_NODE:skinjob/weights/\n" in done.stdout
+    assert f"my weights/{NAME} is there already, and whole\n" in done.stdout
 
 
 # --- done already, and mending ----------------------------------------------------------------
@@ -236,10 +250,10 @@ def test_done_already_asks_no_server(out: Path, pth: Path) -> None:
     """Weights that are there and sound are not fetched again: no server, no write."""
     before = (out / NAME).stat().st_mtime_ns
     (out / ".fetch.lock").unlink()
-    fetched = fetch_weights(out, f"http://127.0.0.1:1/{pth.name}")
-    assert fetched.already
+    info, was_there = fetch_weights(out, f"http://127.0.0.1:1/{pth.name}")
+    assert was_there
     assert _names(out) == ["SHA256SUMS", NAME]
-    assert fetched.source == pth.name
+    assert info.source == pth.name
     assert (out / NAME).stat().st_mtime_ns == before
 
 
@@ -258,9 +272,7 @@ def test_what_is_not_sound_is_fetched_anew(out: Path, pth: Path, harm: str) -> N
         write_untrained(path)
     if harm == "other source":
         _rewrite(path, untrained="false", source_sha256="0" * 64)
-    fetched = fetch_weights(out, str(pth))
-    assert not fetched.already
-    assert fetched.sha256 == sound == read_weights_info(path).sha256
+    assert fetch(out, str(pth)).sha256 == sound == read_weights_info(path).sha256
 
 
 def test_a_damaged_file_stays_until_its_replacement_is_checked(out: Path, site: Site) -> None:
@@ -268,7 +280,7 @@ def test_a_damaged_file_stays_until_its_replacement_is_checked(out: Path, site: 
     _flip(out / NAME, -100)
     before = _digest(out / NAME)
     site.files["/w-01234567.pth"] = b"not what was promised"
-    with pytest.raises(WeightsError):
+    with pytest.raises(DownloadError):
         fetch_weights(out, f"{site.base}/w-01234567.pth")
     assert _digest(out / NAME) == before
 
@@ -297,9 +309,9 @@ def _rewrite(path: Path, **changes: str) -> None:
 # --- errors of a fetch ------------------------------------------------------------------------
 
 
-def _refused(out: Path, message: str, source: str, sha256: str | None = None) -> WeightsError:
+def _refused(out: Path, message: str, source: str, sha256: str | None = None) -> SkinjobError:
     """Returns the error of a fetch; nothing may then lie under a visible name."""
-    with pytest.raises(WeightsError, match=message) as found:
+    with pytest.raises((DownloadError, WeightsError), match=message) as found:
         fetch_weights(out, source, sha256)
     assert not out.exists() or _visible(out) == []
     return found.value
@@ -312,7 +324,7 @@ def test_a_flipped_byte_is_told_and_not_resumed(site: Site, pth: Path, tmp_path:
     site.files[f"/{pth.name}"] = bytes(content)
     found = hashlib.sha256(content).hexdigest()
     url = f"{site.base}/{pth.name}"
-    fault = _refused(tmp_path, f"{url}: damaged, .*{found}, {_digest(pth)[:8]} promised", url)
+    fault = _refused(tmp_path, f"{url}: damaged, .*{found}, {_digest(pth)[:8]} expected", url)
     assert fault.fix == f"skinjob fetch-weights --source {url} --out {tmp_path}"
     assert _names(tmp_path) == [".fetch.lock"]
 
@@ -341,7 +353,7 @@ def test_a_cut_off_file_is_told_by_its_size(pth: Path, tmp_path: Path) -> None:
     _refused(tmp_path / "weights", "1,000 bytes, 46,830,571 expected: cut off", str(half))
     half = tmp_path / pth.name  # of this one nobody told the size
     half.write_bytes(pth.read_bytes()[:1_000_000])
-    _refused(tmp_path / "weights", r"cut off: its end is missing \(1,000,000 bytes\)", str(half))
+    _refused(tmp_path / "weights", "damaged, cut off or another file: 1,000,000 bytes", str(half))
 
 
 def test_a_login_page_is_told(site: Site, pth: Path, tmp_path: Path) -> None:
@@ -387,12 +399,12 @@ def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
     save_file(load_file(weights), tmp_path / "other one.safetensors")
     with pytest.raises(WeightsError, match="nothing in it says what it is") as found:
         read_weights_info(tmp_path / "other one.safetensors")
-    convert, fetch = found.value.fix.split(" && ")
-    assert fetch == "skinjob fetch-weights --source new.pth"
+    convert, again = found.value.fix.split(" && ")
+    assert again == "skinjob fetch-weights --source new.pth"
     python = shlex.join([sys.executable]) + convert.removeprefix("python")
     subprocess.run(["bash", "-c", python], cwd=tmp_path, check=True)
     digest = sha256_file(tmp_path / "new.pth")
-    made = fetch_weights(tmp_path / "made", str(tmp_path / "new.pth"), digest)
+    made = fetch(tmp_path / "made", str(tmp_path / "new.pth"), digest)
     assert made.path.exists()
 
 
@@ -518,12 +530,8 @@ def test_a_disk_that_fills_while_serializing_keeps_the_download(
 FETCH = textwrap.dedent("""
     import sys
     from pathlib import Path
-    from skinjob.errors import WeightsError
-    from skinjob.weights.file import fetch_weights
-    try:
-        print(fetch_weights(Path(sys.argv[1]), sys.argv[2]).sha256)
-    except WeightsError as fault:
-        sys.exit(fault.message)
+    from skinjob.weights.fetch import fetch_weights
+    print(fetch_weights(Path(sys.argv[1]), sys.argv[2])[0].sha256)
 """)
 
 
@@ -566,19 +574,17 @@ def test_an_interrupted_fetch_leaves_no_weights_and_goes_on(
 
 
 def test_two_at_once_do_not_mix(site: Site, pth: Path, tmp_path: Path) -> None:
-    """The second of two fetches is told of the first, which ends well."""
+    """The second of two fetches waits for the first and says so; no byte comes twice."""
     site.hold_after = 10_000_000
     url = f"{site.base}/{pth.name}"
     first = _start(tmp_path, url)
     _wait_for_bytes(tmp_path, first)
     second = _start(tmp_path, url)
-    _, told = second.communicate()
-    assert "another skinjob fetch-weights is writing there" in told
-    assert second.returncode == 1
+    told = second.stderr.readline() if second.stderr else ""
+    assert told == f"waiting for another fetch-weights or demo (it holds {tmp_path}/.fetch.lock)\n"
     site.go_on.set()
-    digest, _ = first.communicate()
-    assert first.returncode == 0
-    assert digest.strip() == _digest(tmp_path / NAME)
+    digests = [process.communicate()[0].strip() for process in (first, second)]
+    assert digests == [_digest(tmp_path / NAME)] * 2
     assert len(site.headers) == 1
 
 
@@ -590,7 +596,7 @@ def test_weights_tell_of_themselves(made: Path, pth: Path) -> None:
     info = read_weights_info(made / NAME)
     assert info.sha256 == _digest(made / NAME)
     assert info.size_bytes == (made / NAME).stat().st_size
-    assert (info.architecture, info.source) == ("resnet18", pth.name)
+    assert (info.backbone.name, info.source) == ("resnet18", pth.name)
     assert info.source_sha256 == _digest(pth)
     assert info.listed
     assert not info.untrained
@@ -679,25 +685,7 @@ def test_untrained_weights_say_so(tmp_path: Path) -> None:
         assert content.metadata()["untrained"] == "true"
 
 
-def test_untrained_weights_are_the_same_for_one_seed(tmp_path: Path) -> None:
-    """A demo's numbers can be had again: one seed, one digest."""
-    digests = [write_untrained(tmp_path / name, seed).sha256 for name, seed in _SEEDS]
-    assert digests[0] == digests[1] != digests[2]
-
-
-_SEEDS = [("a.safetensors", 0), ("b.safetensors", 0), ("c.safetensors", 1)]
-
-
-def test_untrained_weights_are_drawn_as_torchvision_draws(tmp_path: Path) -> None:
-    """Random weights have the spread of torchvision's own untrained ResNet18, tensor by tensor."""
-    models = pytest.importorskip("torchvision.models")
-    expected = models.resnet18().state_dict()
-    write_untrained(tmp_path / NAME)
-    for name, array in load_file(tmp_path / NAME).items():
-        drawn = expected[name].numpy()
-        assert array.shape == drawn.shape
-        assert abs(array.mean() - drawn.mean()) < 0.01, name
-        assert array.std() == pytest.approx(drawn.std(), rel=0.1), name
+SMALL = replace(DEFAULT, preprocessing=Preprocessing(64, 64))
 
 
 def test_the_demos_weights_say_so_and_are_read_as_they_were_given(tmp_path: Path) -> None:
@@ -707,10 +695,10 @@ def test_the_demos_weights_say_so_and_are_read_as_they_were_given(tmp_path: Path
     model = model.to(memory_format=torch.channels_last)
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     write_untrained(tmp_path / NAME)  # of an earlier demo
-    info = write_demo_weights(tmp_path / NAME, tensors, Preprocessing(64, 64), "here")
+    info = write_demo_weights(tmp_path / NAME, tensors, SMALL, "here")
     assert (info.kind, info.untrained, info.listed) == ("demo", False, True)
-    assert info.preprocessing == read_preprocessing(info.path) == Preprocessing(64, 64)
-    assert find_demo_weights(info.path) == info
+    assert info.backbone == read_backbone(info.path) == SMALL
+    assert find_weights(info.path, "demo") == info
     found = load_file(info.path)
     for name in tensors.keys() - {"fc.weight", "fc.bias"}:
         assert np.array_equal(found[name], tensors[name]), name
@@ -720,12 +708,11 @@ def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path
     """The published weights win over those that a demo without internet made, and stay."""
     tensors = load_file(out / NAME)
     path = tmp_path / NAME
-    write_demo_weights(path, tensors, Preprocessing(64, 64), "here")
-    assert not fetch_weights(tmp_path, str(pth)).already
-    assert read_weights_info(path).kind == "fetched"
-    assert find_demo_weights(path) is None
+    write_demo_weights(path, tensors, SMALL, "here")
+    assert fetch(tmp_path, str(pth)).kind == "fetched"
+    assert find_weights(path, "demo") is None
     with pytest.raises(WeightsError, match="holds trained weights"):
-        write_demo_weights(path, tensors, Preprocessing(64, 64), "here")
+        write_demo_weights(path, tensors, SMALL, "here")
 
 
 @pytest.mark.parametrize(
@@ -736,11 +723,3 @@ def test_metadata_that_no_training_could_use_are_refused(out: Path, harm: dict[s
     _rewrite(out / NAME, **harm)
     with pytest.raises(WeightsError, match=next(iter(harm))):
         read_weights_info(out / NAME)
-
-
-def test_untrained_weights_never_replace_trained_ones(out: Path) -> None:
-    """Trained weights are not overwritten by random numbers."""
-    before = _digest(out / NAME)
-    with pytest.raises(WeightsError, match="holds trained weights"):
-        write_untrained(out / NAME)
-    assert _digest(out / NAME) == before

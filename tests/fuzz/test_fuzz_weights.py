@@ -14,6 +14,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -31,14 +32,12 @@ import numpy as np
 import pytest
 import state_dict_maker as make
 from commands import refusal, skinjob
+from trees import make_sweep, make_tree
 
-from skinjob.config import TrainConfig
 from skinjob.errors import WeightsError
 from skinjob.files import sha256_file
-from skinjob.weights import file as weights_module
-from skinjob.weights.file import read_weights_info
+from skinjob.weights.file import promise_digest, read_backbone, read_weights_info
 from skinjob.weights.statedict import read_state_dict
-from skinjob.weights.sums import promise_digest
 
 MOST_MEMORY = 1 << 30  # bytes, on top of what Python and its libraries have at the start
 LONGEST_S = 60  # for one file; then the kernel ends the process, as no code of ours may be at work
@@ -511,7 +510,7 @@ class Header:
             file.truncate(8 + len(text) + self.num_bytes)
         try:
             # The digest, which would find all of this, is left out: it takes 0.1 s a file.
-            weights_module._checked_info(self.path, "", 0, listed=False)
+            read_backbone(self.path)
         except WeightsError:
             return "refused"
         same = self._tensors(text) == self._tensors(self.text)
@@ -597,19 +596,20 @@ def test_every_flipped_byte_is_found_before_the_queue(tmp_path: Path) -> None:
             read_weights_info(file)
 
 
-def test_every_flipped_byte_is_found_in_the_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [100, 20_000_000, -1])
+def test_a_byte_that_flips_while_the_job_waits_fails_it(
+    weights: Path, tmp_path: Path, place: int
+) -> None:
     """A job holds the file against the digest that its sweep was submitted with."""
     job = pytest.importorskip("skinjob.train.job")
-    content = os.urandom(500)
-    file = tmp_path / "resnet18.safetensors"
-    file.write_bytes(content)
-    digest = sha256_file(file)
-    config = TrainConfig(data="data", weights=str(file), batch_size=1)
-    assert job._checked_weights(config, digest) == file
-    for at in range(len(content)):
-        file.write_bytes(_flipped(content, at))
-        with pytest.raises(WeightsError, match="submitted was"):
-            job._checked_weights(config, digest)
+    file = Path(shutil.copy(weights, tmp_path))
+    data = make_tree(tmp_path / "data", num_train=2, num_test=2)
+    sweep = make_sweep(data, file, tmp_path / "runs")
+    content = file.read_bytes()
+    file.write_bytes(_flipped(content, place % len(content)))
+    with pytest.raises(WeightsError, match=f"{file} has SHA-256"):
+        job.run_job([sweep.runs()[0].folder])
+    file.unlink()
 
 
 def _flipped(content: bytes, at: int) -> bytes:

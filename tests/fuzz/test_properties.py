@@ -28,7 +28,7 @@ from skinjob.errors import ConfigError, ImagesError, RunError, SkinjobError
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_run, read_sweep
 from skinjob.sweeps.layout import METRICS, Run, RunState
-from skinjob.weights.sums import SUMS_NAME, promise_digest, promised_digest
+from skinjob.weights.file import SUMS_NAME, promise_digest, promised_digest
 
 few = settings(
     max_examples=150,

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from killing import FULL, KILLED, attempt
 from trees import left, make_sweep, make_tree
+from untrained import write_untrained
 
 from skinjob.sweeps.layout import METRICS, Run, Sweep
 from skinjob.train.checkpoint import read_checkpoint
-from skinjob.weights.file import write_untrained
 
 SAMPLE = 12  # points of each kind in the tests; the script tries all of them
 SWEEPS = {

@@ -151,7 +151,7 @@ def test_login_node_and_report_load_no_torch(tmp_path: Path) -> None:
     """Fetch, submit and report work in the base install: nothing they import brings torch in."""
     code = (
         "import sys; sys.modules['torch'] = None\n"  # an import of it raises
-        "import skinjob.weights.file, skinjob.submit.submit, skinjob.queues.local\n"
+        "import skinjob.weights.fetch, skinjob.submit.submit, skinjob.queues.local\n"
         "import skinjob.report.build, skinjob.data.lesions, skinjob.data.shapes\n"
     )
     environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import re
@@ -18,10 +19,12 @@ import pytest
 from local_server import LOGIN_PAGE, Site, serving
 
 from skinjob import download as module
-from skinjob.download import download
-from skinjob.errors import WeightsError
+from skinjob.download import Download
+from skinjob.errors import DownloadError
 
 CONTENT = random.Random(0).randbytes(1_500_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+AGAIN, ELSEWHERE = "skinjob fetch-something", "skinjob fetch-something --source FILE"
 PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -31,6 +34,12 @@ def _no_pauses_and_no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PROXY_NAMES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+def download(
+    url: str, partial: Path, *, size_bytes: int | None = None, sha256: str = DIGEST
+) -> None:
+    module.download(Download(url, partial, sha256, AGAIN, ELSEWHERE, size_bytes))
 
 
 @pytest.fixture(name="site")
@@ -46,14 +55,14 @@ def _partial(tmp_path: Path) -> Path:
 
 def test_download_brings_every_byte(site: Site, partial: Path) -> None:
     """What arrives is what the server has."""
-    download(f"{site.base}/weights.pth", partial, expected_size=len(CONTENT))
+    download(f"{site.base}/weights.pth", partial, size_bytes=len(CONTENT))
     assert partial.read_bytes() == CONTENT
 
 
 def test_broken_transfers_are_taken_up_by_themselves(site: Site, partial: Path) -> None:
     """A connection that breaks again and again costs no byte twice while it brings new ones."""
     site.cuts = [100_000] * 6  # more breaks than there are tries without progress
-    download(f"{site.base}/weights.pth", partial, expected_size=len(CONTENT))
+    download(f"{site.base}/weights.pth", partial, size_bytes=len(CONTENT))
     assert partial.read_bytes() == CONTENT
     assert site.ranges == ["", *(f"bytes={100_000 * n}-" for n in range(1, 7))]
 
@@ -69,7 +78,7 @@ def test_an_earlier_run_is_gone_on_from(site: Site, partial: Path) -> None:
 def test_a_complete_partial_file_needs_no_server(partial: Path) -> None:
     """Bytes that are all there are not asked for again."""
     partial.write_bytes(CONTENT)
-    download("http://127.0.0.1:1/weights.pth", partial, expected_size=len(CONTENT))
+    download("http://127.0.0.1:1/weights.pth", partial, size_bytes=len(CONTENT))
     assert partial.read_bytes() == CONTENT
 
 
@@ -84,23 +93,34 @@ def test_a_server_without_ranges_starts_anew(site: Site, partial: Path) -> None:
 def test_a_file_that_changes_on_the_server_starts_anew(
     site: Site, partial: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Halves of two versions are not joined: the entity tag of the first is sent with the rest."""
+    """Halves of two versions are found by the digest, and the file is downloaded once more."""
     other = random.Random(1).randbytes(1_500_000)
-    site.etag, site.cuts = '"one"', [100_000]
+    site.cuts = [100_000]
 
     def replace_file(_: float) -> None:
-        site.etag, site.files["/weights.pth"] = '"two"', other
+        site.files["/weights.pth"] = other
 
     monkeypatch.setattr("time.sleep", replace_file)  # between the two transfers
-    download(f"{site.base}/weights.pth", partial)
-    assert site.headers[1]["If-Range"] == '"one"'
+    download(f"{site.base}/weights.pth", partial, sha256=hashlib.sha256(other).hexdigest())
     assert partial.read_bytes() == other
+
+
+@pytest.mark.parametrize("digits", [64, 8])
+def test_another_file_is_refused_and_not_kept(site: Site, partial: Path, digits: int) -> None:
+    """What has another digest is downloaded once, named with both digests, and removed."""
+    site.files["/weights.pth"] = other = random.Random(1).randbytes(1000)
+    actual, url = hashlib.sha256(other).hexdigest(), f"{site.base}/weights.pth"
+    words = f"{url}: damaged, .* 1,000 bytes with SHA-256 {actual}, {DIGEST[:digits]} expected"
+    with pytest.raises(DownloadError, match=words):
+        download(url, partial, sha256=DIGEST[:digits])
+    assert len(site.headers) == 1
+    assert not partial.exists()
 
 
 def test_a_partial_file_that_is_too_long_starts_anew(site: Site, partial: Path) -> None:
     """Bytes beyond the file's end (416) are thrown away, not kept for ever."""
     partial.write_bytes(CONTENT + b"more")
-    download(f"{site.base}/weights.pth", partial, expected_size=len(CONTENT))
+    download(f"{site.base}/weights.pth", partial, size_bytes=len(CONTENT))
     assert partial.read_bytes() == CONTENT
 
 
@@ -109,9 +129,11 @@ def test_a_transfer_that_never_moves_gives_up_and_keeps_its_bytes(
 ) -> None:
     """A transfer that breaks without a new byte ends in an error that tells how far it came."""
     site.cuts = [100_000, 0, 0, 0, 0, 0, 0]
-    with pytest.raises(WeightsError, match="broke 4 times without a new byte, at 100,000") as found:
-        download(f"{site.base}/weights.pth", partial, again="skinjob fetch-weights --again")
-    assert found.value.fix.startswith("skinjob fetch-weights --again")
+    with pytest.raises(
+        DownloadError, match="broke 4 times without a new byte, at 100,000"
+    ) as found:
+        download(f"{site.base}/weights.pth", partial)
+    assert found.value.fix.startswith(AGAIN)
     assert partial.read_bytes() == CONTENT[:100_000]
 
 
@@ -121,7 +143,7 @@ def test_a_silent_server_is_not_waited_for_for_ever(
     """A server that stops sending without closing counts as a broken transfer."""
     monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
     site.hold_after, site.cuts = 1000, [1000, 0, 0, 0, 0, 0]
-    with pytest.raises(WeightsError, match="timed out"):
+    with pytest.raises(DownloadError, match="timed out"):
         download(f"{site.base}/weights.pth", partial)
 
 
@@ -135,7 +157,7 @@ def test_a_login_page_is_no_file(site: Site, partial: Path, content_type: str, p
     site.knows_ranges, site.content_type = False, content_type
     site.files = {"/login": page}
     site.redirects = {"/weights.pth": "/login"}
-    with pytest.raises(WeightsError, match=r"an HTML page came .*/login\).*login page") as found:
+    with pytest.raises(DownloadError, match=r"an HTML page came .*/login\).*login page") as found:
         download(f"{site.base}/weights.pth", partial)
     assert "browser" in found.value.fix
     assert partial.read_bytes() == CONTENT[:1000]
@@ -152,7 +174,7 @@ def test_a_redirect_is_followed(site: Site, partial: Path) -> None:
 
 def test_a_missing_file_is_told_with_its_address(site: Site, partial: Path) -> None:
     """A 404 is told at once, and leaves nothing behind."""
-    with pytest.raises(WeightsError, match=rf"{site.base}/other.pth: the server answered 404"):
+    with pytest.raises(DownloadError, match=rf"{site.base}/other.pth: the server answered 404"):
         download(f"{site.base}/other.pth", partial)
     assert len(site.headers) == 1
     assert not partial.exists()
@@ -161,7 +183,7 @@ def test_a_missing_file_is_told_with_its_address(site: Site, partial: Path) -> N
 def test_an_overloaded_server_is_asked_again(site: Site, partial: Path) -> None:
     """A 503 is asked again a few times, then told."""
     site.status = 503
-    with pytest.raises(WeightsError, match=r"broke 4 times .*503 Service Unavailable"):
+    with pytest.raises(DownloadError, match=r"broke 4 times .*503 Service Unavailable"):
         download(f"{site.base}/weights.pth", partial)
     assert len(site.headers) == 4
 
@@ -169,16 +191,16 @@ def test_an_overloaded_server_is_asked_again(site: Site, partial: Path) -> None:
 def test_a_file_of_another_size_is_refused_before_it_comes(site: Site, partial: Path) -> None:
     """A mirror's cut-off file is refused from its headers, with both sizes."""
     site.files["/weights.pth"] = CONTENT[:1_000_000]
-    with pytest.raises(WeightsError, match="1,000,000 bytes, 1,500,000 expected"):
-        download(f"{site.base}/weights.pth", partial, expected_size=len(CONTENT))
+    with pytest.raises(DownloadError, match="1,000,000 bytes, 1,500,000 expected"):
+        download(f"{site.base}/weights.pth", partial, size_bytes=len(CONTENT))
     assert not partial.exists()
 
 
 def test_a_body_without_end_is_not_stored(site: Site, partial: Path) -> None:
     """A server that does not tell the size cannot fill the disk with more than was expected."""
     site.tells_length = False
-    with pytest.raises(WeightsError, match="more than 1,000,000 bytes, 1,000,000 expected"):
-        download(f"{site.base}/weights.pth", partial, expected_size=1_000_000)
+    with pytest.raises(DownloadError, match="more than 1,000,000 bytes, 1,000,000 expected"):
+        download(f"{site.base}/weights.pth", partial, size_bytes=1_000_000)
 
 
 def test_no_connection_is_told_at_once_with_ways_round(partial: Path) -> None:
@@ -186,7 +208,7 @@ def test_no_connection_is_told_at_once_with_ways_round(partial: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/weights.pth"
-        with pytest.raises(WeightsError, match=f"{re.escape(url)}: cannot be reached") as found:
+        with pytest.raises(DownloadError, match=f"{re.escape(url)}: cannot be reached") as found:
             download(url, partial)
     assert "https_proxy=" in found.value.fix
     assert "--source FILE" in found.value.fix
@@ -195,7 +217,7 @@ def test_no_connection_is_told_at_once_with_ways_round(partial: Path) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port/x", "http:///x", "http://" + "a" * 70])
 def test_a_mistyped_address_is_an_error(partial: Path, url: str) -> None:
     """An address that is none is told as one, not as a crash."""
-    with pytest.raises(WeightsError, match=re.escape(url)):
+    with pytest.raises(DownloadError, match=re.escape(url)):
         download(url, partial)
 
 
@@ -225,11 +247,11 @@ def test_a_dead_proxy_is_named_without_its_password(
 ) -> None:
     """The error tells that a proxy stands between, and never prints its password."""
     monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:1")
-    with pytest.raises(WeightsError, match=r"through the proxy 127\.0\.0\.1:1: ") as found:
+    with pytest.raises(DownloadError, match=r"through the proxy 127\.0\.0\.1:1: ") as found:
         download("http://skinjob.invalid/weights.pth", partial)
     assert "secret" not in found.value.message + found.value.fix
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(WeightsError, match=r"cannot be reached: "):  # no proxy stands between here
+    with pytest.raises(DownloadError, match=r"cannot be reached: "):  # no proxy stands between here
         download("http://127.0.0.1:1/weights.pth", partial)
 
 
@@ -238,7 +260,7 @@ def test_a_proxy_that_wants_a_password_is_told(
 ) -> None:
     """A 407 leads to the variable that carries name and password."""
     site.status = 407
-    with pytest.raises(WeightsError, match="the proxy asks for a name and password") as found:
+    with pytest.raises(DownloadError, match="the proxy asks for a name and password") as found:
         download(f"{site.base}/weights.pth", partial)
     assert "NAME:PASSWORD@" in found.value.fix
 
@@ -247,7 +269,7 @@ def test_a_disk_without_room_is_told_before_the_transfer(
     site: Site, partial: Path, small_disk: Path
 ) -> None:
     """A disk that is too small is told with the free and the needed bytes, from the headers."""
-    with pytest.raises(WeightsError, match=r"1,500,000 bytes needed, [\d,]+ free"):
+    with pytest.raises(DownloadError, match=r"1,500,000 bytes needed, [\d,]+ free"):
         download(f"{site.base}/weights.pth", small_disk / ".part")
     assert not (small_disk / ".part").exists()
 
@@ -255,7 +277,7 @@ def test_a_disk_without_room_is_told_before_the_transfer(
 def test_a_disk_that_fills_up_is_told(site: Site, small_disk: Path) -> None:
     """A disk that is full in the midst of a transfer is told, and what has come is kept."""
     site.tells_length = False
-    with pytest.raises(WeightsError, match=r"No space left on device: .* needed, 0 free"):
+    with pytest.raises(DownloadError, match=r"No space left on device: .* needed, 0 free"):
         download(f"{site.base}/weights.pth", small_disk / ".part")
     kept = (small_disk / ".part").read_bytes()
     assert 0 < len(kept) < len(CONTENT)
@@ -278,12 +300,12 @@ def test_a_limit_on_file_sizes_is_told(site: Site, partial: Path) -> None:
     """A file that may not grow (a quota, a limit) is told as a full disk is."""
     script = textwrap.dedent(f"""
         from pathlib import Path
-        from skinjob.errors import WeightsError
-        from skinjob.download import download
+        from skinjob.errors import DownloadError
+        from skinjob.download import Download, download
         try:
-            download("{site.base}/weights.pth", Path({str(partial)!r}))
-        except WeightsError as fault:
-            print(fault.message)
+            download(Download("{site.base}/weights.pth", Path({str(partial)!r}), "a", "", ""))
+        except DownloadError as error:
+            print(error.message)
     """)
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -1,0 +1,36 @@
+"""A weights file of random numbers, for tests and benchmarks: no internet, no pretraining."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from skinjob.weights.backbones import COUNTER, DEFAULT
+from skinjob.weights.file import WeightsInfo, read_weights_info, write_weights
+
+
+def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
+    """Makes *path* a weights file that says "untrained", the same bytes for the same *seed*.
+
+    Convolutions are drawn as He et al., "Delving Deep into Rectifiers" (2015), by fan-out.
+    """
+    numbers = np.random.default_rng(seed)
+    tensors = {}
+    for name, tensor in DEFAULT.tensors.items():
+        shape = tensor.shape
+        if name.endswith(COUNTER):
+            continue
+        if len(shape) == 4:  # a convolution: (out, in, height, width)
+            values = numbers.normal(0, math.sqrt(2 / (shape[0] * shape[2] * shape[3])), shape)
+        elif name.startswith(f"{DEFAULT.head}."):
+            bound = 1 / math.sqrt(DEFAULT.num_features)
+            values = numbers.uniform(-bound, bound, shape)
+        else:  # a batch norm that changes nothing
+            values = np.full(shape, 1.0 if name.endswith((".weight", ".running_var")) else 0.0)
+        tensors[name] = values.astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = f"untrained (random numbers, seed {seed})"
+    write_weights(path, tensors, DEFAULT, source=source, kind="untrained")
+    return read_weights_info(path)
