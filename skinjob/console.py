@@ -1,18 +1,20 @@
-"""What a person sees: lines, tables and progress bars. The one door to the terminal, and to rich.
+"""Lines, tables and progress bars for people. Only this module writes to the terminal or uses rich.
 
-Output to a terminal fits its width; piped output is never cut, and has no bar. Names, states and
-logs may be written by strangers: every character that does not print is escaped here.
+Output to a terminal fits its width. Piped output is never cut and has no bars. Strangers may have
+written names, states and logs: this module escapes every character that does not print.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,57 +25,51 @@ from skinjob.words import pluralize
 if TYPE_CHECKING:
     from rich.text import Text
 
-PIPE_WIDTH = 400  # columns; a pipe has no width, and a cut table is useless to grep
+LEAST_WRAPPED = 30  # characters; a narrower column of words is hard to read
 
 
 def escape_unencodable() -> None:
-    """Makes stdout and stderr escape what their encoding lacks, instead of raising an error."""
+    """Makes stdout and stderr escape characters that their encoding lacks; they raise otherwise."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(*lines: str, is_error: bool = False, colour: str = "", keeps: str = "") -> None:
-    """Prints lines to stdout, or to stderr where *is_error*; without any, an empty line.
+    """Prints lines to stdout, or to stderr with *is_error*; without lines, an empty line.
 
-    A line break in a line is escaped, too: no value can pretend to be a line of its own. The
-    characters in *keeps* are not escaped. On a terminal the first word has the *colour*.
+    A line break inside a line is escaped: a value cannot pretend to be another line. Characters in
+    *keeps* are not escaped. On a terminal the first word has the *colour*.
     """
     text = "\n".join(shown(line, keeps) for line in lines)
-    stream = sys.stderr if is_error else sys.stdout
-    if not colour or not stream.isatty():
-        print(text, file=stream, flush=True)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    coloured = Text(text)
-    coloured.stylize(colour, 0, len(text.split(" ", 1)[0]))
-    Console(highlight=False, file=stream).print(coloured, soft_wrap=True)
+    if colour and not is_error:
+        print_lines([text], {"^" + re.escape(text.split(" ", 1)[0]): colour})
+    else:
+        print(text, file=sys.stderr if is_error else sys.stdout, flush=True)
 
 
 def say_as_is(text: str) -> None:
-    """Prints a text to stdout byte for byte: JSON, help, and scripts for a shell."""
+    """Prints a text to stdout unchanged: JSON, help, scripts for a shell."""
     print(text, flush=True)
 
 
 def ask(question: str) -> bool:
-    """Asks a question at the terminal and returns whether the answer is yes."""
+    """Asks a question at the terminal; returns True if the answer is yes."""
     return click.confirm(shown(question))
 
 
 class StatusLine:
-    """One line on stderr that says how work stands; on a terminal it is drawn over itself."""
+    """One line on stderr about the progress of work; a terminal shows only the newest."""
 
     def __init__(self) -> None:
         self._words = ""
 
     def show(self, line: str, words: str) -> None:
-        """Writes the line over the last one; in a pipe below it, where *words* have changed."""
+        """Replaces the line on a terminal; in a pipe adds it, but only if *words* have changed."""
         line = shown(line)
         if sys.stderr.isatty():
-            room = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{line[:room]}", end="", file=sys.stderr, flush=True)
+            columns = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{line[:columns]}", end="", file=sys.stderr, flush=True)
         elif words != self._words:
             print(line, file=sys.stderr, flush=True)
         self._words = words
@@ -85,7 +81,7 @@ class StatusLine:
 
 
 def print_box(text: str) -> None:
-    """Prints a sentence to stdout, in a box where that is a terminal, and an empty line."""
+    """Prints a sentence, in a box if stdout is a terminal, and an empty line."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.panel import Panel
@@ -98,39 +94,25 @@ def print_box(text: str) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Collection[str] = (),
+    drop: Sequence[str] = (),
+    wrap: str = "",
 ) -> None:
-    """Prints a plain table to stdout: the first column to the left, the others to the right.
-
-    Columns named in *words* hold words: they are to the left, and alone are broken into lines.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, name in enumerate(columns):
-        is_left = not number or name in words
-        table.add_column(
-            name,
-            justify="left" if is_left else "right",
-            overflow="fold",
-            no_wrap=bool(words) and name not in words,
-        )
-    for row in rows:
-        table.add_row(*map(shown, row))
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
-    sys.stdout.flush()
+    """Prints the lines of `table_lines` to stdout, to fit a terminal; piped, all of the table."""
+    print_lines(table_lines(columns, rows, width=width(), left=left, drop=drop, wrap=wrap), {})
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the units done so far; a bar is shown on a terminal only.
+    """Yields a function that takes the number of units done; only a terminal shows the bar.
 
-    *unit* is "bytes" for a transfer (shown as MB and MB/s), anything else is counted as it is.
+    The *unit* "bytes" is shown as MB and MB/s.
     """
     if not sys.stderr.isatty():
-        yield _silent
+        yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -157,15 +139,11 @@ def progress(label: str, total: int, *, unit: str = "") -> Iterator[Callable[[in
         yield lambda done: bar.update(task, completed=done)
 
 
-def _silent(done: int) -> None:
-    """Draws nothing."""
-
-
 def shown(text: str, keeps: str = "") -> str:
-    """Returns a text as it is shown in a line: what does not print, and is not in *keeps*, escaped.
+    """Returns a text with every character escaped that does not print and is not in *keeps*.
 
-    Names of files may hold line breaks, colours of a terminal, and bytes that are no text. A text
-    that was escaped already stays as it is.
+    File names may contain line breaks, terminal colours, and bytes that are not text. Escaping a
+    text twice changes nothing.
 
     >>> print(shown("a b\\n.jpg"))
     a b\\n.jpg
@@ -176,25 +154,25 @@ def shown(text: str, keeps: str = "") -> str:
 
 
 def own_command() -> str:
-    """Returns the command as it was typed, to be pasted with other options behind it."""
+    """Returns the command that the user typed, ready to be pasted."""
     return shlex.join(["skinjob", *sys.argv[1:]])
 
 
 def width() -> int | None:
-    """Returns the columns of the terminal that stdout goes to; None where it goes to none."""
+    """Returns the number of columns of the terminal; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_sentence(text: str) -> None:
-    """Prints a sentence to stdout; on a terminal broken between words where it is too long."""
+    """Prints a sentence to stdout; a terminal gets it broken between words."""
     say(*wrapped(text, width(), hanging=""))
 
 
 def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = "  ") -> list[str]:
-    """Returns a sentence in lines of no more than *columns*; in one where that is None.
+    """Returns a sentence in lines of at most *columns* characters; None means one line.
 
-    Lines are broken between words: paths and commands stay whole, to be copied. The first begins
-    with *indent*, those after it with *hanging*.
+    Lines are broken between words only, so that paths and commands can be copied. The first line
+    starts with *indent*, the others with *hanging*.
 
     >>> wrapped("see runs/a-long/path", 8)
     ['see', '  runs/a-long/path']
@@ -217,30 +195,52 @@ counted = pluralize  # the name that some modules still use
 
 
 def table_lines(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str]
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int | None = None,
+    left: Collection[str] = (),
+    drop: Sequence[str] = (),
+    wrap: str = "",
 ) -> list[str]:
-    """Returns a header and a line for each row; columns in *words* are to the left, others right.
+    """Returns the lines of a table, escaped; with a *width*, as narrow as that if it can be.
 
-    Cells are as `shown` returns them: escaped later, they would push the next column away.
-    A thousand rows take some milliseconds, of rich's table a second.
+    The first column and those in *left* are aligned to the left, the others to the right. A heading
+    may have line breaks. A table that is too wide loses the columns in *drop*, one after the other,
+    then the column *wrap* is broken between words. Rich takes a second for 1,000 rows, this 5 ms.
 
-    >>> table_lines(("run", "epoch"), [("bs32", "1/20"), ("bs1024", "10/20")], words=("run",))
+    >>> table_lines(("run", "epoch"), [("bs32", "1/20"), ("bs1024", "10/20")])
     ['run     epoch', 'bs32     1/20', 'bs1024  10/20']
     """
-    lines = [columns, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    is_left = [name in words for name in columns]
+    cells = {name: [shown(row[place]) for row in rows] for place, name in enumerate(columns)}
+    sizes = {name: max(map(len, [*name.split("\n"), *cells[name]])) for name in columns}
+    for name in drop:
+        if width is None or table_width(sizes) <= width:
+            break
+        sizes.pop(name, None)
+    breaks: dict[str, int] = {}
+    if width is not None and wrap in sizes and (excess := table_width(sizes) - width) > 0:
+        sizes[wrap] = breaks[wrap] = max(LEAST_WRAPPED, sizes[wrap] - excess)
+    height = max(name.count("\n") for name in sizes)
+    blocks = [[("\n" * (height - name.count("\n")) + name).split("\n") for name in sizes]]
+    for row in zip(*(cells[name] for name in sizes), strict=True):
+        named = zip(sizes, row, strict=True)
+        blocks.append([wrapped(cell, breaks.get(name), hanging="") for name, cell in named])
+    aligned = [str.ljust if name in (columns[0], *left) else str.rjust for name in sizes]
     return [
-        "  ".join(
-            cell.ljust(size) if left else cell.rjust(size)
-            for cell, size, left in zip(line, widths, is_left, strict=True)
-        ).rstrip()
-        for line in lines
+        "  ".join(map(lambda align, *cell: align(*cell), aligned, line, sizes.values())).rstrip()
+        for block in blocks
+        for line in zip_longest(*block, fillvalue="")
     ]
 
 
+def table_width(widths: Mapping[str, int]) -> int:
+    """Returns the width of a table from those of its columns."""
+    return sum(widths.values()) + 2 * (len(widths) - 1)
+
+
 def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
-    """Prints lines to stdout; on a terminal the words in *colours* have theirs."""
+    """Prints lines to stdout; on a terminal the words in *colours* are coloured."""
     if not lines:
         return
     if not sys.stdout.isatty():
@@ -253,9 +253,9 @@ def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def redrawn(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], None]]:
-    """Yields a function that puts lines where those were that it was last called with.
+    """Yields a function that replaces, on a terminal, the lines of its last call by new ones.
 
-    For a terminal. The cursor is hidden meanwhile, and what was drawn last is left there.
+    The cursor is hidden until the end; the last lines stay.
     """
     from rich.console import Console
     from rich.live import Live
@@ -266,16 +266,15 @@ def redrawn(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], No
 
 
 def _coloured(lines: Sequence[str], colours: Mapping[str, str]) -> Text:
-    """Returns lines as rich prints them, each word of *colours* that a line has in its colour."""
+    """Returns lines for rich, with every word of *colours* in its colour."""
     from rich.text import Text
 
     text = Text("\n".join(map(shown, lines)), no_wrap=True, overflow="crop")
     for word, colour in colours.items():
-        text.highlight_regex(rf"(?m)\b{word}\b", colour)
+        text.highlight_regex(rf"\b{word}\b", colour)
     return text
 
 
 def tell_waiting(lock: Path) -> None:
-    """Says on stderr that another process of the user's has to end first."""
-    words = f"waiting for another submit, cancel or clean of yours (it holds {lock})"
-    print(shown(words), file=sys.stderr, flush=True)
+    """Says on stderr that another command of the user must end first."""
+    say(f"waiting for another submit, cancel or clean of yours (it holds {lock})", is_error=True)

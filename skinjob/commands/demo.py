@@ -39,7 +39,6 @@ def demo(folder: Path) -> None:
     """
     from skinjob.data.lesions import make_images
     from skinjob.submit.plan import make_plan
-
     from skinjob.weights.backbones import DEFAULT
 
     data, weights = folder / "skin_cancer", folder / "weights" / DEFAULT.file_name

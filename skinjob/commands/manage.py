@@ -140,7 +140,7 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
     """Prints what became of each run and job, and how to take the runs up again."""
     rows = [(name, BY_YOU) for name in what.cancelled]
     rows += [(one.run, f"left alone: {one.state}") for one in what.left]
-    print_table(("run", "state"), rows, words=("state",))
+    print_table(("run", "state"), rows, left=("state",))
     for words, jobs in (("told to end", what.ended), ("goes on, with other runs", what.going_on)):
         if jobs:
             say()
@@ -190,7 +190,7 @@ def _tell_cleared(what: Clearing, is_done: bool) -> None:
         for part in what.parts
     ]
     if rows:
-        print_table(("what", "where", "files", "bytes"), rows, words=("where",))
+        print_table(("what", "where", "files", "bytes"), rows, left=("where",))
         say()
         for kind in dict.fromkeys(part.kind for part in what.parts):
             print_sentence(f"{kind}: {WITHOUT[kind]}")

@@ -23,29 +23,29 @@ from skinjob.sweeps.layout import Sweep
     help="Folder for the report.",
 )
 def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
-    """Turn the CSVs of a sweep into tables, plots and a page.
+    """Turn the CSV files of a sweep into tables, plots and a page.
 
-    Without a SWEEP the newest is meant; of several, the runs are put together. Needs no torch.
+    The default is the newest sweep. Several sweeps make one report. Needs no torch.
 
     \b
     Example:
       skinjob report
       skinjob report runs/my-sweep
     """
-    report_on([find_sweep(one, runs) for one in sweep] or [newest(runs)], out)
+    report_on([find_sweep(name, runs) for name in sweep] or [newest(runs)], out)
 
 
-def report_on(chosen: Sequence[Sweep], out: Path | None) -> None:
+def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:
+    """Writes the report of these sweeps, and prints what it says and where it is."""
     from skinjob.report.build import build_report
+    from skinjob.report.summary import DROP, readable
 
-    built = build_report(chosen, out)
+    built = build_report(sweeps, out)
     if built.notice:
         print_box(built.notice)
-    print_table(built.columns, built.rows)
-    for title, lines in (("missing", built.missing), ("", built.notes)):
+    print_table(*readable(built.summary, is_complete=False), drop=DROP)
+    for lines in ([f"missing: {line}" for line in built.missing], built.notes):
         if lines:
-            say()
-        for line in lines:
-            say(f"{title}: {line}" if title else line)
+            say("", *lines)
     folder = typed(built.folder)
     say("", f"open: {folder / 'index.html'}", f"      {folder / 'comparison.png'}")

@@ -1,4 +1,4 @@
-"""How runs stand, in lines: a summary, a table that fits, why runs wait, what ended them."""
+"""The lines of `skinjob status` and `skinjob list`: a summary, tables, and what went wrong."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from skinjob.commands.arguments import typed
-from skinjob.console import counted, shown, table_lines, wrapped
+from skinjob.console import shown, table_lines, wrapped
 from skinjob.status.failures import last_words
 from skinjob.status.overview import Overview
 from skinjob.status.status import ANSWERS, NOT_ASKED, STATES, Standing, Survey
 from skinjob.sweeps.layout import BY_YOU, Run, Sweep, utc_now
-from skinjob.words import clock
+from skinjob.words import clock, pluralize
 
 NOTHING = "-"
 COLOURS = {
@@ -22,24 +22,25 @@ COLOURS = {
     "cancelled": "yellow",
     "waiting": "bold",
 }
-MOST_TOLD = 5  # faults told one by one; a job that fails takes many runs along
-LINES_TOLD = 5  # of a log
+MOST_FAILURES = 5  # one failing job takes many runs with it
+NUM_LOG_LINES = 5
 
 CELLS: Mapping[str, Callable[[Standing], str]] = {
-    "run": lambda one: one.run,
-    "state": lambda one: one.state,
-    "epoch": lambda one: f"{one.epoch}/{one.epochs}",
-    "accuracy": lambda one: NOTHING if one.accuracy is None else f"{one.accuracy:.1%}",
-    "images/s": lambda one: NOTHING if one.images_per_s is None else f"{one.images_per_s:.0f}",
-    "left": lambda one: NOTHING if one.left_s is None else clock(one.left_s),
-    "node": lambda one: one.node or NOTHING,
-    "job": lambda one: one.job or NOTHING,
-    "requeues": lambda one: str(one.requeues) if one.requeues else NOTHING,
-    "reason": lambda one: one.reason or NOTHING,
+    "run": lambda run: run.run,
+    "state": lambda run: run.state,
+    "epoch": lambda run: f"{run.epoch}/{run.epochs}",
+    "accuracy": lambda run: _percent(run.accuracy),
+    "images/s": lambda run: NOTHING if run.images_per_s is None else f"{run.images_per_s:.0f}",
+    "left": lambda run: NOTHING if run.left_s is None else clock(run.left_s),
+    "node": lambda run: run.node or NOTHING,
+    "job": lambda run: run.job or NOTHING,
+    "requeues": lambda run: str(run.requeues or NOTHING),
+    "reason": lambda run: run.reason or NOTHING,
 }
-WORDS = ("run", "state", "node", "job", "reason")
+LEFT = ("run", "state", "node", "job", "reason")
+DROP = ("reason", "job", "requeues", "images/s", "node", "left", "accuracy")
+"""Columns that a narrow terminal does without, the first first."""
 URGENT = ("running", "failed", "lost", "cancelled", "waiting", "done")
-FIRST_TO_GO = ("reason", "job", "requeues", "images/s", "node", "left", "accuracy")
 
 
 def counts(states: Iterable[str]) -> str:
@@ -48,135 +49,122 @@ def counts(states: Iterable[str]) -> str:
     >>> counts(["done", "waiting", "done"])
     '1 waiting, 2 done'
     """
-    found = Counter(states)
-    return ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
+    numbers = Counter(states)
+    return ", ".join(f"{numbers[state]} {state}" for state in STATES if numbers[state])
 
 
-def summary(found: Survey, width: int | None) -> list[str]:
-    """Returns the lines above a table: which sweep, its runs by state, and whether SLURM spoke."""
-    told = f"{counted(len(found.runs), 'run')}: {counts(one.state for one in found.runs)}"
-    lines = [f"sweep {typed(found.sweep.folder)}", told, slurm_words(found)]
+def summary(survey: Survey, width: int | None) -> list[str]:
+    """Returns the lines above a table: the sweep, its runs by state, and whether SLURM answers."""
+    total = f"{pluralize(len(survey.runs), 'run')}: {counts(run.state for run in survey.runs)}"
+    lines = [f"sweep {typed(survey.sweep.folder)}", total, slurm_words(survey)]
     return [part for line in lines if line for part in wrapped(line, width)]
 
 
-def slurm_words(found: Survey) -> str:
-    """Returns whether SLURM answers, in a line; nothing where it was not asked."""
-    if found.slurm == NOT_ASKED:
+def slurm_words(survey: Survey) -> str:
+    """Returns whether SLURM answers, in a line; nothing if it was not asked."""
+    if survey.slurm == NOT_ASKED:
         return ""
-    if found.slurm == ANSWERS:
+    if survey.slurm == ANSWERS:
         return "SLURM answers"
-    why = f" ({shown(found.words)})" if found.words else ""
-    return f"SLURM {found.slurm}{why}: this is what the folders say"
+    why = f" ({shown(survey.words)})" if survey.words else ""
+    return f"SLURM {survey.slurm}{why}: this is what the folders say"
 
 
 def table(runs: Sequence[Standing], width: int | None) -> list[str]:
-    """Returns a line for each run, of no more than *width* characters, and why some wait.
+    """Returns a line for each run, and below why some wait if the table has no room for that.
 
-    Of columns that do not fit the least important go first; why runs wait is below then, once for
-    all that wait for the same. Without a width all columns are there, for other programs to read.
+    A terminal of *width* characters gets no empty columns, and fewer columns if it is narrow.
     """
-    rows = {name: [shown(cell(one)) for one in runs] for name, cell in CELLS.items()}
-    names = list(CELLS)
+    cells = {name: [cell(run) for run in runs] for name, cell in CELLS.items()}
     if width is not None:
-        names = [name for name in names if any(cell != NOTHING for cell in rows[name])]
-        for name in FIRST_TO_GO:
-            if _width(names, rows) <= width:
-                break
-            names = [other for other in names if other != name]
-    lines = table_lines(names, list(zip(*(rows[name] for name in names), strict=True)), words=WORDS)
-    return lines if "reason" in names else [*lines, *_reasons(runs, width)]
+        cells = {name: column for name, column in cells.items() if {*column} != {NOTHING}}
+    rows = list(zip(*cells.values(), strict=True))
+    lines = table_lines(list(cells), rows, width=width, left=LEFT, drop=DROP)
+    return lines if lines[0].endswith("reason") else [*lines, *_reasons(runs, width)]
 
 
-def picture(found: Survey, width: int, height: int) -> list[str]:
-    """Returns summary and table for a terminal; of runs that do not fit those at work go first."""
-    above, runs = [*summary(found, width), ""], found.runs
-    lines, room = table(runs, width), height - 1 - len(above)
-    if len(lines) <= room:
+def picture(survey: Survey, width: int, height: int) -> list[str]:
+    """Returns summary and table for a terminal; if it is too low, the most urgent runs."""
+    above, runs = [*summary(survey, width), ""], survey.runs
+    lines, num_free = table(runs, width), height - 1 - len(above)
+    if len(lines) <= num_free:
         return above + lines
-    runs = sorted(runs, key=lambda one: URGENT.index(one.state))
-    num_shown = max(0, len(runs) - (len(lines) - room + 1))
-    rest = f"and {len(runs) - num_shown} more: {counts(one.state for one in runs[num_shown:])}"
+    runs = sorted(runs, key=lambda run: URGENT.index(run.state))
+    num_shown = max(0, len(runs) - (len(lines) - num_free + 1))
+    others = runs[num_shown:]
     lines = table(runs, width)
-    return [*above, *lines[: 1 + num_shown], rest, *lines[1 + len(runs) :]]
+    more = f"and {len(others)} more: {counts(run.state for run in others)}"
+    return [*above, *lines[: 1 + num_shown], more, *lines[1 + len(runs) :]]
 
 
-def change(before: Standing | None, one: Standing) -> str | None:
-    """Returns what is new of a run, in a line; None when it stands as before."""
-    if before and (before.state, before.error) == (one.state, one.error):
+def change(before: Standing | None, run: Standing) -> str | None:
+    """Returns what is new of a run, in a line; None if nothing is."""
+    if before and (before.state, before.error) == (run.state, run.error):
         return None
-    accuracy = "" if one.accuracy is None else f", {CELLS['accuracy'](one)} accuracy"
-    why = one.error or one.reason
-    told = f"{utc_now()} {one.run} {one.state}, epoch {one.epoch}/{one.epochs}{accuracy}"
-    return f"{told}: {why}" if why else told
-
-
-def _width(names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> int:
-    """Returns the width of a table with these columns."""
-    return sum(max(map(len, [name, *rows[name]])) + 2 for name in names) - 2
+    accuracy = "" if run.accuracy is None else f", {_percent(run.accuracy)} accuracy"
+    why = run.error or run.reason
+    line = f"{utc_now()} {run.run} {run.state}, epoch {run.epoch}/{run.epochs}{accuracy}"
+    return f"{line}: {why}" if why else line
 
 
 def _reasons(runs: Sequence[Standing], width: int | None) -> list[str]:
-    """Returns why runs stand so, once for all that do for the same reason."""
-    found = Counter((one.state, one.reason) for one in runs if one.reason not in ("", one.state))
-    lines = [f"{count} {state}: {reason}" for (state, reason), count in found.items()]
+    """Returns each reason for a state, with the number of runs that have it."""
+    numbers = Counter((run.state, run.reason) for run in runs if run.reason not in ("", run.state))
+    lines = [f"{number} {state}: {reason}" for (state, reason), number in numbers.items()]
     parts = [part for line in lines for part in wrapped(line, width)]
     return ["", *parts] if parts else []
 
 
 def faults(sweep: Sweep, runs: Sequence[Standing], width: int | None) -> list[str]:
-    """Returns what is wrong with runs and what to do, once for all runs that one job took along."""
+    """Returns what is wrong with runs and how to fix it, once for all runs of a failed job.
+
+    It leaves out runs that the user cancelled: the table says so already.
+    """
     groups: dict[tuple[str | None, ...], list[Standing]] = {}
-    for one in runs:
-        if one.error == BY_YOU:
-            continue  # who cancelled a run knows why, and the table has it
-        if one.error or one.state in ("failed", "cancelled", "lost"):
-            groups.setdefault((one.state, one.fault, one.job or one.run), []).append(one)
+    for run in runs:
+        if run.error != BY_YOU and (run.error or run.state in ("failed", "cancelled", "lost")):
+            groups.setdefault((run.state, run.fault, run.job or run.run), []).append(run)
     lines = []
-    for group in list(groups.values())[:MOST_TOLD]:
-        lines += ["", *_fault(sweep, group, width)]
-    rest = sum(map(len, list(groups.values())[MOST_TOLD:]))
-    return [*lines, "", f"and {rest} more: skinjob logs RUN"] if rest else lines
+    for group in list(groups.values())[:MOST_FAILURES]:
+        lines += ["", *_failure(sweep, group, width)]
+    num_more = sum(map(len, list(groups.values())[MOST_FAILURES:]))
+    return [*lines, "", f"and {num_more} more: skinjob logs RUN"] if num_more else lines
 
 
-def _fault(sweep: Sweep, group: Sequence[Standing], width: int | None) -> list[str]:
-    one, more = group[0], len(group) - 1
-    others = f" and {more} more of its job" if more else ""
-    lines = [f"{one.run}{others}: {one.fault or one.state}"]
-    lines += wrapped(one.error or "it does not say why", width, indent="  ")
-    for file, said in last_words(Run(sweep.folder / one.run), one.job, LINES_TOLD):
-        lines += [f"  {typed(file)}:", *(f"  | {line}" for line in said)]
-    return [*lines, f"  fix: {one.fix}"] if one.fix else lines
+def _failure(sweep: Sweep, group: Sequence[Standing], width: int | None) -> list[str]:
+    run, num_more = group[0], len(group) - 1
+    others = f" and {num_more} more of its job" if num_more else ""
+    lines = [f"{run.run}{others}: {run.fault or run.state}"]
+    lines += wrapped(run.error or "it does not say why", width, indent="  ")
+    for file, log in last_words(Run(sweep.folder / run.run), run.job, NUM_LOG_LINES):
+        lines += [f"  {typed(file)}:", *(f"  | {line}" for line in log)]
+    return [*lines, f"  fix: {run.fix}"] if run.fix else lines
 
 
 def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:
     """Returns a line for each sweep, and below what is wrong with the folders of some.
 
-    Of columns that do not fit the recipe goes first, then when it was made; in a terminal too
-    narrow for a name and its runs, these have a line each.
+    A narrow terminal gets fewer columns, at last a line with each name and one with its runs.
     """
     if not sweeps:
         return []
-    rows = [tuple(map(shown, _overview_cells(one))) for one in sweeps]
-    names = ["sweep", "made (UTC)", "recipe", "runs", "accuracy"]
-    cells = {name: [row[number] for row in rows] for number, name in enumerate(names)}
-    for name in ("recipe", "made (UTC)", "accuracy"):
-        if width is None or _width(names, cells) <= width:
-            break
-        names.remove(name)
-    lines = table_lines(
-        names, list(zip(*(cells[name] for name in names), strict=True)), words=names[:-1]
-    )
-    if width is not None and _width(names, cells) > width:
-        pairs = zip(cells["sweep"], cells["runs"], strict=True)
-        lines = [
-            line for name, told in pairs for line in (name, *wrapped(told, width, indent="  "))
-        ]
-    bad = [line for one in sweeps if one.error for line in wrapped(one.error, width)]
-    return [*lines, "", *bad] if bad else lines
+    names = ("sweep", "made (UTC)", "recipe", "runs", "accuracy")
+    rows = [_overview_row(sweep) for sweep in sweeps]
+    drop = ("recipe", "made (UTC)", "accuracy")
+    lines = table_lines(names, rows, width=width, left=names[:-1], drop=drop)
+    if width is not None and max(map(len, lines)) > width:
+        pairs = [(shown(name), wrapped(runs, width, indent="  ")) for name, _, _, runs, _ in rows]
+        lines = [line for name, runs in pairs for line in (name, *runs)]
+    errors = [line for sweep in sweeps if sweep.error for line in wrapped(sweep.error, width)]
+    return [*lines, "", *errors] if errors else lines
 
 
-def _overview_cells(one: Overview) -> tuple[str, ...]:
-    accuracy = NOTHING if one.accuracy is None else f"{one.accuracy:.1%}"
-    made = one.created_utc[:16].replace("T", " ")
-    told = "does not read" if one.error else counts(one.states)
-    return one.name, made or NOTHING, one.recipe or NOTHING, told or NOTHING, accuracy
+def _overview_row(sweep: Overview) -> tuple[str, ...]:
+    made = sweep.created_utc[:16].replace("T", " ")
+    runs = "does not read" if sweep.error else counts(sweep.states)
+    cells = (sweep.name, made, sweep.recipe, runs, _percent(sweep.accuracy))
+    return tuple(cell or NOTHING for cell in cells)
+
+
+def _percent(fraction: float | None) -> str:
+    return NOTHING if fraction is None else f"{fraction:.1%}"

@@ -8,42 +8,37 @@ import os
 import shlex
 import shutil
 import stat
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
-from skinjob.console import PIPE_WIDTH, shown, width
+from skinjob.console import shown
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
 from skinjob.ownership import user_name
-from skinjob.report.findings import (
-    compare_by_lr,
-    differences,
-    missing,
-    skipped,
-    unread,
-    weights_notice,
-)
+from skinjob.report import findings
+from skinjob.report.measures import COMPARED, Measure
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison
+from skinjob.report.summary import summarize
 from skinjob.report.tables import (
     TEXTS,
     Series,
     SweepTable,
-    all_series,
     by_lr,
+    group_runs,
+    known_measures,
     read_sweep,
-    summarize,
 )
-from skinjob.report.text import percent, printed
 from skinjob.sweeps.layout import METRICS, Sweep
+from skinjob.words import list_first
 
-MOST_LINES = 8  # in a comparison; of more, the eye finds none again in the legend
-MOST_TOLD = 5  # runs that an error names
+MOST_LINES = 8  # in a comparison; with more, they cannot be found in the legend
+MOST_NAMED = 5  # unreadable runs in an error
 
 
 @dataclass(frozen=True)
@@ -54,12 +49,9 @@ class Report:
     notice: str
     """A sentence to read before any number; empty for fetched weights."""
     summary: pd.DataFrame
-    """One row per batch size and lr: summary.csv."""
-    columns: list[str]
-    rows: list[list[str]]
-    """The summary for a terminal."""
+    """One row per batch size and learning rate: summary.csv."""
     missing: list[str]
-    """A sentence for each run that cannot be read, then for each whose epochs are not all there."""
+    """A sentence for each run that cannot be read, then for each that lacks epochs."""
     notes: list[str]
     """What the numbers say, and what they do not."""
     files: list[Path]
@@ -68,73 +60,80 @@ class Report:
 def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
     """Writes the report of one sweep, or of several as one, and returns what it says.
 
-    It goes to *out*, by default to the sweep's own report/ or, of several, to report-A-B beside the
-    first, which have to be the user's own and no link. Files of an earlier report are replaced one
-    by one; a viewer never sees a half of one. A run that cannot be read counts as missing.
+    It goes to *out*. Without that it goes to the sweep's report/ or, for several sweeps, to
+    report-A-B beside the first; these must be the user's own folders and no links. Files of an
+    earlier report are replaced one by one, each as a whole. An unreadable run counts as missing.
 
-    Raises: RunError when no run that can be read has finished an epoch, or the folder is somebody
-    else's or cannot be written; OSError when the disk is full.
+    Raises: RunError if no readable run has finished an epoch, or the folder is another user's or
+    cannot be written; OSError if the disk is full.
     """
     tables = [read_sweep(sweep) for sweep in _distinct(sweeps)]
-    series = all_series(tables)
+    series = group_runs(tables)
     if not series:
         raise _nothing_yet(tables)
-    lacks = [*_for_each(tables, unread), *_for_each(tables, missing)]
     folder = out or _default_folder(tables)
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)
         else:
             _make_own(folder, tables)
-        return _written(folder, tables, series, lacks)
+        return _write(folder, tables, series)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RunError(_unwritable(folder, error), _elsewhere(tables)) from None
 
 
-def _written(
-    folder: Path, tables: Sequence[SweepTable], series: Sequence[Series], lacks: list[str]
-) -> Report:
+def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]) -> Report:
     """Writes every file of the report, and returns what it says."""
-    summary = summarize(series)
-    notice, notes = weights_notice(tables), _notes(tables, series)
-    comparisons, batches = _draw(folder, tables, series)
+    comparisons, batches = _draw(folder, tables, all_series)
+    pictures = [file for picture in (*comparisons, *batches) for file in picture.all_files]
+    names = ("metrics.csv", "summary.csv", "index.html")
+    report = Report(
+        folder=folder,
+        notice=findings.weights_notice(tables),
+        summary=summarize(all_series),
+        missing=findings.missing(tables),
+        notes=findings.notes(tables, all_series),
+        files=[*(folder / name for name in names), *pictures],
+    )
     _write_metrics(folder / "metrics.csv", tables)
-    _write_summary(folder / "summary.csv", summary)
-    write_page(folder / "index.html", tables, notice, summary, lacks, notes, comparisons, batches)
-    files = [folder / name for name in ("metrics.csv", "summary.csv", "index.html")]
-    for picture in (*comparisons, *batches):
-        files += [*picture.files, *picture.copies]
-    columns, rows = printed(summary, width() or PIPE_WIDTH)
-    return Report(folder, notice, summary, columns, rows, lacks, notes, files)
+    _write_summary(folder / "summary.csv", report.summary)
+    write_page(
+        folder / "index.html",
+        tables,
+        notice=report.notice,
+        summary=report.summary,
+        missing=report.missing,
+        notes=report.notes,
+        comparisons=comparisons,
+        batches=batches,
+    )
+    return report
 
 
 def _distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:
-    """Returns the sweeps without repeats. Raises: RunError when two have one name."""
-    by_folder = {sweep.folder.resolve(): Sweep(sweep.folder.resolve()) for sweep in sweeps}
-    by_name: dict[str, Path] = {}
-    for folder, sweep in by_folder.items():
-        other = by_name.setdefault(sweep.name, folder)
-        if other != folder:
+    """Returns the sweeps without repeats. Raises: RunError if two have the same name."""
+    by_name: dict[str, Sweep] = {}
+    for sweep in (Sweep(sweep.folder.resolve()) for sweep in sweeps):
+        other = by_name.setdefault(sweep.name, sweep)
+        if other != sweep:
             raise RunError(
-                f"two sweeps are called {sweep.name}: {other} and {folder}",
-                f"cp -r {shlex.quote(str(folder))} {shlex.quote(str(folder) + '-2')}",
+                f"two sweeps are called {sweep.name}: {other.folder} and {sweep.folder}",
+                shlex.join(["cp", "-r", str(sweep.folder), f"{sweep.folder}-2"]),
             )
-    return list(by_folder.values())
+    return list(by_name.values())
 
 
 def _default_folder(tables: Sequence[SweepTable]) -> Path:
-    first = tables[0].sweep
-    if len(tables) == 1:
-        return first.report_folder
-    return first.folder.parent / _joined_name(tables)
+    sweep = tables[0].sweep
+    return sweep.report_folder if len(tables) == 1 else sweep.folder.parent / _joined_name(tables)
 
 
 def _make_own(folder: Path, tables: Sequence[SweepTable]) -> None:
-    """Makes the report's folder. Raises: RunError where it, or what it is in, is not the user's.
+    """Makes the report's folder. Raises: RunError if it, or its parent, is not the user's.
 
-    In a stranger's sweep, report/ may be a link to a folder of the user's, with files of the same
+    In another user's sweep, report/ may be a link to a folder of this user, with files of the same
     names.
     """
     _require_own(folder.parent, tables)
@@ -144,25 +143,25 @@ def _make_own(folder: Path, tables: Sequence[SweepTable]) -> None:
 
 
 def _require_own(folder: Path, tables: Sequence[SweepTable]) -> None:
-    """Raises: RunError when a folder is a link, no folder, or another user's."""
-    seen = folder.lstat()
-    if stat.S_ISLNK(seen.st_mode):
+    """Raises: RunError if a path is a link, is not a folder, or is another user's."""
+    info = folder.lstat()
+    if stat.S_ISLNK(info.st_mode):
         problem = f"is a link to {folder.readlink()}"
-    elif not stat.S_ISDIR(seen.st_mode):
+    elif not stat.S_ISDIR(info.st_mode):
         problem = "is not a folder"
-    elif seen.st_uid != os.geteuid():
-        problem = f"belongs to {user_name(seen.st_uid)}"
+    elif info.st_uid != os.geteuid():
+        problem = f"belongs to {user_name(info.st_uid)}"
     else:
         return
     raise RunError(f"{folder} {problem}", _elsewhere(tables))
 
 
-def _unwritable(folder: Path, fault: OSError) -> str:
+def _unwritable(folder: Path, error: OSError) -> str:
     """Returns which path could not be written, and why."""
-    path = Path(os.fsdecode(fault.filename2 or fault.filename or folder))
-    if path.parent == folder and not isinstance(fault, IsADirectoryError):
+    path = Path(os.fsdecode(error.filename2 or error.filename or folder))
+    if path.parent == folder and not isinstance(error, IsADirectoryError):
         path = folder  # it is the folder that takes no file
-    reason = "it is not a folder" if isinstance(fault, FileExistsError) else fault.strerror
+    reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
     return f"{path}: {reason}"
 
 
@@ -177,113 +176,98 @@ def _joined_name(tables: Sequence[SweepTable]) -> str:
 
 
 def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
+    """Returns the error that no run can be counted, and why."""
     names = ", ".join(str(table.sweep.folder) for table in tables)
-    faults = [fault for table in tables for fault in table.unread.values()]
-    damaged, lacks = _for_each(tables, unread), _for_each(tables, missing)
-    if len(damaged) > MOST_TOLD:
-        damaged[MOST_TOLD:] = [f"and {len(damaged) - MOST_TOLD} more"]
-    why = "; ".join([*damaged, *lacks]) or "no runs"
-    if faults:
-        return RunError(f"{names}: no run can be counted ({why})", faults[0].fix)
-    runs = [run for table in tables for run in table.sweep.runs()]
-    logs = [run.log_file for run in runs if run.log_file.exists()] or [run.log_file for run in runs]
-    return RunError(
-        f"{names}: no run has finished an epoch ({why})",
-        f"tail {shlex.quote(str(logs[0]))}" if logs else "skinjob submit",
-    )
-
-
-def _notes(tables: Sequence[SweepTable], series: Sequence[Series]) -> list[str]:
-    """Returns what the numbers say, sweep by sweep, after what speaks against comparing sweeps."""
-    return [
-        *differences(tables),
-        *_for_each(tables, skipped),
-        *_for_each(tables, lambda table: _compare(table, series)),
-    ]
-
-
-def _compare(table: SweepTable, series: Sequence[Series]) -> list[str]:
-    own = [one for one in series if one.table is table]
-    return compare_by_lr(own) if own else []
-
-
-def _for_each(tables: Sequence[SweepTable], say: Callable[[SweepTable], list[str]]) -> list[str]:
-    """Returns what is said of each sweep; with its name before it where there are several."""
-    return [
-        f"{table.sweep.name}: {line}" if len(tables) > 1 else line
-        for table in tables
-        for line in say(table)
-    ]
+    errors = [error for table in tables for error in table.unread.values()]
+    lines = findings.missing(tables)
+    unread = list_first(lines[: len(errors)], MOST_NAMED, separator="; ")
+    why = "; ".join(filter(None, [unread, *lines[len(errors) :]])) or "no runs"
+    if errors:
+        return RunError(f"{names}: no run can be counted ({why})", errors[0].fix)
+    logs = [run.log_file for table in tables for run in table.sweep.runs()]
+    logs.sort(key=lambda log: not log.exists())
+    fix = f"tail {shlex.quote(str(logs[0]))}" if logs else "skinjob submit"
+    return RunError(f"{names}: no run has finished an epoch ({why})", fix)
 
 
 def _draw(
-    folder: Path, tables: Sequence[SweepTable], series: Sequence[Series]
+    folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]
 ) -> tuple[list[Picture], list[Picture]]:
     """Writes the comparisons and a picture per series, all to one scale, and returns both."""
-    scale = common_scale(series)
-    labels, stems = _names(tables, series)
+    scale = common_scale(all_series)
+    labels, stems = _names(tables, all_series)
     batches = []
-    for label, stem, one in zip(labels, stems, series, strict=True):
-        files = draw_batch(one, scale, folder / stem)
-        description = f"Curves of loss and accuracy, train and test. {_ends(one)}"
+    for label, stem, series in zip(labels, stems, all_series, strict=True):
+        accuracies = [m for m in known_measures([series]) if m.axis is COMPARED.axis]
+        ends = ", ".join(f"{_final(series, m)} % ({m.split})" for m in reversed(accuracies))
+        description = (
+            "Curves of loss and accuracy, train and test. "
+            f"At epoch {series.epochs} accuracy is {ends}."
+        )
+        files = draw_batch(series, scale, folder / stem)
         batches.append(Picture(f"Batch size {label}", description, files))
-    return _compared(folder, series, labels, scale), batches
+    return _compare(folder, all_series, labels, scale), batches
 
 
-def _names(tables: Sequence[SweepTable], series: Sequence[Series]) -> tuple[list[str], list[str]]:
-    """Returns each series' label and file name: of sweep, batch size and lr what tells it apart."""
-    many_sweeps, many_lrs = len(tables) > 1, len(by_lr(series)) > 1
+def _names(
+    tables: Sequence[SweepTable], all_series: Sequence[Series]
+) -> tuple[list[str], list[str]]:
+    """Returns labels and file names: the batch size, and sweep and lr if there are several."""
+    has_sweeps, has_lrs = len(tables) > 1, len(by_lr(all_series)) > 1
     labels, stems = [], []
-    for one in series:
-        sweep = one.table.sweep.name
-        label, stem = f"{one.batch_size}", f"batch-{one.batch_size:04d}"
-        if many_sweeps:
+    for series in all_series:
+        sweep, lr = series.table.sweep.name, series.lr
+        label, stem = f"{series.batch_size}", f"batch-{series.batch_size:04d}"
+        if has_sweeps:
             label, stem = f"{shown(sweep)} {label}", f"{sweep}-{stem}"
-        if many_lrs:
-            label, stem = f"{label}, lr {one.lr!r}", f"{stem}-lr{one.lr!r}"
+        if has_lrs:
+            label, stem = f"{label}, lr {lr!r}", f"{stem}-lr{lr!r}"
         labels.append(label)
         stems.append(stem)
     return labels, stems
 
 
-def _compared(
-    folder: Path, series: Sequence[Series], labels: Sequence[str], scale: Scale
+def _compare(
+    folder: Path, all_series: Sequence[Series], labels: Sequence[str], scale: Scale
 ) -> list[Picture]:
-    """Writes the comparison; of more series than one picture holds, one for each lr.
+    """Writes the comparison; for more series than one picture can hold, one for each lr.
 
     comparison.* is then a copy of the one for the best lr, which comes first.
     """
-    parts = by_lr(series)
-    if len(series) <= MOST_LINES or len(parts) in (1, len(series)):
-        what = "All batch sizes" if len(parts) == 1 else "All batch sizes and learning rates"
-        return [_comparison(folder / "comparison", what, series, labels, scale)]
+    by_rate = by_lr(all_series)
+    if len(all_series) <= MOST_LINES or len(by_rate) in (1, len(all_series)):
+        what = "All batch sizes" if len(by_rate) == 1 else "All batch sizes and learning rates"
+        return [_comparison(folder / "comparison", what, all_series, labels, scale)]
     pictures = {}
-    for lr, own in parts.items():
+    for lr, own in by_rate.items():
         stem, what = folder / f"comparison-lr{lr!r}", f"All batch sizes with lr {lr!r}"
-        own_labels = [label for label, one in zip(labels, series, strict=True) if one.lr == lr]
+        own_labels = [label for label, s in zip(labels, all_series, strict=True) if s.lr == lr]
         pictures[lr] = _comparison(stem, what, own, own_labels, scale)
-    best = max(parts, key=lambda lr: _mean_accuracy(parts[lr]))
+    best = max(by_rate, key=lambda lr: fmean(fmean(s.final(COMPARED)) for s in by_rate[lr]))
     first = pictures.pop(best)
-    why = (
-        f"{first.caption}. Of {len(parts)} lrs this one has the highest mean accuracy at the last "
-        "epoch, found by looking at these very test images; comparison.png is the same picture"
+    caption = (
+        f"{first.caption}. Of {len(by_rate)} lrs this one has the highest mean accuracy at the "
+        "last epoch, chosen by looking at the test images; comparison.png is the same picture"
     )
     copies = [_copied(file, folder / f"comparison{file.suffix}") for file in first.files]
-    return [replace(first, caption=why, copies=copies), *pictures.values()]
+    return [replace(first, caption=caption, copies=copies), *pictures.values()]
 
 
 def _comparison(
-    stem: Path, what: str, series: Sequence[Series], labels: Sequence[str], scale: Scale
+    stem: Path, what: str, all_series: Sequence[Series], labels: Sequence[str], scale: Scale
 ) -> Picture:
-    files = draw_comparison(series, labels, scale, stem)
-    ends = ", ".join(
-        f"{label}: {_final_accuracy(one)} %" for label, one in zip(labels, series, strict=True)
-    )
+    files = draw_comparison(all_series, labels, scale, stem)
+    named = zip(labels, all_series, strict=True)
+    ends = ", ".join(f"{label}: {_final(series, COMPARED)} %" for label, series in named)
     return Picture(
         f"{what} on the test images, by epoch and by update",
         f"Curves of test loss and test accuracy. Final test accuracy by batch size: {ends}.",
         files,
     )
+
+
+def _final(series: Series, measure: Measure) -> str:
+    return measure.text(fmean(series.final(measure)))
 
 
 def _copied(file: Path, copy: Path) -> Path:
@@ -292,28 +276,21 @@ def _copied(file: Path, copy: Path) -> Path:
     return copy
 
 
-def _mean_accuracy(series: Sequence[Series]) -> float:
-    return statistics.fmean(statistics.fmean(one.final("test_accuracy")) for one in series)
-
-
-def _ends(series: Series) -> str:
-    train = percent(statistics.fmean(series.final("train_accuracy")))
-    test = _final_accuracy(series)
-    return f"At epoch {series.epochs} accuracy is {train} % (train), {test} % (test)."
-
-
-def _final_accuracy(series: Series) -> str:
-    return percent(_mean_accuracy([series]))
-
-
 def _write_metrics(file: Path, tables: Sequence[SweepTable]) -> None:
+    """Writes the rows of all runs under one header; what a run does not have is empty."""
+    columns = list(dict.fromkeys(name for table in tables for name in table.columns))
+    is_number = [name in METRICS and name not in TEXTS for name in columns]
     with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
-        writer.writerow(METRICS)
-        for table in tables:
-            for row in table.texts:
-                cells = zip(METRICS, row, strict=True)
-                writer.writerow([csv_text(t) if name in TEXTS else t for name, t in cells])
+        writer.writerow(map(csv_text, columns))
+        for source in (source for table in tables for source in table.files):
+            places = [source.header.index(n) if n in source.header else None for n in columns]
+            for row in source.texts:
+                cells = ["" if place is None else row[place] for place in places]
+                writer.writerow(
+                    cell if number else csv_text(cell)
+                    for cell, number in zip(cells, is_number, strict=True)
+                )
 
 
 def _write_summary(file: Path, summary: pd.DataFrame) -> None:

@@ -1,12 +1,13 @@
-"""Learning curves as PNG and SVG, to be read in grey on paper. The one door to matplotlib.
+"""Learning curves as PNG and SVG that can be read in grey on paper. Only this uses matplotlib.
 
-A series is known by line style, marker and lightness at once; colour only repeats it.
+A series is recognised by line style, marker and lightness; its colour only repeats that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,35 @@ from typing import Any
 import numpy as np
 
 from skinjob.files import replacing
-from skinjob.report.settings import no_matplotlib_settings
-from skinjob.report.tables import Curve, Series
+from skinjob.report.measures import AXES, COMPARED, MEASURES, SPLITS, Axis, Measure
+from skinjob.report.tables import Curve, Series, known_measures
+
+
+@contextmanager
+def no_matplotlib_settings() -> Iterator[None]:
+    """Hides the user's backend and every matplotlibrc from an import of matplotlib in the block.
+
+    matplotlib reads MPLBACKEND, and the first matplotlibrc of the current folder, MATPLOTLIBRC and
+    the home folder. A damaged one would end the import.
+    """
+    names = ("MPLBACKEND", "MATPLOTLIBRC")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    # A handle leads back even to a folder that was removed or may not be listed.
+    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
+    try:
+        os.chdir("/")
+        os.environ["MATPLOTLIBRC"] = os.devnull
+        yield
+    finally:
+        del os.environ["MATPLOTLIBRC"]
+        os.environ.update(before)
+        os.fchdir(here)
+        os.close(here)
+
 
 with no_matplotlib_settings():
     import matplotlib
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure, FigureBase
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -39,9 +63,9 @@ LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     (0, (8, 1.5, 1.2, 1.5, 1.2, 1.5)),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LIGHTEST = 0.75  # of cividis, which darkens evenly in grey; above it, yellow is lost on white
+LIGHTEST = 0.75  # of cividis, which darkens evenly in grey; lighter yellow is lost on white
 MOST_MARKERS = 10
-MOST_BEHIND = 10  # runs drawn beside a mean; more of them bury it
+MOST_BEHIND = 10  # runs drawn beside a mean; more would hide it
 
 STYLE: dict[Any, Any] = {
     **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
@@ -60,23 +84,23 @@ STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8.5,
     "legend.fontsize": 9,
     "legend.frameon": False,
-    "text.parse_math": False,  # a sweep may be called anything
+    "text.parse_math": False,  # a sweep's name may contain dollar signs
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    "svg.fonttype": "none",  # words stay words: they can be searched, read aloud and edited
-    "svg.hashsalt": "skinjob",  # ids are drawn at random without it, and no two files are alike
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and edited
+    "svg.hashsalt": "skinjob",  # without it ids are random, and no two files are equal
 }
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is drawn."""
+    """How a line is drawn."""
 
     color: str
     line: str | tuple[int, tuple[float, ...]]
     marker: str
     face: str
-    """The marker's inside."""
+    """The colour inside the marker."""
 
 
 @dataclass(frozen=True)
@@ -85,85 +109,81 @@ class Scale:
 
     epochs: int
     updates: tuple[float, float]
-    loss: tuple[float, float]
-    accuracy: tuple[float, float]
-    """In percent."""
+    limits: Mapping[Axis, tuple[float, float]]
+    """The least and greatest value of each axis, in its unit."""
     majority: float | None
-    """Test accuracy, in percent, of always answering the most frequent class."""
-
-    def limits(self, quantity: str) -> tuple[float, float]:
-        return self.loss if quantity == "loss" else self.accuracy
+    """The accuracy, in percent, of always answering the most frequent class."""
 
 
-def common_scale(series: Sequence[Series]) -> Scale:
+def common_scale(all_series: Sequence[Series]) -> Scale:
     """Returns limits that hold every value of every series."""
-    epochs = max(one.table.planned for one in series)
-    updates = np.concatenate([one.rows["updates"] for one in series])
+    updates = np.concatenate([series.rows["updates"] for series in all_series])
     return Scale(
-        epochs=max(epochs, max(one.epochs for one in series)),
+        epochs=max(max(series.table.num_epochs, series.epochs) for series in all_series),
         updates=(float(updates.min()) / 1.25, float(updates.max()) * 1.25),
-        loss=_limits(series, "loss", 1.0, (0.0, math.inf)),
-        accuracy=_limits(series, "accuracy", 100.0, (0.0, 100.0)),
-        majority=_majority(series),
+        limits={axis: _limits(all_series, axis) for axis in AXES},
+        majority=_majority(all_series),
     )
 
 
-def looks(number: int) -> list[Look]:
-    """Returns *number* looks, from light to dark; neighbours differ in line and marker too.
+def looks(num: int) -> list[Look]:
+    """Returns *num* looks, from light to dark; neighbours also differ in line and marker.
 
-    The last is the darkest and solid: of batch sizes, the largest, which is asked about most.
+    The last is the darkest and solid: of batch sizes the largest, which people ask about most.
     """
     ramp = matplotlib.colormaps["cividis"]
-    colors = [
-        matplotlib.colors.to_hex(ramp(LIGHTEST * place / max(1, number - 1)))
-        for place in range(number)
-    ]
+    colors = [matplotlib.colors.to_hex(ramp(LIGHTEST * n / max(1, num - 1))) for n in range(num)]
     dark_to_light = [
         Look(
             color=color,
-            line=LINES[place % len(LINES)],
-            marker=MARKERS[place % len(MARKERS)],
-            face=color if place % 2 == 0 else "white",
+            line=LINES[n % len(LINES)],
+            marker=MARKERS[n % len(MARKERS)],
+            face=color if n % 2 == 0 else "white",
         )
-        for place, color in enumerate(colors)
+        for n, color in enumerate(colors)
     ]
     return dark_to_light[::-1]
 
 
 def draw_batch(series: Series, scale: Scale, stem: Path) -> list[Path]:
-    """Writes loss and accuracy of one batch size, train and test, and returns the files."""
+    """Writes the curves of one batch size, a line per split, and returns the files."""
     files = _files(stem)
+    measures = [measure for measure in known_measures([series]) if measure.axis]
+    splits = [split for split in SPLITS if any(m.split == split for m in measures)]
+    look_of = dict(zip(splits, looks(len(splits)), strict=True))
+    measures.sort(key=lambda measure: splits.index(measure.split))
     with _picture(files, height_in=3.1) as area:
-        panels = area.subplots(1, 2)
-        train, test = looks(2)
-        parts = {"train": train, "test": test}
-        for axes, quantity in zip(panels, ("loss", "accuracy"), strict=True):
-            for part, look in parts.items():
-                curve = series.curve(f"{part}_{quantity}")
-                _plot_behind(axes, series, f"{part}_{quantity}", look)
-                _plot(axes, curve.epochs, curve, look, part, quantity)
-            _dress(axes, scale, quantity, by="epoch")
-        _legend(area, panels[0], title="; ".join(filter(None, (_meaning([series]), _thin(series)))))
+        panels = area.subplots(1, len(AXES))
+        for panel, axis in zip(panels, AXES, strict=True):
+            for measure in (measure for measure in measures if measure.axis is axis):
+                look, curve = look_of[measure.split], series.curve(measure)
+                _plot_behind(panel, series, measure, look)
+                _plot(panel, curve.epochs, curve, look, measure.split, axis)
+            _dress(panel, scale, axis, by="epoch")
+        _legend(area, panels[-1], "; ".join(filter(None, (_meaning([series]), _thin(series)))))
     return files
 
 
 def draw_comparison(
-    series: Sequence[Series], labels: Sequence[str], scale: Scale, stem: Path
+    all_series: Sequence[Series], labels: Sequence[str], scale: Scale, stem: Path
 ) -> list[Path]:
-    """Writes test loss and accuracy of all series by epoch and by update; returns the files."""
+    """Writes the test curves of all series, by epoch and by update, and returns the files."""
     files = _files(stem)
-    what = "batch size" if len({one.lr for one in series}) == 1 else "batch size and lr"
+    has_one_lr = len({series.lr for series in all_series}) == 1
+    by_axis = {m.axis: m for m in known_measures(all_series) if m.split == COMPARED.split}
+    lines = list(zip(all_series, labels, looks(len(all_series)), strict=True))
     with _picture(files, height_in=5.6) as area:
-        panels = area.subplots(2, 2, sharey="row", sharex="col")
-        for row, quantity in zip(panels, ("loss", "accuracy"), strict=True):
-            for axes, by in zip(row, ("epoch", "update"), strict=True):
-                for one, label, look in zip(series, labels, looks(len(series)), strict=True):
-                    curve = one.curve(f"test_{quantity}")
+        panels = area.subplots(len(AXES), 2, sharey="row", sharex="col")
+        for row, axis in zip(panels, AXES, strict=True):
+            for panel, by in zip(row, ("epoch", "update"), strict=True):
+                for series, label, look in lines if axis in by_axis else ():
+                    curve = series.curve(by_axis[axis])
                     places = curve.epochs if by == "epoch" else curve.updates
-                    _plot(axes, places, curve, look, label, quantity)
-                _dress(axes, scale, quantity, by=by, part="test ")
-                axes.label_outer()
-        _legend(area, panels[0][0], title="; ".join(filter(None, (what, _meaning(series)))))
+                    _plot(panel, places, curve, look, label, axis)
+                _dress(panel, scale, axis, by=by, split=f"{COMPARED.split} ")
+                panel.label_outer()
+        title = "batch size" if has_one_lr else "batch size and lr"
+        _legend(area, panels[-1][0], "; ".join(filter(None, (title, _meaning(all_series)))))
     return files
 
 
@@ -173,17 +193,14 @@ def _files(stem: Path) -> list[Path]:
 
 @contextmanager
 def _picture(files: Sequence[Path], *, height_in: float) -> Iterator[FigureBase]:
-    """Yields an empty figure in the house style, and writes it to *files*.
-
-    Nothing goes into them that changes from day to day.
-    """
+    """Yields an empty figure and writes it to *files*, without a date or a version."""
     with matplotlib.rc_context(STYLE):
         pads = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
         figure = Figure((WIDTH_IN, height_in), DOTS_PER_IN, layout=pads)
         yield figure
         pads.execute(figure)
-        # Found once: it is slow, and both files shall be alike. Of None, and not of "none", savefig
-        # knows that there is no layout left to find by drawing the figure once more.
+        # The layout is computed once: it is slow, and both files must be alike. With None (not
+        # "none") savefig does not draw the figure once more to compute it.
         figure.set_layout_engine(None)
         metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
         for file, suffix in zip(files, FORMATS, strict=True):
@@ -192,17 +209,18 @@ def _picture(files: Sequence[Path], *, height_in: float) -> Iterator[FigureBase]
 
 
 def _plot(
-    axes: Axes, places: Sequence[int], curve: Curve, look: Look, label: str, quantity: str
+    panel: Panel, places: Sequence[int], curve: Curve, look: Look, label: str, axis: Axis
 ) -> None:
-    """Adds a curve: its mean with markers, and from its lowest run to its highest a band."""
-    factor = 100.0 if quantity == "accuracy" else 1.0
-    low, mean, high = ([factor * y for y in ys] for ys in (curve.low, curve.mean, curve.high))
+    """Adds a curve: its mean with markers, and a band from its lowest to its highest run."""
+    low, mean, high = (
+        [axis.factor * value for value in values] for values in (curve.low, curve.mean, curve.high)
+    )
     if low != high:
-        axes.fill_between(places, low, high, color=look.color, alpha=0.15, linewidth=0)
-    axes.plot(
+        panel.fill_between(places, low, high, color=look.color, alpha=0.15, linewidth=0)
+    panel.plot(
         places,
         mean,
-        label=f" {label}" if label.startswith("_") else label,  # matplotlib would show no such
+        label=f" {label}" if label.startswith("_") else label,  # matplotlib hides "_label"
         color=look.color,
         linestyle=look.line,
         marker=look.marker,
@@ -211,69 +229,70 @@ def _plot(
     )
 
 
-def _marked(number: int) -> list[int]:
-    """Returns which of *number* points get a marker: not too many, and always the last."""
-    step = max(1, math.ceil(number / MOST_MARKERS))
-    return list(range(number - 1, -1, -step))[::-1]
+def _marked(num_points: int) -> list[int]:
+    """Returns which points get a marker: not too many, and always the last."""
+    step = max(1, math.ceil(num_points / MOST_MARKERS))
+    return list(range(num_points - 1, -1, -step))[::-1]
 
 
-def _plot_behind(axes: Axes, series: Series, column: str, look: Look) -> None:
+def _plot_behind(panel: Panel, series: Series, measure: Measure, look: Look) -> None:
     """Adds a thin line for each run that the mean leaves out, unless there are too many."""
-    factor = 100.0 if column.endswith("accuracy") else 1.0
-    if series.num_behind > MOST_BEHIND:
+    if series.num_behind > MOST_BEHIND or not measure.axis:
         return
     for _, rows in series.behind.groupby("run"):
-        values = [factor * value for value in rows[column]]
-        axes.plot(list(rows["epoch"]), values, color=look.color, linestyle=look.line, linewidth=0.6)
+        values = [measure.axis.factor * value for value in rows[measure.column]]
+        panel.plot(
+            list(rows["epoch"]), values, color=look.color, linestyle=look.line, linewidth=0.6
+        )
 
 
 def _thin(series: Series) -> str:
-    """Returns what thin lines are, or how many there would be."""
+    """Returns what thin lines are, or how many were left out."""
     if series.num_behind > MOST_BEHIND:
         return f"{series.num_behind} runs that are behind: not drawn"
     return "thin: a run that is behind" if series.num_behind else ""
 
 
-def _dress(axes: Axes, scale: Scale, quantity: str, *, by: str, part: str = "") -> None:
-    """Sets limits, ticks and words of a panel."""
-    axes.set_ylim(scale.limits(quantity))
-    axes.set_ylabel(f"{part}{quantity}" + (" (%)" if quantity == "accuracy" else ""))
+def _dress(panel: Panel, scale: Scale, axis: Axis, *, by: str, split: str = "") -> None:
+    """Sets limits, ticks and labels of a panel."""
+    panel.set_ylim(scale.limits[axis])
+    panel.set_ylabel(f"{split}{axis.name}" + (f" ({axis.unit})" if axis.unit else ""))
     if by == "epoch":
         margin = 0.03 * scale.epochs
-        axes.set_xlim(1 - margin - 0.2, scale.epochs + margin + 0.2)
+        panel.set_xlim(1 - margin - 0.2, scale.epochs + margin + 0.2)
         ticks = MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=8, min_n_ticks=1)
-        axes.xaxis.set_major_locator(ticks)
-        axes.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(ticks)
+        panel.set_xlabel("epoch")
     else:
-        axes.set_xscale("log")
-        axes.set_xlim(scale.updates)
-        axes.xaxis.set_major_locator(LogLocator(subs=_steps(*scale.updates)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("updates (log scale)")
-    if quantity == "accuracy" and scale.majority is not None:
-        _mark_majority(axes, scale.majority)
+        panel.set_xscale("log")
+        panel.set_xlim(scale.updates)
+        panel.xaxis.set_major_locator(LogLocator(subs=_steps(*scale.updates)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_xlabel("updates (log scale)")
+    if axis is COMPARED.axis and scale.majority is not None:
+        _mark_majority(panel, scale.majority)
 
 
 def _steps(low: float, high: float) -> tuple[int, ...]:
-    """Returns the numbers of each decade that get a label: as many as have room side by side."""
+    """Returns the numbers of each decade that get a label: as many as fit side by side."""
     decade_pt = PANEL_PT / math.log10(high / low)
     label_pt = DIGIT_PT * len(f"{high:.0f}")
     room = [steps for steps in ((1, 2, 5), (1, 3)) if math.log10(steps[1]) * decade_pt > label_pt]
     return room[0] if room else (1,)
 
 
-def _mark_majority(axes: Axes, majority: float) -> None:
-    """Adds the level of the majority class; where it is off the panel, says so at its edge."""
-    low, high = axes.get_ylim()
+def _mark_majority(panel: Panel, majority: float) -> None:
+    """Adds the level of the majority class, or a note at the edge if it is outside the panel."""
+    low, high = panel.get_ylim()
     place = (majority - low) / (high - low)
     words = f"majority class {majority:.1f} %"
     if 0 <= place <= 1:
-        axes.axhline(majority, color="0.35", linestyle=(0, (1, 2)), linewidth=1, zorder=1)
+        panel.axhline(majority, color="0.35", linestyle=(0, (1, 2)), linewidth=1, zorder=1)
     else:
         words += " (below)" if place < 0 else " (above)"
-    is_left = 0.5 < place <= 1  # curves rise: high up there is room on the left, low on the right
-    axes.annotate(
+    is_left = 0.5 < place <= 1  # curves rise: they leave room at the upper left and lower right
+    panel.annotate(
         words,
         (0 if is_left else 1, min(max(place, 0), 1)),
         xycoords="axes fraction",
@@ -282,13 +301,13 @@ def _mark_majority(axes: Axes, majority: float) -> None:
         ha="left" if is_left else "right",
         size=8,
         color="0.25",
-        zorder=1,  # under the curves: it must hide none
+        zorder=1,  # under the curves, so that it hides none
     )
 
 
-def _legend(area: FigureBase, axes: Axes, *, title: str) -> None:
-    """Puts one legend for all panels above them, so that it hides no curve."""
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(area: FigureBase, panel: Panel, title: str) -> None:
+    """Puts one legend for all panels above them, where it hides no curve."""
+    handles, labels = panel.get_legend_handles_labels()
     area.legend(
         handles,
         labels,
@@ -300,32 +319,31 @@ def _legend(area: FigureBase, axes: Axes, *, title: str) -> None:
     )
 
 
-def _meaning(series: Sequence[Series]) -> str:
-    """Returns what line and band stand for; nothing where a line is one run."""
-    runs = sorted({one.num_counted for one in series})
-    if runs[-1] == 1:
+def _meaning(all_series: Sequence[Series]) -> str:
+    """Returns what line and band stand for; nothing if every line is a single run."""
+    nums = sorted({series.num_counted for series in all_series})
+    if nums[-1] == 1:
         return ""
-    count = str(runs[0]) if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
+    count = str(nums[0]) if len(nums) == 1 else f"{nums[0]} to {nums[-1]}"
     return f"mean of {count} seeds, band from lowest to highest"
 
 
-def _limits(
-    series: Sequence[Series], quantity: str, factor: float, bounds: tuple[float, float]
-) -> tuple[float, float]:
-    """Returns the least and greatest finite value of train and test, with a margin."""
-    columns = (f"train_{quantity}", f"test_{quantity}")
-    values = factor * np.concatenate([one.rows[column] for one in series for column in columns])
+def _limits(all_series: Sequence[Series], axis: Axis) -> tuple[float, float]:
+    """Returns the least and greatest finite value of an axis, with a margin."""
+    columns = [measure.column for measure in MEASURES if measure.axis is axis]
+    rows = [series.rows[column] for series in all_series for column in columns]
+    values = axis.factor * np.concatenate(rows)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    margin = 0.06 * (high - low) or 0.05 * factor
-    return max(bounds[0], low - margin), min(bounds[1], high + margin)
+    margin = 0.06 * (high - low) or 0.05 * axis.factor
+    return max(axis.bounds[0], low - margin), min(axis.bounds[1], high + margin)
 
 
-def _majority(series: Sequence[Series]) -> float | None:
-    """Returns the share in percent of the largest test class, if the series have one test set."""
+def _majority(all_series: Sequence[Series]) -> float | None:
+    """Returns the share in percent of the largest class, if all series are tested on one set."""
     shares = {
         100 * max(counts.values()) / sum(counts.values())
-        for one in series
-        if sum((counts := one.table.counts.get("test", {})).values())
+        for series in all_series
+        if sum((counts := series.table.counts.get(COMPARED.split, {})).values())
     }
     return shares.pop() if len(shares) == 1 else None

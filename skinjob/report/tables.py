@@ -1,16 +1,14 @@
-"""A sweep's metrics.csv files as tables: every row, a series per batch size and lr, one summary.
+"""Reads the metrics.csv of a sweep's runs, and groups the runs by batch size and learning rate.
 
-Accuracies are fractions 0..1, times seconds, throughout. Percent is for people: see `text`.
+Accuracies are fractions 0..1 and times are seconds everywhere here.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import re
 import shlex
 import stat
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,25 +19,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from skinjob.console import shown
 from skinjob.errors import RunError
+from skinjob.report.measures import COMPARED, MEASURES, Measure
 from skinjob.sweeps.layout import METRICS, Run, Sweep
 
 TEXTS = ("sweep", "run", "time_utc")
 INTEGERS = ("batch_size", "seed", "epoch", "updates")
-QUALITIES = ("test_auc", "test_sensitivity", "test_specificity")
-OPTIONAL = ("train_loss", "test_loss", *QUALITIES)
-"""Columns that may be blank: a loss that diverged, the AUC of a test set of one class."""
+NEEDED = ("run", "epoch", "updates", COMPARED.column)
+"""Columns that a report cannot do without. Others may be missing or empty."""
 
-Z_95 = statistics.NormalDist().inv_cdf(0.975)  # 1.96
-
-NAMED_LR = re.compile(r"-lr(.+)-seed")
-
-COMPLETE_END = re.compile(r",\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\r?$")
-NAMED_GRID = re.compile(r"bs(\d+)-lr.+-seed(\d+)")
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|nan|inf)", re.ASCII)
-"""As jobs write them; Python would take 0_5 and full-width digits too."""
+NAMED = re.compile(r"bs(\d+)-lr(\d+(?:\.\d+)?(?:e[-+]?\d+)?)-seed\d+", re.ASCII)
 
 Value = str | int | float
+
+
+@dataclass(frozen=True)
+class MetricsFile:
+    """The content of a run's metrics.csv."""
+
+    header: Sequence[str] = ()
+    texts: Sequence[Sequence[str]] = ()
+    """The rows as they are in the file, with all its columns."""
+    values: Sequence[Sequence[Value]] = ()
+    """The same rows in the order of METRICS; what is missing is NaN."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,32 @@ class SweepTable:
     sweep: Sweep
     info: dict[str, Any]
     """sweep.json."""
-    texts: list[list[str]]
-    """The rows as they stand in the files: METRICS, all text."""
+    files: list[MetricsFile]
     rows: pd.DataFrame
-    """The same rows as numbers; a blank is NaN. Their lr is the optimizer's in that epoch."""
-    lrs: dict[str, float]
-    """The lr that each run with a row was asked for, which a schedule starts from."""
+    """All rows of all files; `lr` is the optimizer's in that epoch, `run_lr` the one asked for."""
     unread: dict[str, RunError]
-    """The runs of which a file cannot be read, and why. No number counts them."""
+    """For each run with an unreadable file, the reason. Its numbers count nowhere."""
 
     @property
-    def planned(self) -> int:
+    def num_epochs(self) -> int:
         """Epochs that each run was asked for."""
         return int(self.info["recipe"]["epochs"])
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images per split and class; empty where sweep.json does not say."""
+        """Images per split and class; empty if sweep.json does not say."""
         return dict(self.info.get("images", {}).get("counts", {}))
 
     @property
-    def test_images(self) -> int:
-        """Images that the test accuracy is over; 0 where sweep.json does not say."""
-        return sum(self.counts.get("test", {}).values())
+    def num_compared(self) -> int:
+        """Images behind an accuracy that is compared; 0 if sweep.json does not say."""
+        return sum(self.counts.get(COMPARED.split, {}).values())
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of its files: first those of METRICS, then unknown ones."""
+        names = dict.fromkeys(name for file in self.files for name in file.header)
+        return [*filter(names.__contains__, METRICS), *(n for n in names if n not in METRICS)]
 
     @property
     def weights_kind(self) -> str:
@@ -79,10 +85,17 @@ class SweepTable:
         weights = self.info.get("weights", {})
         return str(weights.get("kind", "untrained" if weights.get("untrained") else "fetched"))
 
+    @property
+    def positive_class(self) -> str:
+        """The class that sensitivity, specificity and AUC look for."""
+        images = self.info.get("images", {})
+        last = (images.get("classes") or ["?"])[-1]  # older sweeps do not name it
+        return str(images.get("positive", last))
+
 
 @dataclass(frozen=True)
 class Curve:
-    """One column of a series, epoch by epoch, over the runs that reached its last epoch."""
+    """One measure of a series, epoch by epoch, over the runs that reached its last epoch."""
 
     epochs: list[int]
     updates: list[int]
@@ -94,10 +107,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Series:
-    """The runs of one batch size and lr, which differ in their seed alone.
+    """The runs of one batch size and learning rate, which differ in their seed only.
 
-    Numbers are over the runs that got furthest, so that no mean mixes epochs: a run that failed or
-    is behind counts for nothing until it is there, and the report names it as missing.
+    Numbers are over the runs that reached the last epoch, so that no mean mixes epochs. A run that
+    failed or is behind is not counted until it gets there; the report names it as missing.
     """
 
     table: SweepTable
@@ -118,39 +131,39 @@ class Series:
 
     @property
     def num_counted(self) -> int:
-        """The runs that reached the last epoch."""
+        """The number of runs that reached the last epoch."""
         return len(self.counted) // self.epochs
 
     @cached_property
     def behind(self) -> pd.DataFrame:
-        """The rows of the runs that did not."""
+        """The rows of the runs that did not reach it."""
         return self.rows[self._last_epochs < self.epochs]
 
     @property
     def num_behind(self) -> int:
-        """The runs that did not."""
+        """The number of runs that did not reach it."""
         return int((self.behind["epoch"] == 1).sum())
 
-    def final(self, column: str) -> list[float]:
-        """Returns a column at the last epoch, a value per run."""
-        return [float(value) for value in self._by_run(column)[:, -1]]
+    def final(self, measure: Measure) -> list[float]:
+        """Returns a measure at the last epoch, one value per run."""
+        return [float(value) for value in self._by_run(measure.column)[:, -1]]
 
-    def accuracy_changes(self, first_epoch: int = 1) -> list[float]:
-        """Returns each run's mean absolute change of test accuracy from an epoch to the next.
+    def changes(self, first_epoch: int = 1) -> list[float]:
+        """Returns each run's mean absolute change of test accuracy from one epoch to the next.
 
-        Changes count from *first_epoch* on; where there is none it is NaN.
+        Only epochs from *first_epoch* on count; NaN if they hold no change.
         """
-        changes = np.abs(np.diff(self._by_run("test_accuracy")[:, first_epoch - 1 :]))
+        changes = np.abs(np.diff(self._by_run(COMPARED.column)[:, first_epoch - 1 :]))
         if not changes.size:
             return [float("nan")] * self.num_counted
         return [float(change) for change in changes.mean(axis=1)]
 
-    def curve(self, column: str) -> Curve:
-        """Returns a column against epochs and updates.
+    def curve(self, measure: Measure) -> Curve:
+        """Returns a measure by epoch and by update.
 
-        Its mean is NaN where a run's value is missing: passing over it in silence would flatter.
+        Its mean is NaN where the value of a run is missing: leaving that run out would flatter.
         """
-        values = self._by_run(column)
+        values = self._by_run(measure.column)
         return Curve(
             epochs=list(range(1, self.epochs + 1)),
             updates=[int(updates) for updates in self._by_run("updates").max(axis=0)],
@@ -165,10 +178,7 @@ class Series:
         return self.rows.groupby("run")["epoch"].transform("max")
 
     def _by_run(self, column: str) -> NDArray[np.float64]:
-        """Returns a column of the counted runs, a line per run: (num_counted, epochs).
-
-        Each of them has the epochs 1, 2, ... in this order: `read_run` accepts no other.
-        """
+        """Returns a column of the counted runs: (num_counted, epochs), as `read_run` checked."""
         values: NDArray[np.float64] = self.counted[column].to_numpy(np.float64)
         return values.reshape(-1, self.epochs)
 
@@ -176,9 +186,9 @@ class Series:
 def read_sweep(sweep: Sweep) -> SweepTable:
     """Returns every row that the sweep's runs have written so far.
 
-    A run of which a file cannot be read has no rows and is in `unread`.
+    A run with an unreadable file has no rows, and is in `unread`.
 
-    Raises: RunError when sweep.json lacks what a report needs.
+    Raises: RunError if sweep.json lacks what a report needs.
     """
     info = sweep.info()
     if "runs" not in info or "epochs" not in info.get("recipe", {}):
@@ -186,242 +196,148 @@ def read_sweep(sweep: Sweep) -> SweepTable:
             f"{sweep.sweep_file}: no 'runs' or no 'recipe' with 'epochs' in it",
             f"cat {shlex.quote(str(sweep.sweep_file))}",
         )
-    texts: list[list[str]] = []
-    rows: list[list[Value]] = []
-    lrs = {}
-    unread = {}
+    files: list[MetricsFile] = []
+    unread, grid = {}, {}
     for run in sweep.runs():
         try:
-            own_texts, own_rows = read_run(run)
-            if _is_there(run.state_file):
-                run.state()
-            if _is_there(run.config_file) or own_rows:
-                lrs[run.name] = _lr(run)
+            file = read_run(run)
+            run.state()
+            if file.values or _is_file(run.config_file):
+                grid[run.name] = _grid_point(run)
         except RunError as error:
             unread[run.name] = error
-            continue
-        texts += own_texts
-        rows += own_rows
-    return SweepTable(sweep, info, texts, pd.DataFrame(rows, columns=list(METRICS)), lrs, unread)
+        else:
+            files.append(file)
+    rows = pd.DataFrame([row for file in files for row in file.values], columns=list(METRICS))
+    # A run's folder says its batch size and lr; a schedule changes the lr in the rows.
+    points = [grid[name] for name in rows["run"]]
+    rows["batch_size"] = [batch_size for batch_size, _ in points]
+    rows["run_lr"] = [lr for _, lr in points]
+    return SweepTable(sweep, info, files, rows, unread)
 
 
-def read_run(run: Run) -> tuple[list[list[str]], list[list[Value]]]:
-    """Returns the rows of a run's metrics.csv, in the order of METRICS: as text, and as values.
+def read_run(run: Run) -> MetricsFile:
+    """Returns the rows of a run's metrics.csv, which may not exist yet.
 
-    Raises: RunError, naming file and line, when a row is ill-formed or an epoch is not the next,
-    and naming the file when it cannot be read.
+    Columns are read by name: unknown ones are kept as text, those that are missing are NaN.
+
+    Raises: RunError naming the file if it cannot be read, and the line if a value in it is wrong.
     """
-    if not _is_there(run.metrics_file):
-        return [], []
-    try:
-        content = _whole_lines(run.metrics_file.read_bytes())
-    except OSError as error:
-        raise _unreadable(run.metrics_file, error.strerror) from None
-    reader = csv.reader(io.StringIO(content, newline=""))
+    path = run.metrics_file
+    if not _is_file(path):
+        return MetricsFile()
     texts: list[list[str]] = []
-    rows: list[list[Value]] = []
+    values: list[list[Value]] = []
     try:
-        if next(reader, list(METRICS)) != list(METRICS):
-            raise ValueError("the header is not " + ",".join(METRICS))
-        for text_row in reader:
-            rows.append(_values(run, text_row, epoch=len(rows) + 1))
-            texts.append(text_row)
-    except (ValueError, csv.Error) as error:
-        raise _damaged(run, max(1, reader.line_num), str(error)) from None
-    return texts, rows
+        with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+            reader = csv.reader(lines, strict=True)  # an open quote would hide all rows after it
+            try:
+                header = [shown(name) for name in next(reader, [])]
+                if header and (missing := [name for name in NEEDED if name not in header]):
+                    raise ValueError(f"no column {', '.join(missing)}")
+                for row in reader:
+                    texts.append([shown(text) for text in row])
+                    values.append(_values(run, header, row, epoch=len(texts)))
+            except (ValueError, csv.Error) as error:
+                line = max(1, reader.line_num)
+                show = f"sed -n {line}p {shlex.quote(str(path))}"
+                raise RunError(f"{path}, line {line}: {error}", show) from None
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from None
+    return MetricsFile(header, texts, values)
 
 
-def all_series(tables: Sequence[SweepTable]) -> list[Series]:
-    """Returns the series that have rows: sweep by sweep, lr by lr, the smallest batch size first.
-
-    A run's lr is the one it was asked for; the column lr follows its schedule.
-    """
+def group_runs(tables: Sequence[SweepTable]) -> list[Series]:
+    """Returns the series that have rows: by sweep, then by lr, the smallest batch size first."""
     return [
         Series(table, int(batch_size), float(lr), rows)
         for table in tables
-        for (lr, batch_size), rows in table.rows.groupby(
-            [table.rows["run"].map(table.lrs).rename("asked_lr"), "batch_size"]
-        )
+        for (lr, batch_size), rows in table.rows.groupby(["run_lr", "batch_size"])
     ]
 
 
-def by_lr(series: Sequence[Series]) -> dict[float, list[Series]]:
-    """Returns the series of each lr, in their order; the smallest lr first."""
-    return {
-        lr: [one for one in series if one.lr == lr] for lr in sorted({one.lr for one in series})
-    }
+def by_lr(all_series: Sequence[Series]) -> dict[float, list[Series]]:
+    """Returns the series of each learning rate, the smallest rate first."""
+    lrs = sorted({series.lr for series in all_series})
+    return {lr: [series for series in all_series if series.lr == lr] for lr in lrs}
 
 
-def summarize(series: Sequence[Series]) -> pd.DataFrame:
-    """Returns one row per series; accuracies as fractions, seconds over all runs of the series."""
-    return pd.DataFrame([_summary_row(one) for one in series])
+def known_measures(all_series: Sequence[Series]) -> list[Measure]:
+    """Returns the measures that metrics.csv has in at least one of the sweeps."""
+    columns = {name for series in all_series for name in series.table.columns}
+    return [measure for measure in MEASURES if measure.column in columns]
 
 
-def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a proportion that was measured on *num_images*.
+def _grid_point(run: Run) -> tuple[int, float]:
+    """Returns the batch size and learning rate that a run was asked for.
 
-    Wilson (1927), "Probable inference, the law of succession, and statistical inference"; unlike
-    accuracy +- 1.96 standard errors it stays inside 0..1 and is right near the ends.
-
-    >>> [round(bound, 4) for bound in wilson_interval(0.5, 100)]
-    [0.4038, 0.5962]
+    They are in config.json; a folder that was copied without that file has them in its name.
     """
-    if not num_images:
-        return float("nan"), float("nan")
-    spread = Z_95**2 / num_images
-    centre = (accuracy + spread / 2) / (1 + spread)
-    half = (accuracy * (1 - accuracy) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    named = NAMED.fullmatch(run.name)
+    if named and not _is_file(run.config_file):
+        return int(named[1]), float(named[2])
+    config = run.config()
+    return config.batch_size, float(config.lr)
 
 
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Returns mean and sample standard deviation; the latter is NaN for fewer than two values."""
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return statistics.fmean(values), sd
-
-
-def _summary_row(series: Series) -> dict[str, Any]:
-    accuracy, accuracy_sd = mean_and_sd(series.final("test_accuracy"))
-    low, high = wilson_interval(accuracy, series.table.test_images)
-    test_loss, test_loss_sd = mean_and_sd(series.final("test_loss"))
-    change, change_sd = mean_and_sd(series.accuracy_changes())
-    test_curve = series.curve("test_accuracy")
-    best = max(range(len(test_curve.mean)), key=test_curve.mean.__getitem__)
-    return {
-        "sweep": series.table.sweep.name,
-        "batch_size": series.batch_size,
-        "lr": series.lr,
-        "runs": series.num_counted,
-        "epochs": series.epochs,
-        "updates": test_curve.updates[-1],
-        "final_test_accuracy": accuracy,
-        "final_test_accuracy_low": low,
-        "final_test_accuracy_high": high,
-        "final_test_accuracy_sd": accuracy_sd,
-        "best_test_accuracy": test_curve.mean[best],
-        "best_epoch": test_curve.epochs[best],
-        "final_train_accuracy": statistics.fmean(series.final("train_accuracy")),
-        "final_train_loss": statistics.fmean(series.final("train_loss")),
-        "final_test_loss": test_loss,
-        "final_test_loss_sd": test_loss_sd,
-        **{f"final_{name}": statistics.fmean(series.final(name)) for name in QUALITIES},
-        "accuracy_change": change,
-        "accuracy_change_sd": change_sd,
-        "seconds": float(series.rows["seconds"].sum()),
-    }
-
-
-def _whole_lines(content: bytes) -> str:
-    """Returns the text of a CSV without a last line that is still being written.
-
-    A last line may lack its line break and be whole, as editors leave it; it ends in a time then.
-    """
-    text = content.decode("utf-8-sig", errors="replace")  # Excel puts a mark before the first line
-    return text if COMPLETE_END.search(text) else text[: text.rfind("\n") + 1]
-
-
-def _lr(run: Run) -> float:
-    """Returns the lr that a run was asked for.
-
-    It is in config.json; the name carries it where a copied folder came without that file.
-    """
-    named = NAMED_LR.search(run.name)
-    if named and not run.config_file.exists():
-        return float(named[1])
-    return float(run.config().lr)
-
-
-def _values(run: Run, texts: list[str], *, epoch: int) -> list[Value]:
-    """Returns a row of metrics.csv as values. Raises: ValueError, saying what is wrong with it."""
-    if len(texts) != len(METRICS):
-        raise ValueError(f"{len(texts)} values, not {len(METRICS)}")
-    values: list[Value] = []
-    for name, read, text in zip(METRICS, READERS, texts, strict=True):
-        try:
-            values.append(read(text))
-        except ValueError:
-            raise ValueError(f"{name} is {text!r:.80}") from None
-    if values[RUN] != run.name:
-        raise ValueError(f"a row of run {values[RUN]!r:.80}")
-    for name, asked in _named_grid(run).items():
-        if values[METRICS.index(name)] != asked:
-            raise ValueError(f"{name} {values[METRICS.index(name)]} in a run of {asked}")
-    if values[EPOCH] != epoch:
-        raise ValueError(f"epoch {values[EPOCH]} where epoch {epoch} is due")
-    return values
-
-
-def _named_grid(run: Run) -> dict[str, int]:
-    """Returns the batch size and seed that a run's name tells, where it is one that we gave."""
-    named = NAMED_GRID.fullmatch(run.name)
-    return {"batch_size": int(named[1]), "seed": int(named[2])} if named else {}
-
-
-def _text(text: str) -> str:
-    if not text.isprintable() or "\ufffd" in text:
-        raise ValueError(text)
-    return text
-
-
-def _integer(text: str) -> int:
-    """Returns a count that a table holds. Raises: ValueError."""
-    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
-        raise ValueError(text)
-    return int(text)
-
-
-def _float(text: str) -> float:
-    if not NUMBER.fullmatch(text):
-        raise ValueError(text)
-    return float(text)
-
-
-def _float_or_blank(text: str) -> float:
-    return _float(text or "nan")
-
-
-def _accuracy(text: str) -> float:
-    """Returns a fraction. Raises: ValueError for what is none: NaN, or a value in percent."""
-    value = _float(text)
-    if not 0 <= value <= 1:
-        raise ValueError(text)
-    return value
+def _values(run: Run, header: Sequence[str], row: Sequence[str], *, epoch: int) -> list[Value]:
+    """Returns a row in the order of METRICS. Raises: ValueError saying what is wrong with it."""
+    if len(row) != len(header):
+        raise ValueError(f"{len(row)} values, not {len(header)}")
+    values: dict[str, Value] = {}
+    for name, text in zip(header, row, strict=True):
+        if name in READERS and (text or name in NEEDED):
+            try:
+                values[name] = READERS[name](text)
+            except ValueError:
+                raise ValueError(f"{name} is {text!r:.80}") from None
+    if values["run"] != run.name:
+        raise ValueError(f"a row of run {values['run']!r:.80}")
+    if values["epoch"] != epoch:
+        raise ValueError(f"epoch {values['epoch']}, but epoch {epoch} is next")
+    return [values.get(name, float("nan")) for name in METRICS]
 
 
 def _reader(name: str) -> Callable[[str], Value]:
     """Returns what turns a column's text into its value, or raises ValueError."""
     if name in TEXTS:
-        return _text
+        return str
     if name in INTEGERS:
         return _integer
-    if name in OPTIONAL:
-        return _float_or_blank
-    return _accuracy if name.endswith("_accuracy") else _float
+    return _fraction if name.endswith("_accuracy") else float
 
 
-def _is_there(file: Path) -> bool:
-    """Says whether a file is there. Raises: RunError when it cannot be read, or is no file."""
+def _integer(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:  # what a table can hold
+        raise ValueError(text)
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:  # NaN, or a value in percent
+        raise ValueError(text)
+    return value
+
+
+def _is_file(path: Path) -> bool:
+    """Returns True if a file exists. Raises: RunError if it cannot be read or is not a file."""
     try:
-        mode = file.stat().st_mode
+        mode = path.stat().st_mode
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise _unreadable(file, error.strerror) from None
+        raise _unreadable(path, error.strerror) from None
     except ValueError as error:  # a run's name with a NUL in it
-        raise _unreadable(file, str(error)) from None
-    if not stat.S_ISREG(mode):  # a pipe would never end
-        raise _unreadable(file, "it is not a file")
+        raise _unreadable(path, str(error)) from None
+    if not stat.S_ISREG(mode):  # reading a pipe would never end
+        raise _unreadable(path, "it is not a file")
     return True
 
 
-def _unreadable(file: Path, reason: str | None) -> RunError:
-    return RunError(f"{file}: {reason}", f"ls -ld {shlex.quote(str(file))}")
+def _unreadable(path: Path, reason: str | None) -> RunError:
+    return RunError(f"{path}: {reason}", f"ls -ld {shlex.quote(str(path))}")
 
 
-def _damaged(run: Run, line: int, fault: str) -> RunError:
-    file = run.metrics_file
-    return RunError(f"{file}, line {line}: {fault}", f"sed -n {line}p {shlex.quote(str(file))}")
-
-
-READERS = tuple(map(_reader, METRICS))
-RUN, EPOCH = METRICS.index("run"), METRICS.index("epoch")
+READERS = {name: _reader(name) for name in METRICS}

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from skinjob.console import say
 from skinjob.download import explain_full_disk, looks_like_html
 from skinjob.errors import WeightsError
-from skinjob.files import locked, pointer_kind, replacing, sha256_file, sorted_safetensors
+from skinjob.files import pointer_kind, replacing, sha256_file, sorted_safetensors
+from skinjob.locks import locked
 from skinjob.weights.backbones import BACKBONES, Backbone, Preprocessing, Tensor
 
 SUMS_NAME = "SHA256SUMS"

@@ -458,7 +458,7 @@ def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
 
 def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:
     """Whoever reads a report months later learns what ended a run, with no SLURM asked."""
-    first = missing(read_sweep(slurm_sweep))[0]
+    first = missing([read_sweep(slurm_sweep)])[0]
     assert first.startswith("bs0032-lr0.01-seed0: failed (out of GPU memory) with ")
 
 

@@ -55,7 +55,7 @@ def pasted(fix: str, home: Path) -> list[str]:
 def damage_row(run: Run) -> str:
     lines = run.metrics_file.read_text().splitlines(keepends=True)
     run.metrics_file.write_text("".join([lines[0], *lines[2:]]))
-    return f"{run.metrics_file}, line 2: epoch 2 where epoch 1 is due"
+    return f"{run.metrics_file}, line 2: epoch 2, but epoch 1 is next"
 
 
 def put_folder(run: Run) -> str:

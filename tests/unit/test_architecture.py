@@ -45,6 +45,7 @@ DOORS = {
     "submitit": ("queues/slurm/executor.py", "submit/start.py"),
     "pandas": "report",
     "matplotlib": "report",
+    "jinja2": "report/page.py",
     "rich": "console.py",
     "PIL": ("data", "train/transforms.py"),
 }

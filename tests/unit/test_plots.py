@@ -12,8 +12,9 @@ from PIL import Image, ImageColor
 from sweep_maker import make_sweep
 
 from skinjob.report import plots
+from skinjob.report.measures import ACCURACY, LOSS
 from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison, looks
-from skinjob.report.tables import Series, all_series, read_sweep
+from skinjob.report.tables import Series, group_runs, read_sweep
 from skinjob.sweeps.layout import METRICS
 
 FEWEST_GREY_STEPS = 25  # of 255, between two lines that lie side by side
@@ -21,7 +22,7 @@ DARKEST_PAPER = 190  # a line on white paper is darker than this grey
 
 
 def make_series(folder: Path, **kwargs: object) -> list[Series]:
-    return all_series([read_sweep(make_sweep(folder, **kwargs))])  # type: ignore[arg-type]
+    return group_runs([read_sweep(make_sweep(folder, **kwargs))])  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,9 @@ def test_the_scale_holds_every_value(series: list[Series]) -> None:
     for one in series:
         for part in ("train", "test"):
             losses, accuracies = one.rows[f"{part}_loss"], 100 * one.rows[f"{part}_accuracy"]
-            assert scale.loss[0] < losses.min() <= losses.max() < scale.loss[1]
-            assert scale.accuracy[0] < accuracies.min() <= accuracies.max() < scale.accuracy[1]
+            for axis, values in ((LOSS, losses), (ACCURACY, accuracies)):
+                low, high = scale.limits[axis]
+                assert low < values.min() <= values.max() < high
         assert scale.updates[0] < one.rows["updates"].min()
         assert one.rows["updates"].max() < scale.updates[1]
     assert scale.epochs == 20
@@ -116,7 +118,7 @@ def test_the_level_of_the_majority_class_is_marked(series: list[Series], tmp_pat
     """What a model gets that always gives the commoner answer is written beside the accuracy."""
     svg = draw_batch(series[0], common_scale(series), tmp_path / "b")[1]
     assert "majority class 54.5 % (below)" in _words(svg)
-    inside = Scale(20, (1, 1000), (0, 1), (50, 100), 54.5)
+    inside = Scale(20, (1, 1000), {LOSS: (0, 1), ACCURACY: (50, 100)}, 54.5)
     assert "majority class 54.5 %" in _words(draw_batch(series[0], inside, tmp_path / "c")[1])
 
 
@@ -195,8 +197,8 @@ def test_a_loss_that_diverged_leaves_the_others_legible(tmp_path: Path, loss: st
     cells = lines[3].split(",")
     cells[METRICS.index("test_loss")] = loss
     file.write_text("\n".join([*lines[:3], ",".join(cells), ""]), encoding="utf-8")
-    series = all_series([read_sweep(sweep)])
-    assert common_scale(series).loss[1] < 1
+    series = group_runs([read_sweep(sweep)])
+    assert common_scale(series).limits[LOSS][1] < 1
     _draw_all(series, tmp_path / "out")
 
 

@@ -12,17 +12,14 @@ import pytest
 from sweep_maker import make_sweep, metric_rows, write_rows
 
 from skinjob.commands.report import report_on
+from skinjob.console import table_lines
 from skinjob.errors import RunError
-from skinjob.report import findings
+from skinjob.report import findings, measures, plots, summary, tables
 from skinjob.report.build import Report, build_report
-from skinjob.report.tables import (
-    all_series,
-    read_run,
-    read_sweep,
-    summarize,
-    wilson_interval,
-)
-from skinjob.report.text import printed
+from skinjob.report.measures import ACCURACY, LOSS, MEASURES, Measure
+from skinjob.report.statistics import permutation_p, wilson_interval
+from skinjob.report.summary import DROP, readable, summarize
+from skinjob.report.tables import group_runs, read_run, read_sweep
 from skinjob.sweeps.layout import METRICS, Run, RunState, Sweep
 
 
@@ -75,9 +72,9 @@ def test_accuracy_change_is_the_mean_of_the_absolute_steps(tmp_path: Path) -> No
     """50, 60, 55, 55 % is a change of 5 points: up 10, down 5, none."""
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
     _set_column(sweep.runs()[0], "test_accuracy", ["0.5", "0.6", "0.55", "0.55"])
-    [series] = all_series([read_sweep(sweep)])
-    assert series.accuracy_changes() == [pytest.approx(0.05)]
-    assert series.accuracy_changes(first_epoch=3) == [0.0]
+    [series] = group_runs([read_sweep(sweep)])
+    assert series.changes() == [pytest.approx(0.05)]
+    assert series.changes(first_epoch=3) == [0.0]
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -87,31 +84,18 @@ def test_the_interval_is_wilsons() -> None:
     assert np.isnan(wilson_interval(0.5, 0)).all()
 
 
-def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
-    """A report of a running sweep stops at the last whole line, wherever the next one is cut."""
-    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
-    content = run.metrics_file.read_bytes()
-    third = content.rindex(b"\n", 0, -1) + 1
-    for end in range(third, len(content) - 2):
-        run.metrics_file.write_bytes(content[:end])
-        texts, values = read_run(run)
-        assert len(texts) == len(values) == 2, content[third:end]
-
-
 def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path) -> None:
     """A whole last line counts, although nothing follows it."""
     run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
     run.metrics_file.write_bytes(run.metrics_file.read_bytes().rstrip())
-    texts, values = read_run(run)
-    assert [row[METRICS.index("epoch")] for row in texts] == ["1", "2", "3"]
-    assert [row[METRICS.index("epoch")] for row in values] == [1, 2, 3]
+    assert [row[METRICS.index("epoch")] for row in read_run(run).values] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("column", "values", "fault"),
     [
-        ("epoch", ["1", "2", "2", "3"], "line 4: epoch 2 where epoch 3 is due"),
-        ("epoch", ["1", "3", "4", "5"], "line 3: epoch 3 where epoch 2 is due"),
+        ("epoch", ["1", "2", "2", "3"], "line 4: epoch 2, but epoch 3 is next"),
+        ("epoch", ["1", "3", "4", "5"], "line 3: epoch 3, but epoch 2 is next"),
         ("test_accuracy", ["0.5", "x", "0.5", "0.5"], "line 3: test_accuracy is 'x'"),
         ("test_accuracy", ["0.5", "0.5", "85.2", "0.5"], "line 4: test_accuracy is '85.2'"),
         ("run", ["bs0064-lr0.01-seed0"] * 4, "line 2: a row of run 'bs0064-lr0.01-seed0'"),
@@ -133,7 +117,7 @@ def test_a_damaged_csv_is_named_with_its_line(
 
 
 def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:
-    """A line in the middle that lost its end is damage, not work in progress."""
+    """A line that lost its end is damage: a job writes the file as a whole."""
     run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
     lines = run.metrics_file.read_bytes().split(b"\r\n")
     lines[2] = lines[2].rsplit(b",", 2)[0]
@@ -161,8 +145,8 @@ def test_a_report_says_what_is_missing(tmp_path: Path) -> None:
     (sweep.folder / "bs0256-lr0.01-seed0" / "state.json").unlink()
     report = build_report([sweep])
     assert report.missing == [
-        "bs0032-lr0.01-seed0: running, 7 of 20 epochs, last heard of at 2025-03-01T09:10:00Z",
-        "bs0064-lr0.01-seed0: queued, no epoch yet",
+        "bs0032-lr0.01-seed0: running, 7 of 20 epochs, last heartbeat 2025-03-01T09:10:00Z",
+        "bs0064-lr0.01-seed0: waiting, no epoch yet",
         "bs0128-lr0.01-seed0: failed with 3 of 20 epochs: no GPU on node7",
         "bs0256-lr0.01-seed0: 5 of 20 epochs, and no readable state.json",
     ]
@@ -191,7 +175,7 @@ def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(3), epochs=5)
     runs = sweep.runs()
     finals = [metric_rows(run, 32, seed, 5)[-1]["test_accuracy"] for seed, run in enumerate(runs)]
-    [row] = summarize(all_series([read_sweep(sweep)])).to_dict("records")
+    [row] = summarize(group_runs([read_sweep(sweep)])).to_dict("records")
     assert row["runs"] == 3
     assert row["final_test_accuracy"] == pytest.approx(sum(finals) / 3)
     assert row["final_test_accuracy_sd"] == pytest.approx(np.std(finals, ddof=1))
@@ -206,7 +190,7 @@ def test_a_mean_never_mixes_epochs(tmp_path: Path) -> None:
         epochs=20,
         finished={"bs0032-lr0.01-seed1": 2},
     )
-    [series] = all_series([read_sweep(sweep)])
+    [series] = group_runs([read_sweep(sweep)])
     assert (series.epochs, series.num_counted) == (20, 2)
     assert set(series.counted["run"]) == {"bs0032-lr0.01-seed0", "bs0032-lr0.01-seed2"}
     assert set(series.behind["run"]) == {"bs0032-lr0.01-seed1"}
@@ -216,10 +200,11 @@ def test_a_loss_that_diverged_is_a_dash_and_not_a_mean_of_the_others(tmp_path: P
     """A blank loss of one seed makes the mean unknown; passing over it would flatter."""
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(2), epochs=3)
     _set_column(sweep.runs()[0], "test_loss", ["0.5", "", ""])
-    [series] = all_series([read_sweep(sweep)])
-    columns, [row] = printed(summarize([series]), width=80)
+    [series] = group_runs([read_sweep(sweep)])
+    columns, [row] = readable(summarize([series]), is_complete=False)
     assert row[columns.index("test\nloss")] == "-"
-    assert np.isnan(series.curve("test_loss").mean[1:]).all()
+    loss = next(measure for measure in MEASURES if measure.column == "test_loss")
+    assert np.isnan(series.curve(loss).mean[1:]).all()
 
 
 def test_one_seed_is_not_said_to_show_anything(report: Report) -> None:
@@ -239,9 +224,9 @@ def test_seeds_that_differ_for_sure_are_said_to(tmp_path: Path) -> None:
         step = 0.02 if run.name.startswith("bs0256") else 0.01
         wobble = [f"{0.8 + step * (epoch % 2):.4f}" for epoch in range(8)]
         _set_column(run, "test_accuracy", wobble)
-    notes = findings.compare(all_series([read_sweep(sweep)]))
+    notes = findings.compare(group_runs([read_sweep(sweep)]))
     assert "in epochs 5 to 8" in notes[0]
-    assert "1.00 (32), 1.00 (64), 1.00 (128), 2.00 (256); 256 minus the rest: +1.00" in notes[0]
+    assert "1.00 (32), 1.00 (64), 1.00 (128), 2.00 (256); 256 minus the others: +1.00" in notes[0]
     assert notes[0].endswith(": less stable.")
 
 
@@ -252,22 +237,21 @@ def test_seeds_that_do_not_differ_are_said_not_to(tmp_path: Path) -> None:
         step = 0.01 + 0.001 * run.config().seed
         wobble = [f"{0.8 + step * (epoch % 2):.4f}" for epoch in range(8)]
         _set_column(run, "test_accuracy", wobble)
-    notes = findings.compare(all_series([read_sweep(sweep)]))
+    notes = findings.compare(group_runs([read_sweep(sweep)]))
     assert [note.endswith("no difference shown.") for note in notes] == [True, True]
 
 
 def test_the_permutation_test_is_right_where_it_can_be_counted() -> None:
     """Of the 20 ways to part 6 runs in two, 2 are as extreme as all high against all low: 0.1."""
-    values, labels = np.array([1.0, 2, 3, 11, 12, 13]), np.array([0, 0, 0, 1, 1, 1])
-    assert findings.permutation_p(values, labels) == pytest.approx(0.1, abs=0.01)
-    assert findings.permutation_p(np.ones(6), labels) == 1.0
+    assert permutation_p([[1.0, 2, 3], [11, 12, 13]]) == pytest.approx(0.1, abs=0.01)
+    assert permutation_p([[1.0] * 3, [1.0] * 3]) == 1.0
 
 
 def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> None:
     """While 256 is behind, nothing is said of its stability, and it is named as left out."""
     sweep = make_sweep(tmp_path / "s", finished={"bs0256-lr0.01-seed0": 7})
-    notes = findings.compare(all_series([read_sweep(sweep)]))
-    assert notes[0] == "Not compared, for not being at epoch 20: 256 (epoch 7)."
+    notes = findings.compare(group_runs([read_sweep(sweep)]))
+    assert notes[0] == "Not compared, because not yet at epoch 20: 256 (epoch 7)."
     assert not any("stable" in note for note in notes)
     assert "(256)" not in notes[1]
 
@@ -346,7 +330,8 @@ def test_a_folder_copied_with_only_its_numbers_can_be_reported(tmp_path: Path) -
         run.config_file.unlink()
     report = build_report([sweep])
     assert report.missing == []
-    assert "(" not in report.rows[0][report.columns.index("test accuracy %\n(95 % interval)")]
+    columns, rows = readable(report.summary, is_complete=True)
+    assert "(" not in rows[0][columns.index("test accuracy %\n(95 % interval)")]
 
 
 @pytest.mark.parametrize("content", ['{"recipe": {"epochs": 1}}', '{"runs": []}'])
@@ -364,7 +349,8 @@ def test_several_sweeps_make_one_report(tmp_path: Path) -> None:
     two = make_sweep(tmp_path / "two", batch_sizes=[32], epochs=4)
     report = build_report([one, two, one])
     assert report.folder == tmp_path.resolve() / "report-one-two"
-    assert [row[:2] for row in report.rows] == [["one", "32"], ["two", "32"]]
+    _, rows = readable(report.summary, is_complete=False)
+    assert [row[:2] for row in rows] == [["one", "32"], ["two", "32"]]
     assert (report.folder / "one-batch-0032.png").exists()
     assert (report.folder / "two-batch-0032.png").exists()
     assert report.notes[0] == "The sweeps differ in their epochs: compare them with care."
@@ -403,16 +389,15 @@ def test_the_printed_table_fits_the_terminal(
 ) -> None:
     """No line of the printed table is longer than the terminal, with several seeds and lrs too."""
     sweep = make_sweep(tmp_path / "s", seeds=range(2), lrs=lrs, epochs=12)
-    columns, rows = printed(summarize(all_series([read_sweep(sweep)])), width)
-    heads = [name.split("\n") for name in columns]
-    cells = [[*head, *values] for head, *values in zip(heads, *rows, strict=True)]
-    assert sum(max(map(len, column)) + 2 for column in cells) <= width
-    assert "change\n/epoch" in columns
+    columns, rows = readable(summarize(group_runs([read_sweep(sweep)])), is_complete=False)
+    lines = table_lines(columns, rows, width=width, drop=DROP)
+    assert max(map(len, lines)) <= width
+    assert lines[1].split()[-1 if width < 80 else -2] == "/epoch"
 
 
 def test_one_lr_is_told_only_where_a_program_reads(report: Report) -> None:
     """With one lr no label and no printed column speaks of it; summary.csv and the page have it."""
-    assert "lr" not in report.columns
+    assert "lr" not in readable(report.summary, is_complete=True)[0]
     assert not any("lr" in file.stem for file in report.files)
     assert list(report.summary["lr"]) == [0.01] * 4
     page = (report.folder / "index.html").read_text(encoding="utf-8")
@@ -428,7 +413,8 @@ def test_several_lrs_are_several_series(tmp_path: Path) -> None:
     assert list(both.summary["lr"]) == [0.001] * 4 + [0.1] * 4
     assert list(both.summary["batch_size"]) == [*sizes, *sizes]
     assert both.summary[4:].reset_index(drop=True).equals(alone.summary)
-    assert [row[both.columns.index("lr")] for row in both.rows] == ["0.001"] * 4 + ["0.1"] * 4
+    columns, rows = readable(both.summary, is_complete=False)
+    assert [row[columns.index("lr")] for row in rows] == ["0.001"] * 4 + ["0.1"] * 4
 
 
 def test_several_lrs_are_told_apart_in_every_name(tmp_path: Path) -> None:
@@ -448,7 +434,7 @@ def test_a_schedule_does_not_part_a_run(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], lrs=(0.1, 0.01), epochs=3)
     for run in sweep.runs():
         _set_column(run, "lr", ["0.1", "0.05", "0.01"])
-    series = all_series([read_sweep(sweep)])
+    series = group_runs([read_sweep(sweep)])
     assert [(one.lr, one.epochs, set(one.rows["run"])) for one in series] == [
         (0.01, 3, {"bs0032-lr0.01-seed0"}),
         (0.1, 3, {"bs0032-lr0.1-seed0"}),
@@ -462,7 +448,7 @@ def test_a_run_is_believed_more_than_its_name(tmp_path: Path) -> None:
     small.config_file.unlink()
     config = json.loads(large.config_file.read_text(encoding="utf-8"))
     large.config_file.write_text(json.dumps(config | {"lr": 0.3}), encoding="utf-8")
-    assert [one.lr for one in all_series([read_sweep(sweep)])] == [1e-05, 0.3]
+    assert [one.lr for one in group_runs([read_sweep(sweep)])] == [1e-05, 0.3]
 
 
 def test_findings_never_mix_lrs(tmp_path: Path) -> None:
@@ -475,7 +461,7 @@ def test_findings_never_mix_lrs(tmp_path: Path) -> None:
         expected += [f"lr {lr}: {note}" for note in alone.notes[:2]]
     assert notes == [*expected, findings.FEW_SEEDS]
     one_size = build_report([make_sweep(tmp_path / "b", batch_sizes=[32], lrs=(0.001, 0.1))])
-    assert one_size.notes == [findings.ALONE]
+    assert one_size.notes == [findings.ONE_SIZE]
 
 
 def test_many_series_get_a_comparison_for_each_lr(tmp_path: Path) -> None:
@@ -514,8 +500,8 @@ def test_of_many_missing_runs_the_failed_are_named(tmp_path: Path) -> None:
     )
     missing = build_report([sweep]).missing
     assert missing[0] == "bs0032-lr0.01-seed59: failed with no epoch yet: no GPU"
-    assert missing[1] == "bs0032-lr0.01-seed1: queued, no epoch yet"
-    assert missing[20:] == ["and 39 more runs: 30 queued, 9 running"]
+    assert missing[1] == "bs0032-lr0.01-seed1: waiting, no epoch yet"
+    assert missing[20:] == ["and 39 more runs: 30 waiting, 9 running"]
 
 
 def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
@@ -546,3 +532,74 @@ def _set_column(run: Run, column: str, values: list[str]) -> None:
     with run.metrics_file.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     write_rows(run, [{**row, column: value} for row, value in zip(rows, values, strict=True)])
+
+
+def test_columns_are_read_by_name(tmp_path: Path) -> None:
+    """Unknown columns are kept, in any order; missing ones are empty."""
+    old, new = make_sweep(tmp_path / "s", batch_sizes=[32, 64], epochs=2).runs()
+    with old.metrics_file.open(newline="", encoding="utf-8") as lines:
+        rows = [{k: v for k, v in row.items() if k != "test_auc"} for row in csv.DictReader(lines)]
+    _write_csv(old, rows)
+    with new.metrics_file.open(newline="", encoding="utf-8") as lines:
+        rows = [{"mood": "=good", **row} for row in csv.DictReader(lines)]
+    _write_csv(new, rows)
+    report = build_report([old.sweep])
+    with (report.folder / "metrics.csv").open(newline="", encoding="utf-8") as lines:
+        merged = list(csv.DictReader(lines))
+    assert [row["mood"] for row in merged] == ["", "", "'=good", "'=good"]
+    assert [bool(row["test_auc"]) for row in merged] == [False, False, True, True]
+    assert report.summary["final_test_auc"].isna().tolist() == [True, False]
+
+
+def test_a_column_that_no_run_has_is_in_no_table(tmp_path: Path) -> None:
+    """A sweep from before a metric was measured is reported without it."""
+    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
+    with run.metrics_file.open(newline="", encoding="utf-8") as lines:
+        rows = [{k: v for k, v in row.items() if k != "test_auc"} for row in csv.DictReader(lines)]
+    _write_csv(run, rows)
+    report = build_report([run.sweep])
+    assert "AUC" not in readable(report.summary, is_complete=True)[0]
+    assert "final_test_auc" not in report.summary
+    assert "test_auc" not in (report.folder / "metrics.csv").read_text("utf-8")
+
+
+def test_a_metric_that_a_report_needs_is_asked_for(tmp_path: Path) -> None:
+    """A file without the accuracy that batch sizes are compared by is named."""
+    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
+    content = run.metrics_file.read_text(encoding="utf-8").replace("test_accuracy", "accuracy")
+    run.metrics_file.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match="line 1: no column test_accuracy"):
+        read_run(run)
+
+
+def test_a_validation_split_is_a_few_lines_of_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its curves and columns appear where the table of measures names them."""
+    added = (
+        Measure("val", "loss", "val\nloss", "", LOSS),
+        Measure("val", "accuracy", "val\naccuracy %", "%", ACCURACY),
+    )
+    for module in (measures, tables, summary, plots):
+        monkeypatch.setattr(module, "MEASURES", (*MEASURES, *added), raising=False)
+    monkeypatch.setattr(plots, "SPLITS", ("train", "val", "test"))
+    names = [*METRICS, "val_loss", "val_accuracy"]
+    monkeypatch.setattr(tables, "METRICS", names)
+    monkeypatch.setattr(tables, "READERS", {name: tables._reader(name) for name in names})
+    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
+    with run.metrics_file.open(newline="", encoding="utf-8") as lines:
+        rows = [{**row, "val_loss": "0.5", "val_accuracy": "0.9"} for row in csv.DictReader(lines)]
+    _write_csv(run, rows)
+    report = build_report([run.sweep])
+    columns, [row] = readable(report.summary, is_complete=True)
+    assert row[columns.index("val\nloss")] == "0.500"
+    svg = (report.folder / "batch-0032.svg").read_text("utf-8")
+    assert [f">{split}<" in svg for split in ("train", "val", "test")] == [True] * 3
+
+
+def _write_csv(run: Run, rows: list[dict[str, str]]) -> None:
+    """Writes a run's metrics.csv with whatever columns the rows have."""
+    with run.metrics_file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
