@@ -1,4 +1,4 @@
-"""The command line: the group of all commands, and the one place where faults are printed.
+"""The command line: the group of all commands, and the one place where errors are printed.
 
 A command's module is imported when it is called, so that `--help` is quick.
 """
@@ -32,15 +32,18 @@ TASKS = {
     },
     "On the login node": {
         "submit": ("submit:submit", "Check everything, then queue one GPU job per batch size"),
-        "status": ("watch:status", "Show how the runs of a sweep stand, and what ended them"),
+        "status": ("watch:status", "Show the status of a sweep's runs, and what ended them"),
         "logs": ("watch:logs", "Print the end of a run's log, or follow it"),
-        "cancel": ("manage:cancel", "Cancel a sweep, or those of its runs that are named"),
-        "retry": ("manage:retry", "Queue again the runs that failed or were lost"),
-        "list": ("watch:list_sweeps", "List the sweeps: of what, how they stand, how well they do"),
-        "clean": ("manage:clean", "Show what could be removed, and how much it is"),
+        "cancel": (
+            "manage:cancel",
+            "Cancel the unfinished runs of a sweep, or only the named ones",
+        ),
+        "retry": ("manage:retry", "Queue failed and lost runs again"),
+        "list": ("watch:list_sweeps", "List the sweeps: recipe, status of the runs, accuracy"),
+        "clean": ("manage:clean", "Show what can be removed, or remove it with --yes"),
     },
     "Anywhere": {
-        "report": ("report:report", "Turn the CSVs of a sweep into tables, plots and a page"),
+        "report": ("report:report", "Turn the CSV files of a sweep into tables, plots and a page"),
         "demo": ("demo:demo", "Do the whole job here, on drawn images, in minutes"),
         "train": ("submit:train", "Train submitted runs here and now, as their job would"),
     },
@@ -63,15 +66,15 @@ LIMITS = {
     errno.ENOMEM: "ulimit -v; free -h",
     errno.ESTALE: "cd; the same command again   # the file server has replaced the folder",
 }
-"""By error number: a command that shows more, where the error is about no single file."""
+"""By error number: a command that shows more, for errors that are about no single file."""
 NO_THREAD = "can't start new thread"
-"""What Python says where the system lets the user start no more threads or processes."""
+"""Python's words when the system lets the user start no more threads or processes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits.
 
-    0 done, 1 a fault that the user can mend, 2 usage, 130 interrupted.
+    0 done, 1 an error that the user can mend, 2 usage, 130 interrupted.
     """
     if arguments is None:
         _start_in_utf8()
@@ -79,29 +82,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # numpy's OpenBLAS starts a thread for each core, all idle, and where the system allows fewer it
     # sends itself a Ctrl-C.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if _has_no_folder():
-        sys.exit(_tell("the current folder is not there any more", "cd", 1))
+    if _is_in_removed_folder():
+        sys.exit(_print_error("the current folder does not exist any more", "cd", 1))
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as error:
         if error.details:
             say(*error.details)
-        code = _tell(error.message, error.fix, 1)
+        code = _print_error(error.message, error.fix, 1)
     except click.UsageError as error:
         from skinjob.commands.sources import place_of
 
         command = error.ctx.command_path if error.ctx else "skinjob"
-        code = _tell(place_of(error) + error.format_message(), f"{command} --help", 2)
+        code = _print_error(place_of(error) + error.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
-        code = _tell("interrupted", "the same command again goes on where it stopped", 130)
+        code = _print_error("interrupted", "the same command again goes on where it stopped", 130)
     except OSError as error:
-        code = _tell_system_error(error)
+        code = _print_system_error(error)
     except RuntimeError as error:
         if str(error) != NO_THREAD:
             raise
-        code = _tell_limit(NO_THREAD)
+        words = f"{NO_THREAD}: the system's limit for one user is reached"
+        code = _print_error(words, LIMITS[errno.EAGAIN], 1)
     except MemoryError:
-        code = _tell("there is no memory left for it", "ulimit -v; free -h", 1)
+        code = _print_error("not enough memory", "ulimit -v; free -h", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -112,53 +116,45 @@ def _start_in_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _tell(message: str, fix: str, code: int) -> int:
+def _print_error(message: str, fix: str, code: int) -> int:
     say(f"error: {message}", f"fix:   {fix}", is_error=True)
     return code
 
 
-def _tell_system_error(fault: OSError) -> int:
+def _print_system_error(error: OSError) -> int:
     """Prints what the system refused, and returns the exit code.
 
-    Raises: OSError, the same, where it names no file and so is no fault of a folder or a disk.
+    Raises: OSError, the same, if it names no file: then no folder and no disk is the reason.
     """
-    if fault.errno in DISK_IS_FULL:
+    if error.errno in DISK_IS_FULL:
         _drop_output()
-        return _tell(f"output was truncated: {fault.strerror}", "df -h", 1)
-    if fault.errno in LIMITS:
-        return _tell(f"{fault.strerror}", LIMITS[fault.errno], 1)
-    if not isinstance(fault.filename, str | bytes):
-        raise fault
-    file = Path(os.fsdecode(fault.filename))
-    place = shlex.quote(str(file.absolute().parent))
-    fix = f"findmnt --target {place}" if fault.errno == errno.EROFS else f"ls -ld {place}"
-    return _tell(f"{file}: {fault.strerror}", fix, 1)
+        return _print_error(f"output was truncated: {error.strerror}", "df -h", 1)
+    if error.errno in LIMITS:
+        return _print_error(f"{error.strerror}", LIMITS[error.errno], 1)
+    if not isinstance(error.filename, str | bytes):
+        raise error
+    file = Path(os.fsdecode(error.filename))
+    folder = shlex.quote(str(file.absolute().parent))
+    fix = f"findmnt --target {folder}" if error.errno == errno.EROFS else f"ls -ld {folder}"
+    return _print_error(f"{file}: {error.strerror}", fix, 1)
 
 
-def _tell_limit(what: str) -> int:
-    return _tell(
-        f"{what}: the system's limit for one user is reached",
-        "ulimit -u; ps -L -u $(id -u) | wc -l   # the limit, and what counts; end some of it",
-        1,
-    )
-
-
-def _has_no_folder() -> bool:
-    """Says whether the folder in which the command was called was removed."""
+def _is_in_removed_folder() -> bool:
+    """Returns whether the folder in which the command was called does not exist any more."""
     try:
-        os.getcwd()  # noqa: PTH109  # Path.cwd() may be told by the shell
+        os.getcwd()  # noqa: PTH109  # Path.cwd() may be what the shell remembers
     except FileNotFoundError:
         return True
     return False
 
 
 def _drop_output() -> None:
-    """Lets go what is still to be written to stdout: Python would try once more at its end."""
+    """Discards what stdout still holds: Python would try to write it once more when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Skinjob(TaskGroup):
-    """The group of all commands. A reader that leaves, as `head` does, ends it without a word."""
+    """The group of all commands. A reader that leaves, as `head` does, ends it without an error."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -43,47 +43,33 @@ class FieldError(ConfigError):
 
 @dataclass(frozen=True)
 class Option:
-    """All that is known of one field of a record."""
+    """All that is known of one field of a record. Field, kind and default are the field's own."""
 
     help: str
     section: str
 
     field: str = ""
-    kind: type = str
-    """int, float, bool or str: of the value, or of each of several."""
-    is_many: bool = False
-    """Whether the value is a tuple, and the option may be repeated."""
+    kind: type = str  # int, float, bool or str: of the value, or of each of several
+    is_many: bool = False  # whether the value is a tuple, and the option may be repeated
     default: Any = None
-    usual: Any = None
-    """What the command line takes where the record has no default."""
-    all_layers: Any = None
-    """The other default, where all layers are trained."""
-    default_words: str = ""
-    """Says in the help what happens without a value."""
-    example: str = ""
-    """A value to show, where there is no default."""
 
-    axis: str = ""
-    """Name of the option where the runs of a sweep may differ in this field: it takes a list."""
+    usual: Any = None  # what the command line takes where the record has no default
+    all_layers: Any = None  # the other default, where all layers are trained
+    default_words: str = ""  # what happens without a value
+    example: str = ""  # a value to show, where there is no default
+    axis: str = ""  # the option's name, if it takes a list: runs of a sweep differ in this field
+
     choices: tuple[str, ...] = ()
     least: float | None = None
     most: float | None = None
     pattern: str = ""
     check: Callable[[Any], bool] | None = None
-    rule: str = ""
-    """What a value must be, in words; choices, least and most need none."""
+    rule: str = ""  # what a value must be, in words; choices, least and most need none
     metavar: str | None = None
-    items: str = ""
-    """What several values are, in words."""
-    separator: str | None = None
-    """Stands between several values in a variable; without it blanks do."""
 
-    sbatch: str = ""
-    """The flag of sbatch that gets the value as it is."""
-    sets: tuple[str, ...] = ()
-    """Other flags of sbatch that this field decides on."""
-    only_slurm: bool = False
-    """Whether a value can only be meant for SLURM, never for this machine."""
+    sbatch: str = ""  # the flag of sbatch that gets the value as it is
+    sets: tuple[str, ...] = ()  # other flags of sbatch that this field decides on
+    only_slurm: bool = False  # whether a value can only be meant for SLURM, never for this machine
 
     @property
     def key(self) -> str:
@@ -267,6 +253,7 @@ class TrainConfig:
         axis="seeds",
         least=0,
         most=2**63 - 1,
+        rule="0 to 2**63 - 1",
     )
     augmentation_seed: int = 0
     """Draws the crops and flips; the same for all runs of a sweep: they see the same images."""
@@ -378,7 +365,6 @@ class ClusterConfig:
         pattern=r"[\w.@+][\w.@+-]*",
         rule="the name of a user",
         metavar="USER",
-        items="user names",
         example="ada",
     )
     allow_node_local: bool = declare(
@@ -460,8 +446,6 @@ class ClusterConfig:
         check=lambda line: "\0" not in line,
         rule="shell lines without NUL bytes",
         metavar="LINE",
-        items="shell lines",
-        separator="\n",
         example="module load cuda",
         sets=("export", "export-file", "wrap"),
     )
@@ -481,8 +465,6 @@ class ClusterConfig:
         check=lambda flag: bool(re.fullmatch(FLAG, flag)) and flag.isprintable(),
         rule="a long flag in one word, as --hint=nomultithread",
         metavar="FLAG",
-        items="flags",
-        separator="\n",
         example="--hint=nomultithread",
         only_slurm=True,
     )
@@ -512,10 +494,11 @@ OWN_FLAGS = {
     "wait": "--wait",
     "test-only": "--dry-run",
     **dict.fromkeys(
-        ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "job-name", "signal", "open-mode"),
-        "",
+        ["nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "job-name", "signal"], ""
     ),
-    **dict.fromkeys(("clusters", "parsable", "quiet", "verbose", "help", "usage", "version"), ""),
+    **dict.fromkeys(
+        ["open-mode", "clusters", "parsable", "quiet", "verbose", "help", "usage", "version"], ""
+    ),
 }
 """Flags of sbatch that skinjob sets besides those of the fields, and the option, if there is any.
 
@@ -542,7 +525,7 @@ def sbatch_flags(cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def slurm_requests(cluster: ClusterConfig) -> list[str]:
-    """Returns the options that can only be meant for SLURM, as one types them."""
+    """Returns the options that can only be meant for SLURM, as a person types them."""
     return [
         option.usage(value if isinstance(value, str) else value[0])
         for name, option in options_of(type(cluster)).items()

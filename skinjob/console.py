@@ -23,9 +23,10 @@ import click
 from skinjob.words import pluralize
 
 if TYPE_CHECKING:
+    from rich.console import OverflowMethod
     from rich.text import Text
 
-LEAST_WRAPPED = 30  # characters; a narrower column of words is hard to read
+LEAST_WRAPPED = 12  # characters of a column that is broken between words
 
 
 def escape_unencodable() -> None:
@@ -262,14 +263,16 @@ def redrawn(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], No
 
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
-        yield lambda lines: live.update(_coloured(lines, colours), refresh=True)
+        yield lambda lines: live.update(_coloured(lines, colours, overflow="crop"), refresh=True)
 
 
-def _coloured(lines: Sequence[str], colours: Mapping[str, str]) -> Text:
+def _coloured(
+    lines: Sequence[str], colours: Mapping[str, str], overflow: OverflowMethod = "ignore"
+) -> Text:
     """Returns lines for rich, with every word of *colours* in its colour."""
     from rich.text import Text
 
-    text = Text("\n".join(map(shown, lines)), no_wrap=True, overflow="crop")
+    text = Text("\n".join(map(shown, lines)), no_wrap=True, overflow=overflow)
     for word, colour in colours.items():
         text.highlight_regex(rf"\b{word}\b", colour)
     return text

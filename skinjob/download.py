@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
-import re
 import shlex
 import shutil
 import ssl
@@ -29,9 +28,8 @@ from skinjob.files import sha256_file
 TIMEOUT_S = 20.0  # to connect, and for silence within a transfer
 PAUSES_S = (0.5, 2.0, 5.0)  # after a broken transfer; any new byte starts this list again
 BLOCK_BYTES = 1 << 18
-MAX_BYTES = 1 << 32  # of a file whose size is not known
 
-_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # statuses of a server that may do better later
+_TEMPORARY = {408, 416, 425, 429, 500, 502, 503, 504}  # answers that may differ next time
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -94,13 +92,8 @@ def find_mismatch(path: Path, sha256: str, size_bytes: int | None = None) -> str
     with path.open("rb") as content:
         if looks_like_html(content.read(512)):
             return "an HTML page in place of the file"
-    actual_bytes = path.stat().st_size
-    if size_bytes and actual_bytes != size_bytes:
-        return f"{actual_bytes:,} bytes, {size_bytes:,} expected: cut off, or another file"
-    return (
-        f"damaged, cut off or another file: {actual_bytes:,} bytes with SHA-256 {actual},"
-        f" {sha256} expected"
-    )
+    size = f"{path.stat().st_size:,}{f' of {size_bytes:,}' if size_bytes else ''} bytes"
+    return f"damaged, cut off or another file: {size} with SHA-256 {actual}, {sha256} expected"
 
 
 def looks_like_html(head: bytes) -> bool:
@@ -159,11 +152,7 @@ def _open(file: Download) -> Any:
         return opener.open(urllib.request.Request(file.url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as answer:
         with answer:
-            if answer.code == 416:  # no bytes there: the file is not longer than ours
-                file.path.unlink()
-            elif answer.code not in _TEMPORARY:
-                raise _refused(answer, file) from answer
-            raise _BrokenError(f"the server answered {answer.code} {answer.reason}") from answer
+            raise _refused(answer, file) from answer
     except urllib.error.URLError as error:
         raise _unreachable(error.reason, file) from error
     except (ValueError, http.client.InvalidURL) as error:
@@ -172,15 +161,17 @@ def _open(file: Download) -> Any:
         raise _BrokenError(str(error) or type(error).__name__) from error
 
 
-def _refused(answer: urllib.error.HTTPError, file: Download) -> DownloadError:
+def _refused(answer: urllib.error.HTTPError, file: Download) -> Exception:
+    words = f"the server answered {answer.code} {answer.reason}"
+    if answer.code == 416:  # no bytes there: the file is not longer than ours
+        file.path.unlink()
+    if answer.code in _TEMPORARY:
+        return _BrokenError(words)
     if answer.code == 407:
         proxy = "http://NAME:PASSWORD@HOST:PORT"
-        return DownloadError(
-            f"{file.url}: the proxy asks for a name and password (407 {answer.reason})",
-            f"export http_proxy={proxy} https_proxy={proxy}; {file.again}",
-        )
-    message = f"{file.url}: the server answered {answer.code} {answer.reason}"
-    return DownloadError(message, file.elsewhere)
+        fix = f"export http_proxy={proxy} https_proxy={proxy}; {file.again}"
+        return DownloadError(f"{file.url}: {words}: the proxy asks for a name and password", fix)
+    return DownloadError(f"{file.url}: {words}", file.elsewhere)
 
 
 def _unreachable(reason: Any, file: Download) -> DownloadError:
@@ -211,27 +202,46 @@ def _through_proxy(url: str) -> str:
 
 def _receive(response: Any, file: Download) -> None:
     """Writes the body to the file: appended to it (206), or in its place (200)."""
-    done_bytes = _start(response, file)
-    block = _read(response)
-    # before the file is opened: a login page must not cost the bytes that have come
-    _require_no_html(response, file, block, done_bytes)
-    total = _total(response, file, done_bytes)
+    start = _start(response, file)
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdecimal() else file.size_bytes
+    done_bytes, block = start, _read(response)
+    # before the file is opened: a login page or a wrong file must not cost the bytes that have come
+    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml") or (
+        start == 0 and looks_like_html(block)
+    ):
+        landed = f" (from {response.url})" if response.url != file.url else ""
+        raise DownloadError(
+            f"{file.url}: an HTML page came in place of the file{landed}: a network login page?",
+            f"{file.again}   # after logging in to this network with a browser",
+        )
+    _require_size(file, total)
     with explain_full_disk(file.path.parent, total, file.again):
-        if total and shutil.disk_usage(file.path.parent).free < total - done_bytes:
+        if total and shutil.disk_usage(file.path.parent).free < total - start:
             raise OSError(errno.ENOSPC, "disk full")
         with (
-            file.path.open("ab" if done_bytes else "wb") as content,
+            file.path.open("ab" if start else "wb") as content,
             progress(Path(urlsplit(file.url).path).name, total or 0, unit="bytes") as show,
         ):
             while block:
                 done_bytes += len(block)
-                if done_bytes > (total or MAX_BYTES):
-                    raise _wrong_size(file, f"more than {total or MAX_BYTES:,}")
+                _require_size(file, max(done_bytes, total or 0))
                 content.write(block)
                 show(done_bytes)
                 block = _read(response)
-    if total is not None and done_bytes < total:
+    if total and done_bytes < total:
         raise _BrokenError(f"{done_bytes:,} of {total:,} bytes came")
+
+
+def _start(response: Any, file: Download) -> int:
+    """Returns the byte of the file that the body begins with; 0 from a server without Range."""
+    if response.status != 206:
+        return 0
+    span = response.headers.get("Content-Range", "")
+    if not span.startswith(f"bytes {file.done_bytes}-"):
+        file.path.unlink(missing_ok=True)  # asking for a part is no use here
+        raise _BrokenError(f"another part than asked for: {span}")
+    return file.done_bytes
 
 
 def _read(response: Any) -> bytes:
@@ -241,42 +251,9 @@ def _read(response: Any) -> bytes:
         raise _BrokenError(str(error) or type(error).__name__) from error
 
 
-def _start(response: Any, file: Download) -> int:
-    """Returns the byte of the file that the body begins with; 0 from a server without Range."""
-    if response.status != 206:
-        return 0
-    span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if not span or int(span[1]) != file.done_bytes:
-        file.path.unlink(missing_ok=True)  # asking for a part is no use here
-        raise _BrokenError(f"another part than asked for: {response.headers.get('Content-Range')}")
-    return file.done_bytes
-
-
-def _require_no_html(response: Any, file: Download, block: bytes, start: int) -> None:
-    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml") or (
-        start == 0 and looks_like_html(block)
-    ):
-        landed = f" (from {response.url})" if response.url != file.url else ""
+def _require_size(file: Download, num_bytes: int | None) -> None:
+    if num_bytes and file.size_bytes and num_bytes != file.size_bytes:
         raise DownloadError(
-            f"{file.url}: an HTML page came in place of the file{landed}: a network login page?",
-            f"{file.again}   # after logging in to this network with a browser",
+            f"{file.url}: {num_bytes:,} bytes, {file.size_bytes:,} expected: another file",
+            file.elsewhere,
         )
-
-
-def _total(response: Any, file: Download, start: int) -> int | None:
-    """Returns the file's size in bytes, None when neither server nor caller knows it."""
-    length = response.headers.get("Content-Length", "")
-    if not length.isdecimal():
-        return file.size_bytes
-    total = start + int(length)
-    if total > MAX_BYTES or total != (file.size_bytes or total):
-        raise _wrong_size(file, f"{total:,}")
-    return total
-
-
-def _wrong_size(file: Download, actual: str) -> DownloadError:
-    expected = f"{file.size_bytes:,}" if file.size_bytes else f"{MAX_BYTES:,} at most"
-    return DownloadError(
-        f"{file.url}: {actual} bytes, {expected} expected: cut off, or another file",
-        file.elsewhere,
-    )

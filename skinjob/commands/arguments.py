@@ -1,4 +1,4 @@
-"""What commands have in common: the sweep or run that is meant, and a path as one would type it."""
+"""What commands share: arguments that name a sweep or a run, and a path as a person types it."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ def _complete_sweep(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     names = [sweep.name for sweep in sweeps(Path(ctx.params.get("runs") or "runs"))]
-    found = [CompletionItem(name) for name in names if _completes(name, incomplete)]
-    return found or [CompletionItem(incomplete, type="dir")]
+    items = [CompletionItem(name) for name in names if _completes(name, incomplete)]
+    return items or [CompletionItem(incomplete, type="dir")]
 
 
 def _complete_run(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     try:
-        chosen = find_sweep(ctx.params.get("sweep"), Path(ctx.params.get("runs") or "runs"))
-        return [CompletionItem(r.name) for r in chosen.runs() if _completes(r.name, incomplete)]
+        sweep = find_sweep(ctx.params.get("sweep"), Path(ctx.params.get("runs") or "runs"))
+        return [CompletionItem(r.name) for r in sweep.runs() if _completes(r.name, incomplete)]
     except RunError:
         return []
 
 
 def _completes(name: str, incomplete: str) -> bool:
-    """Says whether a name may be offered: a shell shows it to the terminal as it is."""
+    """Returns whether a name may be offered: a shell prints it to the terminal as it is."""
     return name.startswith(incomplete) and name.isprintable()
 
 
 sweep_argument = click.argument("sweep", required=False, shell_complete=_complete_sweep)
-"""A sweep's folder or name; without it the newest is meant. For `find_sweep`."""
+"""A sweep's folder or name, for `find_sweep`. The default is the newest sweep."""
 
 needed_sweep_argument = click.argument("sweep", shell_complete=_complete_sweep)
-"""The same of commands that change something, and do not guess."""
+"""The same, required: for commands that change something."""
 
 sweeps_argument = click.argument("sweep", nargs=-1, shell_complete=_complete_sweep)
 
 run_argument = click.argument("run", shell_complete=_complete_run)
-"""A run's folder, or its name in the newest sweep. For `find_run`."""
+"""A run's folder, or its name in the newest sweep, for `find_run`."""
 
 runs_argument = click.argument("run", nargs=-1, shell_complete=_complete_run)
-"""Runs of the sweep that goes before. For `runs_of`."""
+"""Runs of the sweep that the argument before names, for `runs_of`."""
 
 
 def find_sweep(sweep: str | None, runs: Path) -> Sweep:
-    """Returns the sweep that is meant: a folder, a name below *runs*, or without a word the newest.
+    """Returns the sweep of this folder, or of this name below *runs*; of None the newest.
 
     Raises: RunError when there is none.
     """
@@ -82,7 +82,7 @@ def find_sweep(sweep: str | None, runs: Path) -> Sweep:
 
 
 def find_run(run: str, runs: Path) -> Run:
-    """Returns the run that is meant: a folder, SWEEP/RUN below *runs*, or one of the newest sweep.
+    """Returns the run of this folder, of SWEEP/RUN below *runs*, or of a name in the newest sweep.
 
     Raises: RunError when there is none.
     """
@@ -95,31 +95,26 @@ def find_run(run: str, runs: Path) -> Run:
 def runs_of(sweep: Sweep, names: Sequence[str]) -> list[Run]:
     """Returns the sweep's runs of these names (or folders), each once.
 
-    Raises: RunError when one is no run of the sweep.
+    Raises: RunError when the sweep has no such run.
     """
-    found = {run.name: run for run in sweep.runs()}
-    meant = {name: _meant(name, sweep, found) for name in names}
-    for name, run in meant.items():
-        if run is None:
-            raise RunError(
-                f"{name}: no run of {sweep.folder}",
-                f"skinjob status {shlex.quote(str(sweep.folder))}",
-            )
-    return list(dict.fromkeys(run for run in meant.values() if run))
+    runs = {run.name: run for run in sweep.runs()}
+    return list(dict.fromkeys(_run_of(sweep, name, runs) for name in names))
 
 
-def _meant(word: str, sweep: Sweep, found: Mapping[str, Run]) -> Run | None:
-    """Returns the run of a sweep that a word means: its name, SWEEP/RUN, or its folder.
+def _run_of(sweep: Sweep, word: str, runs: Mapping[str, Run]) -> Run:
+    """Returns the run of a sweep whose name, SWEEP/RUN, or folder the word is.
 
     Runs of other sweeps have the same names.
     """
-    if word in found:
-        return found[word]
-    for place in (Path(word).resolve(), (sweep.folder.parent / word).resolve()):
-        run = found.get(place.name)
-        if run and run.folder.resolve() == place:
+    if word in runs:
+        return runs[word]
+    for folder in (Path(word).resolve(), (sweep.folder.parent / word).resolve()):
+        run = runs.get(folder.name)
+        if run and run.folder.resolve() == folder:
             return run
-    return None
+    raise RunError(
+        f"{word}: no run of {sweep.folder}", f"skinjob status {shlex.quote(str(sweep.folder))}"
+    )
 
 
 def _with_a_name(folder: Path) -> Path:
@@ -132,13 +127,13 @@ def _with_a_name(folder: Path) -> Path:
 
 def newest(runs: Path) -> Sweep:
     """Returns the sweep that was made last. Raises: RunError when there is none."""
-    found = sweeps(runs)
-    if not found:
+    by_age = sweeps(runs)
+    if not by_age:
         raise RunError(f"no sweep in {runs}/", "skinjob submit")
-    return found[-1]
+    return by_age[-1]
 
 
 def typed(path: Path) -> Path:
-    """Returns the path as one would type it here."""
+    """Returns the path as a person types it here."""
     here = absolute(Path())
     return path.relative_to(here) if path.is_relative_to(here) else path

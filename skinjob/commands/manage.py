@@ -1,4 +1,4 @@
-"""On the login node, of what was submitted: `skinjob retry`, `skinjob cancel`, `skinjob clean`."""
+"""Change what was submitted: `skinjob retry`, `skinjob cancel`, `skinjob clean`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from skinjob.commands.arguments import (
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.options import changed_cluster_options
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
-from skinjob.console import ask, counted, print_sentence, print_table, say
+from skinjob.console import ask, print_sentence, print_table, say
 from skinjob.errors import RunError
 from skinjob.sweeps.layout import BY_YOU, Sweep, sweeps
-from skinjob.words import list_first
+from skinjob.words import list_first, pluralize
 
 if TYPE_CHECKING:
     from skinjob.status.status import Standing
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from skinjob.submit.clean import Clearing
 
 WITHOUT = {
-    "caches": "are made again when they are needed, which takes time",
-    "failed": "a run without its checkpoint starts at its first epoch when it is queued again",
-    "submission": "logs of jobs that ended well; what a failed run's job said is kept",
+    "caches": "will be computed again when needed, which takes time",
+    "failed": "a run without a checkpoint starts again at its first epoch",
+    "submission": "logs of jobs that ended well; the output of failed jobs is kept",
 }
 """What is lost with each kind."""
 
-MOST_NAMED = 3  # runs of a kind; a sweep may have a thousand
+MOST_NAMED = 3  # runs with the same status; a sweep may have a thousand
 
 
 @click.command(cls=TaskCommand)
@@ -62,11 +62,10 @@ def retry(
     wait: bool,
     **cluster: Any,
 ) -> None:
-    """Queue again the runs that failed or were lost.
+    """Queue failed and lost runs again.
 
-    Each goes on where it was. Runs that you cancelled are queued again when they are named, or
-    with --cancelled. Recipe, images, weights and what the jobs ask for are those of the sweep, but
-    for the options given here.
+    Each goes on after its last finished epoch. Runs that you cancelled are queued only if they are
+    named, or with --cancelled. Everything else is as in the sweep, except for options given here.
 
     \b
     Example:
@@ -76,29 +75,22 @@ def retry(
     from skinjob.submit.retry import plan_retry
 
     chosen = find_sweep(sweep, runs)
-    names = [one.name for one in runs_of(chosen, run)]
-    found = plan_retry(chosen, names, takes_cancelled=cancelled, **_given(ctx, cluster))
-    _tell_left(found.left)
-    if found.plan is None:
-        say(f"nothing of {chosen.folder} to queue again")
+    names = [run.name for run in runs_of(chosen, run)]
+    source = ctx.get_parameter_source
+    given = {n: value for n, value in cluster.items() if source(n) == ParameterSource.COMMANDLINE}
+    retry = plan_retry(chosen, names, takes_cancelled=cancelled, **given)
+    _print_left(retry.left)
+    if retry.plan is None:
+        say(f"nothing in {chosen.folder} to queue again")
     else:
-        print_and_submit(found.plan, dry_run, wait)
+        print_and_submit(retry.plan, dry_run, wait)
 
 
-def _given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values that are given on the command line."""
-    typed_in = ParameterSource.COMMANDLINE
-    return {
-        name: value for name, value in values.items() if ctx.get_parameter_source(name) == typed_in
-    }
-
-
-def _tell_left(left: Sequence[Standing]) -> None:
-    """Prints which runs are left alone, and why, a line for each state."""
-    states = sorted({one.state for one in left})
-    for state in states:
-        names = [one.run for one in left if one.state == state]
-        hint = "; --cancelled takes them, too" if state == "cancelled" else ""
+def _print_left(left: Sequence[Standing]) -> None:
+    """Prints which runs are left alone, a line for each status."""
+    for state in sorted({run.state for run in left}):
+        names = [run.run for run in left if run.state == state]
+        hint = "; add --cancelled to queue them" if state == "cancelled" else ""
         print_sentence(f"left alone, {state}{hint}: {list_first(names, MOST_NAMED)}")
 
 
@@ -106,12 +98,11 @@ def _tell_left(left: Sequence[Standing]) -> None:
 @needed_sweep_argument
 @runs_argument
 @runs_option
-@click.option("--yes", is_flag=True, help="Do not ask, where it is the whole sweep.")
+@click.option("--yes", is_flag=True, help="Cancel a whole sweep without asking.")
 def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
-    """Cancel a sweep, or those of its runs that are named.
+    """Cancel the unfinished runs of a sweep, or only the named ones.
 
-    Runs that wait or are at work are cancelled; what is done stays. `skinjob retry SWEEP RUN`
-    takes a cancelled run up again where it was.
+    Results stay. `skinjob retry SWEEP RUN` continues a cancelled run after its last finished epoch.
 
     \b
     Example:
@@ -121,37 +112,38 @@ def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
     from skinjob.submit.cancel import cancel as cancel_runs
 
     chosen = find_sweep(sweep, runs)
-    names = [one.name for one in runs_of(chosen, run)]
+    names = [run.name for run in runs_of(chosen, run)]
     if not names and not yes and sys.stdin.isatty() and not _is_sure(chosen):
         say("nothing was cancelled")
-        return
-    _tell_cancelled(chosen, cancel_runs(chosen, names))
+    else:
+        _print_cancelled(chosen, cancel_runs(chosen, names))
 
 
 def _is_sure(sweep: Sweep) -> bool:
-    """Asks, where something would be lost: runs at work; returns whether to go on."""
+    """Asks if runs are running; returns True if they may be cancelled."""
     from skinjob.status.status import standings
 
-    running = sum(one.state == "running" for one in standings(sweep))
-    return not running or ask(f"{counted(running, 'run')} of {sweep.folder} at work. Cancel all?")
+    num = sum(run.state == "running" for run in standings(sweep))
+    return not num or ask(f"{pluralize(num, 'run')} of {sweep.folder} running. Cancel all?")
 
 
-def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
-    """Prints what became of each run and job, and how to take the runs up again."""
-    rows = [(name, BY_YOU) for name in what.cancelled]
-    rows += [(one.run, f"left alone: {one.state}") for one in what.left]
+def _print_cancelled(sweep: Sweep, result: Cancellation) -> None:
+    """Prints what became of each run and job, and how to continue the runs."""
+    rows = [(name, BY_YOU) for name in result.cancelled]
+    rows += [(run.run, f"left alone: {run.state}") for run in result.left]
     print_table(("run", "state"), rows, left=("state",))
-    for words, jobs in (("told to end", what.ended), ("goes on, with other runs", what.going_on)):
+    for words, jobs in (
+        ("told to end", result.ended),
+        ("goes on, with other runs", result.going_on),
+    ):
         if jobs:
             say()
             print_sentence(f"{words}: job {', '.join(jobs)}")
-    if what.cancelled:
-        is_few = len(what.cancelled) <= MOST_NAMED
-        again = sweep.retry_command(*(what.cancelled if is_few else ["--cancelled"]))
-        say("", f"back:  {again}")
-    else:
-        say()
-    say(f"next:  skinjob status {_quoted(sweep)}")
+    say()
+    if result.cancelled:
+        is_few = len(result.cancelled) <= MOST_NAMED
+        say(f"back:  {sweep.retry_command(*(result.cancelled if is_few else ['--cancelled']))}")
+    say(f"next:  skinjob status {shlex.quote(str(sweep.folder))}")
 
 
 @click.command(cls=TaskCommand)
@@ -160,13 +152,12 @@ def _tell_cancelled(sweep: Sweep, what: Cancellation) -> None:
 @click.option("--caches", is_flag=True, help="Views and compiled code, which all sweeps share.")
 @click.option("--failed", is_flag=True, help="Checkpoints of failed runs, and half-written files.")
 @click.option("--submission", is_flag=True, help="Job scripts, pickles and output of past jobs.")
-@click.option("--yes", is_flag=True, help="Remove it. Without this it is only shown.")
+@click.option("--yes", is_flag=True, help="Remove it. The default is to show it only.")
 def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
-    """Show what could be removed, and how much it is.
+    """Show what can be removed, or remove it with --yes.
 
-    Of a sweep or of all; --yes removes it. Results stay, and so do sweeps with runs that wait
-    or are at work. Without --caches, --failed or --submission it is all three; of one sweep
-    without the caches.
+    It looks at all sweeps, or only at SWEEP. Results stay. Sweeps with waiting or running runs stay
+    as they are. Default: all three kinds, or --failed and --submission if a SWEEP is given.
 
     \b
     Example:
@@ -180,11 +171,11 @@ def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
     chosen = [find_sweep(sweep, runs)] if sweep else sweeps(runs)
     wanted = [name for name in KINDS if kinds[name]] or list(KINDS[1:] if sweep else KINDS)
     act = clear if yes else plan_clearing
-    _tell_cleared(act(chosen[0].folder.parent if sweep else runs, chosen, wanted), yes)
+    _print_cleared(act(chosen[0].folder.parent if sweep else runs, chosen, wanted), yes)
 
 
-def _tell_cleared(what: Clearing, is_done: bool) -> None:
-    """Prints a line for each kind and place, what is left alone, and how to go on."""
+def _print_cleared(what: Clearing, is_done: bool) -> None:
+    """Prints a line for each kind and folder, what is left alone, and how to go on."""
     rows = [
         (part.kind, str(part.folder), str(part.num_files), f"{part.num_bytes:,}")
         for part in what.parts
@@ -202,8 +193,4 @@ def _tell_cleared(what: Clearing, is_done: bool) -> None:
     elif is_done:
         say(f"removed: {size}")
     else:
-        print_sentence(f"to remove: {size}; nothing was yet: the same command with --yes does")
-
-
-def _quoted(sweep: Sweep) -> str:
-    return shlex.quote(str(sweep.folder))
+        print_sentence(f"would remove: {size}; nothing removed yet: add --yes")

@@ -15,16 +15,11 @@ from skinjob.config import PLACES, SITE, ClusterConfig, Option, TrainConfig, gri
 MOST = 10_000  # numbers that a range may stand for; more is a slip, and fills the memory
 
 
-class Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A text as it is; a variable may hold several, with *separator* between them."""
+class Line(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A line as it is; a variable may hold several lines."""
 
-    name = "text"
-
-    def __init__(self, separator: str | None) -> None:
-        self.separator = separator
-
-    def split_envvar_value(self, rv: str) -> list[str]:
-        return rv.split(self.separator)
+    name = "line"
+    envvar_list_splitter = "\n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(value)
@@ -112,7 +107,7 @@ def _click_type(option: Option) -> Any:
         return IntegerList() if option.kind is int else NumberList()
     if option.choices:
         return click.Choice(option.choices)
-    return Text(option.separator) if option.is_many else option.kind
+    return Line() if option.is_many and not option.pattern else option.kind  # blanks may be in it
 
 
 recipe_options = stacked(*map(click_option, JOB_TABLES["train"].values()))

@@ -1,10 +1,9 @@
-"""Where jobs go: `skinjob config` shows what holds and why, `skinjob init-site` asks SLURM."""
+"""`skinjob config` shows each value and its source; `skinjob init-site` writes a site profile."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from skinjob.commands.options import (
 )
 from skinjob.commands.sources import DEFAULT_SITE, JOB_TABLES, FileCommand, source
 from skinjob.config import as_text
-from skinjob.console import say, say_as_is, shown, width, wrapped
+from skinjob.console import print_table, say, say_as_is
 from skinjob.errors import ConfigError
 from skinjob.files import write_text
-
-LEAST = 12  # columns for what is broken into lines, however narrow the terminal
 
 
 @click.command(cls=FileCommand)
@@ -57,35 +54,8 @@ def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
     for table, entries in tables.items():
         rows += [("", "", "")] if rows else []
         rows += [(f"[{table}]", "", "")]
-        rows += [
-            (key, shown(as_text(e["value"])), shown(e["source"])) for key, e in entries.items()
-        ]
-    _print_table(("", "value", "source"), rows, broken="value")
-
-
-def _print_table(
-    columns: tuple[str, str, str], rows: Sequence[tuple[str, str, str]], *, broken: str
-) -> None:
-    """Prints words in columns; on a terminal *broken* goes on below, between words.
-
-    A word that is too long stays whole, so that paths can be copied: its line is longer.
-    """
-    number, lines = columns.index(broken), [columns, *rows]
-    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    if room := width():
-        others = sum(sizes) - sizes[number] + 4  # two spaces between columns
-        sizes[number] = min(sizes[number], max(room - others, LEAST))
-    for line in lines:
-        for part in _broken(line, number, sizes[number]):
-            cells = (cell.ljust(size) for cell, size in zip(part, sizes, strict=True))
-            say("  ".join(cells).rstrip())
-
-
-def _broken(line: tuple[str, ...], number: int, size: int) -> Iterator[tuple[str, ...]]:
-    """Yields a line of a table as lines whose column *number* is of this size."""
-    for row, part in enumerate(wrapped(line[number], size, hanging="")):
-        cells = line if row == 0 else ("",) * len(line)
-        yield (*cells[:number], part, *cells[number + 1 :])
+        rows += [(key, as_text(e["value"]), e["source"]) for key, e in entries.items()]
+    print_table(("", "value", "source"), rows, left=("value", "source"), wrap="value")
 
 
 @click.command("init-site", cls=TaskCommand)
@@ -116,14 +86,8 @@ def init_site(partition: str | None, out: Path, force: bool) -> None:
         raise ConfigError(f"{out} is there already", f"skinjob init-site --force{_out_words(out)}")
     choice = choose(ask_site(), partition)
     write_text(out, profile_text(choice))
-    _print_table(
-        ("", "value", "why"),
-        [
-            (name, shown(as_text(value)), choice.reasons[name])
-            for name, value in choice.values.items()
-        ],
-        broken="why",
-    )
+    rows = [(name, as_text(value), choice.reasons[name]) for name, value in choice.values.items()]
+    print_table(("", "value", "why"), rows, left=("value", "why"), wrap="why")
     say("", f"wrote {out}; its comments say what else there is")
     say(f"next:  skinjob doctor{'' if out == DEFAULT_SITE else f' --site {shlex.quote(str(out))}'}")
 

@@ -56,9 +56,9 @@ KINDS = {
     int: ((int,), "a whole number", "whole numbers"),
     float: ((int, float), "a number", "numbers"),
     bool: ((bool,), "true or false", ""),
-    str: ((str,), "text in quotes", ""),
+    str: ((str,), "text in quotes", "texts in quotes"),
 }
-"""What a file may hold for each kind of option: TOML's types, and the words for one and several."""
+"""TOML's types for each kind of option, and the words for a value and for several."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ class FileCommand(TaskCommand):
         """
         given = self._given(ctx, args)
         files: list[ValueFile] = []
-        for kind, path, tables in value_files(
-            self._word(ctx, given, "job"), self._word(ctx, given, "site")
-        ):
+        words = (self._word(ctx, given, name) for name in ("job", "site"))
+        for kind, path, tables in value_files(*words):
             try:
                 files.append(read_file(kind, path, tables))
             except ConfigError as error:
@@ -102,7 +101,7 @@ class FileCommand(TaskCommand):
         return super().parse_args(ctx, args)
 
     def _given(self, ctx: click.Context, args: Sequence[str]) -> Mapping[str, Any]:
-        """Returns what the command line says, as text. Errors in it are left to click."""
+        """Returns the words of the command line, by option. Click refuses wrong ones later."""
         was_resilient, ctx.resilient_parsing = ctx.resilient_parsing, True
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
         ctx.resilient_parsing = was_resilient
@@ -203,7 +202,7 @@ def _checked(option: Option, value: Any, where: str, path: Path) -> Any:
     """
     types, words, several = KINDS[option.kind]
     if option.axis or option.is_many:
-        words = f"a list of {option.items or several}, such as {json.dumps(option.sample)}"
+        words = f"a list of {several}, such as {json.dumps(option.sample)}"
         types = (*types, str)
     items = value if isinstance(value, list) and words.startswith("a list") else [value]
     if not all(type(item) in types for item in items):
@@ -218,19 +217,23 @@ def source(ctx: click.Context, name: str) -> str:
 
     *name* is the option's key, as the commands take it.
     """
-    option = next(param for param in ctx.command.params if param.name == name)
+    if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        return max(_param(ctx, name).opts, key=len)
+    place = _place(ctx, name)
+    return str(place.path if isinstance(place, ValueFile) else place or BUILT_IN)
+
+
+def _param(ctx: click.Context, name: str) -> click.Parameter:
+    return next(param for param in ctx.command.params if param.name == name)
+
+
+def _place(ctx: click.Context, name: str) -> ValueFile | str | None:
+    """Returns the file or the variable that an option's value comes from, if it is one of them."""
     origin = ctx.get_parameter_source(name)
-    if origin == ParameterSource.COMMANDLINE:
-        return max(option.opts, key=len)
     if origin == ParameterSource.ENVIRONMENT:
-        return str(option.envvar or f"{ctx.auto_envvar_prefix}_{name}".upper())
-    if origin == ParameterSource.DEFAULT_MAP:
-        return str(_file_of(ctx, name).path)
-    return BUILT_IN
-
-
-def _file_of(ctx: click.Context, name: str) -> ValueFile:
-    """Returns the file whose value of an option wins."""
+        return str(_param(ctx, name).envvar or f"{ctx.auto_envvar_prefix}_{name}".upper())
+    if origin != ParameterSource.DEFAULT_MAP:
+        return None
     files: list[ValueFile] = ctx.meta[FILES]
     return next(file for file in files if name in file.values)
 
@@ -239,11 +242,8 @@ def place_of(error: click.UsageError) -> str:
     """Returns where the wrong value was written, with a colon, unless on the command line."""
     if not isinstance(error, click.BadParameter) or not error.ctx or not error.param:
         return ""
-    context, name = error.ctx, error.param.name or ""
-    origin = context.get_parameter_source(name)
-    if origin == ParameterSource.DEFAULT_MAP:
-        return f"{_file_of(context, name)}: "
-    return f"{source(context, name)}: " if origin == ParameterSource.ENVIRONMENT else ""
+    place = _place(error.ctx, error.param.name or "")
+    return f"{place}: " if place else ""
 
 
 def with_source(ctx: click.Context, error: FieldError) -> ConfigError:
@@ -251,17 +251,15 @@ def with_source(ctx: click.Context, error: FieldError) -> ConfigError:
 
     An error about a value of the command line stays as it is.
     """
-    options = options_of(TrainConfig) | options_of(ClusterConfig)
-    name = options[error.field].key
-    origin = ctx.get_parameter_source(name)
-    if origin == ParameterSource.DEFAULT_MAP:
-        file = _file_of(ctx, name)
-        return ConfigError(f"{file}: {error.message}", _edit(file.path))
-    if origin == ParameterSource.ENVIRONMENT:
-        variable = source(ctx, name)
-        fix = f"unset {variable}   # or give it another value"
-        return ConfigError(f"{variable}: {error.message}", fix)
-    return error
+    place = _place(ctx, (options_of(TrainConfig) | options_of(ClusterConfig))[error.field].key)
+    if place is None:
+        return error
+    fix = (
+        _edit(place.path)
+        if isinstance(place, ValueFile)
+        else f"unset {place}   # or give it another value"
+    )
+    return ConfigError(f"{place}: {error.message}", fix)
 
 
 def _edit(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""On the login node: `skinjob submit`, and `skinjob train`, which does here what a job does."""
+"""`skinjob submit`, and `skinjob train`, which does on this machine what a job does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from skinjob.submit.submit import Submission
 
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Print configuration and sbatch script, and make nothing."
+    "--dry-run", is_flag=True, help="Print configuration and sbatch script; make nothing."
 )
 wait_option = click.option(
     "--wait",
@@ -38,7 +38,7 @@ wait_option = click.option(
 )
 
 
-MOST_TOLD = 5  # runs that are queued again told one by one; a job that fails takes many along
+MOST_SHOWN = 5  # runs that are queued again, a line for each; a job that fails takes many along
 
 
 @click.command(cls=FileCommand)
@@ -65,7 +65,7 @@ def submit(dry_run: bool, wait: bool, **options: Any) -> None:
 
 
 def print_and_submit(plan: Plan, is_dry: bool, is_waiting: bool) -> None:
-    """Prints what is going to run and queues it, or only shows how."""
+    """Prints what is going to run and queues it; if *is_dry*, prints the script instead."""
     print_plan(plan)
     if is_dry:
         _print_dry_run(plan)
@@ -94,17 +94,17 @@ def _print_dry_run(plan: Plan) -> None:
 
 
 def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
-    """Submits, prints the runs and the next command, and waits if asked to."""
+    """Submits, prints the runs and the next command, and waits if *is_waiting*."""
     from skinjob.submit.submit import submit as submit_plan
     from skinjob.submit.submit import wait
 
     submission = submit_plan(plan)
     say()
-    again = [one for name, one in submission.before.items() if name in submission.queued]
-    for one in again[:MOST_TOLD]:
-        _tell_standing(one)
-    if len(again) > MOST_TOLD:
-        say(f"and {len(again) - MOST_TOLD} more that ended so")
+    again = [old for name, old in submission.before.items() if name in submission.queued]
+    for old in again[:MOST_SHOWN]:
+        _print_standing(old)
+    if len(again) > MOST_SHOWN:
+        say(f"and {len(again) - MOST_SHOWN} more that ended so")
     if again:
         say()
     print_table(
@@ -115,7 +115,7 @@ def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
     if is_waiting:
         say("", "waiting; Ctrl-C leaves the jobs at work")
         say(f"watch: skinjob status {folder} --watch")
-        ok = wait(submission.sweep, tuple(plan.configs), _tell_standing)
+        ok = wait(submission.sweep, tuple(plan.configs), _print_standing)
         say("", f"next: skinjob report {folder}")
         if not ok:
             raise RunError(f"not every run of {folder} is done", f"skinjob status {folder}")
@@ -137,11 +137,11 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
     return (name, *map(str, numbers), *state)
 
 
-def _tell_standing(one: Standing) -> None:
-    """Prints how a run stands, in a line."""
-    words = f"failed, {one.fault}" if one.state == "failed" and one.fault else one.state
-    why = "" if one.error in (None, BY_YOU) else f": {one.error}"
-    say(f"{one.run} {BY_YOU if one.error == BY_YOU else words}{why}")
+def _print_standing(run: Standing) -> None:
+    """Prints a run's status in a line."""
+    words = f"failed, {run.fault}" if run.state == "failed" and run.fault else run.state
+    why = "" if run.error in (None, BY_YOU) else f": {run.error}"
+    say(f"{run.run} {BY_YOU if run.error == BY_YOU else words}{why}")
 
 
 @click.command(cls=TaskCommand)
@@ -149,7 +149,7 @@ def _tell_standing(one: Standing) -> None:
 def train(run: tuple[Path, ...]) -> None:
     """Train submitted runs here and now, as their job would.
 
-    They are of one sweep. A run goes on after its last finished epoch.
+    All of them belong to one sweep. A run goes on after its last finished epoch.
 
     \b
     Example:
@@ -159,6 +159,5 @@ def train(run: tuple[Path, ...]) -> None:
 
     for folder in run:
         Run(folder).sweep.require_own("retry", folder.name)
-    left_alone = run_job(run)
-    if left_alone:
-        raise RunError("; ".join(left_alone), f"tail -n 40 {shlex.quote(str(run[0]))}/train.log")
+    if skipped := run_job(run):
+        raise RunError("; ".join(skipped), f"tail -n 40 {shlex.quote(str(run[0]))}/train.log")

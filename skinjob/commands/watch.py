@@ -1,4 +1,4 @@
-"""What became of sweeps: `skinjob status`, `skinjob list`, `skinjob logs`."""
+"""Look at sweeps and runs: `skinjob status`, `skinjob list`, `skinjob logs`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print an object for other programs.")
 @click.pass_context
 def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_json: bool) -> None:
-    """Show how the runs of a sweep stand, and what ended them.
+    """Show the status of a sweep's runs, and what ended them.
 
-    Without a SWEEP the newest is meant. Exit code 0: all are done; 3: some wait or are at work;
-    1: some failed and no other is left.
+    The default is the newest sweep. Exit code 0: all runs are done. 3: some are waiting or running.
+    1: none is, and some are not done.
 
     \b
     Example:
@@ -48,74 +48,65 @@ def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_js
     from skinjob.status.status import survey
 
     if watch and as_json:
-        raise click.UsageError("--json is one look; with --watch there are many")
+        raise click.UsageError("--json prints once; it does not go with --watch")
     chosen = find_sweep(sweep, runs)
-    found = _watched(surveys(chosen)) if watch else survey(chosen)
-    _print_json(found) if as_json else _print_status(found, is_drawn=watch)
-    ctx.exit(_exit_code(found))
+    last = _watch(surveys(chosen)) if watch else survey(chosen)
+    _print_json(last) if as_json else _print_status(last, is_drawn=watch)
+    ctx.exit(_exit_code(last))
 
 
-def _exit_code(found: Survey) -> int:
+def _exit_code(survey: Survey) -> int:
     from skinjob.status.status import OPEN
 
-    states = {one.state for one in found.runs}
+    states = {run.state for run in survey.runs}
     return 3 if states & set(OPEN) else 0 if states <= {"done"} else 1
 
 
-def _print_status(found: Survey, *, is_drawn: bool) -> None:
-    """Prints summary, table and faults; of what *is_drawn* already the faults alone."""
+def _print_status(survey: Survey, *, is_drawn: bool) -> None:
+    """Prints summary, table and failures; only the failures if the others are drawn already."""
     from skinjob.commands.standings import COLOURS, faults, summary, table
 
     if not is_drawn:
-        lines = [*summary(found, width()), "", *table(found.runs, width())]
+        lines = [*summary(survey, width()), "", *table(survey.runs, width())]
         print_lines(lines, COLOURS)
-    print_lines(faults(found.sweep, found.runs, width()), COLOURS)
+    print_lines(faults(survey.sweep, survey.runs, width()), COLOURS)
 
 
-def _print_json(found: Survey) -> None:
-    sweep = {"sweep": found.sweep.name, "folder": str(absolute(found.sweep.folder))}
-    runs = [asdict(one) for one in found.runs]
-    say_as_is(json.dumps(sweep | {"slurm": found.slurm, "runs": runs}, indent=2))
+def _print_json(survey: Survey) -> None:
+    sweep = {"sweep": survey.sweep.name, "folder": str(absolute(survey.sweep.folder))}
+    runs = [asdict(run) for run in survey.runs]
+    say_as_is(json.dumps(sweep | {"slurm": survey.slurm, "runs": runs}, indent=2))
 
 
-def _watched(looks: Iterable[Survey]) -> Survey:
-    """Shows how runs stand while they go on, and returns how they stand at the end."""
-    return _redrawn(looks) if sys.stdout.isatty() else _told(looks)
+def _watch(surveys: Iterable[Survey]) -> Survey:
+    """Shows each survey of the runs, and returns the last one."""
+    from skinjob.commands.standings import COLOURS, change, picture, slurm_words, summary
 
-
-def _redrawn(looks: Iterable[Survey]) -> Survey:
-    from skinjob.commands.standings import COLOURS, picture
-
-    with redrawn(COLOURS) as draw:
-        for found in looks:
-            size = shutil.get_terminal_size()
-            draw(picture(found, size.columns, size.lines))
-    return found
-
-
-def _told(looks: Iterable[Survey]) -> Survey:
-    """Prints a line for each change, for a pipe."""
-    from skinjob.commands.standings import change, slurm_words, summary
-
+    if sys.stdout.isatty():
+        with redrawn(COLOURS) as draw:
+            for survey in surveys:
+                size = shutil.get_terminal_size()
+                draw(picture(survey, size.columns, size.lines))
+        return survey
     before: dict[str, Standing] = {}
     slurm = None
-    for found in looks:
-        lines = [] if before else summary(found, None)
-        if before and found.slurm != slurm and (words := slurm_words(found)):
+    for survey in surveys:  # a pipe gets a line for each change
+        lines = [] if before else summary(survey, None)
+        if before and survey.slurm != slurm and (words := slurm_words(survey)):
             lines.append(words)
-        lines += [line for one in found.runs if (line := change(before.get(one.run), one))]
+        lines += [line for run in survey.runs if (line := change(before.get(run.run), run))]
         print_lines(lines, {})
-        before, slurm = {one.run: one for one in found.runs}, found.slurm
-    return found
+        before, slurm = {run.run: run for run in survey.runs}, survey.slurm
+    return survey
 
 
 @click.command("list", cls=TaskCommand)
 @runs_option
 def list_sweeps(runs: Path) -> None:
-    """List the sweeps: of what, how they stand, how well they do.
+    """List the sweeps: recipe, status of the runs, accuracy.
 
-    The newest is the last. The accuracy is the best that a run of the sweep had on the test
-    images after its last epoch.
+    The newest is the last. The accuracy is that of the best run on the test images, after its last
+    epoch.
 
     \b
     Example:
@@ -124,26 +115,29 @@ def list_sweeps(runs: Path) -> None:
     from skinjob.commands.standings import COLOURS, overview_lines
     from skinjob.status.overview import overviews
 
-    found = overviews(runs)
-    if not found:
+    sweeps = overviews(runs)
+    if not sweeps:
         say(f"no sweep in {runs}/ yet; make one: skinjob submit")
-    print_lines(overview_lines(found, width()), COLOURS)
+    print_lines(overview_lines(sweeps, width()), COLOURS)
 
 
 @click.command(cls=TaskCommand)
 @run_argument
 @runs_option
+@click.option("-f", "--follow", is_flag=True, help="Also print new lines, until the run has ended.")
 @click.option(
-    "-f", "--follow", is_flag=True, help="Go on with what is new, until the run has ended."
-)
-@click.option(
-    "-n", "--lines", type=click.IntRange(min=1), default=40, show_default=True, help="Last lines."
+    "-n",
+    "--lines",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="Print that many lines.",
 )
 def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
     """Print the end of a run's log, or follow it.
 
-    What else its job has said comes next, and on stderr how the run stands. RUN is a folder,
-    SWEEP/RUN, or a run of the newest sweep.
+    The output of its job follows, and on stderr the status of the run. RUN is a folder, SWEEP/RUN,
+    or a run of the newest sweep.
 
     \b
     Example:

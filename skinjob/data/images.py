@@ -1,8 +1,8 @@
-"""Images and sets of them: how a file becomes pixels, and the list that a sweep is held to.
+"""Images: how a file becomes pixels, and the list of files that a sweep trains on.
 
     <root>/train/<class>/*.jpg        <root>/test/<class>/*.jpg
 
-Pillow alone: it runs on a login node without torch.
+Only Pillow is needed, so this runs on a login node without torch.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from skinjob.files import csv_text, replacing
 
 SPLITS = ("train", "test")
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
-"""What a file may hold, whatever its suffix. Pillow knows more, and for one calls Ghostscript."""
+"""What a file may hold, whatever its suffix. Pillow knows more; one of them starts Ghostscript."""
 
-LEAST_SIDE = 16  # pixels; less is a placeholder, such as the 1 x 1 of a web page
-MOST_RATIO = 16  # of the sides; with the shorter one at 224 the longer one would fill the memory
-MOST_PIXELS = 2**28 // 3  # 256 MiB in RGB; from here on Pillow warns of a decompression bomb
-MOST_BYTES = 2**30  # a file of more is not read
-FLAT_LEVELS = 16  # of 256: an image whose values lie closer together shows nothing
+MIN_SIDE = 16  # pixels; a smaller image is a placeholder, such as the 1 x 1 of a web page
+MAX_RATIO = 16  # of the sides; a longer image fills the memory once its short side is scaled up
+MAX_PIXELS = 2**28 // 3  # 256 MiB in RGB; above this Pillow warns of a decompression bomb
+MAX_BYTES = 2**30  # of a file
+FLAT_LEVELS = 16  # of 256: an image with fewer shows nothing
 
 COLUMNS = ("path", "split", "label", "bytes", "sha256")
 
@@ -62,10 +62,9 @@ class ImageFile:
         name = shown(str(root / self.path))
         try:
             content = read_content(root / self.path)
-        except OSError as problem:
-            raise ImagesError(
-                f"{name}: {reason_of(problem)}", f"ls -l {quoted(root / self.path)}"
-            ) from None
+        except OSError as error:
+            fix = f"ls -l {quoted(root / self.path)}"
+            raise ImagesError(f"{name}: {explain(error)}", fix) from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise ImagesError(
                 f"{name} has changed since the sweep was submitted",
@@ -75,8 +74,8 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """A file or folder of the tree that cannot be used, and why."""
+class BadFile:
+    """A file or folder that cannot be used, and why. sweep.json has it with these keys."""
 
     path: str
     """Below the root, with forward slashes."""
@@ -92,19 +91,19 @@ class ImageSet:
     files: tuple[ImageFile, ...]
     left_out: tuple[str, ...] = field(default=(), compare=False)
     """A phrase for each kind of thing below the root that is not used."""
-    skipped: tuple[Fault, ...] = field(default=(), compare=False)
-    """Images that were left out for their faults."""
+    skipped: tuple[BadFile, ...] = field(default=(), compare=False)
+    """Images that were left out because they cannot be used."""
     flat: tuple[str, ...] = field(default=(), compare=False)
-    """Paths of the images that hold a single grey level, or nearly so."""
+    """Paths of the images that have a single grey level or colour, or nearly so."""
 
     def split(self, name: str) -> tuple[ImageFile, ...]:
         return tuple(file for file in self.files if file.split == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Returns the number of images by split and class."""
-        found = Counter((file.split, file.label) for file in self.files)
+        counts = Counter((file.split, file.label) for file in self.files)
         return {
-            split: {name: found[split, label] for label, name in enumerate(self.classes)}
+            split: {name: counts[split, label] for label, name in enumerate(self.classes)}
             for split in SPLITS
         }
 
@@ -129,10 +128,10 @@ class ImageSet:
         return tuple(file for file in self.split("test") if file.sha256 in train)
 
     def in_two_classes(self) -> tuple[ImageFile, ...]:
-        """Returns the images that lie, byte for byte, in another class too."""
+        """Returns the images that are, byte for byte, in another class too."""
         labels = {file.sha256: file.label for file in self.files}
-        torn = {file.sha256 for file in self.files if file.label != labels[file.sha256]}
-        return tuple(file for file in self.files if file.sha256 in torn)
+        in_two = {file.sha256 for file in self.files if file.label != labels[file.sha256]}
+        return tuple(file for file in self.files if file.sha256 in in_two)
 
     def fingerprint(self, split: str | None = None) -> str:
         """Returns a SHA-256 over every path below the root and its content, of one split or all."""
@@ -145,27 +144,25 @@ class ImageSet:
 def decode(content: bytes) -> Image.Image:
     """Returns an image file's first frame in RGB, upright, without its transparency.
 
-    Raises: ValueError for a size that is not trained on, before a pixel is decoded, and whatever
-    Pillow raises for bytes that are not a whole image.
+    Raises: ValueError for a size that is not trained on, before a pixel is decoded, and what Pillow
+    raises for bytes that are not a whole image.
     """
     image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     _require_size(*image.size)
     image.load()
-    with contextlib.suppress(Exception):  # EXIF that does not read turns nothing: as in a viewer
+    with contextlib.suppress(Exception):  # damaged EXIF turns nothing, as in a viewer
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _to_eight_bits(image).convert("L").convert("RGB")
     if image.mode == "P":
-        image = image.convert(
-            "RGBA"
-        )  # palettes may have a transparent entry, which RGB warns about
+        image = image.convert("RGBA")  # of a palette with a transparent colour RGB would warn
     return image.convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Returns a grey image of 16 or 32 bits with its values brought to the range 0 to 255.
+    """Returns a grey image of 16 or 32 bits with its values scaled to the range 0 to 255.
 
-    Pillow clips all values to 255, which turns 16-bit images white, and floats of 0 to 1 black.
+    Pillow would clip them to 255: 16-bit images get white, and floats of 0 to 1 black.
 
     Raises: ValueError when the values are not of one of the usual ranges.
     """
@@ -174,14 +171,13 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())  # NaN where one value is NaN
     scales = [1, 255, 65535] if image.mode == "F" else [255, 65535]
-    # A filter may have left values a little beyond the range; they are clipped.
+    # A filter may leave values a little beyond the range; they are clipped.
     scale = next((scale for scale in scales if high <= 1.1 * scale), None)
     if scale is None or low < -0.1 * scale:
-        found = (
-            f"{low:g} to {high:g}" if math.isfinite(high - low) else "numbers to NaN or infinity"
-        )
         usual = " or ".join(f"0 to {scale}" for scale in scales)
-        raise ValueError(f"its values go from {found}, and from {usual} is wanted")
+        is_finite = math.isfinite(high - low)
+        actual = f"{low:g} to {high:g}" if is_finite else "numbers to NaN or infinity"
+        raise ValueError(f"its values go from {actual}, expected is {usual}")
     if scale == 1:
         return image.point(lambda value: value * 255 + 0.5)
     image = image if image.mode == "F" else image.convert("I")
@@ -189,13 +185,13 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def is_flat(image: Image.Image) -> bool:
-    """Says whether an RGB image is of a single grey level or colour, or nearly so."""
-    ends = cast(Sequence[tuple[float, float]], image.getextrema())  # of each channel
-    return all(high - low < FLAT_LEVELS for low, high in ends)
+    """Returns whether an RGB image has a single grey level or colour, or nearly so."""
+    extrema = cast(Sequence[tuple[float, float]], image.getextrema())  # of each channel
+    return all(high - low < FLAT_LEVELS for low, high in extrema)
 
 
 def write_index(images: ImageSet, file: Path) -> None:
-    """Writes images.csv: one row an image, in order, after a row of class names."""
+    """Writes images.csv: a header, then a row for each image, in order."""
     with (
         replacing(file) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as rows,
@@ -211,9 +207,9 @@ def write_index(images: ImageSet, file: Path) -> None:
 def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
     """Returns the image set that `write_index` wrote; *classes* are sweep.json's.
 
-    That no row is missing or another, the set's fingerprint tells.
+    The fingerprint detects missing or changed rows.
 
-    Raises: ImagesError, naming file and line, when it is missing or a row cannot be.
+    Raises: ImagesError, naming file and line, when it cannot be read or a row is impossible.
     """
     line = 0
     try:
@@ -225,58 +221,55 @@ def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
                 line = rows.line_num
                 top, _, below = path.partition("/")
                 folder, has_file, _ = below.partition("/")
-                is_right = has_file and top == split and name in (folder, csv_text(folder))
-                if split not in SPLITS or not is_right:
+                is_sound = has_file and top == split and name in (folder, csv_text(folder))
+                if split not in SPLITS or not is_sound:
                     raise ValueError(f"{path!r:.80} in {split!r:.80}, {name!r:.80}")
                 files.append(ImageFile(path, split, classes.index(folder), int(num_bytes), sha256))
     except OSError as error:
-        raise ImagesError(
-            f"{file}: {error.strerror}", f"ls {shlex.quote(str(file.parent))}"
-        ) from None
+        fix = f"ls {shlex.quote(str(file.parent))}"
+        raise ImagesError(f"{file}: {error.strerror}", fix) from None
     except (ValueError, csv.Error) as error:
-        raise ImagesError(
-            f"{file}, after line {line}: {error}", "skinjob submit --name ANOTHER"
-        ) from None
+        words = f"{file}, after line {line}: {error}"
+        raise ImagesError(words, "skinjob submit --name ANOTHER") from None
     return ImageSet(root, classes, tuple(files))
 
 
 def read_content(path: Path) -> bytes:
     """Returns an image file's bytes.
 
-    Raises: OSError, also for what is no file or too large for one.
+    Raises: OSError, also where *path* is not a file, or too large for an image.
     """
-    found = path.stat()  # first: whoever opens a pipe waits for somebody to write to it
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"a {KINDS.get(stat.S_IFMT(found.st_mode), 'device')}, not a file")
-    if found.st_size > MOST_BYTES:
-        raise OSError(f"{found.st_size:,} bytes, and at most {MOST_BYTES:,} are read")
+    info = path.stat()  # first, because opening a pipe waits until another process writes to it
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(f"a {KINDS.get(stat.S_IFMT(info.st_mode), 'device')}, not a file")
+    if info.st_size > MAX_BYTES:
+        raise OSError(f"{info.st_size:,} bytes, and at most {MAX_BYTES:,} are read")
     return path.read_bytes()
 
 
-def reason_of(problem: Exception) -> str:
-    """Returns what went wrong as the end of a line."""
-    if isinstance(problem, UnidentifiedImageError):
+def explain(error: Exception) -> str:
+    """Returns why an image cannot be used, in words that end a line."""
+    if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
-    if isinstance(problem, Image.DecompressionBombError):
-        return f"more than {MOST_PIXELS:,} pixels (a decompression bomb?)"
-    if isinstance(problem, OSError) and problem.strerror:
-        return problem.strerror.lower()
-    said = shown(str(problem).partition("\n")[0])
-    if isinstance(problem, (OSError, ValueError)) and said:
-        return said
-    return f"does not decode: {type(problem).__name__}: {said}"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS:,} pixels (a decompression bomb?)"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    words = shown(str(error).partition("\n")[0])
+    if isinstance(error, (OSError, ValueError)) and words:
+        return words
+    return f"does not decode: {type(error).__name__}: {words}"
 
 
 def _require_size(width: int, height: int) -> None:
     short, long = sorted((width, height))
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError
-    if short < LEAST_SIDE:
-        raise ValueError(f"{width} x {height} pixels, and at least {LEAST_SIDE} a side are wanted")
-    if long > MOST_RATIO * short:
-        raise ValueError(
-            f"{width} x {height} pixels: one side is more than {MOST_RATIO} times the other"
-        )
+    if short < MIN_SIDE:
+        raise ValueError(f"{width} x {height} pixels, and at least {MIN_SIDE} a side are needed")
+    if long > MAX_RATIO * short:
+        words = f"one side is more than {MAX_RATIO} times the other"
+        raise ValueError(f"{width} x {height} pixels: {words}")
 
 
 def quoted(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A tree of class folders on the login node: the images in it, and all that is wrong with it."""
+"""Scans a folder of images: what is in it, and all that is wrong with it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from PIL import _imaging
 from skinjob.console import progress, shown
 from skinjob.data.images import (
     SPLITS,
-    Fault,
+    BadFile,
     ImageFile,
     ImageSet,
     decode,
+    explain,
     is_flat,
     quoted,
     read_content,
-    reason_of,
 )
 from skinjob.errors import ImagesError
 from skinjob.files import pointer_kind
@@ -41,127 +41,126 @@ SUFFIXES = (
 """The file types that torchvision's ImageFolder takes, and two more names of JPEG."""
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
-AT_ONCE = 1000  # images that wait for a thread: a pool holds on to all that it is given
-SHOWN = 3  # faults named in an error; the lines before it name all
+AT_ONCE = 1000  # images given to the threads: they keep the results until these are taken
+NUM_NAMED = 3  # bad files in an error; the lines before it name all
 OTHER_FORM = "another Unicode form"
-ONE_FORM = (
+RENAME_TO_ONE_FORM = (
     "import os, unicodedata as u; [os.rename(s + n, s + u.normalize('NFC', n))"
     " for s in ('train/', 'test/') for n in os.listdir(s)]"
 )
 """A program that gives all classes names of one Unicode form, in the image folder."""
-MOST_KINDS = 5  # of what is left out, named one by one
+MAX_KINDS = 5  # of what is left out, named one by one
 
 
 def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
     """Returns the images below *root*, each opened and decoded; shows a bar on a terminal.
 
-    With *skips_bad* it leaves out the images that are faulty; folders must be right all the same.
+    With *skips_bad* it leaves out images that cannot be used; the folders must be right anyway.
 
-    Raises: ImagesError that lists all faults at once: of the tree, when it is not one of class
-    folders, when the classes of train and test differ, or when a class has no image; and of every
-    image that cannot be trained on.
+    Raises: ImagesError that lists all problems at once: of the folders, where classes are missing,
+    empty or not the same in train and test; and each image that cannot be used.
     """
-    classes, folders = _classes(root)
-    entries: list[tuple[str, int, Path]] = []
+    classes, bad_folders = _classes(root)
+    entries: list[Entry] = []
     others: list[Path] = []
     for split in SPLITS:
         for label, name in enumerate(classes):
-            paths, closed = _listing(root / split / name)
-            entries += [(split, label, path) for path in paths if _is_image(path)]
+            paths, closed = _list_files(root / split / name)
+            entries += [Entry(root, split, label, path) for path in paths if _is_image(path)]
             others += [path for path in paths if not _is_image(path)]
-            folders += [Fault(_below(root, path), reason) for path, reason in closed]
-    found, bad, flat = [], [], []
-    for (split, label, path), result in zip(entries, _examined(entries), strict=True):
-        if isinstance(result, str):
-            bad.append(Fault(_below(root, path), result))
+            bad_folders += [BadFile(_below(root, path), reason) for path, reason in closed]
+    files, bad_images, flat = [], [], []
+    for result, is_flat_image in _examine_all(entries):
+        if isinstance(result, BadFile):
+            bad_images.append(result)
         else:
-            found.append(ImageFile(_below(root, path), split, label, result.bytes, result.sha256))
-            flat += [found[-1].path] if result.is_flat else []
-    left_out = (*_kinds(others), *_beside(root))
-    images = ImageSet(root, classes, tuple(found), left_out, tuple(bad), tuple(flat))
-    folders += _empty(images, {fault.path for fault in folders}, others)
-    if folders or (bad and not skips_bad):
-        raise _faulty(root, folders, bad, len(entries))
+            files.append(result)
+            flat += [result.path] if is_flat_image else []
+    left_out = (*_count_kinds(others), *_beside(root))
+    images = ImageSet(root, classes, tuple(files), left_out, tuple(bad_images), tuple(flat))
+    bad_folders += _empty_classes(images, {folder.path for folder in bad_folders}, others)
+    if bad_folders or (bad_images and not skips_bad):
+        raise _error(root, bad_folders, bad_images, len(entries))
     return images
 
 
-def _classes(root: Path) -> tuple[tuple[str, ...], list[Fault]]:
+def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
     """Returns the names of all class folders, sorted, and what is wrong with them.
 
-    Raises: ImagesError when there is no *root*.
+    Raises: ImagesError when *root* is not a folder that can be read.
     """
     try:
-        there = _subfolders(root)
-    except OSError as problem:
-        raise ImagesError(
-            f"image folder {shown(str(root))}: {reason_of(problem)}", "skinjob submit --data FOLDER"
-        ) from None
-    for name in sorted(there) if not set(SPLITS) & set(there) else ():
+        top_folders = sorted(_subfolders(root))
+    except OSError as error:
+        words = f"image folder {shown(str(root))}: {explain(error)}"
+        raise ImagesError(words, "skinjob submit --data FOLDER") from None
+    for name in top_folders if not set(SPLITS) & set(top_folders) else ():
         if all((root / name / split).is_dir() for split in SPLITS):  # an archive's own folder
             raise ImagesError(
                 f"image folder {shown(str(root))}: train/ and test/ are in its {shown(name)}/",
                 f"skinjob submit --data {quoted(root / name)}",
             )
     names: dict[str, set[str]] = {}
-    faults = []
+    bad = []
     for split in SPLITS:
         try:
             names[split] = {name for name in _subfolders(root / split) if not _is_hidden(name)}
-        except OSError as problem:
-            beside = ", ".join(f"{shown(n)}/" for n in sorted(there)[:MOST_KINDS])
-            hint = f", but {beside}" if split not in there and beside else ""
-            faults.append(Fault(split, reason_of(problem) + hint))
-    for split, found in names.items():
-        if len(found) < 2:
-            faults.append(Fault(split, f"{len(found)} found of 2 or more class folders"))
+        except OSError as error:
+            beside = ", ".join(f"{shown(name)}/" for name in top_folders[:MAX_KINDS])
+            hint = f", but {beside}" if split not in top_folders and beside else ""
+            bad.append(BadFile(split, explain(error) + hint))
+    for split, classes in names.items():
+        if len(classes) < 2:
+            bad.append(BadFile(split, f"{len(classes)} found of 2 or more class folders"))
         for other in names:
-            for name in found - names[other]:
+            for name in classes - names[other]:
                 words = f"no such class in {other}{_spelling(name, names[other])}"
-                faults.append(Fault(f"{split}/{name}", words))
-        faults += [
-            Fault(f"{split}/{name}", f"another class looks the same{_spelling(name, found)}")
-            for name in found
-            if any(one != name and _nfc(one) == _nfc(name) for one in found)
-        ]
-        odd = [name for name in found if not name.isprintable()]  # classes are named in pictures
-        faults += [Fault(f"{split}/{name}", "its name is not printable text") for name in odd]
-    return tuple(sorted(set().union(*names.values()))), faults
+                bad.append(BadFile(f"{split}/{name}", words))
+        for name in classes:
+            if _lookalikes(name, classes):
+                words = f"another class looks the same{_spelling(name, classes)}"
+                bad.append(BadFile(f"{split}/{name}", words))
+            if not name.isprintable():  # plots and tables show the names of classes
+                bad.append(BadFile(f"{split}/{name}", "its name is not printable text"))
+    return tuple(sorted(set().union(*names.values()))), bad
 
 
 def _spelling(name: str, others: AbstractSet[str]) -> str:
-    """Returns how a class is written where that cannot be seen, and how its like in *others* is."""
+    """Returns how a class is written where that cannot be seen, and its lookalike in *others*."""
     if name.isascii() and name == name.strip():
         return ""
-    like = [ascii(one) for one in others if one != name and _nfc(one) == _nfc(name)]
-    there = f", and {like[0]} is {OTHER_FORM} of it" if like else ""
-    return f" (it is written {name!a}{there})"
+    like = _lookalikes(name, others)
+    other = f", and {like[0]!a} is {OTHER_FORM} of it" if like else ""
+    return f" (it is written {name!a}{other})"
 
 
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+def _lookalikes(name: str, others: AbstractSet[str]) -> list[str]:
+    """Returns the names that differ from *name* only in their Unicode form."""
+    form = unicodedata.normalize("NFC", name)
+    return [n for n in others if n != name and unicodedata.normalize("NFC", n) == form]
 
 
 def _subfolders(folder: Path) -> list[str]:
     """Returns the names of a folder's folders, also of linked ones. Raises: OSError."""
 
-    def fail(problem: OSError) -> None:
-        raise OSError("no such folder") if isinstance(problem, FileNotFoundError) else problem
+    def fail(error: OSError) -> None:
+        raise OSError("no such folder") if isinstance(error, FileNotFoundError) else error
 
     return next(os.walk(folder, onerror=fail))[1]
 
 
-def _listing(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Returns the files below a class folder, sorted, and what did not open.
+def _list_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Returns the files below a class folder, sorted, and the folders that cannot be opened.
 
-    A folder that is hidden or named as an image is among the files. One that links lead to again is
-    entered once, and one that lies around the class folder never: links may run in circles.
+    A folder that is hidden or named as an image counts as a file. Links may run in circles: each
+    folder is entered once, and a folder that holds the class folder never.
     """
     paths: list[Path] = []
     closed: list[tuple[Path, str]] = []
 
-    def note(problem: OSError) -> None:
-        if not isinstance(problem, FileNotFoundError):  # one that only the other split has
-            closed.append((Path(problem.filename), reason_of(problem)))
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # that only the other split has
+            closed.append((Path(error.filename), explain(error)))
 
     real = _real(folder)
     entered = {real, *real.parents}
@@ -188,16 +187,16 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    """Says whether a file is an image by its name; a space after the suffix is a slip."""
+    """Returns whether a file is an image by its name; a space after the suffix is a slip."""
     return path.suffix.strip().lower() in SUFFIXES and not _is_hidden(path.name)
 
 
-def _kinds(files: Sequence[Path], where: str = "") -> list[str]:
-    """Returns how many files there are of each suffix, in words; those of macOS are not counted."""
+def _count_kinds(files: Sequence[Path], where: str = "") -> list[str]:
+    """Returns how many files have each suffix, in words; .DS_Store is not counted."""
     counts = Counter(_kind(path) for path in files if path.name != ".DS_Store")
-    words = [f"{number} {kind}{where}" for kind, number in counts.most_common(MOST_KINDS)]
-    rest = counts.total() - sum(number for _, number in counts.most_common(MOST_KINDS))
-    return [*words, f"{rest} of other kinds{where}"] if rest else words
+    words = [f"{number} {kind}{where}" for kind, number in counts.most_common(MAX_KINDS)]
+    num_other = counts.total() - sum(number for _, number in counts.most_common(MAX_KINDS))
+    return [*words, f"{num_other} of other kinds{where}"] if num_other else words
 
 
 def _kind(path: Path) -> str:
@@ -207,7 +206,7 @@ def _kind(path: Path) -> str:
 
 
 def _beside(root: Path) -> list[str]:
-    """Returns what lies outside the class folders and might have been meant for use, in words."""
+    """Returns what is outside the class folders and may have been meant for training, in words."""
     words = []
     for split in ("", *SPLITS):
         _, folders, names = next(os.walk(root / split), ("", [], []))
@@ -215,13 +214,13 @@ def _beside(root: Path) -> list[str]:
         where = f" in {split}/ itself" if split else " beside train/ and test/"
         num_images = sum(map(_is_image, files))
         words += [f"{pluralize(num_images, 'image')}{where}"] if num_images else []
-        words += _kinds([file for file in files if file.suffix.lower() in ARCHIVES], where)
+        words += _count_kinds([file for file in files if file.suffix.lower() in ARCHIVES], where)
         if split:
-            words += _kinds([Path(name) for name in folders if _is_hidden(name)], where)
+            words += _count_kinds([Path(name) for name in folders if _is_hidden(name)], where)
         else:
             unused = sorted(n for n in folders if n not in SPLITS and not _is_hidden(n))
-            words += [f"{shown(name)}/ is not used" for name in unused[:MOST_KINDS]]
-            more = len(unused) - MOST_KINDS
+            words += [f"{shown(name)}/ is not used" for name in unused[:MAX_KINDS]]
+            more = len(unused) - MAX_KINDS
             words += [f"{pluralize(more, 'more folder')} not used"] if more > 0 else []
     return words
 
@@ -230,91 +229,98 @@ def _below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-class Examined(NamedTuple):
-    """The facts about an image that can be trained on."""
+class Entry(NamedTuple):
+    """A file that is an image by its name, and where it belongs."""
 
-    bytes: int
-    sha256: str
-    is_flat: bool
+    root: Path
+    split: str
+    label: int
+    path: Path
 
 
-def _examined(entries: Sequence[tuple[str, int, Path]]) -> Iterator[Examined | str]:
-    """Yields what `_examine` says of each entry's path, in order; shows a bar on a terminal."""
+def _examine_all(entries: Sequence[Entry]) -> Iterator[tuple[ImageFile | BadFile, bool]]:
+    """Yields what `_examine` returns of each entry, in order; shows a bar on a terminal."""
     _silence_decoders()
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
         progress("checking images", len(entries)) as draw,
     ):
-        warnings.simplefilter("ignore")  # what is wrong is in the list of faults
+        warnings.simplefilter("ignore")  # a damaged image is in the list of bad files
         for first in range(0, len(entries), AT_ONCE):
-            paths = [path for _, _, path in entries[first : first + AT_ONCE]]
-            for done, result in enumerate(pool.map(_examine, paths), first + 1):
+            part = entries[first : first + AT_ONCE]
+            for num_done, result in enumerate(pool.map(_examine, part), first + 1):
                 yield result
-                draw(done)
+                draw(num_done)
 
 
-def _examine(path: Path) -> Examined | str:
-    """Returns an image's size and digest, or what is wrong with it."""
+def _examine(entry: Entry) -> tuple[ImageFile | BadFile, bool]:
+    """Returns the image, or what is wrong with it, and whether it shows nothing."""
+    path, below = entry.path, _below(entry.root, entry.path)
     try:
         content = read_content(path)
-        if not content:
-            return "empty file"
         if kind := pointer_kind(content):
-            return f"{kind}, not the image: git lfs pull (or git annex get) brings it"
+            words = f"{kind}, not the image: git lfs pull (or git annex get) brings it"
+            return BadFile(below, words), False
+        if not content:
+            return BadFile(below, "empty file"), False
         image = decode(content)
     except FileNotFoundError:
-        return "broken symbolic link" if path.is_symlink() else "removed while it was looked at"
-    except Exception as problem:  # Pillow's decoders raise all kinds; each means that it is faulty
-        return reason_of(problem)
-    return Examined(len(content), hashlib.sha256(content).hexdigest(), is_flat(image))
+        is_link = path.is_symlink()
+        return BadFile(
+            below, "broken symbolic link" if is_link else "removed during the scan"
+        ), False
+    except Exception as error:  # Pillow's decoders raise all kinds for a damaged image
+        return BadFile(below, explain(error)), False
+    sha256 = hashlib.sha256(content).hexdigest()
+    return ImageFile(below, entry.split, entry.label, len(content), sha256), is_flat(image)
 
 
 def _silence_decoders() -> None:
-    """Makes Pillow and libtiff print nothing: what they say of a faulty file Pillow raises too."""
+    """Makes Pillow and libtiff print nothing: Pillow raises the same as an exception."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    with contextlib.suppress(OSError, AttributeError):  # a Pillow that was built in another way
+    with contextlib.suppress(OSError, AttributeError):  # this Pillow was built in another way
         library = ctypes.CDLL(_imaging.__file__)
         library.TIFFSetErrorHandler(None)
         library.TIFFSetWarningHandler(None)
 
 
-def _empty(images: ImageSet, faulty: set[str], others: Sequence[Path]) -> list[Fault]:
-    """Returns a fault for each class folder without an image, but for those that are *faulty*.
+def _empty_classes(
+    images: ImageSet, bad_folders: set[str], others: Sequence[Path]
+) -> list[BadFile]:
+    """Returns the class folders without an image, except *bad_folders*.
 
-    *others* are the files that are no images by their names.
+    *others* are the files that are not images by their names.
     """
-    found = {(file.split, file.label) for file in images.files}
-    bad = {tuple(fault.path.split("/")[:2]) for fault in images.skipped}
-    faults = []
+    with_image = {(file.split, file.label) for file in images.files}
+    with_bad_image = {tuple(file.path.split("/")[:2]) for file in images.skipped}
+    empty = []
     for split in SPLITS:
         for label, name in enumerate(images.classes):
-            folder = images.root / split / name
-            if (split, label) in found or f"{split}/{name}" in faulty or not folder.is_dir():
+            folder, below = images.root / split / name, f"{split}/{name}"
+            if (split, label) in with_image or below in bad_folders or not folder.is_dir():
                 continue
-            kinds = _kinds([path for path in others if path.is_relative_to(folder)])
-            instead = f", but {', '.join(kinds)}" if kinds else f" ({', '.join(SUFFIXES)})"
-            instead = " that can be trained on" if (split, name) in bad else instead
-            faults.append(Fault(f"{split}/{name}", f"no image in it{instead}"))
-    return faults
+            kinds = _count_kinds([path for path in others if path.is_relative_to(folder)])
+            hint = f", but {', '.join(kinds)}" if kinds else f" ({', '.join(SUFFIXES)})"
+            hint = " that can be trained on" if (split, name) in with_bad_image else hint
+            empty.append(BadFile(below, f"no image in it{hint}"))
+    return empty
 
 
-def _faulty(
-    root: Path, folders: Sequence[Fault], images: Sequence[Fault], num_images: int
+def _error(
+    root: Path, folders: Sequence[BadFile], images: Sequence[BadFile], num_images: int
 ) -> ImagesError:
-    faults = sorted([*folders, *images], key=lambda fault: fault.path)
-    paths = [shown(str(root / fault.path)) for fault in faults]
+    bad = sorted([*folders, *images], key=lambda file: file.path)
+    paths = [shown(str(root / file.path)) for file in bad]
     width = max(map(len, paths))
-    details = [f"{path:<{width}}  {f.fault}" for path, f in zip(paths, faults, strict=True)]
-    named = [f"{path} ({f.fault})" for path, f in zip(paths, faults, strict=True)]
-    counts = [
-        *([pluralize(len(folders), "faulty folder")] if folders else []),
-        *([f"{len(images)} of {num_images} images faulty"] if images else []),
-    ]
-    if any(OTHER_FORM in fault.fault for fault in folders):
-        fix = f'cd {quoted(root)} && python3 -c "{ONE_FORM}"'
+    details = [f"{path:<{width}}  {file.fault}" for path, file in zip(paths, bad, strict=True)]
+    named = [f"{path} ({file.fault})" for path, file in zip(paths, bad, strict=True)]
+    counts = [pluralize(len(folders), "faulty folder")] if folders else []
+    counts += [f"{len(images)} of {num_images} images faulty"] if images else []
+    if any(OTHER_FORM in folder.fault for folder in folders):
+        fix = f'cd {quoted(root)} && python3 -c "{RENAME_TO_ONE_FORM}"'
     elif folders:
         fix = f"ls {quoted(root)}/*   # wanted: train/<class>/*.jpg and test/<class>/*.jpg"
     else:
         fix = "skinjob submit --skip-bad-images   # goes on without them; or copy them again"
-    return ImagesError(f"{', '.join(counts)}: {list_first(named, SHOWN)}", fix, details)
+    return ImagesError(f"{', '.join(counts)}: {list_first(named, NUM_NAMED)}", fix, details)

@@ -54,7 +54,6 @@ class Report:
     """A sentence for each run that cannot be read, then for each that lacks epochs."""
     notes: list[str]
     """What the numbers say, and what they do not."""
-    files: list[Path]
 
 
 def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
@@ -87,15 +86,12 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
 def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]) -> Report:
     """Writes every file of the report, and returns what it says."""
     comparisons, batches = _draw(folder, tables, all_series)
-    pictures = [file for picture in (*comparisons, *batches) for file in picture.all_files]
-    names = ("metrics.csv", "summary.csv", "index.html")
     report = Report(
         folder=folder,
         notice=findings.weights_notice(tables),
         summary=summarize(all_series),
         missing=findings.missing(tables),
         notes=findings.notes(tables, all_series),
-        files=[*(folder / name for name in names), *pictures],
     )
     _write_metrics(folder / "metrics.csv", tables)
     _write_summary(folder / "summary.csv", report.summary)
@@ -249,8 +245,10 @@ def _compare(
         f"{first.caption}. Of {len(by_rate)} lrs this one has the highest mean accuracy at the "
         "last epoch, chosen by looking at the test images; comparison.png is the same picture"
     )
-    copies = [_copied(file, folder / f"comparison{file.suffix}") for file in first.files]
-    return [replace(first, caption=caption, copies=copies), *pictures.values()]
+    for file in first.files:
+        with replacing(folder / f"comparison{file.suffix}") as partial:
+            shutil.copyfile(file, partial)
+    return [replace(first, caption=caption), *pictures.values()]
 
 
 def _comparison(
@@ -268,12 +266,6 @@ def _comparison(
 
 def _final(series: Series, measure: Measure) -> str:
     return measure.text(fmean(series.final(measure)))
-
-
-def _copied(file: Path, copy: Path) -> Path:
-    with replacing(copy) as partial:
-        shutil.copyfile(file, partial)
-    return copy
 
 
 def _write_metrics(file: Path, tables: Sequence[SweepTable]) -> None:

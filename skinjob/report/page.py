@@ -32,12 +32,6 @@ class Picture:
     description: str
     """What the picture shows, in words, for readers who cannot see it."""
     files: Sequence[Path]
-    copies: Sequence[Path] = ()
-    """The same files under another name."""
-
-    @property
-    def all_files(self) -> list[Path]:
-        return [*self.files, *self.copies]
 
     @property
     def svg_base64(self) -> str:

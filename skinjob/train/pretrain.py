@@ -1,4 +1,4 @@
-"""A backbone for the demo: ResNet18 trained from scratch on drawn shapes."""
+"""A backbone for the demo, trained from scratch on drawn shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import ResNet, resnet18
+from torchvision.models import get_model
 
 from skinjob.console import progress
 from skinjob.data.shapes import KINDS, draw_shapes
@@ -25,7 +25,7 @@ NUM_PICTURES, EPOCHS, BATCH_SIZE, MOST_LR = 1600, 5, 32, 2e-3
 def pretrain(
     path: Path, *, num_pictures: int | None = None, epochs: int | None = None, seed: int = 0
 ) -> WeightsInfo:
-    """Makes *path* a ResNet18 that tells drawn shapes apart, marked as the demo's.
+    """Makes *path* the weights of a network that tells drawn shapes apart, marked as the demo's.
 
     All random numbers come from *seed*; torch's global generator stays as it was.
 
@@ -39,7 +39,7 @@ def pretrain(
         pictures, kinds = draw_shapes(num_pictures, SIDE, seed)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # (N, 3, S, S) uint8, channels_last
     generator = torch.Generator().manual_seed(seed)
-    model = _new_resnet18(generator)
+    model = _new_model(generator)
     _train(
         model,
         transforms.normalise(images.float(), preprocessing),
@@ -53,10 +53,10 @@ def pretrain(
     return write_demo_weights(path, tensors, backbone, source)
 
 
-def _new_resnet18(generator: torch.Generator) -> ResNet:
-    """Returns ResNet18 with its first values as torchvision draws them, but from *generator*."""
+def _new_model(generator: torch.Generator) -> nn.Module:
+    """Returns a ResNet with its first values as torchvision draws them, but from *generator*."""
     with torch.device("meta"):
-        model = resnet18(num_classes=len(KINDS))
+        model: nn.Module = get_model(DEFAULT.name, num_classes=len(KINDS))
     model.to_empty(device="cpu")
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
@@ -65,13 +65,14 @@ def _new_resnet18(generator: torch.Generator) -> ResNet:
             )
         elif isinstance(layer, nn.BatchNorm2d):
             layer.reset_parameters()
-    nn.init.normal_(model.fc.weight, std=0.01, generator=generator)
-    nn.init.zeros_(model.fc.bias)
+    head: nn.Linear = getattr(model, DEFAULT.head)
+    nn.init.normal_(head.weight, std=0.01, generator=generator)
+    nn.init.zeros_(head.bias)
     return model.to(memory_format=torch.channels_last)
 
 
 def _train(
-    model: ResNet, images: Tensor, kinds: Tensor, epochs: int, generator: torch.Generator
+    model: nn.Module, images: Tensor, kinds: Tensor, epochs: int, generator: torch.Generator
 ) -> None:
     """Trains all layers: *images* (N, 3, S, S) float32, *kinds* (N,) int64."""
     num_updates = epochs * math.ceil(len(images) / BATCH_SIZE)
@@ -79,7 +80,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MOST_LR, num_updates, pct_start=0.25)
     model.train()
     with progress(
-        "pretraining ResNet18 on drawn shapes", epochs * len(images), unit="pictures"
+        f"pretraining {DEFAULT.title} on drawn shapes", epochs * len(images), unit="pictures"
     ) as tell:
         for epoch in range(epochs):
             parts = torch.randperm(len(images), generator=generator).split(BATCH_SIZE)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from skinjob.console import own_command
 from skinjob.download import Download, download, find_mismatch
 from skinjob.errors import WeightsError
 from skinjob.files import sha256_file
@@ -27,7 +28,6 @@ from skinjob.weights.file import (
 )
 from skinjob.weights.statedict import read_state_dict
 
-WEIGHTS_FOLDER = Path("weights")
 UNKNOWN_LICENCE = "not known: this is not the file that torchvision publishes; ask who made it"
 
 _HEX_IN_NAME = re.compile(r"(?<![0-9a-zA-Z])([0-9a-f]{8})(?![0-9a-zA-Z])")
@@ -83,33 +83,30 @@ def fetch_weights(
     """
     source = find_source(location, sha256)
     target = out / source.backbone.file_name
-    again = _command(out, location, sha256)
     if info := _find_made(target, source):
         return info, True
-    with weights_lock(out, again):
+    with weights_lock(out):
         if info := _find_made(target, source):  # made by the process that held the lock
             return info, True
         for abandoned in out.glob(f".{target.name}.*.part"):  # by a writer that was killed
             abandoned.unlink()
-        pth = _download(source, out, again) if source.is_url else _check_file(source)
-        try:
-            write_weights(
-                target,
-                read_state_dict(pth),
-                source.backbone,
-                source=source.public,
-                source_sha256=sha256_file(pth),
-                kind="fetched",
-                licence=source.backbone.licence if source.is_published else UNKNOWN_LICENCE,
-                again=again,
-            )
-        except WeightsError:  # the file is what was asked for, and no use
-            if source.is_url:
-                pth.unlink()
-            raise
+        _make(target, source)
+        return read_weights_info(target), False
+
+
+def _make(target: Path, source: Source) -> None:
+    """Writes *target* from the source, once its digest and every tensor have been checked."""
+    pth = _download(source, target.parent) if source.is_url else _check_file(source)
+    licence = source.backbone.licence if source.is_published else UNKNOWN_LICENCE
+    origin = {"source": source.public, "source_sha256": sha256_file(pth), "licence": licence}
+    try:
+        write_weights(target, read_state_dict(pth), source.backbone, kind="fetched", **origin)
+    except WeightsError:  # this is what was asked for, and no use
         if source.is_url:
             pth.unlink()
-        return read_weights_info(target), False
+        raise
+    if source.is_url:
+        pth.unlink()
 
 
 def find_source(location: str | None, sha256: str | None) -> Source:
@@ -134,10 +131,9 @@ def find_source(location: str | None, sha256: str | None) -> Source:
             f"--sha256 {sha256}: {len(sha256)} characters, a SHA-256 has 64 hex digits",
             "sha256sum FILE   # prints one, on a machine where the file is known to be good",
         )
-    given = (sha256 or "").lower()
     name = Path(unquote(address.path) if address else location).name
-    named = (_HEX_IN_NAME.findall(name) or [""])[-1]
-    if not given.startswith(named) and given:
+    given, named = (sha256 or "").lower(), (_HEX_IN_NAME.findall(name) or [""])[-1]
+    if given and not given.startswith(named):
         raise WeightsError(
             f"--sha256 {given[:8]}...: the source's name promises {named} ({location})",
             "cp FILE weights.pth, and name that as --source, if the name is no digest",
@@ -146,23 +142,14 @@ def find_source(location: str | None, sha256: str | None) -> Source:
         raise WeightsError(
             f"--source {location}: its name carries no 8 hex digits of its SHA-256 to hold it to",
             f"skinjob fetch-weights --source {shlex.quote(location)} --sha256 DIGEST"
-            "   # 64 hex digits, from whoever published it",
+            "   # 64 hex digits, from the page that publishes it",
         )
-    backbones = [backbone for backbone in BACKBONES.values() if name.startswith(backbone.name)]
     for backbone in BACKBONES.values():
         # 8 digits catch accidents, not an attacker: of the published file all 64 are known
         if backbone.sha256.startswith(given or named):
             return Source(location, backbone.sha256, backbone)
-    return Source(location, given or named, backbones[0] if backbones else DEFAULT)
-
-
-def _command(out: Path, location: str | None, sha256: str | None) -> str:
-    """Returns the command that fetches the same again."""
-    words = ["skinjob", "fetch-weights"]
-    words += ["--source", location] if location else []
-    words += ["--sha256", sha256] if sha256 else []
-    words += ["--out", str(out)] if out != WEIGHTS_FOLDER else []
-    return shlex.join(words)
+    likely = [backbone for backbone in BACKBONES.values() if name.startswith(backbone.name)]
+    return Source(location, given or named, likely[0] if likely else DEFAULT)
 
 
 def _find_made(target: Path, source: Source) -> WeightsInfo | None:
@@ -171,9 +158,10 @@ def _find_made(target: Path, source: Source) -> WeightsInfo | None:
     return info if info and info.listed and info.source_sha256.startswith(source.sha256) else None
 
 
-def _download(source: Source, out: Path, again: str) -> Path:
+def _download(source: Source, out: Path) -> Path:
     """Returns the downloaded file, its digest checked."""
     path = out / f".{source.backbone.name}-{source.sha256[:8]}.pth.part"
+    again = own_command()
     elsewhere = "skinjob fetch-weights --source FILE   # that a browser downloaded, or another URL"
     download(Download(source.location, path, source.sha256, again, elsewhere, source.size_bytes))
     return path
@@ -184,8 +172,7 @@ def _check_file(source: Source) -> Path:
     try:
         problem = find_mismatch(path, source.sha256, source.size_bytes)
     except OSError as error:
-        words, fix = error.strerror, "skinjob fetch-weights --source FILE"
-        raise WeightsError(f"--source {path}: {words}", fix) from error
+        problem = str(error.strerror)
     if problem:
         raise WeightsError(f"--source {path}: {problem}", "skinjob fetch-weights   # downloads it")
     return path

@@ -13,8 +13,8 @@ import math
 import re
 import shlex
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skinjob.console import say
+from skinjob.console import own_command, say
 from skinjob.download import explain_full_disk, looks_like_html
 from skinjob.errors import WeightsError
 from skinjob.files import pointer_kind, replacing, sha256_file, sorted_safetensors
@@ -71,26 +71,19 @@ def read_weights_info(path: Path) -> WeightsInfo:
     require_no_stand_in(path)
     try:
         sha256, size_bytes = sha256_file(path), path.stat().st_size
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file", FETCH) from error
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        words = "no such file" if missing else f"cannot be read: {error.strerror}"
-        raise WeightsError(f"{path}: {words}", FETCH) from error
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}", FETCH) from error
     promised = promised_digest(path)
     if promised not in (None, sha256):
         raise WeightsError(
             f"{path}: damaged: its SHA-256 is {sha256}, {SUMS_NAME} says {promised}", FETCH
         )
     backbone, metadata = _read_checked_header(path)
-    return WeightsInfo(
-        path,
-        sha256,
-        size_bytes,
-        backbone,
-        source=metadata["source"],
-        source_sha256=metadata["source_sha256"],
-        kind=metadata["kind"],
-        listed=promised is not None,
-    )
+    source, source_sha256, kind = (metadata[key] for key in ("source", "source_sha256", "kind"))
+    listed = promised is not None
+    return WeightsInfo(path, sha256, size_bytes, backbone, source, source_sha256, kind, listed)
 
 
 def read_backbone(path: Path) -> Backbone:
@@ -119,16 +112,16 @@ def write_weights(
     kind: str,
     source_sha256: str = "",
     licence: str = "",
-    again: str = "skinjob fetch-weights",
 ) -> None:
     """Replaces *path* by a safetensors file, and its line in SHA256SUMS beside it.
 
     Equal arguments give equal bytes, in every version of skinjob: sweeps know weights by their
     digest. That is why "licence" and "interpolation" are written, which nothing reads.
     """
-    from safetensors.numpy import save
+    from safetensors.numpy import save  # writes memory as it lies: in C order it has to be
 
-    backbone.check_tensors(describe(tensors), source, again)
+    shapes = {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
+    backbone.check_tensors(shapes, source, "skinjob fetch-weights   # torchvision's own")
     image = backbone.preprocessing
     metadata = {
         "architecture": backbone.name,
@@ -145,7 +138,7 @@ def write_weights(
     if kind == "demo":
         metadata["kind"] = kind
     content = sorted_safetensors(save(dict(tensors), metadata))
-    with explain_full_disk(path.parent, len(content), again):
+    with explain_full_disk(path.parent, len(content), own_command()):
         with replacing(path) as partial:
             partial.write_bytes(content)
         promise_digest(path, hashlib.sha256(content).hexdigest())
@@ -162,41 +155,24 @@ def write_demo_weights(
         WeightsError: *path* holds fetched weights, or cannot be written.
     """
     head = backbone.head_tensors
-    with weights_lock(path.parent, "skinjob demo"):
+    with weights_lock(path.parent):
         if info := find_weights(path, "fetched"):
             raise WeightsError(
                 f"{path}: holds trained weights ({info.source}), which the demo's do not replace",
                 f"mv {shlex.quote(str(path))} ELSEWHERE",
             )
-        arrays = {  # safetensors writes memory as it lies
-            name: np.array(array, order="C") for name, array in tensors.items() if name not in head
-        }
+        arrays = {name: np.array(array, order="C") for name, array in tensors.items()}
         arrays |= {name: np.zeros(tensor.shape, tensor.dtype) for name, tensor in head.items()}
-        write_weights(path, arrays, backbone, source=source, kind="demo", again="skinjob demo")
+        write_weights(path, arrays, backbone, source=source, kind="demo")
     return read_weights_info(path)
 
 
-@contextmanager
-def weights_lock(folder: Path, again: str) -> Iterator[None]:
-    """Holds the lock of a weights folder, which is made if need be, once no other process does.
-
-    Raises: WeightsError when the folder cannot be written to.
-    """
+def weights_lock(folder: Path) -> AbstractContextManager[bool]:
+    """Returns the lock of a weights folder, which is made if need be. Raises: OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK_NAME
     words = f"waiting for another fetch-weights or demo (it holds {lock})"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(lock, tell_waiting=lambda: say(words, is_error=True)):
-            yield
-    except OSError as error:
-        if error.filename not in (str(lock), str(folder)):
-            raise
-        fix = f"{again} --out FOLDER   # one that you may write to"
-        raise WeightsError(f"{folder}: cannot write there: {error.strerror}", fix) from error
-
-
-def describe(tensors: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    return {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
+    return locked(lock, tell_waiting=lambda: say(words, is_error=True))
 
 
 # --- files that people take for weights -------------------------------------------------------
@@ -266,26 +242,22 @@ def _read_checked_header(path: Path) -> tuple[Backbone, dict[str, str]]:
     backbone.check_tensors(tensors, str(path), FETCH)
     try:
         kind = "fetched" if metadata["untrained"] == "false" else "untrained"
-        metadata = {"kind": kind, "source_sha256": metadata["source_sha256"], **metadata}
-        preprocessing = Preprocessing(
-            resize=int(metadata["resize"]),
-            crop=int(metadata["crop"]),
-            mean=_three_numbers(metadata["mean"]),
-            std=_three_numbers(metadata["std"]),
+        metadata = {"kind": kind} | metadata
+        resize, crop = int(metadata["resize"]), int(metadata["crop"])
+        mean, std = _three_numbers(metadata["mean"]), _three_numbers(metadata["std"])
+        is_usable = (
+            metadata["kind"] in NOTES
+            and metadata.keys() >= {"source", "source_sha256"}
+            and MIN_CROP <= crop <= MAX_CROP
+            and all(map(math.isfinite, mean))
+            and all(0 < deviation < math.inf for deviation in std)
         )
-        for key, is_usable in (
-            ("source", "source" in metadata),
-            ("kind", metadata["kind"] in NOTES),
-            ("crop", MIN_CROP <= preprocessing.crop <= MAX_CROP),
-            ("mean", all(map(math.isfinite, preprocessing.mean))),
-            ("std", all(0 < deviation < math.inf for deviation in preprocessing.std)),
-        ):
-            if not is_usable:
-                raise ValueError(f"{key} {metadata.get(key)}")
-    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: its metadata lacks or garbles {error!s:.200}", FETCH
-        ) from error
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
+        is_usable = False
+    if not is_usable:
+        words = ", ".join(f"{key} {value}" for key, value in metadata.items())
+        raise WeightsError(f"{path}: its metadata cannot be used: {words:.500}", FETCH)
+    preprocessing = Preprocessing(resize, crop, mean, std)
     return dataclasses.replace(backbone, preprocessing=preprocessing), metadata
 
 

@@ -99,8 +99,7 @@ def _read_tensors(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
     if order := entries.get(f"{folder}/byteorder"):
         _require(_read_entry(archive, order) == b"little", "its byte order is not little-endian")
     views = _interpret(_read_entry(archive, entries[pickles[0]]))
-    is_full = isinstance(views, dict) and len(views) > 0
-    _require(is_full, f"it holds no tensors by name, but a {type(views).__name__}")
+    _require(isinstance(views, dict) and bool(views), "it does not hold tensors by name")
     for name, view in views.items():
         _require(isinstance(view, _View), f"no state_dict, a checkpoint? {name!r} is no tensor")
     storages = {view.storage for view in views.values()}

@@ -45,6 +45,7 @@ def stopped(at: int, number: int, cwd: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("at", [3, 8, 15])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
 def test_a_submit_that_is_broken_off_can_be_repeated(project: Path, at: int, number: int) -> None:
@@ -61,6 +62,7 @@ def test_a_submit_that_is_broken_off_can_be_repeated(project: Path, at: int, num
     assert not list((project / "runs").glob(".*.part"))
 
 
+@pytest.mark.train
 def test_two_submits_of_one_name_make_one_sweep(project: Path) -> None:
     """The second waits for the first, says so, and finds what it has queued."""
     lock = project / "runs" / f".submit-{os.geteuid()}.lock"
@@ -85,6 +87,7 @@ def test_two_submits_of_one_name_make_one_sweep(project: Path) -> None:
     assert {run.state().attempts for run in sweep.runs()} == {1}
 
 
+@pytest.mark.train
 @pytest.mark.skipif(os.geteuid() != 0, reason="to be two users one has to be root")
 def test_no_reader_keeps_a_submit_waiting(project: Path) -> None:
     """Whoever can read a folder of runs cannot hold its lock: it is its owner's alone."""

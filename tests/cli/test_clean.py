@@ -64,7 +64,7 @@ def test_what_is_shown_is_what_du_sees_freed(tmp_path: Path) -> None:
     assert files(tmp_path) == there
     done = skinjob("clean", "--yes", cwd=tmp_path)
     num_bytes = removed(done.stdout, "removed: ")
-    assert num_bytes == removed(shown.stdout, "to remove: ") > 300_000
+    assert num_bytes == removed(shown.stdout, "would remove: ") > 300_000
     assert before - du(tmp_path / "runs") == num_bytes
     left = files(tmp_path / "runs")
     assert {path for path in left if "bs0" not in path} == {

@@ -112,6 +112,7 @@ def make(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.train
 def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
     """The story of README from laptop to report works as it stands, and so do all other pages."""
     laptop, cluster = tmp_path / "laptop", login_node / "skinjob"

@@ -47,6 +47,7 @@ def latin1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"LOCPATH": str(folder), "LC_ALL": "en_US.ISO-8859-1"}
 
 
+@pytest.mark.train
 def test_no_module_in_the_users_folder_is_taken_for_pythons(project: Path) -> None:
     """A random.py beside the images, as anybody may have, has no part in a job."""
     for name in SHADOWS:
@@ -106,6 +107,7 @@ def test_a_nodes_link_module_and_locale_change_nothing(
     assert CLASS in run.predictions_file.read_text(encoding="utf-8")
 
 
+@pytest.mark.train
 def test_a_project_that_was_moved_goes_on(
     project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_project_that_was_moved_goes_on(
     assert run.config().data == str(moved / "skin_cancer")
 
 
+@pytest.mark.train
 def test_names_in_another_locale_are_the_same_names(project: Path, latin1: dict[str, str]) -> None:
     """A shell that is not UTF-8 changes no path, neither on the login node nor in a job."""
     rename_class(project)
@@ -156,6 +159,7 @@ def test_an_early_death_of_a_local_queue_says_why(project: Path) -> None:
     assert "No module named skinjob_of_mine" in shown
 
 
+@pytest.mark.train
 def test_a_killed_local_queue_is_seen_by_its_lock(project: Path) -> None:
     """After SIGKILL of all processes status says so at once, and submit and retry go on."""
     for again in (("submit", *LOCAL, "--wait"), ("retry", "n", "--wait")):

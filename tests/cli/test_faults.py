@@ -99,6 +99,7 @@ def slurm_sweep(tmp_path: Path) -> Sweep:
     return sweep
 
 
+@pytest.mark.train
 def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
     """kill -9 on the queue leaves its job at work, which is said; on the job too, it is gone."""
     assert skinjob("submit", *LONG, cwd=project).returncode == 0
@@ -416,6 +417,7 @@ def test_each_signal_is_told_by_its_name_and_what_sends_it(slurm_sweep: Sweep, n
     assert ("ulimit -f" in error) == (number == signal.SIGXFSZ)
 
 
+@pytest.mark.train
 def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
     """bash sets both values of the limit, and the kernel then kills with SIGKILL: the job says why.
 

@@ -26,12 +26,11 @@ from trees import make_sweep, make_tree
 
 from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.console import shown
-from skinjob.data.images import MOST_PIXELS, decode, read_index, write_index
+from skinjob.data.images import MAX_PIXELS, decode, read_index, write_index
 from skinjob.data.scan import scan
 from skinjob.errors import ImagesError
 from skinjob.submit.folders import write_plan
 from skinjob.submit.plan import make_plan
-from skinjob.train.job import run_job
 
 SMALL = ("--batch-sizes", "4", "--epochs", "1", "--cluster", "local")
 ENV = os.environ | {"PYTHONPATH": ":".join(sys.path)}
@@ -162,7 +161,7 @@ def test_all_faults_are_listed_at_once_by_path(project: Path) -> None:
 
 def test_a_bomb_is_found_by_its_header(tree: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """An image that would fill the memory is not decoded, nor warned of beside the list."""
-    side = int(MOST_PIXELS**0.5)
+    side = int(MAX_PIXELS**0.5)
     (tree / "train/benign/most.png").write_bytes(png_header(side, side))
     (tree / "train/benign/more.png").write_bytes(png_header(side + 1, side + 1))
     found = faults(tree)
@@ -425,8 +424,11 @@ NAMES = [b"a b'c\"d,e;f.jpg", b"line\nbreak\r\n.jpg", b"\xff\xfe.jpg", "größe-
          b"\x1b[31mred.jpg", b"-rf.jpg", b"back\\slash.jpg", b" .jpg"]  # fmt: skip
 
 
+@pytest.mark.train
 def test_any_name_goes_through_every_list(project: Path) -> None:
     """Names of any bytes come back from images.csv and predictions.csv, and fill one line each."""
+    from skinjob.train.job import run_job
+
     folder = project / "skin_cancer/test/benign"
     named = [folder / os.fsdecode(name) for name in NAMES]
     for path in named:
@@ -461,6 +463,7 @@ def spoil(project: Path) -> None:
     (tree / "test/malignant/\udcff\n.jpg").write_bytes(b"<html>")
 
 
+@pytest.mark.train
 def test_bad_images_are_skipped_when_that_is_asked_for(project: Path) -> None:
     """The sweep trains on the rest, and says in plan, sweep.json and report what it left out."""
     spoil(project)
@@ -579,6 +582,7 @@ def _replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return change
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("change", "words", "place", "train"),
     [
@@ -600,6 +604,8 @@ def test_an_image_that_changes_before_the_job_begins_fails_it_by_name(
     train: str,
 ) -> None:
     """No number comes from an image that is not the one that was submitted."""
+    from skinjob.train.job import run_job
+
     data = make_tree(tmp_path / "data", num_train=2, num_test=2)
     run = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[2], train=train).runs()[0]
     change(data / place)

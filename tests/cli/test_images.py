@@ -158,8 +158,12 @@ def test_grey_values_of_every_usual_range_are_seen(kind: str, values: NDArray[np
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        ("int32", GREY * 2**20, "from 0 to 2.67387e+08, and from 0 to 255 or 0 to 65535 is wanted"),
-        ("float32", GREY * -999, "from -254745 to -0, and from 0 to 1 or 0 to 255 or 0 to 65535"),
+        ("int32", GREY * 2**20, "from 0 to 2.67387e+08, expected is 0 to 255 or 0 to 65535"),
+        (
+            "float32",
+            GREY * -999,
+            "from -254745 to -0, expected is 0 to 1 or 0 to 255 or 0 to 65535",
+        ),
         ("float32", np.where(GREY > 9, GREY, np.nan), "from numbers to NaN or infinity"),
     ],
 )

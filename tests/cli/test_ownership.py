@@ -17,15 +17,11 @@ from threading import Event, Thread
 import pytest
 from cluster import Slurm
 from commands import refusal, skinjob
-from torch import nn
 from trees import make_sweep
 
 from skinjob.errors import RunError
 from skinjob.ownership import require_safe
-from skinjob.submit.start import require_own_pickles
 from skinjob.sweeps.layout import Sweep
-from skinjob.train.device import choose_device
-from skinjob.train.forward import _compiled
 
 MALLORY = pwd.getpwnam("nobody")
 SUBMIT = ("submit", "--batch-sizes", "4", "--epochs", "2", "--lr", "0.1", "--device", "cpu",
@@ -69,6 +65,7 @@ def sweep(project: Path) -> Sweep:
     return make_sweep(data, weights, project / "runs", batch_sizes=(4,))
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -88,6 +85,8 @@ def test_no_folder_on_the_way_is_another_users(
 
     It is refused at submit and again when the job starts.
     """
+    from skinjob.submit.start import require_own_pickles
+
     project = sweep.folder.parent.parent
     folder = project / place
     before = {path: path.stat().st_mtime_ns for path in project.rglob("*.json")}
@@ -99,6 +98,7 @@ def test_no_folder_on_the_way_is_another_users(
         require_own_pickles(sweep.submission_folder, [])
 
 
+@pytest.mark.train
 def test_a_project_folder_of_a_named_user_is_taken(sweep: Sweep) -> None:
     """The owner of a project's folder is trusted if the user says so, by name."""
     project = sweep.folder.parent.parent
@@ -120,6 +120,7 @@ def test_a_sticky_folder_of_all_is_taken_unless_it_is_another_users(tmp_path: Pa
         require_safe(shared / "runs/mine")
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("options", [(), ("--name", "sweep")], ids=["by its recipe", "by name"])
 def test_a_copied_sweep_of_another_user_is_not_taken_up(
     sweep: Sweep, options: tuple[str, ...]
@@ -164,8 +165,11 @@ def test_a_job_executes_no_pickle_of_another_user(sweep: Sweep) -> None:
     assert not (cwd / "pwned").exists()
 
 
+@pytest.mark.train
 def test_a_pickle_that_gets_its_name_meanwhile_stops_no_job(sweep: Sweep) -> None:
     """submit renames the pickles of jobs that have begun already."""
+    from skinjob.submit.start import require_own_pickles
+
     names = [sweep.submission_folder / name for name in ("a.pkl", "b.pkl")]
     names[0].touch()
     ended = Event()
@@ -209,8 +213,14 @@ def test_a_folder_that_was_opened_after_submit_stops_the_job(slurm: Slurm, proje
     assert not run.metrics_file.exists()
 
 
+@pytest.mark.train
 def test_compiled_code_is_not_kept_where_another_user_could_swap_it(tmp_path: Path) -> None:
     """A cache that a colleague owns holds nothing that a job of the user's executes."""
+    from torch import nn
+
+    from skinjob.train.device import choose_device
+    from skinjob.train.forward import _compiled
+
     cache = tmp_path / ".cache"
     cache.mkdir()
     give(cache)

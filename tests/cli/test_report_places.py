@@ -109,7 +109,7 @@ def test_a_run_that_cannot_be_read_is_missing_and_stops_no_other(tmp_path: Path)
     good.metrics_file.write_text("x\n")
     refused = refusal(skinjob("report", "s", cwd=tmp_path))
     assert all(reason in refused for reason in reasons[:5])
-    assert refused.endswith("; and 2 more)")
+    assert refused.endswith(" and 2 more)")
 
 
 def test_runs_that_cannot_be_read_are_all_named_first(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_failed_and_lost_runs_alone_are_taken(project: Path, sweep: Sweep) -> No
     assert dry_runs(result.stdout) == [failed, lost]
     assert f"left alone, done: {done}\n" in result.stdout
     assert f"left alone, running: {running}\n" in result.stdout
-    assert f"left alone, cancelled; --cancelled takes them, too: {cancelled}\n" in result.stdout
+    assert f"left alone, cancelled; add --cancelled to queue them: {cancelled}\n" in result.stdout
     assert [run.state() for run in sweep.runs()] == before
     named = skinjob("retry", "sweep", cancelled, done, "--dry-run", cwd=project)
     assert dry_runs(named.stdout) == [cancelled]
@@ -84,7 +84,7 @@ def test_nothing_to_retry_is_no_fault(project: Path, sweep: Sweep) -> None:
         run.update_state(state="done", epoch=2)
     result = skinjob("retry", sweep.folder, cwd=project)
     assert result.returncode == 0, result.stderr
-    assert "nothing of " in result.stdout
+    assert "nothing in " in result.stdout
     assert {run.state().attempts for run in sweep.runs()} == {0}
 
 

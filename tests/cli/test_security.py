@@ -149,12 +149,14 @@ def call(story: Story, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.train
 def test_odd_paths_train(story: Story) -> None:
     """Spaces, quotes, %, backslashes, $, leading dashes: every path may have them all."""
     assert set(standing(story.sweep).values()) == {"done"}
     assert "\ufffd" not in story.said
 
 
+@pytest.mark.train
 def test_no_text_of_the_users_reaches_a_shell(story: Story) -> None:
     """What looks like a command in a path or a name is not executed, nor when a line is pasted."""
     assert "touch pwned" in str(story.sweep.folder)
@@ -165,6 +167,7 @@ def test_no_text_of_the_users_reaches_a_shell(story: Story) -> None:
     assert not word.startswith("-")
 
 
+@pytest.mark.train
 def test_no_secret_of_the_environment_lands_in_a_file(story: Story) -> None:
     """Tokens and passwords that are in the environment stay there."""
     files = [path for path in story.folder.rglob("*") if path.is_file()]
@@ -195,6 +198,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.train
 def test_the_page_has_no_script_whatever_classes_and_sweeps_are_called(story: Story) -> None:
     """A class folder or a sweep named as a script is shown by its name, and does nothing."""
     page = Page(story.sweep.report_folder / "index.html")
@@ -207,6 +211,7 @@ def test_the_page_has_no_script_whatever_classes_and_sweeps_are_called(story: St
         assert not ElementTree.parse(picture).findall(".//{http://www.w3.org/2000/svg}script")
 
 
+@pytest.mark.train
 def test_every_path_has_the_rights_that_it_needs(story: Story) -> None:
     """The umask decides who may read, but for what jobs execute and what locks a slot."""
     made = story.folder
@@ -303,7 +308,11 @@ def train(sweep: Sweep, run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["../../x", "/etc", "", "..", ".", "a/b", 5, None])
 @pytest.mark.parametrize(
-    "command", [lambda sweep, _: build_report([sweep]), train], ids=["report", "train"]
+    "command",
+    [
+        pytest.param(lambda sweep, _: build_report([sweep]), id="report"),
+        pytest.param(train, id="train", marks=pytest.mark.train),
+    ],
 )
 def test_names_in_a_strangers_sweep_do_not_lead_out_of_it(
     sweep: Sweep, name: object, command: Callable[[Sweep, Run], object]

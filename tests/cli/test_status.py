@@ -224,4 +224,4 @@ def test_no_sweep_is_no_fault_of_a_list(tmp_path: Path) -> None:
         "no sweep in runs/ yet; make one: skinjob submit\n",
     )
     assert "nowhere: no sweep" in refusal(skinjob("status", "nowhere", cwd=tmp_path))
-    assert "--json is one look" in refusal(skinjob("status", "--json", "--watch", cwd=tmp_path), 2)
+    assert "--json prints once" in refusal(skinjob("status", "--json", "--watch", cwd=tmp_path), 2)

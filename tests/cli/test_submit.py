@@ -28,6 +28,7 @@ from skinjob.sweeps.layout import Run, sweeps
 SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
 
 
+@pytest.mark.train
 def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
     """Without SLURM the runs train here, all in one process, and each writes its CSV."""
     result = skinjob("submit", *SMALL, cwd=project)
@@ -50,6 +51,7 @@ def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
     assert set(sweep.info()["jobs"]) == {"bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0"}
 
 
+@pytest.mark.train
 def test_jobs_outlive_the_terminal_that_submitted_them(project: Path) -> None:
     """A login shell that closes, or a connection that breaks, ends no run."""
     pid, terminal = pty.fork()
@@ -83,12 +85,14 @@ def test_a_look_at_a_sweep_does_not_make_it_busy(project: Path) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+@pytest.mark.train
 def test_wait_returns_when_all_have_ended(project: Path) -> None:
     """With --wait the exit code says whether every run is done."""
     assert skinjob("submit", *SMALL, "--wait", cwd=project).returncode == 0
     assert set(standing(only_sweep(project / "runs")).values()) == {"done"}
 
 
+@pytest.mark.train
 def test_the_same_submit_again_repeats_nothing(project: Path) -> None:
     """A finished run is never trained twice, whatever day it is submitted again."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
@@ -103,6 +107,7 @@ def test_the_same_submit_again_repeats_nothing(project: Path) -> None:
     assert len(sweeps(project / "runs")) == 1
 
 
+@pytest.mark.train
 def test_a_failed_run_alone_is_queued_again(project: Path) -> None:
     """After a failure the same command trains what is missing and nothing else."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
@@ -116,6 +121,7 @@ def test_a_failed_run_alone_is_queued_again(project: Path) -> None:
     assert done.state().finished_utc == finished
 
 
+@pytest.mark.train
 def test_more_batch_sizes_join_a_named_sweep(project: Path) -> None:
     """A sweep can grow: runs that are there stay, new ones are added."""
     skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
@@ -126,6 +132,7 @@ def test_more_batch_sizes_join_a_named_sweep(project: Path) -> None:
     assert info["runs"] == ["bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0", "bs0016-lr0.01-seed0"]
 
 
+@pytest.mark.train
 def test_a_name_is_not_shared_by_two_recipes(project: Path) -> None:
     """Numbers of two recipes never land in one sweep."""
     skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
@@ -133,6 +140,7 @@ def test_a_name_is_not_shared_by_two_recipes(project: Path) -> None:
     assert "is there, with another recipe" in refusal(other)
 
 
+@pytest.mark.train
 def test_a_killed_job_is_failed_and_not_running_for_ever(project: Path) -> None:
     """kill -9 on a job leaves states that say so, and the queue goes on with the next job."""
     skinjob("submit", *SMALL[:2], "--epochs", "200", *SMALL[4:], "--train", "all", cwd=project)
@@ -143,6 +151,7 @@ def test_a_killed_job_is_failed_and_not_running_for_ever(project: Path) -> None:
     assert first.state().fault == "killed"
 
 
+@pytest.mark.train
 def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Path) -> None:
     """SIGTERM, as `kill` sends it, costs the epoch at most; preempted, it goes on by itself."""
     long = (*SMALL[:2], "--epochs", "200", *SMALL[4:])
@@ -176,6 +185,7 @@ def pid_after_an_epoch(run: Run, attempts: int) -> int:
         time.sleep(0.02)
 
 
+@pytest.mark.train
 def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) -> None:
     """A power cut may leave it empty; removed, as is said, the run is queued again."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
@@ -192,6 +202,7 @@ def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) ->
     assert run.state().state == "done"
 
 
+@pytest.mark.train
 def test_two_submits_at_once_queue_a_sweep_once(project: Path) -> None:
     """The second of two people, or of two terminals, finds what the first has queued."""
     command = [sys.executable, "-m", "skinjob", "submit", *SMALL]
@@ -206,6 +217,7 @@ def test_two_submits_at_once_queue_a_sweep_once(project: Path) -> None:
     wait_for(only_sweep(project / "runs"), "done")
 
 
+@pytest.mark.train
 def test_a_killed_job_fails_all_its_runs(project: Path) -> None:
     """The heads that share a job share its end."""
     skinjob("submit", *SMALL[:2], "--epochs", "2000", *SMALL[4:], cwd=project)
@@ -280,6 +292,7 @@ def test_a_fraction_of_an_epoch_in_a_job_file_is_refused(project: Path) -> None:
     assert "epochs is 2.9, and must be a whole number" in refusal(result)
 
 
+@pytest.mark.train
 def test_submission_folder_is_private(project: Path) -> None:
     """Whoever can write where the pickles lie runs code as the user: nobody else can."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
@@ -287,6 +300,7 @@ def test_submission_folder_is_private(project: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.train
 def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
     """Paths go through shells, JSON and Python unharmed."""
     runs = project / """it's "my" runs"""
@@ -387,6 +401,7 @@ def test_without_torch_the_local_machine_is_refused(project: Path) -> None:
     assert "needs torch" in refusal(result)
 
 
+@pytest.mark.train
 def test_a_job_whose_python_has_no_torch_says_so(project: Path) -> None:
     """A run that could not start names the Python that was at fault, and is failed, not lost."""
     (project / "broken").mkdir()
@@ -404,6 +419,7 @@ def test_a_job_whose_python_has_no_torch_says_so(project: Path) -> None:
         assert "--python" in str(state.fix)
 
 
+@pytest.mark.train
 def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:
     """A run can be looked at while it trains, without any queue."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
@@ -469,3 +485,18 @@ def test_a_site_profile_and_a_sweep_of_slurm_keep_to_slurm(project: Path) -> Non
     write_json(sweep.sweep_file, info | {"cluster": {**info["cluster"], "cluster": "slurm"}})
     result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
     assert refusal(result) == "the jobs of runs/s are SLURM's, and there is no sbatch on PATH"
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+@pytest.mark.parametrize("chosen", ["NoDevFiles", "0"])
+def test_submit_takes_the_cpu_where_no_gpu_may_be_used_and_says_so(
+    project: Path, chosen: str
+) -> None:
+    """In a SLURM job without a GPU a sweep trains on the CPU; --device cuda is refused."""
+    small = ("--cluster", "local", "--batch-sizes", "4", "--dry-run")
+    result = skinjob("submit", *small, cwd=project, CUDA_VISIBLE_DEVICES=chosen)
+    assert "device   cpu (auto: this machine has no GPU)" in result.stdout, result.stderr
+    refused = skinjob(
+        "submit", *small, "--device", "cuda", cwd=project, CUDA_VISIBLE_DEVICES=chosen
+    )
+    assert refusal(refused) == "device cuda was asked for and this machine has no GPU"

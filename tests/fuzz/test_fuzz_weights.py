@@ -604,7 +604,7 @@ def test_a_byte_that_flips_while_the_job_waits_fails_it(
     job = pytest.importorskip("skinjob.train.job")
     file = Path(shutil.copy(weights, tmp_path))
     data = make_tree(tmp_path / "data", num_train=2, num_test=2)
-    sweep = make_sweep(data, file, tmp_path / "runs")
+    sweep = make_sweep(data, file, tmp_path / "runs", batch_sizes=[4])
     content = file.read_bytes()
     file.write_bytes(_flipped(content, place % len(content)))
     with pytest.raises(WeightsError, match=f"{file} has SHA-256"):

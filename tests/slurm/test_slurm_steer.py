@@ -59,7 +59,7 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         assert f"told to end: job {', '.join(sorted(set(jobs.values())))}\n" in told
         assert {run.state().error for run in sweep.runs()} == {BY_YOU}
 
-        assert "nothing of " in slurm.skinjob("retry", sweep.folder, cwd=home, code=0).stdout
+        assert "nothing in " in slurm.skinjob("retry", sweep.folder, cwd=home, code=0).stdout
         slurm.skinjob("retry", sweep.folder, second.name, "--time", "33", cwd=home, code=0)
         new = sweep.info()["jobs"]
         assert queued(slurm) == {new[second.name]: "33:00"}

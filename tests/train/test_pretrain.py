@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from skinjob.data.shapes import KINDS, draw_shapes
 from skinjob.sweeps.layout import sweeps
 from skinjob.train import pretrain as pretrain_module
 from skinjob.train.pretrain import SIDE, pretrain
-from skinjob.weights import source as source_module
-from skinjob.weights.backbones import COUNTER
+from skinjob.weights import fetch as fetch_module
+from skinjob.weights.backbones import COUNTER, DEFAULT
 from skinjob.weights.file import read_weights_info
 
 NOWHERE = "http://127.0.0.1:9/resnet18-00000000.pth"
@@ -41,7 +42,7 @@ def test_pretraining_is_the_same_each_time_and_marked(tmp_path: Path) -> None:
     made = [pretrain(tmp_path / name, num_pictures=48, epochs=1) for name in ("a.st", "b.st")]
     assert made[0].sha256 == made[1].sha256
     assert torch.equal(torch.get_rng_state(), before)
-    assert (made[0].kind, made[0].preprocessing.crop) == ("demo", SIDE)
+    assert (made[0].kind, made[0].backbone.preprocessing.crop) == ("demo", SIDE)
 
 
 def test_the_demo_pretrains_once_and_fetched_weights_win(
@@ -51,7 +52,7 @@ def test_the_demo_pretrains_once_and_fetched_weights_win(
     small = {"TRAIN": 6, "TEST": 3, "EPOCHS": 1, "BATCH_SIZES": (4,), "SEEDS": (0,)}
     for name, value in small.items():
         monkeypatch.setattr(command, f"DEMO_{name}", value)
-    monkeypatch.setattr(source_module, "PUBLISHED_URL", NOWHERE)
+    monkeypatch.setattr(fetch_module, "DEFAULT", replace(DEFAULT, url=NOWHERE))
     made = []
 
     def quick(path: Path) -> None:
@@ -67,14 +68,14 @@ def test_the_demo_pretrains_once_and_fetched_weights_win(
     assert sweep.info()["weights"]["kind"] == "demo"
 
     tensors = load_file(made[0].path)
-    published = {name: tensors[name] for name in tensors if not name.endswith(COUNTER)}
-    content = write_old_layout(tmp_path / "made.pth", published).read_bytes()
+    arrays = {name: tensors[name] for name in tensors if not name.endswith(COUNTER)}
+    content = write_old_layout(tmp_path / "made.pth", arrays).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     with serving(Site(files={f"/resnet18-{digest[:8]}.pth": content})) as site:
         url = f"{site.base}/resnet18-{digest[:8]}.pth"
-        monkeypatch.setattr(source_module, "PUBLISHED_URL", url)
-        monkeypatch.setattr(source_module, "PUBLISHED_SHA256", digest)
-        monkeypatch.setattr(source_module, "PUBLISHED_BYTES", len(content))
+        published = replace(DEFAULT, url=url, sha256=digest, size_bytes=len(content))
+        monkeypatch.setattr(fetch_module, "DEFAULT", published)
+        monkeypatch.setattr(fetch_module, "BACKBONES", {published.name: published})
         fetched = run_demo(tmp_path)
     assert url in fetched
     assert "A demo:" not in fetched

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
-from commands import all_commands
 
 import skinjob
 
@@ -60,10 +57,16 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def tree(module: Path) -> ast.Module:
+    return ast.parse(module.read_text())
+
+
+@cache
 def imports(module: Path) -> set[str]:
     """Returns the dotted names that a module imports, wherever in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -104,15 +107,15 @@ def test_a_heavy_library_has_one_door(library: str) -> None:
             assert place.startswith(doors), f"{place} imports {library}"
 
 
-def writes_to_the_terminal(tree: ast.AST) -> list[str]:
+def writes_to_the_terminal(code: ast.AST) -> list[str]:
     """Returns what in a module prints, or gets hold of the streams other than to ask about them."""
     asked = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in ast.walk(code)
         if isinstance(node, ast.Attribute) and node.attr in ("isatty", "fileno", "flush")
     }
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(code):
         if isinstance(node, ast.Name) and node.id in {"print", *CLICK_PRINTS}:
             found.append(node.id)
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "click":
@@ -126,34 +129,5 @@ def test_the_terminal_has_one_door() -> None:
     """console.py escapes what strangers wrote, so nothing else prints."""
     for module in modules():
         if module.name != "console.py":
-            found = writes_to_the_terminal(ast.parse(module.read_text()))
+            found = writes_to_the_terminal(tree(module))
             assert not found, f"{module.relative_to(PACKAGE)} prints by {found}"
-
-
-@pytest.mark.parametrize("command", [[], *([name] for name in all_commands())], ids=" ".join)
-def test_help_loads_no_heavy_library(command: list[str]) -> None:
-    """`skinjob --help` answers at once, of every command."""
-    code = (
-        "import sys\n"
-        "from skinjob.cli import main\n"
-        f"try: main({[*command, '--help']})\n"
-        "except SystemExit: pass\n"
-        "print('LOADED', *sorted(m for m in sys.modules if '.' not in m))\n"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    loaded = set(output.split("LOADED")[1].split())
-    assert "click" in loaded
-    assert not loaded & {"torch", "torchvision", "submitit", "pandas", "matplotlib", "numpy", "PIL"}
-
-
-def test_login_node_and_report_load_no_torch(tmp_path: Path) -> None:
-    """Fetch, submit and report work in the base install: nothing they import brings torch in."""
-    code = (
-        "import sys; sys.modules['torch'] = None\n"  # an import of it raises
-        "import skinjob.weights.fetch, skinjob.submit.submit, skinjob.queues.local\n"
-        "import skinjob.report.build, skinjob.data.lesions, skinjob.data.shapes\n"
-    )
-    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

@@ -199,7 +199,7 @@ def test_a_file_of_another_size_is_refused_before_it_comes(site: Site, partial: 
 def test_a_body_without_end_is_not_stored(site: Site, partial: Path) -> None:
     """A server that does not tell the size cannot fill the disk with more than was expected."""
     site.tells_length = False
-    with pytest.raises(DownloadError, match="more than 1,000,000 bytes, 1,000,000 expected"):
+    with pytest.raises(DownloadError, match=r"1,[\d,]+ bytes, 1,000,000 expected"):
         download(f"{site.base}/weights.pth", partial, size_bytes=1_000_000)
 
 

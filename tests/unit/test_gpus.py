@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob
 
 from skinjob.queues.gpus import no_gpu_reason, visible_gpus
 
@@ -56,21 +55,6 @@ def test_a_machine_without_a_gpus_driver_has_no_gpu_whatever_is_set(
     (tmp_path / file).touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert visible_gpus(tmp_path) == seen
-
-
-@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
-@pytest.mark.parametrize("chosen", ["NoDevFiles", "0"])
-def test_submit_takes_the_cpu_where_no_gpu_may_be_used_and_says_so(
-    project: Path, chosen: str
-) -> None:
-    """In a SLURM job without a GPU a sweep trains on the CPU; --device cuda is refused."""
-    small = ("--cluster", "local", "--batch-sizes", "4", "--dry-run")
-    result = skinjob("submit", *small, cwd=project, CUDA_VISIBLE_DEVICES=chosen)
-    assert "device   cpu (auto: this machine has no GPU)" in result.stdout, result.stderr
-    refused = skinjob(
-        "submit", *small, "--device", "cuda", cwd=project, CUDA_VISIBLE_DEVICES=chosen
-    )
-    assert refusal(refused) == "device cuda was asked for and this machine has no GPU"
 
 
 def test_why_no_gpu_is_seen_names_the_variable_that_hides_them(

@@ -17,6 +17,8 @@ from skinjob.report.plots import Scale, common_scale, draw_batch, draw_compariso
 from skinjob.report.tables import Series, group_runs, read_sweep
 from skinjob.sweeps.layout import METRICS
 
+pytestmark = pytest.mark.slow  # each test draws figures
+
 FEWEST_GREY_STEPS = 25  # of 255, between two lines that lie side by side
 DARKEST_PAPER = 190  # a line on white paper is darker than this grey
 
