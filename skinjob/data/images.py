@@ -17,6 +17,7 @@ import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,18 @@ from skinjob.console import shown
 from skinjob.errors import ImagesError
 from skinjob.files import csv_text, replacing
 
-SPLITS = ("train", "test")
+
+class Split(str, Enum):
+    """A part of the images: a folder beside the others, with a folder for each class in it."""
+
+    TRAIN = "train"
+    TEST = "test"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+SPLITS = tuple(split.value for split in Split)
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
 """What a file may hold, whatever its suffix. Pillow knows more; one of them starts Ghostscript."""
 

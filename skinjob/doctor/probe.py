@@ -30,7 +30,7 @@ from skinjob.queues.slurm.reasons import family, why_pending
 from skinjob.queues.slurm.refusals import refusal
 from skinjob.status.failures import tail
 
-SCRIPT = Path(__file__).parent.parent / "train" / "probe.py"
+SCRIPT = Path(__file__).parent / "probe_script.py"
 LOOK_S = 0.5  # between two looks at the folder
 ASK_S = (2, 15)  # between two questions to squeue, which answers for a whole site: first and most
 ENDS = (signal.SIGTERM, signal.SIGHUP)  # what a shell that closes sends, among others

@@ -1,4 +1,4 @@
-"""On what the backbone runs, in which arithmetic, and why."""
+"""The device that the backbone runs on and its precision, each with the reason."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from skinjob.errors import ConfigError
 
 MOST_CUDA_STREAMS = 8  # each keeps a batch on the GPU and a core of the CPU busy
-BATCHES = {"cuda": (32, 64, 128), "cpu": (4, 8, 16, 32)}
-"""Images per forward pass to choose from. In eval mode images do not meet: rounding at most."""
+BATCH_SIZES = {"cuda": (32, 64, 128), "cpu": (4, 8, 16, 32)}
+"""Images per forward pass to choose from. In eval mode images are independent: the batch size
+changes rounding only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Device:
 
     @property
     def num_streams(self) -> int:
-        """Batches that are under way at the same time, each in a thread of its own.
+        """Batches that are under way at the same time, each in its own thread.
 
         A thread decodes, augments and forwards its batch: no core waits for another at the end of
         each layer, and on a GPU one stream's copies overlap with another's kernels.
@@ -45,8 +46,8 @@ class Device:
         return min(self.num_threads, MOST_CUDA_STREAMS) if self.type == "cuda" else self.num_threads
 
     @property
-    def batches(self) -> tuple[int, ...]:
-        return BATCHES[self.type]
+    def batch_sizes(self) -> tuple[int, ...]:
+        return BATCH_SIZES[self.type]
 
 
 def choose_device(device: str, precision: str) -> Device:

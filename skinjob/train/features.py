@@ -1,141 +1,226 @@
-"""The features of a view on disk: a safetensors file that is written and read in parts.
+"""The features of views on disk: the cache that runs share, its files, and claims on views.
 
-A job's memory does not grow with the images: batches are written where they belong as they come,
-and rows of a large file are read when they are asked for.
+A view's file is a safetensors file that is written and read in parts, so that a job's memory does
+not grow with the number of images. It ends in a SHA-256 of all before, which is compared whenever
+the file is opened. A file with a lost bit counts as no file.
 
-Beside each row lies its CRC-32, taken before it left the memory. All of them are held against the
-rows when a file is opened: a disk that gives back another bit would otherwise be a wrong number.
+A claim is a hint, never a lock: it says that a job computes a view, so that others begin with
+another one. No number depends on it. Two jobs that compute the same view write the same file, each
+in one step; a claim whose owner died costs time alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
-import zlib
-from collections.abc import Iterator
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from skinjob.train.model import NUM_FEATURES
+from skinjob.files import remove_abandoned, replacing
+from skinjob.locks import process_exists
 
-ROW_BYTES = 4 * NUM_FEATURES
-CHECK_BYTES = 4
-HELD_BYTES = 64 << 20  # files up to here are held in memory: 32,768 images
+log = logging.getLogger("skinjob")
+
+DIGEST_BYTES = 32
+CHUNK_BYTES = 4 << 20
+HELD_BYTES = 64 << 20  # features up to this size are held in memory: 32,000 images of ResNet18
+ABANDONED_S = 24 * 3600
+STALE_S = 60  # a claim is touched every second or so
 
 
 class FeaturesWriter:
-    """Takes the features of a view in any order."""
+    """Takes the features of a view in any order, from several threads."""
 
-    def __init__(self, file: BinaryIO, num_images: int, metadata: dict[str, str]) -> None:
-        middle = num_images * ROW_BYTES
-        end = middle + num_images * CHECK_BYTES
-        entries = {
-            "features": {
-                "dtype": "F32",
-                "shape": [num_images, NUM_FEATURES],
-                "data_offsets": [0, middle],
-            },
-            "crc32": {"dtype": "U32", "shape": [num_images], "data_offsets": [middle, end]},
-        }
-        header = json.dumps({"__metadata__": metadata} | entries).encode()
+    def __init__(self, handle: int, shape: tuple[int, int], metadata: dict[str, str]) -> None:
+        """*shape* is (num_images, num_features)."""
+        num_images, num_features = shape
+        self._row_bytes = 4 * num_features
+        end = num_images * self._row_bytes
+        header = json.dumps(
+            {
+                "__metadata__": metadata,
+                "features": _entry("F32", [num_images, num_features], 0, end),
+                "sha256": _entry("U8", [DIGEST_BYTES], end, end + DIGEST_BYTES),
+            }
+        ).encode()
         header += b" " * (-len(header) % 8)
+        self._handle = handle
         self._start = 8 + len(header)
-        self._checks_start = self._start + middle
-        self._handle = file.fileno()
-        os.pwrite(self._handle, len(header).to_bytes(8, "little") + header, 0)
-        os.ftruncate(self._handle, self._start + end)
+        self._is_written = np.zeros(num_images, bool)
+        self._write(len(header).to_bytes(8, "little") + header, 0)
 
     def put(self, first: int, features: Tensor) -> None:
-        """Writes the features of the images from *first* on, (B, 512) float32 on the CPU."""
-        self._write(_bytes(features), self._start + first * ROW_BYTES)
-        checks = row_checks(features).data.cast("B")
-        self._write(checks, self._checks_start + first * CHECK_BYTES)
+        """Writes the features of the images from *first* on, (B, num_features) float32."""
+        content = features.contiguous().numpy().data.cast("B")
+        self._write(content, self._start + first * self._row_bytes)
+        self._is_written[first : first + len(features)] = True
 
-    def _write(self, content: memoryview, start: int) -> None:
+    def finish(self) -> None:
+        """Writes the digest. Raises: RuntimeError when a row was not put."""
+        if not self._is_written.all():
+            raise RuntimeError(f"no features of image {self._is_written.argmin()}")
+        end = self._start + len(self._is_written) * self._row_bytes
+        self._write(_digest(self._handle, end), end)
+
+    def _write(self, content: bytes | memoryview, start: int) -> None:
         while content:  # a write may be cut short
             written = os.pwrite(self._handle, content, start)
             content, start = content[written:], start + written
 
 
 class Features:
-    """The features of a view, (num_images, 512) float32, row by row or all in turn."""
+    """The features of a view, (num_images, num_features) float32: the inputs of a head."""
 
-    def __init__(self, file: Path, num_images: int) -> None:
+    def __init__(self, file: Path, num_images: int, num_features: int) -> None:
+        """Raises: ValueError when the file is damaged, or not of this shape; OSError."""
         self._file = file.open("rb")  # held open: it stays readable when the cache is cleared
-        size = os.fstat(self._file.fileno()).st_size
-        self._start = size - num_images * (ROW_BYTES + CHECK_BYTES)
-        self._num_images = num_images
-        is_held = num_images * ROW_BYTES <= HELD_BYTES
-        self._held = self._read(0, num_images) if is_held else None
+        self._num_images, self._num_features = num_images, num_features
+        end = os.fstat(self._file.fileno()).st_size - DIGEST_BYTES
+        self._start = end - 4 * num_images * num_features
+        header = int.from_bytes(self._read(0, 8), "little")
+        if 8 + header != self._start or self._read(end, DIGEST_BYTES) != _digest(
+            self._file.fileno(), end
+        ):
+            raise ValueError(f"{file}: its bytes are not those that were written")
+        is_held = end <= HELD_BYTES
+        self._held = self._rows(0, num_images) if is_held else None
 
     def __len__(self) -> int:
         return self._num_images
 
-    def rows(self, indices: Tensor) -> Tensor:
-        """Returns the features of some images, (B, 512) float32; *indices* (B,) int64."""
-        if self._held is not None:
-            return self._held[indices]
-        return torch.cat([self._read(index, 1) for index in indices.tolist()])
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields the features of each part, (B, num_features); a part is (B,) int64 positions."""
+        for part in parts:
+            if self._held is not None:
+                yield self._held[part]
+            elif torch.equal(part, torch.arange(int(part[0]), int(part[0]) + len(part))):
+                yield self._rows(int(part[0]), len(part))  # in a row, as in a test: one read
+            else:
+                yield torch.cat([self._rows(index, 1) for index in part.tolist()])
 
-    def in_turn(self, size: int = 4096) -> Iterator[Tensor]:
-        """Yields the features of all images, at most *size* at a time."""
-        for first in range(0, len(self), size):
-            count = min(size, len(self) - first)
-            yield self._read(first, count) if self._held is None else self._held[first:][:count]
+    def _rows(self, first: int, count: int) -> Tensor:
+        row_bytes = 4 * self._num_features
+        content = self._read(self._start + first * row_bytes, count * row_bytes)
+        return torch.frombuffer(content, dtype=torch.float32).view(count, -1)
 
-    def require_sound(self) -> None:
-        """Changes nothing; reads all rows. Raises: ValueError when one is not as it was put."""
-        checks = np.empty(len(self), "<u4")
-        self._fill(checks, self._start + len(self) * ROW_BYTES)
-        first = 0
-        for rows in self.in_turn():
-            wrong = np.flatnonzero(row_checks(rows) != checks[first : first + len(rows)])
-            if len(wrong):
-                raise ValueError(f"{self._file.name}: row {first + wrong[0]} is damaged")
-            first += len(rows)
-
-    def _read(self, first: int, count: int) -> Tensor:
-        found = np.empty((count, NUM_FEATURES), np.float32)
-        self._fill(found, self._start + first * ROW_BYTES)
-        return torch.from_numpy(found)
-
-    def _fill(self, array: NDArray[Any], start: int) -> None:
-        if os.preadv(self._file.fileno(), [array.data], start) < array.nbytes:
-            raise OSError(f"{self._file.name}: features cannot be read back")
+    def _read(self, start: int, count: int) -> bytearray:
+        content = bytearray(count)
+        if start < 0 or os.preadv(self._file.fileno(), [content], start) < count:
+            raise ValueError(f"{self._file.name}: the file is cut off")
+        return content
 
 
-def row_checks(features: Tensor) -> NDArray[np.uint32]:
-    """Returns the CRC-32 of each row of (B, 512) float32, (B,) uint32."""
-    content = _bytes(features)
-    starts = range(0, len(content), ROW_BYTES)
-    return np.array([zlib.crc32(content[start : start + ROW_BYTES]) for start in starts], "<u4")
+def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-def _bytes(features: Tensor) -> memoryview:
-    return features.contiguous().numpy().data.cast("B")
+def _digest(handle: int, end: int) -> bytes:
+    """Returns the SHA-256 of a file's first *end* bytes."""
+    digest = hashlib.sha256()
+    for start in range(0, end, CHUNK_BYTES):
+        digest.update(os.pread(handle, min(CHUNK_BYTES, end - start), start))
+    return digest.digest()
 
 
-def read_features(file: Path, num_images: int) -> Features:
-    """Returns the features in *file*, having read and checked all of them.
+@dataclass(frozen=True)
+class ViewCache:
+    """Features on disk; each file is named by a digest of its key: all that they depend on."""
 
-    Raises: FileNotFoundError; ValueError when it does not hold those of *num_images* as they were
-    put; OSError when it cannot be read.
-    """
-    wanted = {"features": ("F32", [num_images, NUM_FEATURES]), "crc32": ("U32", [num_images])}
-    try:
-        with safe_open(file, "pt") as content:  # checks the header against the file's size
-            parts = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
-            found = {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: {error}") from None
-    if found != wanted:
-        raise ValueError(f"{file}: holds {found}")
-    features = Features(file, num_images)
-    features.require_sound()
-    return features
+    folder: Path
+    num_features: int
+
+    def file(self, key: dict[str, str]) -> Path:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.safetensors"
+
+    def read(self, key: dict[str, str], num_images: int) -> Features | None:
+        """Returns the features of *num_images*, or None; removes a damaged file."""
+        file = self.file(key)
+        try:
+            return Features(file, num_images, self.num_features)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            log.warning("a view is damaged, and computed again: %s", error)
+            with suppress(OSError):  # it will be replaced
+                file.unlink()
+            return None
+
+    def has(self, key: dict[str, str]) -> bool:
+        """Says whether a view is there and can be read: another user may have closed it."""
+        return os.access(self.file(key), os.R_OK)
+
+    @contextmanager
+    def writing(self, key: dict[str, str], num_images: int) -> Iterator[FeaturesWriter]:
+        """Yields a writer for the features; keeps the file when all of them were put.
+
+        The file's metadata holds the key, for people.
+        """
+        with replacing(self.file(key), is_locked=True) as partial, partial.open("r+b") as file:
+            writer = FeaturesWriter(file.fileno(), (num_images, self.num_features), key)
+            yield writer
+            writer.finish()
+
+    def clear_up(self) -> None:
+        """Removes what killed processes left: views half written, and claims."""
+        with suppress(OSError):  # no folder yet, or a full disk
+            remove_abandoned(self.folder, self._now(), ABANDONED_S)
+            for claim in self.folder.glob("*.claim"):
+                if self._is_stale(claim):
+                    claim.unlink(missing_ok=True)
+
+    def claim(self, key: dict[str, str]) -> bool:
+        """Claims a view for this process; returns False when another job computes it."""
+        claim = self._claim_file(key)
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        if claim.exists() and self._is_stale(claim):
+            claim.unlink(missing_ok=True)
+        try:
+            with claim.open("x", encoding="utf-8") as owner:
+                owner.write(f"{socket.gethostname()} {os.getpid()}")
+        except FileExistsError:
+            return False
+        return True
+
+    def renew_claim(self, key: dict[str, str]) -> None:
+        with suppress(FileNotFoundError):
+            os.utime(self._claim_file(key))
+
+    def release(self, key: dict[str, str]) -> None:
+        self._claim_file(key).unlink(missing_ok=True)
+
+    def claimed_by(self, key: dict[str, str]) -> str:
+        """Returns host and process id of the job that computes a view, or ''."""
+        try:
+            return self._claim_file(key).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    def _claim_file(self, key: dict[str, str]) -> Path:
+        return self.file(key).with_suffix(".claim")
+
+    def _is_stale(self, claim: Path) -> bool:
+        """Says whether a claim's owner is gone: its process has ended, or is silent for long."""
+        try:
+            host, _, pid = claim.read_text(encoding="utf-8").partition(" ")
+            age_s = self._now() - claim.stat().st_mtime
+        except OSError:
+            return False  # it was released just now
+        is_ended = pid.isdecimal() and process_exists(host, int(pid)) is False
+        return is_ended or age_s > STALE_S
+
+    def _now(self) -> float:
+        """Returns the time by the clock that stamps the claims: the file server's, not ours."""
+        # Named as what `remove_abandoned` removes, on file systems where it has to have a name.
+        with tempfile.TemporaryFile(prefix=".now..", suffix=".part", dir=self.folder) as file:
+            return os.fstat(file.fileno()).st_mtime

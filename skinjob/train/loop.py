@@ -1,152 +1,235 @@
-"""The training loop of a head, from top to bottom."""
+"""The training loop, of a head or of all layers, from top to bottom.
+
+`train` goes through the epochs, `RunLoop.train_epoch` through the batches of one: forward, loss,
+update. Then it evaluates, and writes checkpoint, metrics.csv and state.json.
+"""
 
 from __future__ import annotations
 
+import csv
 import math
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
 from torch.nn import functional
 
 from skinjob.config import TrainConfig
-from skinjob.errors import RunError
-from skinjob.train.features import Features
-from skinjob.train.metrics import evaluate
-from skinjob.train.model import build_head
+from skinjob.data.images import ImageFile, Split
+from skinjob.errors import RunError, SkinjobError
+from skinjob.files import csv_text, replacing, sorted_safetensors
+from skinjob.sweeps.layout import METRICS, Run, utc_now
+from skinjob.train.checkpoint import Checkpoint, remove_checkpoints, save_checkpoint
+from skinjob.train.device import Device
+from skinjob.train.images import ImageSource
+from skinjob.train.lease import Lease, TakenError, record_done, record_failure
+from skinjob.train.model import Network, new_network
+from skinjob.train.reporter import Reporter
+from skinjob.weights.backbones import Backbone
+
+EVALUATED = (Split.TEST,)
+"""The splits that each epoch is evaluated on; each has its columns of metrics.csv."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """What an epoch left: its row of metrics, and the test set's logits."""
+class Inputs(Protocol):
+    """What a network sees of a view: features for a head, images for all layers."""
 
-    number: int
-    row: dict[str, float | int]
-    """Columns of metrics.csv, as numbers. `seconds` is the epoch's own time."""
-    num_train: int
-    test_logits: Tensor  # (num_test, num_classes) float32
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields the inputs of each part, (B, ...) float32; a part is (B,) int64 positions."""
 
 
-class Tally:
-    """What an epoch comes to, as its batches are met: before each update, as the recipe's loop."""
+@dataclass(frozen=True)
+class Job:
+    """Runs of one sweep and what they have in common, checked and ready."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.start = time.perf_counter()
-        self.num_images, self.num_correct, self.loss_sum = 0, 0, 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, update: int) -> None:
-        """Counts a batch in; *logits* (B, num_classes), *labels* (B,) int64.
-
-        Raises: RunError when the loss is not a number.
-        """
-        if not loss.isfinite():
-            raise RunError(
-                f"the loss is {loss.item()} at update {update}, in epoch {self.number}",
-                "submit again with a smaller --lr",
-            )
-        self.num_images += len(labels)
-        self.num_correct += int((logits.argmax(dim=1) == labels).sum())
-        self.loss_sum += loss.item() * len(labels)
-
-    def epoch(
-        self,
-        optimizer: torch.optim.Optimizer,
-        updates: int,
-        test_logits: Tensor,
-        test_labels: Tensor,
-        positive: int,
-    ) -> Epoch:
-        """Returns the epoch, with what its test says: (num_test, num_classes) and (num_test,).
-
-        *positive* is the label of the positive class.
-        """
-        row = {
-            "epoch": self.number,
-            "updates": updates,
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": self.loss_sum / self.num_images,
-            "train_accuracy": self.num_correct / self.num_images,
-            **evaluate(test_logits, test_labels, positive),
-            "seconds": time.perf_counter() - self.start,
-        }
-        return Epoch(
-            number=self.number, row=row, num_train=self.num_images, test_logits=test_logits
-        )
-
-
-class HeadTraining:
-    """A new head in training, an epoch at a time.
-
-    On the CPU whatever computes the views: a head of a few thousand numbers is a matter of
-    microseconds an update, and from the same views its CSV is then the same everywhere.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        *,
-        num_classes: int,
-        positive: int,
-        labels: Tensor,
-        test_features: Features,
-        test_labels: Tensor,
-    ) -> None:
-        self.config = config
-        self.positive = positive  # the label of the class that metrics look for
-        self.labels = labels  # (num_train,) int64
-        self.test_features = test_features  # (num_test, 512) float32
-        self.test_labels = test_labels  # (num_test,) int64
-        self.head = build_head(num_classes, config.seed)
-        self.optimizer = torch.optim.Adadelta(self.head.parameters(), lr=config.lr)
-        self.updates = 0
-
-    def epoch(self, number: int, features: Features) -> Epoch:
-        """Trains on one view and returns what it left.
-
-        Raises: RunError at the first loss that is not a number.
-        """
-        tally = Tally(number)
-        config, labels = self.config, self.labels
-        num_updates = config.epochs * math.ceil(len(labels) / config.batch_size)
-        for batch in order(len(labels), config.seed, number).split(config.batch_size):
-            logits = self.head(features.rows(batch))  # (B, num_classes)
-            loss = functional.cross_entropy(logits, labels[batch])
-            set_lr(self.optimizer, config, self.updates, num_updates)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.updates += 1
-            tally.add(loss, logits, labels[batch], self.updates)
-
-        return tally.epoch(
-            self.optimizer, self.updates, self.test_logits(), self.test_labels, self.positive
-        )
+    configs: Mapping[Run, TrainConfig]
+    info: dict[str, Any]
+    """sweep.json."""
+    lease: Lease
+    checkpoints: Mapping[Run, Checkpoint]
+    """Where each run continues."""
+    device: Device
+    source: ImageSource
+    backbone: Backbone
+    weights: Path
 
     @property
-    def trained(self) -> nn.Module:
-        return self.head
+    def recipe(self) -> TrainConfig:
+        """One run's config, for what is the same in all."""
+        return next(iter(self.configs.values()))
 
-    @torch.inference_mode()
-    def test_logits(self) -> Tensor:
-        """Returns what the head says of all test images, (num_test, num_classes) float32."""
-        return torch.cat([self.head(part) for part in self.test_features.in_turn()])
+    @property
+    def trains_heads(self) -> bool:
+        return self.recipe.train == "head"
 
-    def state(self) -> dict[str, Any]:
-        """Returns what `restore` needs to go on as if nothing had happened."""
-        return {
-            "updates": self.updates,
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+
+def train(
+    loops: list[RunLoop], tests: Mapping[Split, Inputs], epochs: Iterable[tuple[int, Inputs]]
+) -> list[SkinjobError]:
+    """Trains runs side by side, each epoch on the same inputs; returns the errors of those failed.
+
+    *tests* are the inputs of the splits that are evaluated. A run that fails, or that another
+    process has taken, does not stop the others.
+    """
+    errors: list[SkinjobError] = []
+    asked = time.perf_counter()
+    for epoch, inputs in epochs:  # the next view is computed in the meantime
+        waited_s = time.perf_counter() - asked
+        unfinished = [loop for loop in loops if loop.epoch < epoch]
+        for loop in unfinished:
+            try:
+                loop.train_epoch(epoch, inputs, tests, waited_s / len(unfinished))
+            except TakenError:
+                loops.remove(loop)
+            except SkinjobError as error:
+                record_failure(loop.job.lease, loop.run, error)
+                errors.append(error)
+                loops.remove(loop)
+        if not loops:
+            break
+        asked = time.perf_counter()
+    for loop in loops:
+        loop.finish(tests)
+    return errors
+
+
+class RunLoop:
+    """One run in training: its network, its finished epochs, and the files that it writes."""
+
+    def __init__(self, job: Job, run: Run, reporter: Reporter) -> None:
+        """Continues after the run's checkpoint, and makes metrics.csv end there.
+
+        Raises: TakenError when another process has taken the run.
+        """
+        self.job, self.run, self.reporter = job, run, reporter
+        self.config = job.configs[run]
+        images, checkpoint = job.source.images, job.checkpoints[run]
+        self.positive = images.positive_label(self.config.positive)
+        self.network = new_network(
+            self.config, job.backbone, job.weights, len(images.classes), job.device
+        )
+        if not job.lease.say(run, epoch=checkpoint.epoch, resumed_epoch=checkpoint.epoch):
+            raise TakenError(run)
+        job.lease.remove_partials(run)
+        if checkpoint.epoch:
+            self.network.restore(checkpoint.state)
+        self.rows = [list(row) for row in checkpoint.rows]
+        self.last_logits: dict[Split, Tensor] = {}  # (num_images, num_classes) float32 each
+        run.write_metrics(self.rows)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are finished and on disk."""
+        return len(self.rows)
+
+    def train_epoch(
+        self, epoch: int, inputs: Inputs, tests: Mapping[Split, Inputs], waited_s: float
+    ) -> None:
+        """Trains on every image once, evaluates, and writes checkpoint, metrics.csv and state.json.
+
+        *waited_s* is the run's share of the time that its inputs were waited for.
+
+        Raises: RunError at the first loss that is not a number; TakenError when another process has
+        taken the run, which then writes no more.
+        """
+        start, metrics = time.perf_counter(), EpochMetrics()
+        config, network, lease = self.config, self.network, self.job.lease
+        optimizer = network.optimizer
+        labels = self.job.source.labels(Split.TRAIN)  # (num_train,) int64
+        parts = order(len(labels), config.seed, epoch).split(config.batch_size)
+        network.module.train()
+        for part, batch in zip(parts, inputs.batches(parts), strict=True):
+            targets = labels[part].to(network.device)  # (B,) int64
+            logits = network(batch)  # (B, num_classes) float32
+            loss = functional.cross_entropy(logits, targets)
+            set_lr(optimizer, config, network.updates, config.epochs * len(parts))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            network.updates += 1
+            if not loss.isfinite():
+                raise RunError(
+                    f"the loss is {loss.item()} at update {network.updates}, in epoch {epoch}",
+                    "submit again with a smaller --lr",
+                )
+            metrics.add(loss, logits, targets)
+            if not lease.has(self.run):  # the heartbeat has seen that another process took it
+                raise TakenError(self.run)
+            if config.train == "all":  # a head's epoch takes milliseconds
+                seconds = time.perf_counter() - start
+                self.reporter.trained(epoch, metrics.num_images, len(labels), seconds)
+
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "updates": network.updates,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": metrics.loss,
+            "train_accuracy": metrics.accuracy,
         }
+        for split, test in tests.items():
+            logits = self.last_logits[split] = self.logits(split, test)
+            scores = evaluate(logits, self.job.source.labels(split), self.positive)
+            row |= {f"{split}_{name}": value for name, value in scores.items()}
+        row["seconds"] = time.perf_counter() - start + waited_s
+        row["images_per_s"] = metrics.num_images / row["seconds"]
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if not lease.check(self.run):
+            raise TakenError(self.run)
+        self.rows.append(metrics_row(self.run, config, row))
+        checkpoint = Checkpoint(self.rows, network.state(), self.job.device.precision)
+        save_checkpoint(self.run, config, checkpoint)  # first: all else follows from it
+        self.run.write_metrics(self.rows, is_durable=False)
+        self.reporter.finished_epoch(self.run, row)
+
+    @torch.no_grad()
+    def logits(self, split: Split, inputs: Inputs) -> Tensor:
+        """Returns the logits of all images of a split, (num_images, num_classes) float32, CPU."""
+        self.network.module.eval()
+        num_images = len(self.job.source.files(split))
+        parts = torch.arange(num_images).split(self.network.batch_size)
+        return torch.cat([self.network(batch).cpu() for batch in inputs.batches(parts)])
+
+    def finish(self, tests: Mapping[Split, Inputs]) -> None:
+        """Writes predictions and trained layers, and that the run is done."""
+        run, job = self.run, self.job
+        if not job.lease.check(run):
+            return
+        if Split.TEST not in self.last_logits:  # the checkpoint was that of the last epoch
+            self.last_logits[Split.TEST] = self.logits(Split.TEST, tests[Split.TEST])
+        logits = self.last_logits[Split.TEST]
+        write_predictions(run, job.source.files(Split.TEST), logits, job.source.images.classes)
+        write_trained(run, self.network, job.backbone, job.info)
+        run.write_metrics(self.rows)
+        if record_done(job.lease, run):
+            remove_checkpoints(run)
+
+
+class EpochMetrics:
+    """Loss and accuracy over an epoch, of each batch before its update."""
+
+    def __init__(self) -> None:
+        self.num_images, self.num_correct, self.loss_sum = 0, 0, 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Counts a batch in; *logits* (B, num_classes), *targets* (B,) int64."""
+        self.num_images += len(targets)
+        self.num_correct += int((logits.argmax(dim=1) == targets).sum())
+        self.loss_sum += loss.item() * len(targets)
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.num_images
+
+    @property
+    def accuracy(self) -> float:
+        return self.num_correct / self.num_images
 
 
 def order(num_images: int, seed: int, epoch: int) -> Tensor:
@@ -166,3 +249,88 @@ def set_lr(
         share = 0.5 * (1 + math.cos(math.pi * update / num_updates))
     for group in optimizer.param_groups:
         group["lr"] = config.lr * share
+
+
+def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, float]:
+    """Returns the metrics of a split by name; the last three look for the class *positive*.
+
+    *logits* (N, num_classes) float32, *labels* (N,) int64.
+    """
+    is_positive = labels == positive
+    predicted = logits.argmax(dim=1)
+    called = predicted == positive
+    return {
+        "loss": functional.cross_entropy(logits, labels).item(),
+        "accuracy": (predicted == labels).double().mean().item(),
+        "auc": auc(logits.softmax(dim=1)[:, positive].numpy(), is_positive.numpy()),
+        "sensitivity": called[is_positive].double().mean().item(),
+        "specificity": (~called[~is_positive]).double().mean().item(),
+    }
+
+
+def auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
+    """Returns the area under the ROC curve: how often a positive scores above a negative.
+
+    Ties count one half (Mann-Whitney's U over the number of pairs); NaN where a side is empty.
+
+    >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.875
+    """
+    num_positive = int(positive.sum())
+    num_pairs = num_positive * (len(positive) - num_positive)
+    if num_pairs == 0:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # ties share their mean rank
+    return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / num_pairs)
+
+
+def metrics_row(run: Run, config: TrainConfig, row: Mapping[str, Any]) -> list[str]:
+    """Returns a row of metrics.csv, in the order of METRICS; NaN leaves a cell empty."""
+    formats = {"lr": "g", "seconds": ".3f", "images_per_s": ".1f", "epoch": "d", "updates": "d"}
+    cells = {
+        column: "" if math.isnan(value) else format(value, formats.get(column, ".6f"))
+        for column, value in row.items()
+    }
+    cells |= {
+        "sweep": csv_text(run.sweep.name),
+        "run": run.name,
+        "batch_size": str(config.batch_size),
+        "seed": str(config.seed),
+        "time_utc": utc_now(),
+    }
+    return [cells[column] for column in METRICS]
+
+
+def write_predictions(
+    run: Run, files: Sequence[ImageFile], logits: Tensor, classes: Sequence[str]
+) -> None:
+    """Writes predictions.csv: the last epoch's probabilities for every test image.
+
+    *logits* (num_test, num_classes), in the order of *files*.
+    """
+    probabilities = logits.softmax(dim=1)  # (num_test, num_classes)
+    with (
+        replacing(run.predictions_file) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as rows,
+    ):
+        writer = csv.writer(rows)
+        writer.writerow(["image", "label", "predicted", *(f"p_{name}" for name in classes)])
+        for file, p in zip(files, probabilities.tolist(), strict=True):
+            names = csv_text(classes[file.label]), csv_text(classes[p.index(max(p))])
+            writer.writerow([file.path, *names, *(f"{value:.6f}" for value in p)])
+
+
+def write_trained(run: Run, network: Network, backbone: Backbone, info: dict[str, Any]) -> None:
+    """Writes head.safetensors or model.safetensors, with torchvision's names of the tensors."""
+    metadata = {
+        "architecture": backbone.name,
+        "classes": ",".join(info["images"]["classes"]),
+        "backbone_sha256": info["weights"]["sha256"],
+        "run": f"{run.sweep.name}/{run.name}",
+    }
+    prefix = f"{backbone.head}." if network.part == "head" else ""
+    state = network.module.state_dict()
+    tensors = {f"{prefix}{name}": tensor.cpu().contiguous() for name, tensor in state.items()}
+    with replacing(run.trained_file(network.part)) as partial:
+        partial.write_bytes(sorted_safetensors(save(tensors, metadata)))

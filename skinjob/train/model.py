@@ -1,78 +1,135 @@
-"""ResNet18, whole or in two parts: a frozen backbone and the head that is trained."""
+"""The networks: a frozen backbone, a new head, and the two as a network that is trained whole."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import ResNet, resnet18
+from torchvision.models import get_model
 
-NUM_FEATURES = 512
+from skinjob.config import TrainConfig
+from skinjob.train.device import Device
+from skinjob.weights.backbones import COUNTER, Backbone
 
 
-def build_resnet18(weights: Path) -> ResNet:
-    """Returns ResNet18 with the weights of the local file; nothing is downloaded or drawn."""
+@dataclass
+class Network:
+    """What is trained, a head or all layers, with its optimizer and the updates so far."""
+
+    part: str
+    """head or model: its name in checkpoints, and of the file that it is saved to."""
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: str
+    batch_size: int
+    """Inputs at a time where nothing is trained."""
+    is_mixed: bool = False
+    """Whether the layers compute in bf16; the weights are float32 all the same."""
+    updates: int = 0
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Returns the logits, (B, num_classes) float32."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.is_mixed):
+            logits: Tensor = self.module(inputs)
+        return logits.float()
+
+    def state(self) -> dict[str, Any]:
+        """Returns what `restore` needs to go on as if nothing had happened."""
+        return {
+            "updates": self.updates,
+            self.part: self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        self.module.load_state_dict(state[self.part])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def new_network(
+    config: TrainConfig, backbone: Backbone, weights: Path, num_classes: int, device: Device
+) -> Network:
+    """Returns what *config* trains, before its first update.
+
+    A head is trained with Adadelta, and on the CPU whatever computes its features: an update takes
+    microseconds, and from the same features its numbers are then the same everywhere.
+
+    All layers are trained with AdamW, because pretrained layers want steps of one size, whatever
+    the size of their gradients. Batch norm is in train mode, as usual in fine-tuning: images unlike
+    ImageNet's get statistics of their own. So the batch size acts through batch norm too.
+    """
+    head = build_head(backbone.num_features, num_classes, config.seed)
+    if config.train == "head":
+        adadelta = torch.optim.Adadelta(head.parameters(), lr=config.lr)
+        return Network("head", head, adadelta, "cpu", batch_size=4096)
+    model = build_model(backbone, weights)
+    setattr(model, backbone.head, head)
+    model = model.to(device.type).to(memory_format=torch.channels_last)
+    torch.backends.cudnn.deterministic = True  # a resumed run ends in the same bytes
+    adamw = torch.optim.AdamW(model.parameters(), lr=config.lr)
+    is_mixed = device.precision == "bf16"
+    return Network("model", model, adamw, device.type, batch_size=64, is_mixed=is_mixed)
+
+
+def build_model(backbone: Backbone, weights: Path) -> nn.Module:
+    """Returns the network with the weights of the local file; nothing is downloaded or drawn."""
     with torch.device("meta"):  # of shapes alone: all numbers come from the file
-        model = resnet18(weights=None)
+        model: nn.Module = get_model(backbone.name, weights=None)
     model.to_empty(device="cpu")
     tensors = load_file(weights)
     for name, buffer in model.named_buffers():
-        if name not in tensors:  # the counts of batches; torch keeps those of the model then
+        if name not in tensors:  # the counts of batches, which the published file lacks
             buffer.zero_()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
-    lacking = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if lacking or unexpected:  # `read_weights_info` has refused such a file before
+    missing = [name for name in missing if not name.endswith(COUNTER)]
+    if missing or unexpected:  # `read_weights_info` has refused such a file before
         raise RuntimeError(
-            f"{weights} does not fit ResNet18: missing {lacking}, unexpected {unexpected}"
+            f"{weights} does not fit {backbone.title}: missing {missing}, unexpected {unexpected}"
         )
     return model
 
 
-def build_backbone(weights: Path) -> nn.Module:
-    """Returns ResNet18 without its last layer, (N, 3, S, S) -> (N, 512), frozen, on the CPU.
+def build_backbone(backbone: Backbone, weights: Path) -> nn.Module:
+    """Returns the network without its last layer, (N, 3, S, S) -> (N, num_features), frozen.
 
     In eval mode: batch norm in train mode would make the features depend on the batch size, which
     is what a sweep compares. Being constant, it is folded into the convolutions before it.
     """
-    model = build_resnet18(weights)
-    model.fc = nn.Identity()
+    model = build_model(backbone, weights)
+    setattr(model, backbone.head, nn.Identity())
     model.eval().requires_grad_(False)
     fold_batch_norm(model)
     # channels_last is the layout that oneDNN and cuDNN compute in: no reordering around each layer.
-    backbone: nn.Module = model.to(memory_format=torch.channels_last)
-    return backbone
+    frozen: nn.Module = model.to(memory_format=torch.channels_last)
+    return frozen
 
 
-def fold_batch_norm(model: ResNet) -> None:
+def fold_batch_norm(model: nn.Module) -> None:
     """Replaces each convolution and the batch norm behind it by one convolution, in place."""
-    _fold(model, "conv1", "bn1")
-    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
-        for block in layer:
-            _fold(block, "conv1", "bn1")
-            _fold(block, "conv2", "bn2")
-            if block.downsample is not None:
-                _fold(block.downsample, "0", "1")
+    for module in list(model.modules()):
+        for (name, layer), (norm_name, norm) in itertools.pairwise(list(module.named_children())):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(layer, norm))
+                setattr(module, norm_name, nn.Identity())
 
 
-def _fold(module: nn.Module, convolution: str, norm: str) -> None:
-    layer: nn.Conv2d = getattr(module, convolution)
-    setattr(module, convolution, fuse_conv_bn_eval(layer, getattr(module, norm)))
-    setattr(module, norm, nn.Identity())
+def build_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
+    """Returns a new last layer, (N, num_features) -> (N, num_classes), drawn from *seed* alone.
 
-
-def build_head(num_classes: int, seed: int) -> nn.Linear:
-    """Returns a new last layer, (N, 512) -> (N, num_classes) logits, drawn from *seed* alone.
-
-    Its numbers are those of nn.Linear after torch.manual_seed(*seed*). They come from a generator
-    of its own, because other threads may use torch's at the same time.
+    Its numbers are those of nn.Linear after torch.manual_seed(*seed*). They come from a separate
+    generator, because other threads may use torch's at the same time.
     """
     generator = torch.Generator().manual_seed(seed)
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, NUM_FEATURES, num_classes)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, num_features, num_classes)
     nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
-    bound = 1 / math.sqrt(NUM_FEATURES)
+    bound = 1 / math.sqrt(num_features)
     nn.init.uniform_(head.bias, -bound, bound, generator=generator)
     return head

@@ -1,7 +1,7 @@
 """From a decoded image to the pixels that the network sees: the recipe's transforms.
 
-The crop and flip of image *i* in epoch *e* are drawn from (augmentation seed, e, i) alone. Whoever
-computes them, in whatever order, on whatever machine, sees the same part of the image.
+The crop and flip of image *i* in epoch *e* are drawn from (augmentation seed, e, i) alone. So every
+process, in any order and on any machine, sees the same part of the image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from skinjob.weights.backbones import PREPROCESSING, Preprocessing
+from skinjob.weights.backbones import Preprocessing
 
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
@@ -43,7 +43,7 @@ def test_steps(size: int) -> str:
     return f"Resize({size}) CenterCrop({size})"
 
 
-def resize(image: Image.Image, side: int = PREPROCESSING.crop) -> Tensor:
+def resize(image: Image.Image, side: int) -> Tensor:
     """Returns the image with its shorter side at *side* pixels, shape kept, (H, W, 3) uint8."""
     width, height = image.size
     short = min(width, height)
@@ -68,9 +68,7 @@ def central_crop(pixels: Tensor) -> Crop:
     return Crop(pixels[top : top + side, left : left + side], is_flipped=False)
 
 
-def batch(
-    crops: Sequence[Crop], device: str, preprocessing: Preprocessing = PREPROCESSING
-) -> Tensor:
+def batch(crops: Sequence[Crop], device: str, preprocessing: Preprocessing) -> Tensor:
     """Returns the crops as the network takes them, (B, 3, S, S) float32, channels_last.
 
     S is the crop of *preprocessing*, whose mean and deviation are taken out.
@@ -79,7 +77,7 @@ def batch(
     return normalise(scale(crops, device, preprocessing.crop), preprocessing)
 
 
-def normalise(images: Tensor, preprocessing: Preprocessing = PREPROCESSING) -> Tensor:
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Returns (B, 3, H, W) of 0..255 as float32 with mean and deviation taken out.
 
     Keeps the memory format.
@@ -110,7 +108,7 @@ def _scaled_each(crops: Sequence[Crop], device: str, side: int) -> Tensor:
     return images.permute(0, 3, 1, 2)
 
 
-def scaled_at_once(crops: Sequence[Crop], device: str, side: int = PREPROCESSING.crop) -> Tensor:
+def scaled_at_once(crops: Sequence[Crop], device: str, side: int) -> Tensor:
     """Returns (B, 3, S, S) float32 of whole numbers, channels_last, scaled on the device.
 
     Scaling is linear in rows and in columns: two matrices an image, and two products a batch. The
@@ -136,7 +134,7 @@ def scaled_at_once(crops: Sequence[Crop], device: str, side: int = PREPROCESSING
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def scaling_matrices(sizes: Tensor, length: int, side: int = PREPROCESSING.crop) -> Tensor:
+def scaling_matrices(sizes: Tensor, length: int, side: int) -> Tensor:
     """Returns (B, side, length) float32: row *i* holds the weights of the pixels behind pixel *i*.
 
     *sizes* (B,) of at most *length*; the weights of what is beyond a size are 0. A triangle filter

@@ -141,4 +141,3 @@ RESNET18 = Backbone(  # torchvision's ResNet18_Weights.IMAGENET1K_V1
 )
 BACKBONES = {backbone.name: backbone for backbone in (RESNET18,)}
 DEFAULT = RESNET18
-PREPROCESSING = DEFAULT.preprocessing

@@ -144,14 +144,14 @@ def make_sweep(**options: Any) -> None:
     write_plan(plan)
 
 
-def unfolded_backbone(weights: Path) -> Any:
+def unfolded_backbone(_: Any, weights: Path) -> Any:
     """Returns ResNet18 without its last layer, as torchvision has it."""
     backbone = pretrained(weights).eval().requires_grad_(False)
     backbone.fc = nn.Identity()
     return backbone
 
 
-def scaled_by_pillow(crops: Sequence[Any]) -> torch.Tensor:
+def scaled_by_pillow(crops: Sequence[Any], *_: Any) -> torch.Tensor:
     """Returns (B, 3, 224, 224) uint8, each crop scaled as torchvision scales a PIL image."""
     images = []
     for crop in crops:

@@ -166,7 +166,7 @@ def replace_backbone() -> None:
     forward.WORTH_IMAGES = sys.maxsize  # what a compiler takes depends on the net, not on images
 
 
-def cheap_backbone(weights: Path) -> Any:
+def cheap_backbone(backbone: Any, weights: Path) -> Any:
     """Returns a net as frozen ResNet18 is one, (N, 3, 224, 224) -> (N, 512), that costs nothing."""
     import torch
     from torch import nn

@@ -61,14 +61,14 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
 @pytest.mark.train
 def test_a_process_lets_go_of_a_run_that_was_cancelled(sweep: Sweep, project: Path) -> None:
     """Its folder says so, and the process, wherever it is, writes no more to it."""
-    from skinjob.train.holding import Hold
+    from skinjob.train.lease import Lease
 
     running = sweep.runs()[1]
-    hold = Hold([running], state="running")
-    assert hold.check(running)
+    lease = Lease([running], state="running")
+    assert lease.check(running)
     skinjob("cancel", sweep.folder, running.name, cwd=project)
-    hold.beat()
-    assert not hold.has(running)
+    assert not lease.say(running)
+    assert not lease.has(running)
     assert running.state().error == BY_YOU
     assert running.state().epoch == 1
 

@@ -219,9 +219,14 @@ def test_compiled_code_is_not_kept_where_another_user_could_swap_it(tmp_path: Pa
     from torch import nn
 
     from skinjob.train.device import choose_device
-    from skinjob.train.forward import _compiled
+    from skinjob.train.forward import WORTH_IMAGES, choose_forward
 
     cache = tmp_path / ".cache"
     cache.mkdir()
     give(cache)
-    assert _compiled(nn.Linear(2, 2), choose_device("cpu", "fp32"), cache / "compiled/cpu") is None
+    device, folder = choose_device("cpu", "fp32"), cache / "compiled"
+    forward = choose_forward(
+        nn.Linear(2, 2), device, num_images=WORTH_IMAGES, side=2, folder=folder
+    )
+    assert not forward.is_compiled
+    assert not list(folder.glob("*/*"))

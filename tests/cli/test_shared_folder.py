@@ -196,8 +196,8 @@ def test_a_pipe_in_the_place_of_a_sweeps_file_stops_no_command(tmp_path: Path) -
 def test_a_view_that_another_user_has_closed_is_computed_anew(group: Path) -> None:
     """A file that is there and cannot be read is not waited for."""
     look = (
-        "import sys; from pathlib import Path; from skinjob.train.cache import ViewCache\n"
-        "cache, key = ViewCache(Path(sys.argv[1])), {'view': '1'}\n"
+        "import sys; from pathlib import Path; from skinjob.train.features import ViewCache\n"
+        "cache, key = ViewCache(Path(sys.argv[1]), 512), {'view': '1'}\n"
         "cache.file(key).exists() or cache.file(key).write_bytes(b'x')\n"
         "print(cache.has(key), cache.read(key, 1) if len(sys.argv) > 2 else '')\n"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from trees import left, make_sweep, make_tree
 torch = pytest.importorskip("torch")
 
 from skinjob.train import features as features_module  # noqa: E402  (they import torch)
-from skinjob.train.cache import ViewCache  # noqa: E402
-from skinjob.train.features import ROW_BYTES  # noqa: E402
+from skinjob.train.features import DIGEST_BYTES, ViewCache  # noqa: E402
 from skinjob.train.job import run_job  # noqa: E402
 
 KEY = {"what": "a test", "of": "0123456789" * 10}
-NUM_IMAGES = 21
+NUM_IMAGES, NUM_FEATURES = 21, 512
+ROW_BYTES = 4 * NUM_FEATURES
 
 
 @pytest.fixture(params=["in memory", "on disk"])
@@ -29,11 +28,11 @@ def cache(
 ) -> ViewCache:
     """A cache whose small files are read as small ones are, and as large ones are."""
     monkeypatch.setattr(features_module, "HELD_BYTES", (1 << 30) * (request.param == "in memory"))
-    return ViewCache(tmp_path)
+    return ViewCache(tmp_path, NUM_FEATURES)
 
 
 def rows() -> torch.Tensor:
-    return torch.randn(NUM_IMAGES, 512, generator=torch.Generator().manual_seed(0))
+    return torch.randn(NUM_IMAGES, NUM_FEATURES, generator=torch.Generator().manual_seed(0))
 
 
 def write(cache: ViewCache) -> bytes:
@@ -50,21 +49,22 @@ def judge(cache: ViewCache, content: bytes) -> str:
     found = cache.read(KEY, NUM_IMAGES)
     if found is None:
         return "kept" if cache.has(KEY) else "removed"
-    return "equal" if torch.equal(torch.cat(list(found.in_turn())), rows()) else "other numbers"
+    return (
+        "equal"
+        if torch.equal(next(found.batches([torch.arange(NUM_IMAGES)])), rows())
+        else "other numbers"
+    )
 
 
 def test_every_flipped_bit_is_found(cache: ViewCache) -> None:
-    """One bit, wherever it is, gives the rows that were put or none at all."""
+    """A file with one bit lost, wherever that is, is no view."""
     good = write(cache)
-    start = len(good) - NUM_IMAGES * (ROW_BYTES + 4)
+    start = len(good) - NUM_IMAGES * ROW_BYTES - DIGEST_BYTES
     draw = random.Random(0)
-    said: Counter[str] = Counter()
+    assert judge(cache, good) == "equal"
     for at in [*range(start), *draw.sample(range(start, len(good)), 1000), len(good) - 1]:
         bad = good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :]
-        said[judge(cache, bad) if at < start else f"row, {judge(cache, bad)}"] += 1
-    assert set(said) == {"removed", "equal", "row, removed"}, said
-    assert said["equal"] > 50  # the words of the key, for people
-    assert said["row, removed"] == 1001
+        assert judge(cache, bad) == "removed", at
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_damaged_blocks_are_found(
 ) -> None:
     """So do zeros, gaps and blocks that came to lie elsewhere, of whole rows too."""
     good = write(cache)
-    start = len(good) - NUM_IMAGES * (ROW_BYTES + 4)
+    start = len(good) - NUM_IMAGES * ROW_BYTES - DIGEST_BYTES
     for at in range(0, 16 * ROW_BYTES, 512):
         for size in (4, 512, ROW_BYTES, 3 * ROW_BYTES):
             assert judge(cache, damage(good, start + at, start + at + size)) == "removed"
@@ -92,9 +92,12 @@ def test_damaged_blocks_are_found(
 
 def test_rows_that_never_came_are_found(cache: ViewCache) -> None:
     """A part that was not written is no row of zeros."""
-    with cache.writing(KEY, NUM_IMAGES) as writer:
+    with (
+        pytest.raises(RuntimeError, match="no features of image 16"),
+        cache.writing(KEY, NUM_IMAGES) as writer,
+    ):
         writer.put(0, rows()[:16])
-    assert cache.read(KEY, NUM_IMAGES) is None
+    assert not cache.has(KEY)
 
 
 def test_a_disk_that_cannot_read_costs_time_alone(
@@ -127,4 +130,4 @@ def test_a_job_trains_on_no_damaged_view(tmp_path: Path, weights: Path) -> None:
     run_job([damaged.folder])
     assert left(damaged) == left(whole)
     assert damaged.state().views_computed == whole.state().views_computed == 3
-    assert "a view is damaged, and computed anew" in damaged.log_file.read_text()
+    assert "a view is damaged, and computed again" in damaged.log_file.read_text()

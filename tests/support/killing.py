@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skinjob.train import finetune, job
+from skinjob.train import job, model
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["killing"])  # torch is loaded once for all
@@ -69,8 +69,8 @@ def attempt(folders: Sequence[Path], stop_at: int | None, how: str = KILLED) -> 
 
 
 def _run(folders: Sequence[str], stop_at: int | None, how: str, sender: Any) -> None:
-    job.build_backbone = lambda _: SmallBackbone()  # type: ignore[assignment]
-    finetune.build_resnet18 = lambda _: _seeded(SmallResNet)  # type: ignore[assignment]
+    job.build_backbone = lambda *_: SmallBackbone()  # type: ignore[assignment]
+    model.build_model = lambda *_: _seeded(SmallResNet)  # type: ignore[assignment]
     _silence()
     operations = _Operations(stop_at, how)
     try:

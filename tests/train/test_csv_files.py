@@ -11,8 +11,7 @@ import torch
 from skinjob.config import TrainConfig
 from skinjob.data.images import ImageFile, ImageSet, read_index, write_index
 from skinjob.sweeps.layout import METRICS, Run
-from skinjob.train.loop import Epoch
-from skinjob.train.outputs import metrics_row, write_predictions
+from skinjob.train.loop import metrics_row, write_predictions
 
 
 def test_no_csv_file_of_a_sweep_holds_a_formula(tmp_path: Path) -> None:
@@ -31,11 +30,8 @@ def test_no_csv_file_of_a_sweep_holds_a_formula(tmp_path: Path) -> None:
     write_index(images, run.sweep.images_file)
     assert read_index(run.sweep.images_file, tmp_path, classes) == images
     write_predictions(run, images.split("test"), torch.eye(3), classes)
-    epoch = Epoch(
-        number=1, row=dict.fromkeys(METRICS[4:], 1), num_train=1, test_logits=torch.eye(3)
-    )
     config = TrainConfig(data="d", weights="w", batch_size=4)
-    run.write_metrics([metrics_row(run, config, epoch)])
+    run.write_metrics([metrics_row(run, config, dict.fromkeys(METRICS[4:], 1))])
     for file in (run.sweep.images_file, run.predictions_file, run.metrics_file):
         with file.open(newline="") as lines:
             cells = [cell for row in csv.reader(lines) for cell in row]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +16,15 @@ from torchvision.models import resnet18
 from trees import left, make_sweep, make_tree
 
 from skinjob.config import TrainConfig
-from skinjob.data.images import read_index
+from skinjob.data.images import Split, read_index
 from skinjob.sweeps.layout import Run
-from skinjob.train import transforms
-from skinjob.train.finetune import FullTraining
+from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
-from skinjob.train.loop import Epoch, order
-from skinjob.train.pixels import TEST, Pixels
+from skinjob.train.loop import RunLoop, order
+from skinjob.weights.backbones import DEFAULT
+
+PREPROCESSING = DEFAULT.preprocessing
+TEST = View(Split.TEST)
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +37,27 @@ def make_run(data: Path, weights: Path, runs: Path, epochs: int = 2) -> Run:
     return make_sweep(data, weights, runs, epochs=epochs, **options).runs()[0]
 
 
-def plain_loop(config: TrainConfig, pixels: Pixels) -> list[dict[str, float]]:
+def plain_loop(config: TrainConfig, source: ImageSource) -> list[dict[str, float]]:
     """Trains all layers as one would without skinjob, in fp32 and in PyTorch's own layout."""
     model = resnet18(weights=None)
     model.load_state_dict(load_file(config.weights), strict=False)
     torch.manual_seed(config.seed)
     model.fc = nn.Linear(512, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
-    labels, test_labels = pixels.labels(1), pixels.labels(TEST)
+    labels, test_labels = source.labels(Split.TRAIN), source.labels(Split.TEST)
     num_updates = config.epochs * len(order(12, 0, 1).split(config.batch_size))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_updates)
 
-    def images(view: int, indices: list[int]) -> torch.Tensor:
-        crops = [pixels.crop(view, index) for index in indices]
-        return transforms.batch(crops, "cpu").contiguous()
+    def images(view: View, indices: list[int]) -> torch.Tensor:
+        return source.batch(view, indices, "cpu").contiguous()
 
     found = []
     for epoch in range(1, config.epochs + 1):
         model.train()
         losses = []
         for batch in order(len(labels), config.seed, epoch).split(config.batch_size):
-            loss = functional.cross_entropy(model(images(epoch, batch.tolist())), labels[batch])
+            logits = model(images(View(Split.TRAIN, epoch), batch.tolist()))
+            loss = functional.cross_entropy(logits, labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -82,10 +84,10 @@ def test_all_layers_give_the_metrics_of_a_plain_loop(
     run_job([run.folder])
     config, sweep = run.config(), run.sweep
     images = read_index(sweep.images_file, Path(config.data), ("benign", "malignant"))
-    pixels = Pixels(images, config.augmentation_seed, tmp_path, keeps_test=True)
+    source = ImageSource(images, config.augmentation_seed, tmp_path, PREPROCESSING)
     with run.metrics_file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    for row, plain in zip(rows, plain_loop(config, pixels), strict=True):
+    for row, plain in zip(rows, plain_loop(config, source), strict=True):
         for name, value in plain.items():
             assert float(row[name]) == pytest.approx(value, rel=0.02), name
     assert [row["updates"] for row in rows] == ["3", "6"]
@@ -108,17 +110,15 @@ def test_an_interrupted_run_goes_on_from_its_newest_checkpoint_that_loads(
     run_job([whole.folder])
     broken = make_run(data, weights, tmp_path / "broken", epochs=3)
     seen: list[int] = []
-    epoch = FullTraining.epoch
+    train_epoch = RunLoop.train_epoch
 
-    def interrupted(
-        training: FullTraining, number: int, tell: Callable[[int, int, int, float], None]
-    ) -> Epoch:
-        seen.append(number)
+    def interrupted(loop: RunLoop, epoch: int, *inputs: Any) -> None:
+        seen.append(epoch)
         if seen == [1, 2, 3]:
             raise KeyboardInterrupt
-        return epoch(training, number, tell)
+        train_epoch(loop, epoch, *inputs)
 
-    monkeypatch.setattr(FullTraining, "epoch", interrupted)
+    monkeypatch.setattr(RunLoop, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_job([broken.folder])
     for file in broken.checkpoint_files[:damaged]:
@@ -168,16 +168,14 @@ def test_rows_that_were_lost_come_back_with_the_checkpoint(
 
 def stop_after_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves a run as a kill after its first epoch does."""
-    epoch = FullTraining.epoch
+    train_epoch = RunLoop.train_epoch
 
-    def first_alone(
-        training: FullTraining, number: int, tell: Callable[[int, int, int, float], None]
-    ) -> Epoch:
-        if number > 1:
+    def first_alone(loop: RunLoop, epoch: int, *inputs: Any) -> None:
+        if epoch > 1:
             raise KeyboardInterrupt
-        return epoch(training, number, tell)
+        train_epoch(loop, epoch, *inputs)
 
-    monkeypatch.setattr(FullTraining, "epoch", first_alone)
+    monkeypatch.setattr(RunLoop, "train_epoch", first_alone)
     with pytest.raises(KeyboardInterrupt):
         run_job([run.folder])
     monkeypatch.undo()
@@ -193,10 +191,9 @@ def test_the_saved_model_makes_the_saved_predictions(
     model.load_state_dict(load_file(run.trained_file("model")))
     model.eval()
     images = read_index(run.sweep.images_file, data, ("benign", "malignant"))
-    pixels = Pixels(images, 0, tmp_path, keeps_test=False)
+    source = ImageSource(images, 0, tmp_path, PREPROCESSING)
     with torch.no_grad():
-        seen = transforms.batch([pixels.crop(TEST, index) for index in range(8)], "cpu")
-        p = model(seen).softmax(1)[:, 1]
+        p = model(source.batch(TEST, range(8), "cpu")).softmax(1)[:, 1]
     with run.predictions_file.open(newline="") as lines:
         saved = [float(row["p_malignant"]) for row in csv.DictReader(lines)]
     assert p.tolist() == pytest.approx(saved, abs=1e-4)

@@ -15,7 +15,7 @@ from skinjob.submit.plan import jobs_of
 from skinjob.sweeps.layout import Sweep
 from skinjob.train import forward
 from skinjob.train.job import run_job
-from skinjob.train.telling import take, telling
+from skinjob.train.lease import take, track_run_state
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_run_that_another_job_has_by_now_is_left_alone(
     mine, other = sweep.runs()
 
     def end_badly() -> None:
-        with telling(take([mine, other], "1")):
+        with track_run_state(take([mine, other], "1")):
             other.update_state(state="running", job_id="2", holder="another")
             raise KeyboardInterrupt
 
@@ -132,7 +132,6 @@ def test_a_large_sweep_is_trained_on_a_compiled_backbone(
     run_job([small.folder])
     large = make_sweep(data, weights, tmp_path / "large").runs()[0]
     monkeypatch.setattr(forward, "WORTH_IMAGES", 1)
-    monkeypatch.setattr(forward, "_is_quicker", lambda *_: True)
     run_job([large.folder])
     if "backbone: compiled in" not in (log := large.log_file.read_text()):
         pytest.skip(f"torch compiles nothing here: {log}")

@@ -14,7 +14,7 @@ from skinjob.errors import RunError, Stopped
 from skinjob.queues.slurm.executor import Task
 from skinjob.sweeps.layout import Run, utc_now
 from skinjob.train.job import run_job
-from skinjob.train.telling import explain, take, telling
+from skinjob.train.lease import explain, take, track_run_state
 
 LONG_AGO = "2020-01-01T00:00:00Z"
 
@@ -46,7 +46,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_once_less_often(run: Run) -
 
 def test_a_preempted_job_is_queued_again_as_often_as_it_takes(run: Run) -> None:
     """Room made for others is not held against a job, nor that it got nowhere by then."""
-    with telling(take([run])):
+    with track_run_state(take([run])):
         task = Task([run.folder], requeues=0)
         assert task.checkpoint().function.requeues == 0
         assert task.ended_by == "preempted"
@@ -109,7 +109,7 @@ def test_what_stops_a_job_is_the_last_word_of_its_runs(run: Run) -> None:
     """The reason is in state.json and in the log, not in a traceback."""
 
     def stopped() -> None:
-        with telling(take([run])):
+        with track_run_state(take([run])):
             raise Stopped("time limit", "too short", "skinjob submit --time 240")
 
     with pytest.raises(Stopped):

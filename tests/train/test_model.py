@@ -14,7 +14,8 @@ from torch import nn
 from trees import make_sweep, make_tree
 
 from skinjob.train.job import run_job
-from skinjob.train.model import build_head, build_resnet18
+from skinjob.train.model import build_head, build_model
+from skinjob.weights.backbones import DEFAULT
 
 
 def test_a_head_depends_on_its_seed_alone() -> None:
@@ -35,7 +36,7 @@ def test_a_head_depends_on_its_seed_alone() -> None:
     sys.setswitchinterval(1e-6)
     thread.start()
     try:
-        heads = {seed: build_head(3, seed).state_dict() for seed in wanted}
+        heads = {seed: build_head(512, 3, seed).state_dict() for seed in wanted}
     finally:
         ended.set()
         thread.join()
@@ -60,7 +61,7 @@ def test_a_job_uses_no_generator_that_others_use(weights: Path, tmp_path: Path, 
 
 def test_what_the_weights_file_lacks_is_zero(weights: Path) -> None:
     """Batch norm counts its batches from 0 where the file has no counts, as torchvision's do."""
-    model = build_resnet18(weights)
+    model = build_model(DEFAULT, weights)
     counts = [value for name, value in model.named_buffers() if name.endswith("tracked")]
     assert len(counts) == 20
     assert not any(counts)

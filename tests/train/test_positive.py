@@ -17,7 +17,7 @@ from skinjob.report.build import build_report
 from skinjob.sweeps.layout import METRICS, Run
 from skinjob.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from skinjob.train.job import run_job
-from skinjob.train.metrics import evaluate
+from skinjob.train.loop import evaluate
 
 SMALL = ("--cluster", "local", "--device", "cpu", "--batch-sizes", "4", "--epochs", "1")
 OLD_FIELDS = {
@@ -55,9 +55,9 @@ def test_metrics_look_for_the_class_that_is_asked_for() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     logits = torch.eye(3)[[0, 1, 1, 1, 1, 0]] * 5
     found = [evaluate(logits, labels, positive) for positive in range(3)]
-    assert [one["test_sensitivity"] for one in found] == [0.5, 1, 0]
-    assert [one["test_specificity"] for one in found] == [0.75, 0.5, 1]
-    assert [one["test_auc"] for one in found] == [0.625, 0.75, 0.5]
+    assert [one["sensitivity"] for one in found] == [0.5, 1, 0]
+    assert [one["specificity"] for one in found] == [0.75, 0.5, 1]
+    assert [one["auc"] for one in found] == [0.625, 0.75, 0.5]
     assert len({one["test_accuracy"] for one in found}) == 1
 
 

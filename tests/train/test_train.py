@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,23 +22,24 @@ from torchvision.transforms.functional import normalize
 from trees import make_sweep, make_tree
 
 from skinjob.config import TrainConfig
-from skinjob.data.images import read_index
+from skinjob.data.images import Split, read_index
 from skinjob.errors import ConfigError, ImagesError, RunError, WeightsError
 from skinjob.sweeps.layout import METRICS, Run, Sweep
 from skinjob.train import transforms
-from skinjob.train.cache import ViewCache
 from skinjob.train.device import choose_device
-from skinjob.train.features import Features
-from skinjob.train.forward import choose_forward
+from skinjob.train.extract import FeatureExtractor
+from skinjob.train.features import Features, ViewCache
+from skinjob.train.forward import Forward
+from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
-from skinjob.train.loop import Epoch, HeadTraining, order
-from skinjob.train.metrics import auc
+from skinjob.train.loop import RunLoop, auc, order
 from skinjob.train.model import build_backbone
-from skinjob.train.pixels import TEST, Pixels
-from skinjob.train.streams import Streams
 from skinjob.train.views import Views
-from skinjob.weights.backbones import PREPROCESSING
+from skinjob.weights.backbones import DEFAULT
 
+PREPROCESSING = DEFAULT.preprocessing
+TEST = View(Split.TEST)
+FIRST = View(Split.TRAIN, 1)
 CLOCKS = ("sweep", "seconds", "images_per_s", "time_utc")
 
 
@@ -55,25 +57,26 @@ def views_of(run: Run) -> Views:
     config, info = run.config(), run.sweep.info()
     classes = tuple(info["images"]["classes"])
     images = read_index(run.sweep.images_file, Path(config.data), classes)
-    pixels = Pixels(images, config.augmentation_seed, run.sweep.cache_folder, keeps_test=False)
-    backbone, device = build_backbone(Path(config.weights)), choose_device("cpu", "fp32")
+    seed, folder = config.augmentation_seed, run.sweep.cache_folder
+    source = ImageSource(images, seed, folder, PREPROCESSING)
+    forward = Forward(build_backbone(DEFAULT, Path(config.weights)), torch.float32, (8,))
     return Views(
-        Streams(lambda: choose_forward(backbone, device, 0, Path()), device, pixels),
-        images=images,
+        FeatureExtractor(lambda: forward, choose_device("cpu", "fp32"), source),
         weights_sha256=info["weights"]["sha256"],
         epochs=config.epochs,
-        cache=ViewCache(run.sweep.views_folder),
+        cache=ViewCache(run.sweep.views_folder, DEFAULT.num_features),
+        reporter=Mock(),
     )
 
 
 def whole(features: Features) -> torch.Tensor:
-    return torch.cat(list(features.in_turn()))
+    return torch.cat(list(features.batches(torch.arange(len(features)).split(7))))
 
 
-def pixels_of(views: Views, view: int, indices: Sequence[int]) -> torch.Tensor:
+def pixels_of(views: Views, view: View, indices: Sequence[int]) -> torch.Tensor:
     """Returns what the network sees of some images, (N, 3, 224, 224) in 0..255."""
-    crops = [views.streams.pixels.crop(view, index) for index in indices]
-    normal = transforms.batch(crops, "cpu")
+    crops = [views.source.crop(view, index) for index in indices]
+    normal = transforms.batch(crops, "cpu", PREPROCESSING)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
     return ((normal * std + mean) * 255).round()
 
@@ -94,16 +97,16 @@ def plain_loop(config: TrainConfig, views: Views) -> list[dict[str, float]]:
     model.eval()
     optimizer = torch.optim.Adadelta(model.fc.parameters(), lr=config.lr)
 
-    def images(view: int, indices: list[int]) -> torch.Tensor:
+    def images(view: View, indices: list[int]) -> torch.Tensor:
         seen = pixels_of(views, view, indices) / 255
         return normalize(seen, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
-    labels, test_labels = views.streams.pixels.labels(1), views.streams.pixels.labels(TEST)
+    labels, test_labels = (views.source.labels(split) for split in (Split.TRAIN, Split.TEST))
     found = []
     for epoch in range(1, config.epochs + 1):
         losses, hits = [], []
         for batch in order(len(labels), config.seed, epoch).split(config.batch_size):
-            logits = model(images(epoch, batch.tolist()))
+            logits = model(images(View(Split.TRAIN, epoch), batch.tolist()))
             loss = functional.cross_entropy(logits, labels[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -132,21 +135,14 @@ def test_head_on_views_gives_the_metrics_of_a_plain_loop(
     """The shortcut through views changes no number: all are within 1e-4 of plain PyTorch."""
     sweep = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[8], epochs=3)
     run = sweep.runs()[0]
-    views, config = views_of(run), run.config()
-    training = HeadTraining(
-        config,
-        num_classes=2,
-        positive=1,
-        labels=views.streams.pixels.labels(1),
-        test_features=views.get(TEST),
-        test_labels=views.streams.pixels.labels(TEST),
-    )
-    ours = [training.epoch(number, views.get(number)).row for number in (1, 2, 3)]
-    for mine, plain in zip(ours, plain_loop(config, views), strict=True):
+    run_job([run.folder])
+    ours = rows(run)
+    for mine, plain in zip(ours, plain_loop(run.config(), views_of(run)), strict=True):
         for name, value in plain.items():
-            assert mine[name] == pytest.approx(value, abs=1e-4), (mine["epoch"], name)
-    assert [row["updates"] for row in ours] == [3, 6, 9]
-    assert ours[0]["train_loss"] != pytest.approx(ours[2]["train_loss"], abs=1e-3)  # it learns
+            assert float(mine[name]) == pytest.approx(value, abs=1e-4), (mine["epoch"], name)
+    assert [row["updates"] for row in ours] == ["3", "6", "9"]
+    losses = [float(row["train_loss"]) for row in ours]
+    assert losses[0] != pytest.approx(losses[2], abs=1e-3)  # it learns
 
 
 def test_four_runs_at_once_compute_each_view_once(
@@ -206,7 +202,9 @@ def test_the_saved_head_makes_the_saved_predictions(sweep: Sweep) -> None:
     model.eval()
     views = views_of(run)
     with torch.no_grad():
-        p = model(transforms.normalise(pixels_of(views, TEST, range(8)))).softmax(1)[:, 1]
+        p = model(transforms.normalise(pixels_of(views, TEST, range(8)), PREPROCESSING)).softmax(1)[
+            :, 1
+        ]
     with run.predictions_file.open(newline="") as lines:
         saved = [float(row["p_malignant"]) for row in csv.DictReader(lines)]
     assert p.tolist() == pytest.approx(saved, abs=1e-4)
@@ -217,13 +215,13 @@ def test_a_row_is_on_disk_before_the_next_epoch_starts(
 ) -> None:
     """Whatever ends a job, the epochs that it has finished are in metrics.csv."""
     run, seen = sweep.runs()[0], []
-    epoch = HeadTraining.epoch
+    train_epoch = RunLoop.train_epoch
 
-    def watched(training: HeadTraining, number: int, features: Features) -> Epoch:
-        seen.append((number, len(rows(run))))
-        return epoch(training, number, features)
+    def watched(loop: RunLoop, epoch: int, *inputs: Any) -> None:
+        seen.append((epoch, len(rows(run))))
+        train_epoch(loop, epoch, *inputs)
 
-    monkeypatch.setattr(HeadTraining, "epoch", watched)
+    monkeypatch.setattr(RunLoop, "train_epoch", watched)
     run_job([run.folder])
     assert seen == [(1, 0), (2, 1)]
 
@@ -290,20 +288,20 @@ def test_a_dead_owners_claim_costs_time_alone(sweep: Sweep) -> None:
     views.cache.folder.mkdir(parents=True)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    assert views.cache.claim(views.key(1))
+    assert views.cache.claim(views.key(FIRST))
     claim = next(views.cache.folder.glob("*.claim"))
-    assert not views.cache.claim(views.key(1))  # its owner, this process, is alive
+    assert not views.cache.claim(views.key(FIRST))  # its owner, this process, is alive
     claim.write_text(claim.read_text().split()[0] + f" {dead.pid}")
-    assert views.cache.claim(views.key(1))
+    assert views.cache.claim(views.key(FIRST))
 
 
 def test_a_damaged_view_is_computed_again(sweep: Sweep) -> None:
     """A cache file that is cut off is no view: it is replaced by the right one."""
     views = views_of(sweep.runs()[0])
-    features = whole(views.get(1))
-    file = views.cache.file(views.key(1))
+    features = whole(views.get(FIRST))
+    file = views.cache.file(views.key(FIRST))
     file.write_bytes(file.read_bytes()[:-100])
-    assert torch.equal(whole(views.get(1)), features)
+    assert torch.equal(whole(views.get(FIRST)), features)
 
 
 @pytest.mark.parametrize(
@@ -312,9 +310,9 @@ def test_a_damaged_view_is_computed_again(sweep: Sweep) -> None:
 def test_a_view_is_named_by_all_it_depends_on(sweep: Sweep, change: dict[str, Any]) -> None:
     """Other weights, precision or augmentation never meet an old view."""
     views = views_of(sweep.runs()[0])
-    key = views.key(1)
+    key = views.key(FIRST)
     assert views.cache.file(key) != views.cache.file(key | change)
-    assert views.cache.file(key) != views.cache.file(views.key(2))
+    assert views.cache.file(key) != views.cache.file(views.key(View(Split.TRAIN, 2)))
 
 
 def test_auc_counts_pairs() -> None:

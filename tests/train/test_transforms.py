@@ -19,8 +19,9 @@ from skinjob.train.transforms import (
     scaled_at_once,
     uniforms,
 )
-from skinjob.weights.backbones import PREPROCESSING
+from skinjob.weights.backbones import DEFAULT
 
+PREPROCESSING = DEFAULT.preprocessing
 SIZE = PREPROCESSING.crop
 
 
@@ -34,7 +35,7 @@ def test_test_images_are_resized_and_centred_as_torchvision_does(size: tuple[int
     """The test set is seen as Resize(224), CenterCrop(224) shows it."""
     image = picture(*size)
     wanted = CenterCrop(SIZE)(Resize(SIZE)(image))
-    assert np.array_equal(central_crop(resize(image)).pixels, np.asarray(wanted))
+    assert np.array_equal(central_crop(resize(image, SIZE)).pixels, np.asarray(wanted))
 
 
 def test_train_images_are_cropped_and_flipped_as_torchvision_does() -> None:
@@ -43,9 +44,9 @@ def test_train_images_are_cropped_and_flipped_as_torchvision_does() -> None:
     Both ways of scaling are held to it: that of a CPU and, computed on the CPU here, that of a GPU.
     """
     image = picture(300, 400)
-    crops = [random_crop(resize(image), 0, 1, index) for index in range(20)]
+    crops = [random_crop(resize(image, SIZE), 0, 1, index) for index in range(20)]
     wanted = np.stack([as_torchvision_does(image, index) for index in range(20)]).astype(int)
-    for scaled in (pixels(batch(crops, "cpu")), scaled_at_once(crops, "cpu")):
+    for scaled in (pixels(batch(crops, "cpu", PREPROCESSING)), scaled_at_once(crops, "cpu", SIZE)):
         off = np.abs(scaled.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
         assert off.max() <= 1
         assert off.mean() < 0.05
@@ -77,8 +78,8 @@ def test_crops_of_all_sizes_are_scaled_at_once_as_one_by_one() -> None:
         for size in sizes
         for flip in (False, True)
     ]
-    together = scaled_at_once(crops, "cpu")
-    apart = pixels(batch(crops, "cpu"))
+    together = scaled_at_once(crops, "cpu", SIZE)
+    apart = pixels(batch(crops, "cpu", PREPROCESSING))
     assert (together - apart).abs().max() <= 1
     assert together.is_contiguous(memory_format=torch.channels_last)
 

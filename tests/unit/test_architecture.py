@@ -37,7 +37,7 @@ LEVELS = {
 """Imports go from a higher level to a lower one, or stay in a folder or on a level."""
 
 DOORS = {
-    "torch": "train",
+    "torch": ("train", "doctor/probe_script.py"),
     "torchvision": "train",
     "submitit": ("queues/slurm/executor.py", "submit/start.py"),
     "pandas": "report",

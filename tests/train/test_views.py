@@ -6,15 +6,14 @@ import errno
 import os
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,30 +23,25 @@ from torchvision.models import resnet18
 from trees import make_sweep, make_tree
 
 from skinjob import locks
-from skinjob.data.images import ImageSet
+from skinjob.data.images import ImageSet, Split
 from skinjob.data.scan import scan
 from skinjob.errors import ImagesError
 from skinjob.train import features as features_module
 from skinjob.train import transforms
-from skinjob.train.cache import ViewCache
 from skinjob.train.device import Device, choose_device
-from skinjob.train.features import Features
-from skinjob.train.forward import (
-    COMPILED_BATCH,
-    TRIALS,
-    WORTH_IMAGES,
-    BatchSize,
-    Forward,
-    choose_forward,
-    cpu_digest,
-)
+from skinjob.train.extract import TRIALS, BatchSize, FeatureExtractor
+from skinjob.train.features import Features, ViewCache
+from skinjob.train.forward import COMPILED_BATCH, WORTH_IMAGES, Forward, choose_forward
+from skinjob.train.images import ImageCache, ImageSource, View
 from skinjob.train.job import run_job
-from skinjob.train.model import build_backbone, build_resnet18
-from skinjob.train.pixels import TEST, Pixels, Store
-from skinjob.train.streams import Streams
+from skinjob.train.model import build_backbone, build_model
 from skinjob.train.views import Views
+from skinjob.weights.backbones import DEFAULT
 
 KEY = {"what": "a test"}
+PREPROCESSING = DEFAULT.preprocessing
+SIDE = PREPROCESSING.crop
+TEST = View(Split.TEST)
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +52,22 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def backbone(weights: Path) -> torch.nn.Module:
-    return build_backbone(weights)
+    return build_backbone(DEFAULT, weights)
 
 
 def features(
     backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, device: Device, size: int
 ) -> Tensor:
     """Returns a view's features, (40, 512), computed with batches of *size*."""
-    forward = Forward(backbone, torch.float32, BatchSize((size,)))
-    streams = Streams(lambda: forward, device, Pixels(images, 0, tmp_path, keeps_test=False))
+    forward = Forward(backbone, torch.float32, (size,))
+    source = ImageSource(images, 0, tmp_path, PREPROCESSING)
     found = torch.zeros(40, 512)
 
     def put(first: int, part: Tensor) -> None:
         found[first : first + len(part)] = part
 
-    streams.compute(1, put, lambda done: None)
+    extractor = FeatureExtractor(lambda: forward, device, source)
+    extractor.compute(View(Split.TRAIN, 1), put, lambda num_done: None)
     return found
 
 
@@ -90,7 +85,7 @@ def test_streams_and_batch_size_change_no_feature(
 def test_folded_batch_norm_changes_no_feature(backbone: torch.nn.Module, weights: Path) -> None:
     """The backbone is torchvision's ResNet18, though its batch norm is gone."""
     whole = resnet18(weights=None)
-    whole.load_state_dict(build_resnet18(weights).state_dict())
+    whole.load_state_dict(build_model(DEFAULT, weights).state_dict())
     whole.fc = torch.nn.Identity()
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
     pictures = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -108,36 +103,30 @@ def test_the_quickest_batch_size_is_kept() -> None:
         sizes.record(size, {4: 2.0, 8: 1.0}[size])
     sizes.record(4, 0.001)  # too late
     assert sizes.next() == sizes.chosen == 8
-    assert sizes.words() == (
+    assert sizes.describe() == (
         "8 images per forward pass (images/s of a stream by size: 4: 2.0, 8: 8.0)"
     )
+
+
+def choose(backbone: torch.nn.Module, folder: Path) -> Forward:
+    """Returns how a large sweep on this machine's CPU puts images through the backbone."""
+    device = choose_device("cpu", "fp32")
+    return choose_forward(backbone, device, num_images=WORTH_IMAGES, side=SIDE, folder=folder)
 
 
 def test_a_compiled_backbone_gives_the_same_features(
     backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A large sweep compiles the backbone if that is quicker here; no feature changes by it."""
+    """A large sweep compiles the backbone; no feature changes by it."""
     caplog.set_level("INFO", "skinjob")
-    device = choose_device("cpu", "fp32")
-    top = tmp_path / "compiled"
-    folder = top / cpu_digest()
-    folder.mkdir(mode=0o700, parents=True)
-    top.chmod(0o700)
-    file = folder / f"fp32-{device.num_threads}-224.json"
-    file.write_text('{"plain": 1, "compiled": 2}')
-    forward = choose_forward(backbone, device, WORTH_IMAGES, top)
-    if not forward.padded_to:
+    forward = choose(backbone, tmp_path / "compiled")
+    if not forward.is_compiled:
         pytest.skip(f"torch compiles nothing here: {caplog.text}")
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    pictures = torch.randn(COMPILED_BATCH, 3, 224, 224).to(memory_format=torch.channels_last)
+    pictures = torch.randn(COMPILED_BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         wanted, found = backbone(pictures), forward(pictures)
         assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
         assert torch.equal(forward(pictures[:3]), found[:3])  # a last batch that is not full
-
-    file.write_text('{"plain": 2, "compiled": 1}')
-    assert not choose_forward(backbone, device, WORTH_IMAGES, top).padded_to
-    assert "not compiled (images/s of a stream: 1.0 compiled, 2.0 not" in caplog.text
 
 
 def test_a_machine_that_cannot_compile_says_why_and_goes_on(
@@ -151,8 +140,7 @@ def test_a_machine_that_cannot_compile_says_why_and_goes_on(
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    forward = choose_forward(backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, tmp_path)
-    assert not forward.padded_to
+    assert not choose(backbone, tmp_path).is_compiled
     assert "backbone: not compiled (" in caplog.text
 
 
@@ -164,9 +152,7 @@ def test_nothing_is_executed_that_others_may_have_written(
     folder = tmp_path / "compiled"
     folder.mkdir()
     folder.chmod(0o777)
-    assert not choose_forward(
-        backbone, choose_device("cpu", "fp32"), WORTH_IMAGES, folder
-    ).padded_to
+    assert not choose(backbone, folder).is_compiled
     assert "is not a private folder of yours" in caplog.text
     assert list(folder.iterdir()) == []
 
@@ -174,8 +160,8 @@ def test_nothing_is_executed_that_others_may_have_written(
 def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
     """Later epochs take the decoded image, whatever became of its file, and so do other threads."""
     copy = shutil.copytree(images.root, tmp_path / "copy")
-    kept = Store(copy, images.split("train"), tmp_path, room=1 << 30)
-    unkept = Store(copy, images.split("train"), tmp_path, room=0)
+    kept = ImageCache(copy, images.split("train"), tmp_path, 1 << 30, SIDE)
+    unkept = ImageCache(copy, images.split("train"), tmp_path, 0, SIDE)
     first = [kept.get(index) for index in range(40)]
     assert all(torch.equal(unkept.get(index), first[index]) for index in range(40))
     shutil.rmtree(copy)
@@ -187,19 +173,19 @@ def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
 
 def test_images_that_do_not_fit_are_decoded_again(images: ImageSet, tmp_path: Path) -> None:
     """A limit on what is kept costs time alone."""
-    whole = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
-    half = Store(images.root, images.split("train"), tmp_path, room=20 * 224 * 224 * 3)
+    whole = ImageCache(images.root, images.split("train"), tmp_path, 1 << 30, SIDE)
+    half = ImageCache(images.root, images.split("train"), tmp_path, 20 * SIDE * SIDE * 3, SIDE)
     for index in [*range(40), *range(40)]:
         assert torch.equal(half.get(index), whole.get(index))
-    assert 0 < (half._starts >= 0).sum() < 40
+    assert 0 < os.fstat(half._kept.fileno()).st_size <= 20 * SIDE * SIDE * 3
 
 
 def test_a_full_disk_costs_time_alone(
     images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image of which only a part could be kept is decoded again, and never read back torn."""
-    whole = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
-    torn = Store(images.root, images.split("train"), tmp_path, room=1 << 30)
+    whole = ImageCache(images.root, images.split("train"), tmp_path, 1 << 30, SIDE)
+    torn = ImageCache(images.root, images.split("train"), tmp_path, 1 << 30, SIDE)
     wanted = [whole.get(index) for index in range(10)]
     pwrite, written = os.pwrite, []
 
@@ -219,16 +205,20 @@ def test_features_come_back_as_they_were_put(
 ) -> None:
     """In whatever order batches are written and rows are read, from memory or from disk."""
     monkeypatch.setattr(features_module, "HELD_BYTES", held_bytes)
-    cache, put = ViewCache(tmp_path), torch.randn(100, 512)
+    cache, put = ViewCache(tmp_path, DEFAULT.num_features), torch.randn(100, 512)
     with cache.writing(KEY, 100) as writer:
         for first in (60, 0, 30):
             writer.put(first, put[first : min(first + 30, 100)])
         writer.put(90, put[90:])
     found = read(cache, 100)
-    assert torch.equal(torch.cat(list(found.in_turn(size=7))), put)
+    assert torch.equal(whole(found), put)
     some = torch.tensor([99, 0, 50, 0])
-    assert torch.equal(found.rows(some), put[some])
+    assert torch.equal(next(found.batches([some])), put[some])
     assert cache.read(KEY, 101) is None  # of other images: no view
+
+
+def whole(features: Features) -> Tensor:
+    return torch.cat(list(features.batches(torch.arange(len(features)).split(7))))
 
 
 def read(cache: ViewCache, num_images: int) -> Features:
@@ -238,14 +228,14 @@ def read(cache: ViewCache, num_images: int) -> Features:
 
 
 def make_views(backbone: torch.nn.Module, images: ImageSet, cache: Path, epochs: int = 3) -> Views:
-    pixels = Pixels(images, 0, cache, keeps_test=False)
-    forward = Forward(backbone, torch.float32, BatchSize((8,)))
+    source = ImageSource(images, 0, cache, PREPROCESSING)
+    forward = Forward(backbone, torch.float32, (8,))
     return Views(
-        Streams(lambda: forward, choose_device("cpu", "fp32"), pixels),
-        images=images,
+        FeatureExtractor(lambda: forward, choose_device("cpu", "fp32"), source),
         weights_sha256="0" * 64,
         epochs=epochs,
-        cache=ViewCache(cache),
+        cache=ViewCache(cache, DEFAULT.num_features),
+        reporter=Mock(),
     )
 
 
@@ -257,18 +247,18 @@ def test_a_fault_in_one_stream_ends_them_all_and_leaves_nothing(
     views = make_views(backbone, replace(images, root=copy), tmp_path / "cache")
     gone = copy / images.split("train")[17].path
     gone.unlink()
-    crop, at_work = Pixels.crop, []
+    crop, at_work = ImageSource.crop, []
 
-    def counted_crop(pixels: Pixels, view: int, index: int) -> transforms.Crop:
+    def counted_crop(source: ImageSource, view: View, index: int) -> transforms.Crop:
         at_work.append(index)
         time.sleep(0.02)
-        found = crop(pixels, view, index)
+        found = crop(source, view, index)
         at_work.remove(index)
         return found
 
-    monkeypatch.setattr(Pixels, "crop", counted_crop)
+    monkeypatch.setattr(ImageSource, "crop", counted_crop)
     with pytest.raises(ImagesError, match=gone.name):
-        views.get(1)
+        views.get(View(Split.TRAIN, 1))
     assert at_work == [17]
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -278,16 +268,16 @@ def test_views_that_are_no_longer_wanted_are_not_finished(
 ) -> None:
     """A job that ends in the middle does not stay to compute the view that was on its way."""
     views = make_views(backbone, images, tmp_path, epochs=2)
-    crop, begun, go_on = Pixels.crop, threading.Event(), threading.Event()
+    crop, begun, go_on = ImageSource.crop, threading.Event(), threading.Event()
 
-    def slow_crop(pixels: Pixels, view: int, index: int) -> transforms.Crop:
-        if view == 1:
+    def slow_crop(source: ImageSource, view: View, index: int) -> transforms.Crop:
+        if view.epoch == 1:
             begun.set()
             go_on.wait(0.2)  # 40 images on 2 threads: without a stop, seconds
-        return crop(pixels, view, index)
+        return crop(source, view, index)
 
-    monkeypatch.setattr(Pixels, "crop", slow_crop)
-    coming = views.in_turn([TEST, 1, 2])
+    monkeypatch.setattr(ImageSource, "crop", slow_crop)
+    coming = views.in_turn([TEST, View(Split.TRAIN, 1), View(Split.TRAIN, 2)])
     next(coming)
     assert begun.wait(60)
     coming.close()
@@ -302,10 +292,9 @@ def test_views_come_in_turn_and_once(
     """What is computed ahead is what comes next, and the same as when it is asked for alone."""
     views = make_views(backbone, images, tmp_path / "ahead")
     alone = make_views(backbone, images, tmp_path / "alone")
-    wanted: Sequence[int] = [TEST, 1, 2, 3]
+    wanted = [TEST, *(View(Split.TRAIN, epoch) for epoch in (1, 2, 3))]
     for view, found in zip(wanted, views.in_turn(wanted), strict=True):
-        expected = torch.cat(list(alone.get(view).in_turn()))
-        assert torch.equal(torch.cat(list(found.in_turn())), expected)
+        assert torch.equal(whole(found), whole(alone.get(view)))
 
 
 def test_what_a_killed_job_left_in_the_cache_is_removed_by_the_next(
@@ -330,14 +319,14 @@ def test_what_a_killed_job_left_in_the_cache_is_removed_by_the_next(
     elsewhere, silent = (
         partial.with_name(f".1.safetensors.{name}.x.part") for name in ("host-1", "host-2")
     )
-    marks = [folder / f".now-{name}" for name in ("new", "old")]
+    marks = [folder / f".now..{name}.part" for name in ("new", "old")]
     now = time.time()
     for file, age_s in zip((elsewhere, silent, *marks), (0, day + 60, 0, day + 60), strict=True):
         file.touch()
         os.utime(file, (now - age_s, now - age_s))
     # Of a job that was killed when its view was there already: nobody claims that again.
     (folder / "1.claim").write_text(f"{socket.gethostname()} {job.pid}")
-    cache = ViewCache(folder)
+    cache = ViewCache(folder, DEFAULT.num_features)
     with cache.writing(KEY, 1) as writer:
         (written,) = folder.glob(f".{cache.file(KEY).name}.{host}.*.part")
         os.utime(written, (now - day - 60,) * 2)
@@ -361,7 +350,7 @@ def test_where_there_are_no_locks_half_a_view_stays_for_a_day(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(locks.fcntl, "flock", no_locks)
-    cache = ViewCache(tmp_path)
+    cache = ViewCache(tmp_path, DEFAULT.num_features)
     with suppress(FileNotFoundError), cache.writing(KEY, 1):
         (partial,) = tmp_path.glob(".*.part")
         os.utime(partial, (time.time() - age_s,) * 2)
@@ -373,7 +362,7 @@ def test_a_view_that_is_removed_before_it_is_locked_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that clears up at the moment in which another begins to write does not stop it."""
-    cache = ViewCache(tmp_path)
+    cache = ViewCache(tmp_path, DEFAULT.num_features)
     flock = locks.fcntl.flock
 
     def clear_up_first(handle: int, operation: int) -> None:

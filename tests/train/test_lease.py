@@ -21,11 +21,10 @@ from trees import left, make_sweep, make_tree
 from skinjob import locks
 from skinjob.sweeps import layout as runs
 from skinjob.sweeps.layout import Run
-from skinjob.train import cache, holding
+from skinjob.train import features, lease
 from skinjob.train import job as train_job
-from skinjob.train.holding import Hold
 from skinjob.train.job import run_job
-from skinjob.train.telling import take
+from skinjob.train.lease import Lease, take
 
 SLEEP = time.sleep
 
@@ -55,7 +54,7 @@ def test_a_second_process_leaves_a_run_that_is_at_work(
     data: Path, weights: Path, tmp_path: Path
 ) -> None:
     """It is told who has the run, and the first goes on as if nothing had been."""
-    run = make_run(data, weights, tmp_path, epochs=2000)
+    run = make_run(data, weights, tmp_path, epochs=1000)
     first = start(run)
     try:
         words = refusal(skinjob("train", run.folder, cwd=tmp_path))
@@ -77,8 +76,8 @@ def test_a_process_that_wakes_up_on_a_run_of_another_leaves(
     first = start(run)
     try:
         first.send_signal(signal.SIGSTOP)
-        monkeypatch.setattr(holding, "SILENCE_S", 0.5)
-        monkeypatch.setattr(cache, "STALE_S", 0.5)  # it may have claimed a view
+        monkeypatch.setattr(lease, "SILENCE_S", 0.5)
+        monkeypatch.setattr(features, "STALE_S", 0.5)  # it may have claimed a view
         run_job([run.folder])
         assert run.state().state == "done"
         files = {file: file.stat().st_mtime_ns for file in run.folder.iterdir()}
@@ -88,7 +87,7 @@ def test_a_process_that_wakes_up_on_a_run_of_another_leaves(
         first.kill()
     del files[run.log_file]
     assert {file: file.stat().st_mtime_ns for file in files} == files
-    assert "left to whoever made it done" in run.log_file.read_text()
+    assert "left to the process that made it done" in run.log_file.read_text()
     assert left(run) == left(whole)
 
 
@@ -100,7 +99,7 @@ def test_a_run_whose_holder_is_gone_is_taken_at_once(
     first = start(run)
     first.kill()
     first.wait()
-    monkeypatch.setattr(holding.time, "sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(lease.time, "sleep", lambda _: pytest.fail("it waits"))
     assert take([run]).has(run)
 
 
@@ -109,16 +108,16 @@ def test_a_holder_on_another_machine_is_believed_by_its_heartbeat(
 ) -> None:
     """A number of a process says nothing of another machine, its heartbeat does."""
     run = make_run(data, weights, tmp_path)
-    hold = Hold([run], state="running", host="another", pid=1, job_id="7")
+    holder = Lease([run], state="running", host="another", pid=1, job_id="7")
     while_waiting(monkeypatch, run.update_state)
     assert take([run]).left_alone == {
         run: f"{run.folder} is at work in job 7, process 1 on another"
     }
-    assert hold.check(run)
+    assert holder.check(run)
     monkeypatch.undo()
-    monkeypatch.setattr(holding, "SILENCE_S", 0.5)
+    monkeypatch.setattr(lease, "SILENCE_S", 0.5)
     assert take([run]).has(run)  # silent for so long
-    assert not hold.check(run)
+    assert not holder.check(run)
 
 
 def test_a_restarted_job_waits_for_no_heartbeat_of_its_last_attempt(
@@ -126,9 +125,9 @@ def test_a_restarted_job_waits_for_no_heartbeat_of_its_last_attempt(
 ) -> None:
     """SLURM has ended that attempt."""
     run = make_run(data, weights, tmp_path)
-    Hold([run], state="running", host="another", pid=1, job_id="7")
+    Lease([run], state="running", host="another", pid=1, job_id="7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    monkeypatch.setattr(holding.time, "sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(lease.time, "sleep", lambda _: pytest.fail("it waits"))
     assert take([run], job_id="7").has(run)
 
 
@@ -139,8 +138,8 @@ def while_waiting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) ->
         act()
         SLEEP(seconds)
 
-    monkeypatch.setattr(holding, "SILENCE_S", 3)
-    monkeypatch.setattr(holding.time, "sleep", act_and_sleep)
+    monkeypatch.setattr(lease, "SILENCE_S", 3)
+    monkeypatch.setattr(lease.time, "sleep", act_and_sleep)
 
 
 ENDS = {
@@ -162,12 +161,12 @@ def test_a_run_that_ends_while_another_process_waits_for_it_stays_as_it_is(
 ) -> None:
     """`skinjob train RUN` beside a job in its last seconds trains nothing again."""
     run = make_run(data, weights, tmp_path)
-    hold = Hold([run], state="running", host="another", pid=1)
-    end = functools.partial(hold.end, run, **ENDS[words])
+    holder = Lease([run], state="running", host="another", pid=1)
+    end = functools.partial(holder.end, run, **ENDS[words])
     if moment == "waiting":
         while_waiting(monkeypatch, end)
     else:  # between the last look and the taking of the run
-        monkeypatch.setattr(holding.Request, "wait", lambda _: end())
+        monkeypatch.setattr(lease.Request, "wait", lambda _: end())
     assert run_job([run.folder]) == [f"{run.folder} {words}"]
     assert run.state().state == ENDS[words]["state"]
     assert run.state().attempts == 1
@@ -178,8 +177,8 @@ def test_a_run_that_is_let_go_of_is_taken(
 ) -> None:
     """A job that leaves, to be queued again, holds up nobody who is there now."""
     run = make_run(data, weights, tmp_path)
-    hold = Hold([run], state="running", host="another", pid=1)
-    while_waiting(monkeypatch, lambda: hold.end(run, state="queued"))
+    holder = Lease([run], state="running", host="another", pid=1)
+    while_waiting(monkeypatch, lambda: holder.end(run, state="queued"))
     assert take([run]).has(run)
 
 
@@ -199,24 +198,24 @@ def test_one_of_two_that_wait_for_a_silent_run_takes_it(
 ) -> None:
     """Both find it free at the same moment; one trains it, and the other says who does."""
     run = make_run(data, weights, tmp_path)
-    Hold([run], state="running", host="another", pid=1)
-    monkeypatch.setattr(holding, "SILENCE_S", 0)
+    Lease([run], state="running", host="another", pid=1)
+    monkeypatch.setattr(lease, "SILENCE_S", 0)
     both_judged = threading.Barrier(2)
-    wait = holding.Request.wait
+    wait = lease.Request.wait
 
-    def wait_for_both(request: holding.Request) -> None:
+    def wait_for_both(request: lease.Request) -> None:
         wait(request)
         both_judged.wait()
 
-    monkeypatch.setattr(holding.Request, "wait", wait_for_both)
+    monkeypatch.setattr(lease.Request, "wait", wait_for_both)
     if not has_locks:
         monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     with ThreadPoolExecutor(2) as pool:
-        holds = list(pool.map(take, [[run], [run]]))
-    assert sum(hold.check(run) for hold in holds) == 1
+        leases = list(pool.map(take, [[run], [run]]))
+    assert sum(held.check(run) for held in leases) == 1
     if has_locks:
         assert run.state().attempts == 2
-        (words,) = [words for hold in holds for words in hold.left_alone.values()]
+        (words,) = [words for held in leases for words in held.left_alone.values()]
         assert f"is at work in process {os.getpid()}" in words
 
 
@@ -237,7 +236,7 @@ def test_a_process_that_is_stopped_while_it_has_the_lock_stops_no_other(
 def test_the_last_to_take_a_run_has_it(data: Path, weights: Path, tmp_path: Path) -> None:
     """Of two that begin at the same moment exactly one goes on."""
     run = make_run(data, weights, tmp_path)
-    first, second = Hold([run]), Hold([run])
+    first, second = Lease([run]), Lease([run])
     assert not first.say(run, epoch=1)
     assert second.say(run, epoch=2)
     assert not first.end(run, state="failed")

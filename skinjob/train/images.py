@@ -1,0 +1,184 @@
+"""The images as the network sees them: decoded once, kept in a nameless file, cropped for a view.
+
+The file is as large as the decoded images, up to a limit; images beyond it are decoded each time.
+It is read and never mapped, so that a job's memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skinjob.data.images import ImageFile, ImageSet, Split
+from skinjob.sweeps.layout import KEPT_MOST_BYTES, KEPT_SHARE
+from skinjob.train import transforms
+from skinjob.weights.backbones import Preprocessing
+
+AHEAD = 3  # batches that are made while the network works on one
+
+
+class View(NamedTuple):
+    """One pass over the images of a split: in training the random crops of an epoch."""
+
+    split: Split
+    epoch: int = 0
+    """Counts from 1 in training; 0 for other splits, which look the same in every epoch."""
+
+    @property
+    def name(self) -> str:
+        """The view's name for people.
+
+        >>> View(Split.TEST).name, View(Split.TRAIN, 3).name
+        ('test view', 'view 3')
+        """
+        return f"view {self.epoch}" if self.split == Split.TRAIN else f"{self.split} view"
+
+
+class ImageSource:
+    """The images of a set, as the network sees them in a view."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        augmentation_seed: int,
+        folder: Path,
+        preprocessing: Preprocessing,
+        kept: Collection[Split] = (Split.TRAIN,),
+    ) -> None:
+        """Decoded images of the *kept* splits, which are seen again, are kept in *folder*."""
+        self.images = images
+        self.augmentation_seed = augmentation_seed
+        self.preprocessing = preprocessing
+        max_bytes = max_kept_bytes(folder)
+        self._caches = {
+            split: ImageCache(
+                images.root,
+                images.split(split),
+                folder,
+                max_bytes if split in kept else 0,
+                preprocessing.crop,
+            )
+            for split in Split
+        }
+        self._labels = {
+            split: torch.tensor([file.label for file in self.files(split)]) for split in Split
+        }
+
+    def files(self, split: Split) -> Sequence[ImageFile]:
+        return self._caches[split].files
+
+    def labels(self, split: Split) -> Tensor:
+        """Returns the labels in the order of the images, (num_images,) int64."""
+        return self._labels[split]
+
+    def crop(self, view: View, index: int) -> transforms.Crop:
+        """Returns the part of one image that is seen in a view.
+
+        Raises: ImagesError when the image has changed since it was scanned.
+        """
+        pixels = self._caches[view.split].get(index)  # (H, W, 3) uint8
+        if view.split == Split.TRAIN:
+            return transforms.random_crop(pixels, self.augmentation_seed, view.epoch, index)
+        return transforms.central_crop(pixels)
+
+    def batch(self, view: View, indices: Iterable[int], device: str) -> Tensor:
+        """Returns images of a view as the network takes them, (B, 3, S, S) float32.
+
+        Raises: ImagesError when an image has changed since it was scanned.
+        """
+        crops = [self.crop(view, index) for index in indices]
+        return transforms.batch(crops, device, self.preprocessing)
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """The images of a view as the inputs of a network, made in threads ahead of it."""
+
+    source: ImageSource
+    view: View
+    device: str
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields the images of each part, (B, 3, S, S) float32; a part is (B,) int64 positions."""
+
+        def make(part: Tensor) -> Tensor:
+            return self.source.batch(self.view, part.tolist(), self.device)
+
+        pending: deque[Future[Tensor]] = deque()
+        # Each thread uses one core: the other cores belong to the network, with its own threads.
+        with ThreadPoolExecutor(AHEAD, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for part in parts:
+                    pending.append(pool.submit(make, part))
+                    if len(pending) > AHEAD:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class ImageCache:
+    """Images with their shorter side at *side* pixels, decoded once as long as they fit."""
+
+    def __init__(
+        self, root: Path, files: Sequence[ImageFile], folder: Path, max_bytes: int, side: int
+    ) -> None:
+        self.root = root
+        self.files = files
+        self._side = side
+        self._max_bytes = max_bytes
+        self._used = 0
+        self._lock = Lock()
+        self._starts = np.full(len(files), -1, np.int64)
+        self._shapes = np.zeros((len(files), 2), np.int32)
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without a name: however the process ends, nothing is left to clean up.
+        self._kept = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as we are
+
+    def get(self, index: int) -> Tensor:
+        """Returns an image, (H, W, 3) uint8. Raises: ImagesError when its bytes have changed."""
+        start = int(self._starts[index])
+        if start < 0:
+            decoded = transforms.resize(self.files[index].read(self.root), self._side)
+            self._keep(index, decoded)
+            return decoded
+        pixels = np.empty((*self._shapes[index], 3), np.uint8)
+        if os.preadv(self._kept.fileno(), [pixels.data], start) < pixels.nbytes:
+            raise OSError(f"decoded images in {self._folder} cannot be read back")
+        return torch.from_numpy(pixels)
+
+    def _keep(self, index: int, pixels: Tensor) -> None:
+        with self._lock:
+            start, end = self._used, self._used + pixels.numel()
+            if end > self._max_bytes:
+                return
+            self._used = end
+        try:
+            written = os.pwrite(self._kept.fileno(), pixels.numpy().data, start)
+        except OSError:
+            written = 0
+        if written < pixels.numel():  # the disk or the quota is full: keep no more
+            self._max_bytes = 0
+            return
+        self._shapes[index] = pixels.shape[:2]
+        self._starts[index] = start  # last: from here on another thread may read it
+
+
+def max_kept_bytes(folder: Path) -> int:
+    """Returns the bytes that a split's decoded images may take in a folder, there or yet to be."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return min(KEPT_MOST_BYTES, shutil.disk_usage(existing).free // KEPT_SHARE)
