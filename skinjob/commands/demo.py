@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,11 +15,11 @@ from skinjob.commands.report import report_on
 from skinjob.commands.submit import print_plan, submit_and_tell
 from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.console import say
-from skinjob.errors import DownloadError, WeightsError
+from skinjob.errors import DownloadError, SkinjobError, WeightsError
 
 DEMO_TRAIN, DEMO_TEST = 160, 100  # images of each class
 DEMO_BATCH_SIZES, DEMO_SEEDS = (32, 64, 128, 256), (0, 1, 2)
-DEMO_EPOCHS, DEMO_LR = 15, 0.04
+DEMO_EPOCHS, DEMO_LR = 15, 0.05
 
 
 @click.command(cls=TaskCommand)
@@ -42,6 +45,7 @@ def demo(folder: Path) -> None:
     from skinjob.weights.backbones import DEFAULT
 
     data, weights = folder / "skin_cancer", folder / "weights" / DEFAULT.file_name
+    _require_writable(weights.parent)
     make_images(data, num_train=DEMO_TRAIN, num_test=DEMO_TEST)
     say(f"images in {data}: generated drawings, not real lesions")
     _demo_weights(weights)
@@ -59,8 +63,20 @@ def demo(folder: Path) -> None:
     report_on([plan.sweep], None)
 
 
+def _require_writable(folder: Path) -> None:
+    """Makes *folder* if need be; raises WeightsError where no file can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise WeightsError(
+            f"{folder}: cannot write there: {error.strerror}",
+            "skinjob demo --folder FOLDER   # one that you may write to",
+        ) from error
+
+
 def _demo_weights(file: Path) -> None:
-    """Fetches the weights, or, where the internet does not answer, pretrains some here."""
+    """Fetches the weights, or pretrains some here where they cannot be fetched."""
     from skinjob.weights.backbones import DEFAULT
     from skinjob.weights.fetch import fetch_weights
     from skinjob.weights.file import find_weights
@@ -70,8 +86,9 @@ def _demo_weights(file: Path) -> None:
         say(f"weights in {weights.path}: {weights.source}")
     except (DownloadError, WeightsError) as error:
         say(f"weights could not be fetched: {error.message}", is_error=True)
+        reason = "no internet: " if _is_offline(error) else ""
         if (made := find_weights(file, "demo")) and made.listed:
-            say(f"no internet: using the {DEFAULT.title} that an earlier demo pretrained here")
+            say(f"{reason}using the {DEFAULT.title} that an earlier demo pretrained here")
             return
         from skinjob.train.pretrain import pretrain
 
@@ -79,6 +96,14 @@ def _demo_weights(file: Path) -> None:
         start = time.monotonic()
         pretrain(file)
         say(
-            f"no internet: pretrained {DEFAULT.title} here for {time.monotonic() - start:.0f} s on "
+            f"{reason}pretrained {DEFAULT.title} here for {time.monotonic() - start:.0f} s on "
             "drawn shapes (the published weights are better)"
         )
+
+
+def _is_offline(error: SkinjobError) -> bool:
+    """Returns whether the name look-up or the connection failed, so that no server answered."""
+    reason = getattr(error.__cause__, "reason", None)  # of an URLError
+    return isinstance(reason, (socket.gaierror, ConnectionError, TimeoutError)) or (
+        isinstance(reason, OSError) and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    )

@@ -1,75 +1,68 @@
-"""Drawn shapes, to pretrain a backbone on where the published weights cannot be had.
+"""Drawn shapes, to pretrain a backbone on where the published weights cannot be fetched.
 
 A class is an outline and a fill; place, size, turn and colours are random. Nothing in the pictures
-is a lesion: what a network learns from them is transferred.
+is a lesion: what a network learns from them is transferred. `lesions` draws with the same parts.
 """
 
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-OUTLINES = ("disc", "polygon", "star", "ragged")
+Array = NDArray[np.float32]
+
+OUTLINES = ("round", "star", "ragged")
 FILLS = ("plain", "striped", "blotched")
 KINDS = tuple(product(OUTLINES, FILLS))
 
 
-def draw_shapes(number: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Returns pictures (number, size, size, 3) and their classes (number,): places in KINDS."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(number) % len(KINDS)
-    return np.stack([_draw(rng, *KINDS[label], size) for label in labels]), labels
-
-
-def _draw(rng: np.random.Generator, outline: str, fill: str, size: int) -> NDArray[np.uint8]:
-    """Returns one picture, (size, size, 3)."""
-    x, y = np.meshgrid(*2 * [np.linspace(-1, 1, size)])
-    x, y = x - rng.uniform(-0.2, 0.2), y - rng.uniform(-0.2, 0.2)
-    angle = np.arctan2(y, x) + rng.uniform(0, 2 * np.pi)
-    radius = rng.uniform(0.4, 0.75) * _radius(rng, outline, angle)
-    cover = np.clip((radius - np.hypot(x, y)) * size / 4 + 0.5, 0, 1)[..., None]
-    ground, body, other = rng.uniform(40, 230, (3, 3))
-    body, other = ground + (body - ground) * 1.2, body + (other - body) * 0.8
-    share = _share(rng, fill, x, y)[..., None]  # of the other colour
-    picture = ground + cover * (body + share * (other - body) - ground)
-    picture *= 1 + 0.12 * _noise(rng, size, 4)[..., None]
-    picture += 6 * rng.standard_normal((size, size, 1))
-    drawn: NDArray[np.uint8] = np.clip(picture, 0, 255).astype(np.uint8)
-    return drawn
-
-
-def _radius(rng: np.random.Generator, outline: str, angle: NDArray[np.float64]) -> Any:
-    """Returns the distance from the middle to the outline at each angle, about 1."""
-    corners = int(rng.integers(3, 6))
-    if outline == "polygon":
-        return 0.75 / np.cos((angle % (2 * np.pi / corners)) - np.pi / corners)
+def draw_shape(rng: np.random.Generator, kind: int, size: int) -> NDArray[np.uint8]:
+    """Returns one picture of the kind at this place in KINDS, (size, size, 3)."""
+    outline, fill = KINDS[kind]
+    x, y = grid(size, rng.uniform(-0.2, 0.2, 2))
+    angle = np.arctan2(y, x) + np.float32(rng.uniform(0, 2 * np.pi))
     if outline == "star":
-        return 0.85 + rng.uniform(0.15, 0.3) * np.cos((corners + 1) * angle)
-    waves = np.arange(2, 16)
-    strength = rng.normal(0, 0.22, len(waves)) / np.sqrt(waves) * (outline == "ragged")
-    phases = rng.uniform(0, 2 * np.pi, len(waves))
-    return 1 + np.cos(angle[..., None] * waves + phases) @ strength
-
-
-def _share(
-    rng: np.random.Generator, fill: str, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> Any:
-    """Returns how much of the second colour each pixel has, (size, size), 0 to 1."""
+        radius = 0.85 + rng.uniform(0.15, 0.3) * np.cos(rng.integers(3, 7) * angle)
+    else:
+        radius = wavy(rng, angle, (outline == "ragged") * 0.22 / np.sqrt(np.arange(2, 16)))
+    cover = np.clip((rng.uniform(0.45, 0.8) * radius - np.hypot(x, y)) * size / 4 + 0.5, 0, 1)
+    share = np.zeros_like(x)  # of the second colour
     if fill == "striped":
         turn = rng.uniform(0, np.pi)
-        return 0.5 + 0.5 * np.sign(
-            np.sin((np.cos(turn) * x + np.sin(turn) * y) * rng.uniform(12, 24))
-        )
-    if fill == "blotched":
-        return np.clip(2 * _noise(rng, len(x), int(rng.integers(6, 10))), 0, 1)
-    return np.zeros_like(x)
+        share = np.sin((np.cos(turn) * x + np.sin(turn) * y) * rng.uniform(12, 24)) > 0
+    elif fill == "blotched":
+        share = np.clip(2 * noise(rng, size, int(rng.integers(6, 10))), 0, 1)
+    # Each differs from the one before by a quarter of the scale or more, in every channel.
+    ground, body, other = np.cumsum(rng.uniform(64, 192, (3, 3, 1, 1)), axis=0) % 256
+    picture = ground + cover * (body + share * (other - body) - ground)
+    picture = picture * (1 + 0.12 * noise(rng, size, 4)) + 6 * rng.standard_normal((size, size))
+    return to_pixels(picture)
 
 
-def _noise(rng: np.random.Generator, size: int, cells: int) -> NDArray[np.float64]:
-    """Returns smooth noise (size, size) with *cells* bumps a side."""
+def grid(size: int, middle: NDArray[np.float64]) -> tuple[Array, Array]:
+    """Returns x and y of every pixel, (size, size) each: the picture goes from -1 to 1."""
+    x, y = np.meshgrid(*2 * [np.linspace(-1, 1, size, dtype=np.float32)])
+    return x - np.float32(middle[0]), y - np.float32(middle[1])
+
+
+def noise(rng: np.random.Generator, size: int, cells: int) -> Array:
+    """Returns smooth noise (size, size) of about unit variance with *cells* bumps a side."""
     coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float64)
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def wavy(rng: np.random.Generator, angle: Array, strengths: NDArray[np.float64]) -> Array:
+    """Returns the radius of an outline at each angle, about 1: waves, of 2 to a turn and up."""
+    radius = np.ones_like(angle)
+    for waves, strength in enumerate(strengths, start=2):
+        height, phase = rng.normal(0, strength), rng.uniform(0, 2 * np.pi)
+        radius += np.float32(height) * np.cos(np.float32(waves) * angle + np.float32(phase))
+    return radius
+
+
+def to_pixels(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Returns a picture (3, H, W) of 0 to 255 as (H, W, 3) uint8."""
+    return np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0))

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from torchvision.models import get_model
 
 from skinjob.console import progress
-from skinjob.data.shapes import KINDS, draw_shapes
+from skinjob.data.shapes import KINDS, draw_shape
 from skinjob.train import transforms
-from skinjob.train.device import usable_cpus
+from skinjob.train.device import choose_device
 from skinjob.weights.backbones import DEFAULT, Preprocessing
 from skinjob.weights.file import WeightsInfo, write_demo_weights
 
-SIDE = 64  # pixels of a picture
-NUM_PICTURES, EPOCHS, BATCH_SIZE, MOST_LR = 1600, 5, 32, 2e-3
+SIDE = 48  # pixels of a picture
+NUM_UPDATES, BATCH_SIZE, MAX_LR = 150, 32, 2e-3
 
 
-def pretrain(
-    path: Path, *, num_pictures: int | None = None, epochs: int | None = None, seed: int = 0
-) -> WeightsInfo:
+def pretrain(path: Path, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> WeightsInfo:
     """Makes *path* the weights of a network that tells drawn shapes apart, marked as the demo's.
 
-    All random numbers come from *seed*; torch's global generator stays as it was.
+    Every update draws new pictures. All random numbers come from *seed*; torch's global generator
+    stays as it was. In bf16 where the CPU has units for it.
 
     Raises:
         WeightsError: *path* holds fetched weights, or cannot be written.
     """
-    num_pictures, epochs = num_pictures or NUM_PICTURES, epochs or EPOCHS
-    torch.set_num_threads(usable_cpus())
+    is_bf16 = choose_device("cpu", "auto").dtype == torch.bfloat16
     preprocessing = Preprocessing(resize=SIDE, crop=SIDE)
-    with progress("drawing shapes", 1):
-        pictures, kinds = draw_shapes(num_pictures, SIDE, seed)
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # (N, 3, S, S) uint8, channels_last
-    generator = torch.Generator().manual_seed(seed)
-    model = _new_model(generator)
-    _train(
-        model,
-        transforms.normalise(images.float(), preprocessing),
-        torch.from_numpy(kinds),
-        epochs,
-        generator,
-    )
+    rng = np.random.default_rng(seed)
+    model = _new_model(torch.Generator().manual_seed(seed))
+    optimizer = torch.optim.AdamW(model.parameters(), MAX_LR, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, num_updates, pct_start=0.25)
+    num_pictures = num_updates * BATCH_SIZE
+    label = f"pretraining {DEFAULT.title} on drawn shapes"
+    with progress(label, num_pictures, unit="pictures") as report:
+        for update in range(num_updates):
+            kinds = rng.permutation(BATCH_SIZE) % len(KINDS)  # (B,) int64
+            pictures = np.stack([draw_shape(rng, kind, SIDE) for kind in kinds])  # (B, S, S, 3)
+            images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()  # (B, 3, S, S)
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+                logits = model(transforms.normalise(images, preprocessing))  # (B, kinds)
+            loss = functional.cross_entropy(logits.float(), torch.from_numpy(kinds))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            report((update + 1) * BATCH_SIZE)
     source = f"pretrained by skinjob demo on {num_pictures} drawn shapes of {len(KINDS)} kinds"
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    backbone = replace(DEFAULT, preprocessing=preprocessing)
-    return write_demo_weights(path, tensors, backbone, source)
+    return write_demo_weights(path, tensors, replace(DEFAULT, preprocessing=preprocessing), source)
 
 
 def _new_model(generator: torch.Generator) -> nn.Module:
@@ -68,28 +72,8 @@ def _new_model(generator: torch.Generator) -> nn.Module:
     head: nn.Linear = getattr(model, DEFAULT.head)
     nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
-    return model.to(memory_format=torch.channels_last)
-
-
-def _train(
-    model: nn.Module, images: Tensor, kinds: Tensor, epochs: int, generator: torch.Generator
-) -> None:
-    """Trains all layers: *images* (N, 3, S, S) float32, *kinds* (N,) int64."""
-    num_updates = epochs * math.ceil(len(images) / BATCH_SIZE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=MOST_LR)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MOST_LR, num_updates, pct_start=0.25)
-    model.train()
-    with progress(
-        f"pretraining {DEFAULT.title} on drawn shapes", epochs * len(images), unit="pictures"
-    ) as tell:
-        for epoch in range(epochs):
-            parts = torch.randperm(len(images), generator=generator).split(BATCH_SIZE)
-            for number, part in enumerate(parts, 1):
-                axes = [axis for axis in (2, 3) if torch.rand((), generator=generator) < 0.5]
-                loss = functional.cross_entropy(model(images[part].flip(axes)), kinds[part])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                tell(epoch * len(images) + min(number * BATCH_SIZE, len(images)))
-    model.eval()
+    # The convolutions of the last stage keep these values: they are three quarters of all
+    # numbers, and training them takes half of the time.
+    for parameter in model.get_submodule("layer4").parameters():
+        parameter.requires_grad_(parameter.dim() == 1)
+    return model.train().to(memory_format=torch.channels_last)

@@ -129,7 +129,7 @@ def test_a_refusal_of_sbatch_names_the_value_and_the_option(site: Slurm, project
         "submit", *SMALL, "--constraint", "a100&zz", "--name", "refused", cwd=project
     )
     assert refusal(result) == (
-        "sbatch refused: Invalid feature specification (--constraint a100&zz)"
+        "sbatch refused: Invalid feature specification (--constraint 'a100&zz')"
     )
 
 
