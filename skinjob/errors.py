@@ -46,14 +46,3 @@ class ClusterError(SkinjobError):
 
 class RunError(SkinjobError):
     """A sweep or a run that is missing, in the way, or cannot go on."""
-
-
-class Stopped(BaseException):  # as KeyboardInterrupt: nobody on the way may catch it
-    """A job that has to end, and why; raised where a signal finds it."""
-
-    def __init__(self, fault: str, message: str, fix: str) -> None:
-        """*fault* is one of `skinjob.sweeps.layout.FAULTS`."""
-        super().__init__(message)
-        self.fault = fault
-        self.message = message
-        self.fix = fix

@@ -24,7 +24,8 @@ from skinjob.commands.options import changed_cluster_options
 from skinjob.commands.submit import dry_run_option, print_and_submit, wait_option
 from skinjob.console import ask, print_sentence, print_table, say
 from skinjob.errors import RunError
-from skinjob.sweeps.layout import BY_YOU, Sweep, sweeps
+from skinjob.sweeps.layout import Sweep, sweeps
+from skinjob.sweeps.records import Status
 from skinjob.words import list_first, pluralize
 
 if TYPE_CHECKING:
@@ -88,10 +89,10 @@ def retry(
 
 def _print_left(left: Sequence[Standing]) -> None:
     """Prints which runs are left alone, a line for each status."""
-    for state in sorted({run.state for run in left}):
-        names = [run.run for run in left if run.state == state]
-        hint = "; add --cancelled to queue them" if state == "cancelled" else ""
-        print_sentence(f"left alone, {state}{hint}: {list_first(names, MOST_NAMED)}")
+    for status in sorted({run.status for run in left}):
+        names = [run.run for run in left if run.status == status]
+        hint = "; add --cancelled to queue them" if status == Status.CANCELLED else ""
+        print_sentence(f"left alone, {status}{hint}: {list_first(names, MOST_NAMED)}")
 
 
 @click.command(cls=TaskCommand)
@@ -123,15 +124,15 @@ def _is_sure(sweep: Sweep) -> bool:
     """Asks if runs are running; returns True if they may be cancelled."""
     from skinjob.status.status import standings
 
-    num = sum(run.state == "running" for run in standings(sweep))
+    num = sum(run.status == Status.RUNNING for run in standings(sweep))
     return not num or ask(f"{pluralize(num, 'run')} of {sweep.folder} running. Cancel all?")
 
 
 def _print_cancelled(sweep: Sweep, result: Cancellation) -> None:
     """Prints what became of each run and job, and how to continue the runs."""
-    rows = [(name, BY_YOU) for name in result.cancelled]
-    rows += [(run.run, f"left alone: {run.state}") for run in result.left]
-    print_table(("run", "state"), rows, left=("state",))
+    rows = [(name, "cancelled") for name in result.cancelled]
+    rows += [(run.run, f"left alone: {run.status}") for run in result.left]
+    print_table(("run", "status"), rows, left=("status",))
     for words, jobs in (
         ("told to end", result.ended),
         ("goes on, with other runs", result.going_on),

@@ -9,8 +9,9 @@ from skinjob.commands.arguments import typed
 from skinjob.console import shown, table_lines, wrapped
 from skinjob.status.failures import last_words
 from skinjob.status.overview import Overview
-from skinjob.status.status import ANSWERS, NOT_ASKED, STATES, Standing, Survey
-from skinjob.sweeps.layout import BY_YOU, Run, Sweep, utc_now
+from skinjob.status.status import ANSWERS, NOT_ASKED, Standing, Survey
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import Status, utc_now
 from skinjob.words import clock, pluralize
 
 NOTHING = "-"
@@ -27,7 +28,7 @@ NUM_LOG_LINES = 5
 
 CELLS: Mapping[str, Callable[[Standing], str]] = {
     "run": lambda run: run.run,
-    "state": lambda run: run.state,
+    "status": lambda run: run.status,
     "epoch": lambda run: f"{run.epoch}/{run.epochs}",
     "accuracy": lambda run: _percent(run.accuracy),
     "images/s": lambda run: NOTHING if run.images_per_s is None else f"{run.images_per_s:.0f}",
@@ -35,27 +36,27 @@ CELLS: Mapping[str, Callable[[Standing], str]] = {
     "node": lambda run: run.node or NOTHING,
     "job": lambda run: run.job or NOTHING,
     "requeues": lambda run: str(run.requeues or NOTHING),
-    "reason": lambda run: run.reason or NOTHING,
+    "reason": lambda run: run.note or NOTHING,
 }
-LEFT = ("run", "state", "node", "job", "reason")
+LEFT = ("run", "status", "node", "job", "reason")
 DROP = ("reason", "job", "requeues", "images/s", "node", "left", "accuracy")
 """Columns that a narrow terminal does without, the first first."""
 URGENT = ("running", "failed", "lost", "cancelled", "waiting", "done")
 
 
-def counts(states: Iterable[str]) -> str:
-    """Returns how many there are of each state.
+def counts(statuses: Iterable[Status]) -> str:
+    """Returns how many there are of each status.
 
-    >>> counts(["done", "waiting", "done"])
+    >>> counts([Status.DONE, Status.WAITING, Status.DONE])
     '1 waiting, 2 done'
     """
-    numbers = Counter(states)
-    return ", ".join(f"{numbers[state]} {state}" for state in STATES if numbers[state])
+    numbers = Counter(statuses)
+    return ", ".join(f"{numbers[status]} {status}" for status in Status if numbers[status])
 
 
 def summary(survey: Survey, width: int | None) -> list[str]:
-    """Returns the lines above a table: the sweep, its runs by state, and whether SLURM answers."""
-    total = f"{pluralize(len(survey.runs), 'run')}: {counts(run.state for run in survey.runs)}"
+    """Returns the lines above a table: the sweep, its runs by status, and whether SLURM answers."""
+    total = f"{pluralize(len(survey.runs), 'run')}: {counts(run.status for run in survey.runs)}"
     lines = [f"sweep {typed(survey.sweep.folder)}", total, slurm_words(survey)]
     return [part for line in lines if line for part in wrapped(line, width)]
 
@@ -89,28 +90,28 @@ def picture(survey: Survey, width: int, height: int) -> list[str]:
     lines, num_free = table(runs, width), height - 1 - len(above)
     if len(lines) <= num_free:
         return above + lines
-    runs = sorted(runs, key=lambda run: URGENT.index(run.state))
+    runs = sorted(runs, key=lambda run: URGENT.index(run.status))
     num_shown = max(0, len(runs) - (len(lines) - num_free + 1))
     others = runs[num_shown:]
     lines = table(runs, width)
-    more = f"and {len(others)} more: {counts(run.state for run in others)}"
+    more = f"and {len(others)} more: {counts(run.status for run in others)}"
     return [*above, *lines[: 1 + num_shown], more, *lines[1 + len(runs) :]]
 
 
 def change(before: Standing | None, run: Standing) -> str | None:
     """Returns what is new of a run, in a line; None if nothing is."""
-    if before and (before.state, before.error) == (run.state, run.error):
+    if before and (before.status, before.reason) == (run.status, run.reason):
         return None
     accuracy = "" if run.accuracy is None else f", {_percent(run.accuracy)} accuracy"
-    why = run.error or run.reason
-    line = f"{utc_now()} {run.run} {run.state}, epoch {run.epoch}/{run.epochs}{accuracy}"
+    why = run.reason or run.note
+    line = f"{utc_now()} {run.run} {run.status}, epoch {run.epoch}/{run.epochs}{accuracy}"
     return f"{line}: {why}" if why else line
 
 
 def _reasons(runs: Sequence[Standing], width: int | None) -> list[str]:
-    """Returns each reason for a state, with the number of runs that have it."""
-    numbers = Counter((run.state, run.reason) for run in runs if run.reason not in ("", run.state))
-    lines = [f"{number} {state}: {reason}" for (state, reason), number in numbers.items()]
+    """Returns each reason for a status, with the number of runs that have it."""
+    numbers = Counter((run.status, run.note) for run in runs if run.note)
+    lines = [f"{number} {status}: {note}" for (status, note), number in numbers.items()]
     parts = [part for line in lines for part in wrapped(line, width)]
     return ["", *parts] if parts else []
 
@@ -118,12 +119,12 @@ def _reasons(runs: Sequence[Standing], width: int | None) -> list[str]:
 def faults(sweep: Sweep, runs: Sequence[Standing], width: int | None) -> list[str]:
     """Returns what is wrong with runs and how to fix it, once for all runs of a failed job.
 
-    It leaves out runs that the user cancelled: the table says so already.
+    It leaves out runs that the user cancelled, which have no reason.
     """
     groups: dict[tuple[str | None, ...], list[Standing]] = {}
     for run in runs:
-        if run.error != BY_YOU and (run.error or run.state in ("failed", "cancelled", "lost")):
-            groups.setdefault((run.state, run.fault, run.job or run.run), []).append(run)
+        if run.reason or run.status in (Status.FAILED, Status.LOST):
+            groups.setdefault((run.status, run.failure, run.job or run.run), []).append(run)
     lines = []
     for group in list(groups.values())[:MOST_FAILURES]:
         lines += ["", *_failure(sweep, group, width)]
@@ -134,8 +135,8 @@ def faults(sweep: Sweep, runs: Sequence[Standing], width: int | None) -> list[st
 def _failure(sweep: Sweep, group: Sequence[Standing], width: int | None) -> list[str]:
     run, num_more = group[0], len(group) - 1
     others = f" and {num_more} more of its job" if num_more else ""
-    lines = [f"{run.run}{others}: {run.fault or run.state}"]
-    lines += wrapped(run.error or "it does not say why", width, indent="  ")
+    lines = [f"{run.run}{others}: {run.failure or run.status}"]
+    lines += wrapped(run.reason or "it does not say why", width, indent="  ")
     for file, log in last_words(Run(sweep.folder / run.run), run.job, NUM_LOG_LINES):
         lines += [f"  {typed(file)}:", *(f"  | {line}" for line in log)]
     return [*lines, f"  fix: {run.fix}"] if run.fix else lines
@@ -161,7 +162,7 @@ def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:
 
 def _overview_row(sweep: Overview) -> tuple[str, ...]:
     made = sweep.created_utc[:16].replace("T", " ")
-    runs = "does not read" if sweep.error else counts(sweep.states)
+    runs = "does not read" if sweep.error else counts(sweep.statuses)
     cells = (sweep.name, made, sweep.recipe, runs, _percent(sweep.accuracy))
     return tuple(cell or NOTHING for cell in cells)
 

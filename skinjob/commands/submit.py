@@ -20,7 +20,7 @@ from skinjob.commands.options import (
 from skinjob.commands.sources import FileCommand
 from skinjob.console import print_table, say
 from skinjob.errors import RunError
-from skinjob.sweeps.layout import BY_YOU, Run
+from skinjob.sweeps.layout import Run
 
 if TYPE_CHECKING:
     from skinjob.status.status import Standing
@@ -108,7 +108,7 @@ def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
     if again:
         say()
     print_table(
-        ("run", "batch size", "lr", "seed", "updates", "state", "job"),
+        ("run", "batch size", "lr", "seed", "updates", "status", "job"),
         [_row(plan, submission, name) for name in plan.configs],
     )
     folder = shlex.quote(str(submission.sweep.folder))
@@ -131,17 +131,16 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
     config = plan.configs[name]
     numbers = (config.batch_size, config.lr, config.seed, plan.num_updates(config))
     if name in submission.queued:
-        state = ("queued", submission.jobs.get(name, "this machine"))
+        status = ("waiting", submission.jobs.get(name, "this machine"))
     else:
-        state = (submission.before[name].state, "not repeated")
-    return (name, *map(str, numbers), *state)
+        status = (submission.before[name].status, "not repeated")
+    return (name, *map(str, numbers), *status)
 
 
 def _print_standing(run: Standing) -> None:
     """Prints a run's status in a line."""
-    words = f"failed, {run.fault}" if run.state == "failed" and run.fault else run.state
-    why = "" if run.error in (None, BY_YOU) else f": {run.error}"
-    say(f"{run.run} {BY_YOU if run.error == BY_YOU else words}{why}")
+    words = f"{run.status}, {run.failure}" if run.failure else f"{run.status}"
+    say(f"{run.run} {words}{f': {run.reason}' if run.reason else ''}")
 
 
 @click.command(cls=TaskCommand)

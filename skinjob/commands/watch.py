@@ -22,6 +22,7 @@ from skinjob.commands.arguments import (
 from skinjob.commands.help import TaskCommand
 from skinjob.console import print_lines, redrawn, say, say_as_is, width
 from skinjob.files import absolute
+from skinjob.sweeps.records import Status
 
 if TYPE_CHECKING:
     from skinjob.status.status import Standing, Survey
@@ -56,10 +57,9 @@ def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_js
 
 
 def _exit_code(survey: Survey) -> int:
-    from skinjob.status.status import OPEN
-
-    states = {run.state for run in survey.runs}
-    return 3 if states & set(OPEN) else 0 if states <= {"done"} else 1
+    statuses = {run.status for run in survey.runs}
+    is_over = all(status.is_final for status in statuses)
+    return (0 if statuses <= {Status.DONE} else 1) if is_over else 3
 
 
 def _print_status(survey: Survey, *, is_drawn: bool) -> None:

@@ -49,6 +49,11 @@ MAX_PIXELS = 2**28 // 3  # 256 MiB in RGB; above this Pillow warns of a decompre
 MAX_BYTES = 2**30  # of a file
 FLAT_LEVELS = 16  # of 256: an image with fewer shows nothing
 
+KEPT_MOST_BYTES = 4 << 30
+KEPT_SHARE = 8
+"""Decoded images that a job keeps on disk while at work, of each split: so many bytes, 28,000
+images of 224 x 224, and no more than this part of what is free."""
+
 COLUMNS = ("path", "split", "label", "bytes", "sha256")
 
 KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}

@@ -34,7 +34,8 @@ from skinjob.status.status import is_working, queue_lock
 from skinjob.submit.folders import record_jobs, recorded_cluster
 from skinjob.submit.plan import MOST_HEADS
 from skinjob.submit.python import JOB_ENVIRONMENT
-from skinjob.sweeps.layout import FINAL, Run, Sweep, utc_now
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import utc_now
 
 LOOK_S = 2  # whoever looks whether a queue is at work has its lock for a moment
 LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave
@@ -140,7 +141,7 @@ def _serve(
             except Empty:
                 return
             # Those that were cancelled while they waited are over.
-            names = tuple(n for n in names if Run(sweep.folder / n).state().state not in FINAL)
+            names = tuple(n for n in names if not Run(sweep.folder / n).state().status.is_final)
             if not names:
                 continue
             job = start_local(sweep, names, cluster, gpu)
@@ -155,7 +156,7 @@ def _serve(
 def _close(run: Run, job: str, *, has_result: bool) -> None:
     """Says of a run that its process left unfinished what ended it."""
     state = run.state()
-    if state.state not in FINAL:
+    if not state.status.is_final:
         write_ending(run, state, local_ending(run, state, job, has_result=has_result))
 
 

@@ -34,7 +34,8 @@ from skinjob.report.tables import (
     known_measures,
     read_sweep,
 )
-from skinjob.sweeps.layout import METRICS, Sweep
+from skinjob.sweeps.layout import Sweep
+from skinjob.sweeps.records import METRICS
 from skinjob.words import list_first
 
 MOST_LINES = 8  # in a comparison; with more, they cannot be found in the legend

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 from skinjob.errors import RunError
 from skinjob.report.measures import COMPARED
 from skinjob.report.statistics import permutation_p, wilson_interval
 from skinjob.report.tables import Series, SweepTable, by_lr
-from skinjob.sweeps.layout import Run, RunState
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import RunState, Status, filled_recipe
 
 FEWEST_SEEDS = 3  # with two runs on each side, no grouping is rarer than one in three
 FEWEST_EPOCHS = 3  # of two, the second half is one epoch, which has no change in it
@@ -136,15 +138,15 @@ def _status(run: Run, num_done: int, num_epochs: int) -> tuple[str, str]:
     if state is None:
         status = "without a readable state.json"
         return status, "" if num_done >= num_epochs else f"{epochs}, and no readable state.json"
-    status = "waiting" if state.state == "queued" else state.state
-    if status == "failed":
-        status = {"cancelled": "cancelled", "gone": "lost"}.get(state.fault or "", "failed")
-        kind = f" ({state.fault})" if state.fault and status == "failed" else ""
-        reason = (state.error or f"see {run.log_file}").strip().split("\n")[0]
-        return status, f"{status}{kind} with {epochs}: {reason}"
+    status = state.status
+    if status.is_final and status != Status.DONE:
+        kind = f" ({state.failure})" if state.failure else ""
+        reason = (state.reason or f"see {run.log_file}").strip().split("\n")[0]
+        why = f": {reason}" if state.reason or status != Status.CANCELLED else ""
+        return status, f"{status}{kind} with {epochs}{why}"
     if num_done >= num_epochs:
         return status, ""
-    is_heard = status == "running" and state.heartbeat_utc
+    is_heard = status == Status.RUNNING and state.heartbeat_utc
     return status, f"{status}, {epochs}" + (
         f", last heartbeat {state.heartbeat_utc}" if is_heard else ""
     )
@@ -152,20 +154,21 @@ def _status(run: Run, num_done: int, num_epochs: int) -> tuple[str, str]:
 
 def _skipped(table: SweepTable) -> list[str]:
     """Returns a sentence on the images that the sweep was submitted without, if there are any."""
-    num = len(table.info.get("images", {}).get("skipped", []))
+    num = len(table.info.images.skipped)
     images = "image was" if num == 1 else "images were"
     return [f"{num} faulty {images} skipped: neither trained nor tested on."] if num else []
 
 
 def _differences(tables: Sequence[SweepTable]) -> list[str]:
     """Returns a warning for each thing that differs between the sweeps of a report."""
-    values = {
-        "images": {table.info.get("images", {}).get("fingerprint") for table in tables},
-        "weights": {table.info.get("weights", {}).get("sha256") for table in tables},
+    recipes = [filled_recipe(table.info.recipe) for table in tables]
+    values: dict[str, set[Any]] = {
+        "images": {table.info.images.fingerprint for table in tables},
+        "weights": {table.info.weights.sha256 for table in tables},
         "epochs": {table.num_epochs for table in tables},
-        "trained layers": {table.info["recipe"].get("train") for table in tables},
-        "schedules": {table.info["recipe"].get("schedule") for table in tables},
-        "precisions": {table.info["recipe"].get("precision") for table in tables},
+        "trained layers": {recipe["train"] for recipe in recipes},
+        "schedules": {recipe["schedule"] for recipe in recipes},
+        "precisions": {recipe["precision"] for recipe in recipes},
         "positive classes": {table.positive_class for table in tables},
     }
     return [

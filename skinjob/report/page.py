@@ -85,25 +85,25 @@ def _printable(value: Any) -> Any:
 def _facts(table: SweepTable) -> dict[str, Any]:
     """Returns what was run, by name. Empty values are not shown."""
     info = table.info
-    weights, images = info.get("weights", {}), info.get("images", {})
+    weights, images = info.weights, info.images
     return {
         "sweep": table.sweep.name,
-        "submitted": info.get("created_utc"),
-        "recipe": _pairs(info["recipe"], leave_out=("data", "weights")),
-        "lr": ", ".join(str(lr) for lr in info.get("lrs", [])),
-        "seeds": _ranges(info.get("seeds", [])),
-        "backbone": weights.get("architecture"),
-        "weights": weights.get("source") or weights.get("path"),
-        "weights SHA-256": _short(weights.get("sha256")),
-        "images": images.get("root"),
-        "images' fingerprint": _short(images.get("fingerprint")),
+        "submitted": info.created_utc,
+        "recipe": _pairs(info.recipe, leave_out=("data", "weights")),
+        "lr": ", ".join(str(lr) for lr in info.lrs),
+        "seeds": _ranges(info.seeds),
+        "backbone": weights.architecture,
+        "weights": weights.source or weights.path,
+        "weights SHA-256": _short(weights.sha256),
+        "images": images.root,
+        "images' fingerprint": _short(images.fingerprint),
         **{
             f"images, {split}": ", ".join(f"{count} {name}" for name, count in counts.items())
             for split, counts in table.counts.items()
         },
-        "images skipped": len(images.get("skipped", [])),
+        "images skipped": len(images.skipped),
         "device": ", ".join(_devices(table)),
-        "versions": _pairs(info.get("versions", {})),
+        "versions": _pairs(info.versions),
     }
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from skinjob.console import shown
 from skinjob.errors import RunError
 from skinjob.report.measures import COMPARED, MEASURES, Measure
-from skinjob.sweeps.layout import METRICS, Run, Sweep
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import METRICS, SweepInfo
 
 TEXTS = ("sweep", "run", "time_utc")
 INTEGERS = ("batch_size", "seed", "epoch", "updates")
@@ -50,7 +50,7 @@ class SweepTable:
     """A sweep and every row that its runs have written."""
 
     sweep: Sweep
-    info: dict[str, Any]
+    info: SweepInfo
     """sweep.json."""
     files: list[MetricsFile]
     rows: pd.DataFrame
@@ -61,12 +61,12 @@ class SweepTable:
     @property
     def num_epochs(self) -> int:
         """Epochs that each run was asked for."""
-        return int(self.info["recipe"]["epochs"])
+        return self.info.epochs
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and class; empty if sweep.json does not say."""
-        return dict(self.info.get("images", {}).get("counts", {}))
+        return self.info.images.counts
 
     @property
     def num_compared(self) -> int:
@@ -82,15 +82,12 @@ class SweepTable:
     @property
     def weights_kind(self) -> str:
         """What the backbone's weights are: fetched, demo or untrained."""
-        weights = self.info.get("weights", {})
-        return str(weights.get("kind", "untrained" if weights.get("untrained") else "fetched"))
+        return self.info.weights_kind
 
     @property
     def positive_class(self) -> str:
         """The class that sensitivity, specificity and AUC look for."""
-        images = self.info.get("images", {})
-        last = (images.get("classes") or ["?"])[-1]  # older sweeps do not name it
-        return str(images.get("positive", last))
+        return self.info.images.positive or "?"
 
 
 @dataclass(frozen=True)
@@ -191,11 +188,6 @@ def read_sweep(sweep: Sweep) -> SweepTable:
     Raises: RunError if sweep.json lacks what a report needs.
     """
     info = sweep.info()
-    if "runs" not in info or "epochs" not in info.get("recipe", {}):
-        raise RunError(
-            f"{sweep.sweep_file}: no 'runs' or no 'recipe' with 'epochs' in it",
-            f"cat {shlex.quote(str(sweep.sweep_file))}",
-        )
     files: list[MetricsFile] = []
     unread, grid = {}, {}
     for run in sweep.runs():

@@ -1,4 +1,4 @@
-"""What ended a run, in words: a fault, a sentence with the facts, and a command that mends it.
+"""What ended a run: a kind of failure, a sentence with the facts, and a command that mends it.
 
 A run says itself what ended it where it can. This is for one that was ended from outside.
 """
@@ -11,14 +11,15 @@ import resource
 import shlex
 import signal
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skinjob.errors import RunError
-from skinjob.files import is_full, write_json
+from skinjob.files import is_full
 from skinjob.queues.slurm.client import JobEnd
 from skinjob.queues.slurm.reasons import family
-from skinjob.sweeps.layout import Run, RunState, Sweep, utc_now
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import Failure, RunState, Status, utc_now, write_record
 
 TAIL_BYTES = 20_000
 
@@ -60,9 +61,11 @@ SAID = (
 class Ending:
     """What ended a run."""
 
-    fault: str
-    """One of FAULTS."""
-    error: str
+    status: Status
+    """failed, cancelled or lost."""
+    failure: Failure | None
+    """Of a run that failed."""
+    reason: str
     fix: str
     finished_utc: str
 
@@ -78,7 +81,13 @@ def ending(run: Run, state: RunState, job: str | None, end: JobEnd | None) -> En
         told = _untold(run, state, job, end, output)
     else:
         told = _told(run, state, f"job {job}", word, end)
-    return Ending(*told, _ended_utc(end, state))
+    return _ended(*told, _ended_utc(end, state))
+
+
+def _ended(kind: Failure | Status, reason: str, fix: str, finished_utc: str) -> Ending:
+    if isinstance(kind, Status):
+        return Ending(kind, None, reason, fix, finished_utc)
+    return Ending(Status.FAILED, kind, reason, fix, finished_utc)
 
 
 def local_ending(run: Run, state: RunState, job: str, *, has_result: bool) -> Ending:
@@ -88,36 +97,38 @@ def local_ending(run: Run, state: RunState, job: str, *, has_result: bool) -> En
     """
     now, where = utc_now(), _where(run, state)
     if full := _full_disk(run):
-        return Ending("disk full", *full, now)
+        return _ended(Failure.DISK_FULL, *full, now)
     process = f"process {state.pid or job}"
     output = job_output(run.sweep, job)
     if not tail(output, 1):  # Python never started: the error is in queue.log
         output = _queue_log(run.sweep)
     see = f"tail -n 40 {shlex.quote(str(output))}"
     if refused := _two_lines(output):
-        return Ending("never started", f"{process}: {refused[0]}", refused[1], now)
+        return _ended(Failure.NEVER_STARTED, f"{process}: {refused[0]}", refused[1], now)
     if state.started_utc is None or has_result:
-        fault = "exception" if state.started_utc else "never started"
+        failure = Failure.EXCEPTION if state.started_utc else Failure.NEVER_STARTED
         limit = "" if has_result else _cpu_limit()
-        error = f"{process} ended with an error{limit}{where}{_last(output)}"
-        return Ending(fault, error, see, now)
-    # One that had the time to say queued was told to end by a signal that it could heed.
-    by = "told to end" if state.state == "queued" else f"killed ({BY_HAND_OR_KERNEL}{_cpu_limit()})"
-    return Ending("killed", f"{process} was {by}{where}", run.sweep.retry_command(), now)
+        reason = f"{process} ended with an error{limit}{where}{_last(output)}"
+        return _ended(failure, reason, see, now)
+    # One that had the time to say waiting was told to end by a signal that it could heed.
+    is_told = state.status == Status.WAITING
+    by = "told to end" if is_told else f"killed ({BY_HAND_OR_KERNEL}{_cpu_limit()})"
+    return _ended(Failure.KILLED, f"{process} was {by}{where}", run.sweep.retry_command(), now)
 
 
 def orphan_ending(run: Run, state: RunState) -> Ending:
     """Returns what ended a run on this machine whose process and whose queue are both no more."""
     if full := _full_disk(run):
-        return Ending("disk full", *full, _ended_utc(None, state))
+        return _ended(Failure.DISK_FULL, *full, _ended_utc(None, state))
+    kind: Failure | Status
     if state.started_utc is None:
-        fault = "never started"
-        error = f"this machine's queue ended before the run began{_last(_queue_log(run.sweep))}"
+        kind = Failure.NEVER_STARTED
+        reason = f"this machine's queue ended before the run began{_last(_queue_log(run.sweep))}"
     else:
-        fault, where = "gone", _where(run, state, heard=state.heartbeat_utc)
+        kind, where = Status.LOST, _where(run, state, heard=state.heartbeat_utc)
         process = f"process {state.pid}" if state.pid else "its process"
-        error = f"{process} and its queue are gone{where}: killed, or the machine went down"
-    return Ending(fault, error, run.sweep.retry_command(), _ended_utc(None, state))
+        reason = f"{process} and its queue are gone{where}: killed, or the machine went down"
+    return _ended(kind, reason, run.sweep.retry_command(), _ended_utc(None, state))
 
 
 def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
@@ -128,12 +139,12 @@ def write_ending(run: Run, said: RunState, found: Ending) -> RunState:
     now = run.state()
     if now != said:  # it has spoken meanwhile, and knows better
         return now
-    told = replace(now, state="failed", **vars(found))
+    told = replace(now, **vars(found))
     if run.sweep.owner:
         return told
     with contextlib.suppress(OSError):  # a full disk: told and not written
         # Not flushed to disk: who asks after a crash finds it out again, and a sweep has many runs.
-        write_json(run.state_file, asdict(told), is_durable=False)
+        write_record(run.state_file, told, is_durable=False)
     return told
 
 
@@ -150,8 +161,8 @@ def why_never(run: Run, job: str, reason: str) -> tuple[str, str] | None:
 
 def _runs_of(job: str, run: Run) -> list[str]:
     """Returns the names of the runs that a run's job trains."""
-    with contextlib.suppress(RunError, LookupError):
-        found = [name for name, its in run.sweep.info()["jobs"].items() if its == job]
+    with contextlib.suppress(RunError):
+        found = [name for name, its in run.sweep.info().jobs.items() if its == job]
         return found or [run.name]
     return [run.name]
 
@@ -204,50 +215,59 @@ def _word(end: JobEnd | None, output: Path | None) -> str | None:
 
 def _told(
     run: Run, state: RunState, job: str, word: str, end: JobEnd | None
-) -> tuple[str, str, str]:
-    """Returns fault, error and fix of a job of which SLURM says what ended it."""
+) -> tuple[Failure | Status, str, str]:
+    """Returns kind of end, reason and fix of a job of which SLURM says what ended it."""
     where = _where(run, state, end)
     if word == "TIMEOUT":
-        limit = end.time_limit if end else f"{run.sweep.info()['cluster']['time_min']} minutes"
-        more = run.sweep.retry_command(twice="--time")
-        return "time limit", f"{job} reached its time limit of {limit}{where}", more
+        limit = end.time_limit if end else f"{run.sweep.info().asked('time_min')} minutes"
+        more = run.sweep.retry_command(twice="time_min")
+        return Failure.TIME_LIMIT, f"{job} reached its time limit of {limit}{where}", more
     if word == "OUT_OF_MEMORY":
-        had = f"the {run.sweep.info()['cluster']['mem_gb']:g} GB of memory that it had"
-        more = run.sweep.retry_command(twice="--mem")
-        return "out of memory", f"{job} took more than {had}{where}", more
-    fault, what = {
-        "CANCELLED": ("cancelled", f"was cancelled{f' by {end.by}' if end and end.by else ''}"),
-        "REVOKED": ("cancelled", "was revoked, as another cluster took it"),
-        "DEADLINE": ("time limit", "reached its deadline"),
-        "PREEMPTED": ("preempted", "had to make room for another job"),
-        "NODE_FAIL": ("node failure", "lost its node"),
-        "BOOT_FAIL": ("node failure", "got a node that did not boot"),
-    }[word]
+        had = f"the {run.sweep.info().asked('mem_gb'):g} GB of memory that it had"
+        more = run.sweep.retry_command(twice="mem_gb")
+        return Failure.OUT_OF_MEMORY, f"{job} took more than {had}{where}", more
+    ends: dict[str, tuple[Failure | Status, str]] = {
+        "CANCELLED": (
+            Status.CANCELLED,
+            f"was cancelled{f' by {end.by}' if end and end.by else ''}",
+        ),
+        "REVOKED": (Status.CANCELLED, "was revoked, as another cluster took it"),
+        "DEADLINE": (Failure.TIME_LIMIT, "reached its deadline"),
+        "PREEMPTED": (Failure.PREEMPTED, "had to make room for another job"),
+        "NODE_FAIL": (Failure.NODE_FAILURE, "lost its node"),
+        "BOOT_FAIL": (Failure.NODE_FAILURE, "got a node that did not boot"),
+    }
+    kind, what = ends[word]
     again = run.sweep.retry_command()
-    if fault == "cancelled":
+    if kind == Status.CANCELLED:
         again = run.sweep.retry_command(*_runs_of(job.removeprefix("job "), run))
-    return fault, f"{job} {what}{where}", again
+    return kind, f"{job} {what}{where}", again
 
 
 def _untold(
     run: Run, state: RunState, job: str | None, end: JobEnd | None, output: Path | None
-) -> tuple[str, str, str]:
-    """Returns fault, error and fix of a job of which SLURM says no more than its exit code."""
+) -> tuple[Failure | Status, str, str]:
+    """Returns kind of end, reason and fix of a job of which SLURM says no more than its exit
+    code."""
     where, said = _where(run, state, end), _last(output)
     if full := _full_disk(run):
-        return "disk full", *full
+        return Failure.DISK_FULL, *full
     if end is None or end.state == "COMPLETED":
-        return "gone", _gone(run, state, job, end), run.sweep.retry_command()
+        return Status.LOST, _gone(run, state, job, end), run.sweep.retry_command()
     if output and (refused := _two_lines(output)):
-        return "never started", f"job {job}{_where(run, state, end)}: {refused[0]}", refused[1]
+        return (
+            Failure.NEVER_STARTED,
+            f"job {job}{_where(run, state, end)}: {refused[0]}",
+            refused[1],
+        )
     see = f"tail -n 40 {shlex.quote(str(output))}"
     if end.signal:
         is_killed = end.signal == signal.SIGKILL
         why = f"{_signal(end.signal)}{_cpu_limit() if is_killed else ''}"
-        error = f"job {job} was killed by signal {why}{where}{'' if is_killed else said}"
-        return "killed", error, run.sweep.retry_command() if is_killed else see
-    fault = "exception" if state.started_utc else "never started"
-    return fault, f"job {job} ended with exit code {end.exit_code}{where}{said}", see
+        reason = f"job {job} was killed by signal {why}{where}{'' if is_killed else said}"
+        return Failure.KILLED, reason, run.sweep.retry_command() if is_killed else see
+    failure = Failure.EXCEPTION if state.started_utc else Failure.NEVER_STARTED
+    return failure, f"job {job} ended with exit code {end.exit_code}{where}{said}", see
 
 
 def _gone(run: Run, state: RunState, job: str | None, end: JobEnd | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skinjob.status.failures import last_words
 from skinjob.status.poll import surveys
-from skinjob.status.status import NO_ANSWER, OPEN, REFUSES, Standing, Survey, survey
+from skinjob.status.status import NO_ANSWER, REFUSES, Standing, Survey, survey
 from skinjob.sweeps.layout import Run
 
 FOLLOW_S = 1
@@ -31,7 +31,7 @@ def log_lines(run: Run, count: int, *, is_following: bool) -> Iterator[Line]:
     for found in surveys(run.sweep, [run], every_s=FOLLOW_S) if is_following else ():
         for line in log.new():
             yield line, True
-        if (told := _stands(found)) != before and found.runs[0].state in OPEN:
+        if (told := _stands(found)) != before and not found.runs[0].status.is_final:
             yield told, False
         before = told
     found = found or survey(run.sweep, runs=[run])
@@ -41,7 +41,7 @@ def log_lines(run: Run, count: int, *, is_following: bool) -> Iterator[Line]:
             yield f"{file}:", False
             for line in lines:
                 yield line, True
-    if one.state not in OPEN or not is_following:
+    if one.status.is_final or not is_following:
         yield _stands(found), False
     if one.fix:
         yield f"fix: {one.fix}", False
@@ -70,6 +70,6 @@ class _Log:
 def _stands(found: Survey) -> str:
     """Returns how a run stands, in a line."""
     one: Standing = found.runs[0]
-    why = one.error or one.reason
-    told = f"{one.run} {one.state}, epoch {one.epoch}/{one.epochs}{': ' + why if why else ''}"
+    why = one.reason or one.note
+    told = f"{one.run} {one.status}, epoch {one.epoch}/{one.epochs}{': ' + why if why else ''}"
     return f"{told} (SLURM {found.slurm})" if found.slurm in (NO_ANSWER, REFUSES) else told

@@ -9,7 +9,7 @@ from threading import Thread
 
 from skinjob.errors import SkinjobError
 from skinjob.queues.slurm.client import Answers
-from skinjob.status.status import OPEN, Survey, survey
+from skinjob.status.status import Survey, survey
 from skinjob.sweeps.layout import Run, Sweep
 
 LOOK_S = 2
@@ -32,9 +32,9 @@ def surveys(
     while True:
         found = survey(sweep, asking.answers(), runs)
         yield found
-        if any(one.state in OPEN for one in found.runs):
+        if not all(one.status.is_final for one in found.runs):
             settled_s = 0.0
-        elif settled_s >= PATIENCE_S or all(one.state != "lost" or one.fault for one in found.runs):
+        elif settled_s >= PATIENCE_S or not any(one.may_be_known_soon for one in found.runs):
             return
         time.sleep(every_s)
         settled_s += every_s

@@ -24,11 +24,9 @@ from skinjob.status.failures import (
     why_never,
     write_ending,
 )
-from skinjob.sweeps.layout import BY_YOU, FINAL, SILENCE_S, Run, RunState, Sweep, submit_lock
-
-STATES = ("running", "waiting", "done", "failed", "cancelled", "lost")
-OPEN = ("waiting", "running")
-"""States that a run leaves by itself."""
+from skinjob.sweeps.layout import Run, Sweep, submit_lock
+from skinjob.sweeps.lease import SILENCE_S
+from skinjob.sweeps.records import Failure, RunState, Status
 
 ANSWERS, NO_ANSWER, REFUSES = "answers", "does not answer", "refuses the question"
 NOT_ASKED = "not asked"
@@ -41,18 +39,18 @@ class Standing:
     """How a run stands."""
 
     run: str
-    state: str
-    """One of STATES; waiting, of a job that waits for ever too, which then has an error; lost, of a
-    run whose job is no more while nobody says what ended it."""
+    status: Status
+    """waiting, of a job that waits for ever too, which then has a reason; lost, of a run whose job
+    is no more while nobody says what ended it."""
     epoch: int
     """Epochs finished."""
     epochs: int
     job: str | None
-    reason: str = ""
-    """In some words: what ended it, or why it waits."""
-    fault: str | None = None
-    """One of FAULTS, where one is known."""
-    error: str | None = None
+    note: str = ""
+    """In some words, for a table: what ended it, or why it waits."""
+    failure: Failure | None = None
+    """What ended it, or its last job, where it is known."""
+    reason: str | None = None
     """A sentence on what is wrong."""
     fix: str | None = None
     node: str | None = None
@@ -63,6 +61,8 @@ class Standing:
     """Seconds to its last epoch, at the pace of those behind it."""
     requeues: int = 0
     """How often a job has begun on it again."""
+    may_be_known_soon: bool = False
+    """Whether it is lost because SLURM does not say yet what ended its job."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Case:
 
     @property
     def is_over(self) -> bool:
-        return self.said.state in FINAL
+        return self.said.status.is_final
 
     def again(self) -> Case:
         """Returns the run as its folder has it now."""
@@ -120,15 +120,13 @@ def survey(
     Raises: RunError when the folder is not a sweep's.
     """
     info = sweep.info()
-    jobs: dict[str, str] = info["jobs"]
-    epochs: int = info["recipe"]["epochs"]
-    told = [_case(run, jobs.get(run.name), epochs) for run in runs or sweep.runs()]
+    told = [_case(run, info.jobs.get(run.name), info.epochs) for run in runs or sweep.runs()]
     cases = [one for one in told if isinstance(one, Case)]
     # Before the queue is looked at: what was submitted until now has its queue by then.
     if is_locked or _nobody_submits(sweep):
-        jobs = sweep.info()["jobs"]  # a submit may have ended since they were read
+        jobs = sweep.info().jobs  # a submit may have ended since they were read
         cases = [replace(one, job=jobs.get(one.run.name), is_submitted=True) for one in cases]
-    if info["cluster"]["cluster"] == "local":
+    if info.asked("cluster") == "local":
         is_at_work = is_working(sweep)
         word, found = NOT_ASKED, [_local(one.again(), is_at_work) for one in cases]
     elif all(one.is_over for one in cases):
@@ -149,12 +147,12 @@ def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
     except RunError as error:
         return Standing(
             run=run.name,
-            state="lost",
+            status=Status.LOST,
             epoch=0,
             epochs=epochs,
             job=job,
-            reason="its state does not read",
-            error=error.message,
+            note="its state does not read",
+            reason=error.message,
             fix=error.fix,
         )
 
@@ -243,20 +241,20 @@ def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
         return found
     if queued is None:
         what = "its job has left the queue" if one.job else "it is being submitted"
-        return replace(found, reason=f"{what}: ask again in a minute")
+        return replace(found, note=f"{what}: ask again in a minute")
     if queued.state == "RUNNING":
-        reason = "its job is starting" if found.state == "waiting" else ""
-        return replace(found, reason=reason, node=queued.node or found.node)
+        note = "its job is starting" if found.status == Status.WAITING else ""
+        return replace(found, note=note, node=queued.node or found.node)
     if queued.state not in ("PENDING", *HELD):
-        return replace(found, reason=what_begun(queued.state), left_s=None)
+        return replace(found, note=what_begun(queued.state), left_s=None)
     why = queued.state if queued.state in HELD else queued.reason
     # By its own word a run that lost its node is running, until it is started again.
-    found = replace(found, state="waiting", node=None, left_s=None)
+    found = replace(found, status=Status.WAITING, node=None, left_s=None)
     if one.job and (never := why_never(one.run, one.job, why)):
-        reason, fix = never
-        error = f"job {one.job} does not start by itself: {reason}"
-        return replace(found, reason=reason, error=error, fix=fix)
-    return replace(found, reason=why_pending(why))
+        note, fix = never
+        reason = f"job {one.job} does not start by itself: {note}"
+        return replace(found, note=note, reason=reason, fix=fix)
+    return replace(found, note=why_pending(why))
 
 
 def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
@@ -267,13 +265,14 @@ def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
     owner = one.run.sweep.owner
     if owner and not ends.get(one.job or ""):
         hidden = f"SLURM shows you no such job of {owner}"
-        return replace(_standing(one), reason=hidden, left_s=None)
+        return replace(_standing(one), note=hidden, left_s=None)
     if one.job is not None and one.job not in ends:
         return replace(
             _standing(one),
-            state="lost",
-            reason="its job has ended, and SLURM does not say how",
-            error=f"job {one.job} has ended, and neither sacct nor scontrol says how",
+            status=Status.LOST,
+            may_be_known_soon=True,
+            note="its job has ended, and SLURM does not say how",
+            reason=f"job {one.job} has ended, and neither sacct nor scontrol says how",
             fix=f"sacct -j {one.job}",
             left_s=None,
         )
@@ -281,7 +280,7 @@ def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
     found = ending(one.run, one.said, one.job, end)
     if _is_recent(one) and end and end.node and end.state != "CANCELLED":
         # It was at work: what it may have said itself is better, and must not be written over.
-        return _standing(replace(one, said=replace(one.said, state="failed", **vars(found))))
+        return _standing(replace(one, said=replace(one.said, **vars(found))))
     return _standing(replace(one, said=write_ending(one.run, one.said, found)))
 
 
@@ -291,12 +290,14 @@ def _local(one: Case, is_at_work: bool) -> Standing:
     if owner and not one.is_over and not lives(one):
         return replace(
             found,
-            reason=f"no news from it; only {owner} can see whether it still runs",
+            note=f"no news from it; only {owner} can see whether it still runs",
             left_s=None,
         )
     # Jobs live on when their queue's process is killed, and the run then speaks for itself.
     if one.is_over or is_at_work or lives(one):
-        return replace(found, reason="waits for its turn") if found.state == "waiting" else found
+        return (
+            replace(found, note="waits for its turn") if found.status == Status.WAITING else found
+        )
     said = write_ending(one.run, one.said, orphan_ending(one.run, one.said))
     return _standing(replace(one, said=said))
 
@@ -306,28 +307,21 @@ def _standing(one: Case) -> Standing:
     said = one.said
     return Standing(
         run=one.run.name,
-        state=_state(said),
+        status=said.status,
         epoch=said.epoch,
         epochs=one.epochs,
         job=one.job,
-        reason=BY_YOU if said.error == BY_YOU else said.fault or "",
-        fault=said.fault,
-        error=said.error,
+        note=said.failure or "",
+        failure=said.failure,
+        reason=said.reason,
         # A fix is pasted into a shell: another user's is not shown.
         fix=None if one.run.sweep.owner else said.fix,
-        node=None if said.state == "queued" else said.host,
+        node=None if said.status == Status.WAITING else said.host,
         accuracy=said.test_accuracy,
         images_per_s=said.images_per_s,
         left_s=_left_s(said, one.epochs),
         requeues=max(0, said.attempts - 1),
     )
-
-
-def _state(said: RunState) -> str:
-    """Returns the state, one of STATES, that a run's own word comes to."""
-    if said.state == "failed":
-        return {"cancelled": "cancelled", "gone": "lost"}.get(said.fault or "", "failed")
-    return "waiting" if said.state == "queued" else said.state
 
 
 def _left_s(said: RunState, epochs: int) -> float | None:
@@ -336,7 +330,7 @@ def _left_s(said: RunState, epochs: int) -> float | None:
     All times are of the node's clock, which need not be ours.
     """
     done = said.epoch - said.resumed_epoch
-    if said.state != "running" or done < 1:
+    if said.status != Status.RUNNING or done < 1:
         return None
     if not (said.started_utc and said.epoch_utc and said.heartbeat_utc):
         return None
@@ -351,7 +345,7 @@ def _time(utc: str) -> datetime:
 
 def lives(one: Case) -> bool:
     """Says whether the process that has a run in hand may still be there."""
-    if one.said.state == "queued":
+    if one.said.status == Status.WAITING:
         is_starting = one.job is not None and one.job.isdigit() and is_ours(int(one.job))
         return is_starting or (not one.is_submitted and _is_recent(one))
     pid = one.said.pid

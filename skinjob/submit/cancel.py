@@ -9,14 +9,15 @@ import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from skinjob.errors import ClusterError, RunError
-from skinjob.files import absolute, write_json
+from skinjob.files import absolute
 from skinjob.queues.slurm.client import Answers, QueuedJob, cancel_jobs
-from skinjob.status.status import OPEN, Standing, is_ours, survey
+from skinjob.status.status import Standing, is_ours, survey
 from skinjob.submit.folders import submitting
-from skinjob.sweeps.layout import BY_YOU, FINAL, Run, RunState, Sweep, utc_now
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import RunState, Status, utc_now, write_record
 from skinjob.words import list_first
 
 SETTLE_S = 0.5  # a job that is just writing a heartbeat writes over what it has not seen
@@ -54,16 +55,16 @@ def _cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
     slurm = Answers()
     found = {one.run: one for one in survey(sweep, slurm, is_locked=True).runs}
     meant = [found[name] for name in names or found]
-    todo = [one.run for one in meant if one.state in OPEN]
+    todo = [one.run for one in meant if not one.status.is_final]
     states = {name: Run(sweep.folder / name).state() for name in todo}
     cancelled = _mark(sweep, todo)
     others = [one for one in found.values() if one.run not in cancelled]
-    at_work = {one.job for one in others if one.state in OPEN}
+    at_work = {one.job for one in others if not one.status.is_final}
     let_go = {found[name].job for name in cancelled}
     # Of an earlier time, when SLURM did not answer, jobs may be left to end.
-    before = {one.job for one in meant if one.state == "cancelled"}
+    before = {one.job for one in meant if one.status == Status.CANCELLED}
     idle = sorted(job for job in (let_go | before) - at_work if job)
-    if sweep.info()["cluster"]["cluster"] == "local":
+    if sweep.info().asked("cluster") == "local":
         ended = _end_processes({found[name].job: states[name] for name in cancelled}, idle)
     else:
         ended = _end_jobs(sweep, names, cancelled, idle, slurm)
@@ -87,19 +88,19 @@ def _mark_one(run: Run) -> bool:
     """Writes that a run was cancelled, and frees it from its process; False where it is over."""
     with run.changing_state():
         said = run.state()
-        if said.state in FINAL:
-            return said.error == BY_YOU
+        if said.status.is_final:
+            return said.status == Status.CANCELLED
         told = replace(
             said,
-            state="failed",
-            fault="cancelled",
-            error=BY_YOU,
+            status=Status.CANCELLED,
+            failure=None,
+            reason=None,
             fix=run.sweep.retry_command(run.name),
             finished_utc=utc_now(),
             holder=None,
         )
         try:
-            write_json(run.state_file, asdict(told))
+            write_record(run.state_file, told)
         except OSError as error:
             raise RunError(
                 f"{run.state_file}: {error.strerror}", f"ls -ld {shlex.quote(str(run.folder))}"
@@ -157,7 +158,7 @@ def _end_processes(states: Mapping[str | None, RunState], jobs: Sequence[str]) -
 
 def _end_process(said: RunState) -> bool:
     """Tells the process that has a run in hand to end, if it is there; returns whether it is."""
-    if said.state != "running" or not said.pid or said.host != socket.gethostname():
+    if said.status != Status.RUNNING or not said.pid or said.host != socket.gethostname():
         return False
     with suppress(ProcessLookupError, PermissionError):
         if is_ours(said.pid):

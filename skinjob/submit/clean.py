@@ -14,9 +14,10 @@ from pathlib import Path
 
 from skinjob.errors import SkinjobError
 from skinjob.status.failures import job_output
-from skinjob.status.status import OPEN, Standing, standings
+from skinjob.status.status import Standing, standings
 from skinjob.submit.folders import submitting
 from skinjob.sweeps.layout import Run, Sweep, cache_folders, sweeps
+from skinjob.sweeps.records import Status
 
 KINDS = ("caches", "failed", "submission")
 BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's own blocks are
@@ -94,7 +95,7 @@ def _look(sweep: Sweep) -> list[Standing] | str:
         stands = standings(sweep)
     except SkinjobError as error:
         return error.message
-    num_open = sum(one.state in OPEN for one in stands)
+    num_open = sum(not one.status.is_final for one in stands)
     return f"runs of it wait or are at work: {num_open}" if num_open else stands
 
 
@@ -106,10 +107,12 @@ def _of_sweep(kind: str, sweep: Sweep, stands: Sequence[Standing]) -> Iterator[P
             if not run.folder.is_symlink():
                 yield from run.folder.glob(".*.part")
                 # A cancelled run is to go on where it was.
-                yield from run.checkpoint_files if one.state in ("failed", "lost") else ()
+                yield from (
+                    run.checkpoint_files if one.status in (Status.FAILED, Status.LOST) else ()
+                )
     elif kind == "submission":
         # What status shows of a run that did not end well, and what its fix names.
-        failed = [one for one in stands if one.state != "done"]
+        failed = [one for one in stands if one.status != Status.DONE]
         kept = {job_output(sweep, one.job) for one in failed if one.job}
         kept |= {sweep.submission_folder / "queue.log"} if failed else set()
         kept |= {sweep.submission_folder / "queue.lock"}

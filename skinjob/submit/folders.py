@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,20 @@ from skinjob.config import ClusterConfig
 from skinjob.console import tell_waiting
 from skinjob.data.images import write_index
 from skinjob.errors import RunError
-from skinjob.files import absolute, write_json
+from skinjob.files import absolute
 from skinjob.locks import locked
 from skinjob.ownership import make_private, owner, require_safe
 from skinjob.submit.plan import Plan
-from skinjob.sweeps.layout import Run, RunState, Sweep, submit_lock, utc_now
+from skinjob.sweeps.layout import Run, Sweep, submit_lock
+from skinjob.sweeps.records import (
+    ImagesRecord,
+    RunState,
+    SweepInfo,
+    WeightsRecord,
+    utc_now,
+    write_record,
+)
 
-FORMAT = 1
 UNFINISHED = ".part"
 """Ends the hidden name of a sweep's folder that is being made or removed."""
 
@@ -53,20 +60,11 @@ def _remove_leftovers(runs: Path) -> None:
 def recorded_cluster(sweep: Sweep, **changes: Any) -> ClusterConfig:
     """Returns what the sweep's jobs asked for last, with *changes*.
 
-    sweep.json may be older than a field, which then has its default.
-
     Raises: ConfigError for a value that cannot be, RunError when sweep.json does not read.
     """
-    known = {field.name for field in fields(ClusterConfig)}
-    recorded = sweep.info()["cluster"].items()
-    values = {
-        name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-        for name, value in recorded
-        if name in known
-    }
     try:
-        return ClusterConfig(**values | changes)
-    except TypeError as error:
+        return sweep.info().cluster_config(**changes)
+    except ValueError as error:
         show = f"cat {shlex.quote(str(sweep.sweep_file))}"
         raise RunError(f"{sweep.sweep_file}: cluster: {error}", show) from None
 
@@ -133,12 +131,12 @@ def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
         is_new = not run.config_file.exists()
         if is_new or (name in queued and run.config() != config):
             run.folder.mkdir(exist_ok=True)
-            write_json(run.config_file, config.record())
+            write_record(run.config_file, config)
         if is_new:
             run.log_file.touch()  # so that it can be followed from now on
     if not sweep.images_file.exists():
         write_index(plan.images, sweep.images_file)
-    write_json(sweep.sweep_file, _sweep_info(plan, sweep, queued))
+    write_record(sweep.sweep_file, _sweep_info(plan, sweep, queued))
     for name in queued:
         run = Run(sweep.folder / name)
         # Its holder is forgotten: a process that still has the run leaves it.
@@ -146,13 +144,13 @@ def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
         state = RunState(
             queued_utc=utc_now(), epoch=before.epoch, test_accuracy=before.test_accuracy
         )
-        write_json(run.state_file, asdict(state))
+        write_record(run.state_file, state)
 
 
 def record_jobs(sweep: Sweep, jobs: Mapping[str, str]) -> None:
     """Adds run name -> job id to sweep.json."""
     info = sweep.info()
-    write_json(sweep.sweep_file, info | {"jobs": {**info["jobs"], **jobs}})
+    write_record(sweep.sweep_file, replace(info, jobs={**info.jobs, **jobs}))
 
 
 def discard(plan: Plan) -> None:
@@ -164,44 +162,43 @@ def discard(plan: Plan) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> dict[str, Any]:
+def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> SweepInfo:
     """Returns what sweep.json is to hold. A run that is queued again has no job until it has."""
-    old = {} if plan.is_new else sweep.info()
-    names = sorted({*old.get("runs", []), *plan.configs})
+    old = None if plan.is_new else sweep.info()
+    names = sorted({*(old.runs if old else ()), *plan.configs})
     configs = [Run(sweep.folder / name).config() for name in names]
-    return {
-        "format": FORMAT,
-        "name": plan.sweep.name,
-        "folder": str(absolute(plan.sweep.folder)),
-        "created_utc": old.get("created_utc", utc_now()),
-        "identity": plan.identity,
-        "recipe": configs[0].recipe(),
-        "batch_sizes": sorted({config.batch_size for config in configs}),
-        "lrs": sorted({config.lr for config in configs}),
-        "seeds": sorted({config.seed for config in configs}),
-        "runs": names,
-        "weights": {
-            "path": next(iter(plan.configs.values())).weights,
-            "sha256": plan.weights.sha256,
-            "architecture": plan.weights.backbone.name,
-            "source": plan.weights.source,
-            "source_sha256": plan.weights.source_sha256,
-            "kind": plan.weights.kind,
-            "untrained": plan.weights.untrained,
-        },
-        "images": {
-            "root": next(iter(plan.configs.values())).data,
-            "fingerprint": plan.images.fingerprint(),
-            "classes": list(plan.images.classes),
-            "positive": plan.positive,
-            "counts": plan.images.counts(),
-            "skipped": [asdict(fault) for fault in plan.images.skipped],
-            "repeated": {
+    jobs = old.jobs if old else {}
+    return SweepInfo(
+        name=plan.sweep.name,
+        folder=str(absolute(plan.sweep.folder)),
+        created_utc=(old and old.created_utc) or utc_now(),
+        recipe=configs[0].recipe(),
+        batch_sizes=tuple(sorted({config.batch_size for config in configs})),
+        lrs=tuple(sorted({config.lr for config in configs})),
+        seeds=tuple(sorted({config.seed for config in configs})),
+        runs=tuple(names),
+        weights=WeightsRecord(
+            path=plan.config.weights,
+            sha256=plan.weights.sha256,
+            architecture=plan.weights.backbone.name,
+            source=plan.weights.source,
+            source_sha256=plan.weights.source_sha256,
+            kind=plan.weights.kind,
+            untrained=plan.weights.untrained,
+        ),
+        images=ImagesRecord(
+            root=plan.config.data,
+            fingerprint=plan.images.fingerprint(),
+            classes=plan.images.classes,
+            positive=plan.positive,
+            counts=plan.images.counts(),
+            skipped=tuple(asdict(bad) for bad in plan.images.skipped),
+            repeated={
                 "test_in_train": len(plan.images.in_train_too()),
                 "in_two_classes": len(plan.images.in_two_classes()),
             },
-        },
-        "cluster": asdict(plan.cluster),
-        "jobs": {run: job for run, job in old.get("jobs", {}).items() if run not in queued},
-        "versions": {"skinjob": __version__, "python": platform.python_version()},
-    }
+        ),
+        cluster=asdict(plan.cluster),
+        jobs={run: job for run, job in jobs.items() if run not in queued},
+        versions={"skinjob": __version__, "python": platform.python_version()},
+    )

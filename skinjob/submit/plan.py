@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -33,9 +30,11 @@ from skinjob.submit.place import (
 from skinjob.submit.python import lacks_torch, python_note, require_shared_python
 from skinjob.submit.room import bytes_needed, free_bytes, require_room
 from skinjob.sweeps.layout import Run, Sweep, run_name, sweeps
+from skinjob.sweeps.records import SweepInfo, filled_recipe
 from skinjob.weights.file import WeightsInfo, read_weights_info
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
+WITHOUT_PATHS = {"data": "", "weights": ""}
 MOST_HEADS = 128  # in one job: they are trained one after another, on one core
 
 
@@ -55,20 +54,29 @@ class Plan:
     images: ImageSet
     device_reason: str
     python_note: str | None = None
+    unread: tuple[str, ...] = ()
+    """Why sweeps that might have been this one were passed over: they do not read."""
 
     @property
-    def identity(self) -> str:
-        """A digest of all that the numbers depend on but the axes of the grid."""
-        recipe = next(iter(self.configs.values())).recipe()
-        # Where the files lie does not matter, what is in them does.
-        recipe |= {"data": self.images.fingerprint(), "weights": self.weights.sha256}
-        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    def config(self) -> TrainConfig:
+        """One run's config, for what is the same in all."""
+        return next(iter(self.configs.values()))
+
+    def is_alike(self, info: SweepInfo) -> bool:
+        """Says whether a sweep on disk has this recipe, these images and these weights.
+
+        Fields that it is older than count as their defaults. Where the files lie does not matter,
+        what is in them does.
+        """
+        recipes = (info.recipe, self.config.recipe())
+        theirs, mine = ({**filled_recipe(recipe), **WITHOUT_PATHS} for recipe in recipes)
+        digests = self.images.fingerprint(), self.weights.sha256
+        return theirs == mine and (info.images.fingerprint, info.weights.sha256) == digests
 
     @property
     def positive(self) -> str:
         """The class that sensitivity, specificity and AUC look for."""
-        config = next(iter(self.configs.values()))
-        return self.images.classes[self.images.positive_label(config.positive)]
+        return self.images.classes[self.images.positive_label(self.config.positive)]
 
     @property
     def is_new(self) -> bool:
@@ -80,7 +88,7 @@ class Plan:
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns what a person should see before it is queued, as label and words."""
-        config = next(iter(self.configs.values()))
+        config = self.config
         counts = {
             split: ", ".join(f"{count} {name}" for name, count in classes.items())
             for split, classes in self.images.counts().items()
@@ -98,6 +106,7 @@ class Plan:
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
             *([("note", self.python_note)] if self.python_note else []),
+            *(("note", f"passed over: {error}") for error in self.unread),
             *_unheeded(self.cluster),
             (
                 "sweep",
@@ -175,7 +184,8 @@ def placed(plan: Plan) -> Plan:
     """
     if plan.name is not None:
         return replace(plan, sweep=_named(plan, plan.runs, plan.name))
-    return replace(plan, sweep=_found(plan, plan.runs) or _fresh(plan, plan.runs))
+    sweep, unread = _found(plan, plan.runs)
+    return replace(plan, sweep=sweep or _fresh(plan, plan.runs), unread=tuple(unread))
 
 
 def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
@@ -251,7 +261,7 @@ def _require_same_cluster(plan: Plan) -> None:
     """
     if plan.is_new or plan.cluster.cluster == "slurm":
         return
-    if plan.sweep.info()["cluster"]["cluster"] == "slurm":
+    if plan.sweep.info().asked("cluster") == "slurm":
         raise ConfigError(
             f"the jobs of {plan.sweep.folder} are SLURM's, and there is no sbatch on PATH",
             LOAD,
@@ -361,7 +371,7 @@ def _named(plan: Plan, runs: Path, name: str) -> Sweep:
         return sweep
     if sweep.owner:
         raise RunError(f"sweep {sweep.folder} belongs to {sweep.owner}", other)
-    if sweep.info().get("identity") != plan.identity:
+    if not plan.is_alike(sweep.info()):
         raise RunError(
             f"sweep {sweep.folder} is there, with another recipe, images or weights", other
         )
@@ -375,24 +385,26 @@ def _is_taken(folder: Path) -> bool:
     return folder.exists() or folder.is_symlink()
 
 
-def _found(plan: Plan, runs: Path) -> Sweep | None:
-    """Returns the user's newest sweep that has these runs already.
+def _found(plan: Plan, runs: Path) -> tuple[Sweep | None, list[str]]:
+    """Returns the user's newest sweep that has these runs already, and why others do not read.
 
-    Sweeps of others are passed over, as jobs would execute what is in their folders, and so are
-    those that cannot be read.
+    Sweeps of others are passed over: jobs would execute what is in their folders.
     """
-    for sweep in reversed(sweeps(runs)):
-        with suppress(RunError):
-            is_alike = not sweep.owner and sweep.info().get("identity") == plan.identity
-            if is_alike and set(plan.configs) <= {run.name for run in sweep.runs()}:
-                return sweep
-    return None
+    unread = []
+    for sweep in reversed([sweep for sweep in sweeps(runs) if not sweep.owner]):
+        try:
+            info = sweep.info()
+        except RunError as error:
+            unread.append(error.message)
+            continue
+        if set(plan.configs) <= set(info.runs) and plan.is_alike(info):
+            return sweep, unread
+    return None, unread
 
 
 def _fresh(plan: Plan, runs: Path) -> Sweep:
     """Returns a sweep named for the day and the recipe that is not there yet."""
-    config = next(iter(plan.configs.values()))
-    configs = plan.configs.values()
+    config, configs = plan.config, plan.configs.values()
     sizes = _listed(sorted({config.batch_size for config in configs}))
     lrs = _listed(sorted({config.lr for config in configs}))
     seeds = {config.seed for config in configs}

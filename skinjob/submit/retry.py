@@ -16,8 +16,9 @@ from skinjob.status.status import Standing, standings
 from skinjob.submit.folders import recorded_cluster
 from skinjob.submit.plan import Plan, make_plan
 from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import Status
 
-TAKEN = ("failed", "lost")
+TAKEN = (Status.FAILED, Status.LOST)
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ def plan_retry(
     """
     sweep.require_own("retry", *names)
     meant = [one for one in standings(sweep) if not names or one.run in names]
-    taken = (*TAKEN, "cancelled") if names or takes_cancelled else TAKEN
-    configs = [_config(sweep, one.run) for one in meant if one.state in taken]
-    left = [one for one in meant if one.state not in taken]
+    taken = (*TAKEN, Status.CANCELLED) if names or takes_cancelled else TAKEN
+    configs = [_config(sweep, one.run) for one in meant if one.status in taken]
+    left = [one for one in meant if one.status not in taken]
     if not configs:
         return Retry(None, left)
     plan = make_plan(
@@ -55,7 +56,7 @@ def plan_retry(
         cluster=recorded_cluster(sweep, **changes),
         runs=sweep.folder.parent,
         name=sweep.folder.name,
-        skip_bad_images=bool(sweep.info()["images"].get("skipped")),
+        skip_bad_images=bool(sweep.info().images.skipped),
     )
     return Retry(replace(plan, device_reason="as before"), left)
 
@@ -65,13 +66,13 @@ def _config(sweep: Sweep, name: str) -> TrainConfig:
 
     Raises: RunError when images or weights are not there.
     """
-    config, before = Run(sweep.folder / name).config(), sweep.info().get("folder")
+    config, before = Run(sweep.folder / name).config(), sweep.info().folder
     moved: dict[str, Any] = {}
     for field in ("data", "weights"):
         path = Path(getattr(config, field))
         if path.exists():
             continue
-        if before is not None:
+        if before:
             path = Path(os.path.normpath(absolute(sweep.folder) / os.path.relpath(path, before)))
         if not path.exists():
             raise RunError(

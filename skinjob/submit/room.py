@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from skinjob.config import TrainConfig
-from skinjob.data.images import ImageSet
+from skinjob.data.images import KEPT_MOST_BYTES, KEPT_SHARE, ImageSet
 from skinjob.errors import RunError
 from skinjob.submit.place import nearest
-from skinjob.sweeps.layout import KEPT_MOST_BYTES, KEPT_SHARE
 
 VIEW_BYTES = 2048  # of an image in a view: 512 float32
 DECODED_BYTES = 224 * 224 * 3  # of an image with its shorter side at 224, and more where it is long

@@ -6,13 +6,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from skinjob.config import ClusterConfig
 from skinjob.console import own_command
 from skinjob.errors import ClusterError, SkinjobError
-from skinjob.files import write_json
 from skinjob.queues import local
 from skinjob.queues.slurm.client import Answers
 from skinjob.queues.slurm.executor import adopt, queue
@@ -29,9 +28,10 @@ from skinjob.submit.folders import (
     write_plan,
 )
 from skinjob.submit.plan import Plan, jobs_of, placed
-from skinjob.sweeps.layout import Run, RunState, Sweep
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import RunState, Status, write_record
 
-REPEATED = ("failed", "cancelled", "lost")
+REPEATED = (Status.FAILED, Status.CANCELLED, Status.LOST)
 LATE_S = (1, 2, 4)  # pauses in which a busy SLURM may come to show a job
 REFUSED = {"local": SkinjobError, "slurm": RefusedError}
 """The errors after which there are no jobs."""
@@ -69,14 +69,14 @@ def _submit(plan: Plan) -> Submission:
     found = [] if is_new else standings(sweep, is_locked=True)
     stands = {one.run: one for one in found if one.run in plan.configs}
     todo = tuple(
-        name for name in plan.configs if name not in stands or stands[name].state in REPEATED
+        name for name in plan.configs if name not in stands or stands[name].status in REPEATED
     )
     if not todo:
         return Submission(sweep=sweep, queued=(), jobs={}, before=stands)
     if plan.cluster.cluster == "local" and not is_new:
         local.require_free(sweep)
     before = {name: Run(sweep.folder / name).state() for name in todo}
-    jobs_before = {} if is_new else sweep.info()["jobs"]
+    jobs_before = {} if is_new else sweep.info().jobs
     undo = partial(discard, plan) if is_new else partial(_restore, sweep, before, jobs_before)
     with _undoing(undo, BaseException):  # Ctrl-C too
         write_plan(plan, queued=todo)
@@ -112,8 +112,8 @@ def settle(sweep: Sweep) -> None:
     if not jobs and sbatch_may_be_at_work(sweep):
         raise NoAnswerError(f"an earlier sbatch for {sweep.folder} has not ended yet", again)
     for run in (Run(sweep.folder / name) for name in jobs):
-        if run.state().fault == "gone":  # somebody looked while nobody knew of its job
-            run.update_state(state="queued", fault=None, error=None, fix=None)
+        if run.state().status == Status.LOST:  # somebody looked while nobody knew of its job
+            run.update_state(status=Status.WAITING, reason=None, fix=None)
     _record(sweep, jobs)
 
 
@@ -129,15 +129,15 @@ def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[Standing], None])
     One that never starts by itself is told too, once, and waited for: it may be released.
     """
     open_runs, never = set(names), set[str]()
-    pause_s = WAIT_S[sweep.info()["cluster"]["cluster"]]
+    pause_s = WAIT_S[sweep.info().asked("cluster")]
     is_done = True
     while open_runs:
         for one in [one for one in standings(sweep) if one.run in open_runs]:
-            if one.state in ("done", *REPEATED):
+            if one.status.is_final:
                 tell(one)
                 open_runs.remove(one.run)
-                is_done = is_done and one.state == "done"
-            elif one.state == "waiting" and one.error and one.run not in never:
+                is_done = is_done and one.status == Status.DONE
+            elif one.status == Status.WAITING and one.reason and one.run not in never:
                 tell(one)
                 never.add(one.run)
         time.sleep(pause_s if open_runs else 0)
@@ -212,7 +212,7 @@ def _restore(sweep: Sweep, states: Mapping[str, RunState], jobs: Mapping[str, st
         for name, state in states.items():
             run = Run(sweep.folder / name)
             if run.state() != state:
-                write_json(run.state_file, asdict(state))
-        if not jobs.items() <= sweep.info()["jobs"].items():
+                write_record(run.state_file, state)
+        if not jobs.items() <= sweep.info().jobs.items():
             record_jobs(sweep, jobs)
         sweep.pending_file.unlink(missing_ok=True)

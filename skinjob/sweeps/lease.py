@@ -9,12 +9,17 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from skinjob.locks import process_exists
-from skinjob.sweeps.layout import SILENCE_S, Run, RunState
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import RunState, Status
+
+SILENCE_S = 75
+"""A job that was silent for so long is gone: it speaks every five seconds, and some file systems
+show what it wrote up to a minute late."""
 
 
 def may_be_training(state: RunState) -> bool:
     """Says whether a process may hold the lease of a run, as far as one look at its state tells."""
-    if state.state != "running" or state.holder is None:
+    if state.status != Status.RUNNING or state.holder is None:
         return False
     return process_exists(state.host, state.pid) is not False
 

@@ -20,9 +20,17 @@ import torch
 
 from skinjob.config import TrainConfig
 from skinjob.files import replacing
-from skinjob.sweeps.layout import METRICS, Run
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import FORMAT, METRICS, filled_recipe
 
 log = logging.getLogger("skinjob")
+
+FIRST_COLUMNS = (
+    *("sweep", "run", "batch_size", "seed", "epoch", "updates", "lr", "train_loss"),
+    *("train_accuracy", "test_loss", "test_accuracy", "test_auc", "test_sensitivity"),
+    *("test_specificity", "seconds", "images_per_s", "time_utc"),
+)
+"""Of the rows of a checkpoint of format 1, which does not name them."""
 
 UNUSABLE = (ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError)
 """What is raised of a checkpoint that does not load. A signal's handler may raise other things."""
@@ -49,7 +57,8 @@ def save_checkpoint(run: Run, config: TrainConfig, checkpoint: Checkpoint) -> No
     file = io.BytesIO()  # a full disk is told as such by Python's own write, not by torch's
     rows = [list(row) for row in checkpoint.rows]
     held = {"rows": rows, "state": checkpoint.state, "precision": checkpoint.precision}
-    torch.save({"config": config.record(), **held}, file)
+    named = {"format": FORMAT, "columns": list(METRICS), "config": config.record()}
+    torch.save({**named, **held}, file)
     content = file.getvalue()
     newest, before = run.checkpoint_files
     # A head that a power cut took with it is trained again from its views in no time; flushing to
@@ -94,8 +103,8 @@ def _loaded(run: Run, config: TrainConfig) -> Iterator[Checkpoint]:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config without where images and weights lie: a project may be moved."""
-    return {name: value for name, value in config.items() if name not in ("data", "weights")}
+    """Returns a config with all fields, without where the files lie: a project may be moved."""
+    return filled_recipe(config) | {"data": "", "weights": ""}
 
 
 def _load(file: Path, config: TrainConfig) -> Checkpoint:
@@ -105,9 +114,13 @@ def _load(file: Path, config: TrainConfig) -> Checkpoint:
     if hashlib.sha256(written[:end]).digest() != written[end:]:
         raise ValueError("its bytes are not those that were written")
     content = torch.load(io.BytesIO(written[:end]), map_location="cpu", weights_only=True)
+    if content.get("format", 1) > FORMAT:
+        raise ValueError(f"a newer skinjob wrote it (format {content['format']})")
     if _without_paths(content["config"]) != _without_paths(config.record()):
         raise ValueError("it is of another configuration")
-    rows, state = content["rows"], content["state"]
-    if any(len(row) != len(METRICS) for row in rows) or not isinstance(state, dict):
+    columns, state = content.get("columns", FIRST_COLUMNS), content["state"]
+    if any(len(row) != len(columns) for row in content["rows"]) or not isinstance(state, dict):
         raise ValueError("it does not hold what a checkpoint holds")
+    named = [dict(zip(columns, row, strict=True)) for row in content["rows"]]
+    rows = [[row.get(column, "") for column in METRICS] for row in named]
     return Checkpoint(rows, state, content["precision"])

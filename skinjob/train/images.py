@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skinjob.data.images import ImageFile, ImageSet, Split
-from skinjob.sweeps.layout import KEPT_MOST_BYTES, KEPT_SHARE
+from skinjob.data.images import KEPT_MOST_BYTES, KEPT_SHARE, ImageFile, ImageSet, Split
 from skinjob.train import transforms
 from skinjob.weights.backbones import Preprocessing
 

@@ -22,6 +22,7 @@ from skinjob.data.images import ImageSet, Split, read_index
 from skinjob.errors import ConfigError, ImagesError, SkinjobError, WeightsError
 from skinjob.files import sha256_file
 from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import Failure
 from skinjob.train.checkpoint import Checkpoint, read_checkpoint
 from skinjob.train.device import Device, choose_device
 from skinjob.train.extract import FeatureExtractor
@@ -43,7 +44,7 @@ log = logging.getLogger("skinjob")
 def run_job(
     folders: Sequence[Path],
     job_id: str | None = None,
-    why_queued: Callable[[], str | None] = lambda: None,
+    why_queued: Callable[[], Failure | None] = lambda: None,
 ) -> list[str]:
     """Trains the runs in *folders*, of one sweep; writes their metrics, predictions and layers.
 
@@ -86,8 +87,8 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease) -> Job:
     info = sweep.info()
     checkpoints = {run: read_checkpoint(run, config) for run, config in configs.items()}
     device = _device(recipe, checkpoints.values())
-    images = read_index(sweep.images_file, Path(recipe.data), tuple(info["images"]["classes"]))
-    if images.fingerprint() != info["images"]["fingerprint"]:  # a cut would be a smaller data set
+    images = read_index(sweep.images_file, Path(recipe.data), info.images.classes)
+    if images.fingerprint() != info.images.fingerprint:  # a cut would be a smaller data set
         raise ImagesError(
             f"{sweep.images_file} is not what {sweep.sweep_file} was submitted with",
             "skinjob submit --name ANOTHER",
@@ -95,7 +96,7 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease) -> Job:
     _log_plan(configs, device, images)
     for run in configs:
         lease.note(run, device=device.type, precision=device.precision)
-    weights = _checked_weights(recipe, info["weights"]["sha256"])
+    weights = _checked_weights(recipe, info.weights.sha256)
     backbone = read_backbone(weights)
     source = ImageSource(
         images,
@@ -157,7 +158,7 @@ def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[In
 
     yield from Views(
         FeatureExtractor(build, job.device, job.source),
-        weights_sha256=job.info["weights"]["sha256"],
+        weights_sha256=job.info.weights.sha256,
         epochs=epochs,
         cache=ViewCache(sweep.views_folder, job.backbone.num_features),
         reporter=reporter,

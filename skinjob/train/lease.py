@@ -22,16 +22,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
 
-from skinjob.errors import RunError, SkinjobError, Stopped
-from skinjob.files import is_full, remove_partials, write_json
-from skinjob.sweeps.layout import SILENCE_S, Run, RunState, utc_now
-from skinjob.sweeps.lease import may_be_training
+from skinjob.errors import RunError, SkinjobError
+from skinjob.files import is_full, remove_partials
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.lease import SILENCE_S, may_be_training
+from skinjob.sweeps.records import Failure, RunState, Status, Stopped, utc_now, write_record
 
 log = logging.getLogger("skinjob")
 
@@ -155,7 +156,7 @@ class Lease:
 
     def _write(self, run: Run, *, is_durable: bool = True) -> None:
         self._states[run] = replace(self._states[run], heartbeat_utc=utc_now())
-        write_json(run.state_file, asdict(self._states[run]), is_durable=is_durable)
+        write_record(run.state_file, self._states[run], is_durable=is_durable)
 
 
 class Request:
@@ -195,13 +196,14 @@ class Request:
     def refusal(self, run: Run, state: RunState) -> str | None:
         """Returns why this job must not train a run that has this state; None if it may."""
         before = self.before[run]
-        has_ended = state.state == "failed" and state != before
-        if state.state == "done":
+        is_unfinished = state.status.is_final and state.status != Status.DONE
+        has_ended = is_unfinished and state != before
+        if state.status == Status.DONE:
             return f"{run.folder} is done"
-        if self.is_restart and (state.state == "failed" or self._has_newer_job(run)):
+        if self.is_restart and (is_unfinished or self._has_newer_job(run)):
             return f"{run.folder} has failed, or belongs to another job now"
-        if state.state == "failed" and state.fault == "cancelled" and (self.job_id or has_ended):
-            return f"{run.folder} was cancelled"  # submitted again, it would say queued
+        if state.status == Status.CANCELLED and (self.job_id or has_ended):
+            return f"{run.folder} was cancelled"  # submitted again, it would say waiting
         if has_ended:
             return f"{run.folder} has failed meanwhile"
         has_beaten = (state.heartbeat_utc, state.holder) != (before.heartbeat_utc, before.holder)
@@ -216,7 +218,7 @@ class Request:
         return not is_own and may_be_training(state)
 
     def _has_newer_job(self, run: Run) -> bool:
-        return bool(run.sweep.info()["jobs"].get(run.name, self.job_id) != self.job_id)
+        return run.sweep.info().jobs.get(run.name, self.job_id) != self.job_id
 
 
 def take(runs: Sequence[Run], job_id: str | None = None) -> Lease:
@@ -229,7 +231,7 @@ def take(runs: Sequence[Run], job_id: str | None = None) -> Lease:
     return Lease(
         runs,
         request.refusal,
-        state="running",
+        status=Status.RUNNING,
         job_id=job_id,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -238,17 +240,17 @@ def take(runs: Sequence[Run], job_id: str | None = None) -> Lease:
         images_per_s=None,
         started_utc=utc_now(),
         finished_utc=None,
-        fault=None,
-        error=None,
+        failure=None,
+        reason=None,
         fix=None,
     )
 
 
 @contextmanager
 def track_run_state(
-    lease: Lease, why_queued: Callable[[], str | None] = lambda: None
+    lease: Lease, why_queued: Callable[[], Failure | None] = lambda: None
 ) -> Iterator[None]:
-    """Keeps the runs' states fresh; says failed or queued of those that the block did not end.
+    """Keeps the runs' states fresh; says failed or waiting of those that the block did not end.
 
     *why_queued* returns what ended a job that leaves in order to be started again.
     """
@@ -258,7 +260,7 @@ def track_run_state(
     except SystemExit:  # asked to leave: by SLURM, to be started again, or by a cancel
         for run in lease.runs:
             with suppress(OSError, RunError):  # the job leaves all the same
-                lease.end(run, state="queued", pid=None, fault=why_queued())
+                lease.end(run, status=Status.WAITING, pid=None, failure=why_queued())
         raise
     except BaseException as error:
         for run in lease.runs:
@@ -284,7 +286,7 @@ def _before_cpu_limit(run: Run) -> Iterator[None]:
         # The kernel sends one each second; the end of the run takes longer to write.
         signal.signal(signal.SIGXCPU, signal.SIG_IGN)
         raise Stopped(
-            "killed",
+            Failure.KILLED,
             f"the job reached its limit of {limit} s of CPU time (ulimit -t), which it has from "
             "the shell that submitted",
             f"ulimit -t unlimited; {run.sweep.retry_command()}   # on SLURM, where the shell may "
@@ -302,7 +304,7 @@ def _before_cpu_limit(run: Run) -> Iterator[None]:
 
 def record_done(lease: Lease, run: Run) -> bool:
     """Writes that a run is done; returns whether it was still held."""
-    is_held = lease.end(run, state="done", finished_utc=utc_now())
+    is_held = lease.end(run, status=Status.DONE, finished_utc=utc_now())
     if is_held:
         log.info("done: %s", run.folder, extra={"run": run.name})
     return is_held
@@ -310,43 +312,44 @@ def record_done(lease: Lease, run: Run) -> bool:
 
 def record_failure(lease: Lease, run: Run, error: BaseException) -> None:
     """Writes what went wrong to a run's log and state."""
-    kind, reason, fix = explain(run, error)
+    failure, reason, fix = explain(run, error)
     if isinstance(error, SkinjobError | Stopped):
         log.error("error: %s", reason, extra={"run": run.name})
         log.error("fix:   %s", fix, extra={"run": run.name})
     else:
         log.error("%s", "".join(traceback.format_exception(error)), extra={"run": run.name})
     try:
-        lease.end(run, state="failed", fault=kind, error=reason, fix=fix, finished_utc=utc_now())
+        ending = {"failure": failure, "reason": reason, "fix": fix, "finished_utc": utc_now()}
+        lease.end(run, status=Status.FAILED, **ending)
     except (OSError, RunError) as unwritten:  # `status` then finds a job that is gone
         log.error("the state cannot be written: %s", unwritten, extra={"run": run.name})
 
 
-def explain(run: Run, error: BaseException) -> tuple[str, str, str]:
-    """Returns the kind of a failure, one of FAULTS, what happened in a sentence, and a fix."""
+def explain(run: Run, error: BaseException) -> tuple[Failure, str, str]:
+    """Returns the kind of a failure, what happened in a sentence, and a fix."""
     if isinstance(error, Stopped):
-        return error.fault, error.message, error.fix
+        return error.failure, error.message, error.fix
     if isinstance(error, KeyboardInterrupt):
-        return "killed", "interrupted with Ctrl-C", run.sweep.retry_command()
+        return Failure.KILLED, "interrupted with Ctrl-C", run.sweep.retry_command()
     text = f"{type(error).__name__}: {str(error).strip()}".rstrip(": ")
     line = text.split("\n")[0]
     if isinstance(error, torch.OutOfMemoryError):
-        return "out of GPU memory", line, "nvidia-smi; take smaller --batch-sizes or a larger GPU"
+        fix = "nvidia-smi; take smaller --batch-sizes or a larger GPU"
+        return Failure.OUT_OF_GPU_MEMORY, line, fix
     if isinstance(error, MemoryError) or NO_MEMORY.search(text):
-        return "out of memory", line, run.sweep.retry_command(twice="--mem")
+        return Failure.OUT_OF_MEMORY, line, run.sweep.retry_command(twice="mem_gb")
     is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if is_disk_full or NO_SPACE.search(text) or is_full(run.folder):
         folder = shlex.quote(str(run.folder))
-        return "disk full", line, f"df -h {folder}; quota -s; {run.sweep.retry_command()}"
+        return Failure.DISK_FULL, line, f"df -h {folder}; quota -s; {run.sweep.retry_command()}"
     if isinstance(error, SkinjobError):
-        return "exception", error.message, error.fix
-    return "exception", line, f"tail -n 40 {shlex.quote(str(run.log_file))}"
+        return Failure.EXCEPTION, error.message, error.fix
+    return Failure.EXCEPTION, line, f"tail -n 40 {shlex.quote(str(run.log_file))}"
 
 
 def _holder(state: RunState) -> str:
     """Returns who has a run now, in words."""
     if state.holder is None:
-        action = "cancelled it" if state.fault == "cancelled" else f"made it {state.state}"
-        return f"the process that {action}"
+        return f"another process: it is {state.status} now"
     job = f"job {state.job_id}, " if state.job_id else ""
     return f"{job}process {state.pid} on {state.host}"

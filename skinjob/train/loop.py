@@ -25,7 +25,8 @@ from skinjob.config import TrainConfig
 from skinjob.data.images import ImageFile, Split
 from skinjob.errors import RunError, SkinjobError
 from skinjob.files import csv_text, replacing, sorted_safetensors
-from skinjob.sweeps.layout import METRICS, Run, utc_now
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import METRICS, SweepInfo, utc_now
 from skinjob.train.checkpoint import Checkpoint, remove_checkpoints, save_checkpoint
 from skinjob.train.device import Device
 from skinjob.train.images import ImageSource
@@ -50,7 +51,7 @@ class Job:
     """Runs of one sweep and what they have in common, checked and ready."""
 
     configs: Mapping[Run, TrainConfig]
-    info: dict[str, Any]
+    info: SweepInfo
     """sweep.json."""
     lease: Lease
     checkpoints: Mapping[Run, Checkpoint]
@@ -321,12 +322,12 @@ def write_predictions(
             writer.writerow([file.path, *names, *(f"{value:.6f}" for value in p)])
 
 
-def write_trained(run: Run, network: Network, backbone: Backbone, info: dict[str, Any]) -> None:
+def write_trained(run: Run, network: Network, backbone: Backbone, info: SweepInfo) -> None:
     """Writes head.safetensors or model.safetensors, with torchvision's names of the tensors."""
     metadata = {
         "architecture": backbone.name,
-        "classes": ",".join(info["images"]["classes"]),
-        "backbone_sha256": info["weights"]["sha256"],
+        "classes": ",".join(info.images.classes),
+        "backbone_sha256": info.weights.sha256,
         "run": f"{run.sweep.name}/{run.name}",
     }
     prefix = f"{backbone.head}." if network.part == "head" else ""

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-from skinjob.sweeps.layout import Run, utc_now
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import utc_now
 from skinjob.train.images import View
 from skinjob.train.lease import Lease
 

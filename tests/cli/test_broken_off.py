@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob, wait_until
+from commands import recorded, refusal, skinjob, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -58,7 +58,7 @@ def test_a_submit_that_is_broken_off_can_be_repeated(project: Path, at: int, num
     again = skinjob(*SUBMIT, "--wait", cwd=project)
     assert again.returncode == 0, again.stderr
     (sweep,) = sweeps(project / "runs")
-    assert [run.state().state for run in sweep.runs()] == ["done"] * 3
+    assert [run.state().status for run in sweep.runs()] == ["done"] * 3
     assert not list((project / "runs").glob(".*.part"))
 
 
@@ -83,7 +83,7 @@ def test_two_submits_of_one_name_make_one_sweep(project: Path) -> None:
             assert words.startswith("waiting for another submit"), words
     assert [process.wait() for process in both] == [0, 0]
     (sweep,) = sweeps(project / "runs")
-    wait_until(lambda: all(run.state().state == "done" for run in sweep.runs()))
+    wait_until(lambda: all(run.state().status == "done" for run in sweep.runs()))
     assert {run.state().attempts for run in sweep.runs()} == {1}
 
 
@@ -115,11 +115,11 @@ def test_a_status_that_was_overtaken_by_a_submit_loses_no_run(
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     sweep = make_sweep(data, weights, project / "runs", batch_sizes=(4,))
     (run,) = sweep.runs()
-    info = sweep.info()
+    info = recorded(sweep)
     write_json(sweep.sweep_file, info | {"cluster": info["cluster"] | {"cluster": "slurm"}})
 
     def submit_ends(sweep: Sweep) -> bool:
-        write_json(sweep.sweep_file, sweep.info() | {"jobs": {run.name: "7"}})
+        write_json(sweep.sweep_file, recorded(sweep) | {"jobs": {run.name: "7"}})
         return True
 
     class Queue(Answers):
@@ -129,5 +129,5 @@ def test_a_status_that_was_overtaken_by_a_submit_loses_no_run(
             return {"7": QueuedJob("PENDING", "", "Priority", "script")}
 
     monkeypatch.setattr(state, "_nobody_submits", submit_ends)
-    assert [one.state for one in state.survey(sweep, Queue()).runs] == ["waiting"]
-    assert run.state().state == "queued"
+    assert [one.status for one in state.survey(sweep, Queue()).runs] == ["waiting"]
+    assert run.state().status == "waiting"

@@ -10,11 +10,12 @@ import pytest
 from commands import refusal, skinjob
 from sweep_maker import make_sweep
 
-from skinjob.sweeps.layout import BY_YOU, RunState, Sweep
+from skinjob.sweeps.layout import Sweep
+from skinjob.sweeps.records import RunState
 
 SECOND = "bs0064-lr0.01-seed0"
-FAILED = RunState(state="failed", fault="killed", error="it was killed", epoch=3)
-AT_WORK = RunState(state="running", host="elsewhere", epoch=3)
+FAILED = RunState(status="failed", failure="killed", reason="it was killed", epoch=3)
+AT_WORK = RunState(status="running", host="elsewhere", epoch=3)
 
 
 def fill(file: Path, num_bytes: int = 50_000) -> Path:
@@ -119,7 +120,7 @@ def test_one_sweep_is_cleared_without_what_all_share(tmp_path: Path) -> None:
 
 def test_a_cancelled_run_keeps_where_it_goes_on(tmp_path: Path) -> None:
     """Whoever cancelled a run was told that it can be taken up where it was."""
-    cancelled = RunState(state="failed", fault="cancelled", error=BY_YOU, epoch=3)
+    cancelled = RunState(status="cancelled", epoch=3)
     sweep = make_runs(tmp_path, cancelled)
     skinjob("clean", "--yes", cwd=tmp_path)
     assert all(file.exists() for file in sweep.runs()[1].checkpoint_files)

@@ -22,8 +22,7 @@ from trees import make_tree
 from untrained import write_untrained
 
 from skinjob.queues.slurm.reasons import REASONS
-from skinjob.status.status import STATES
-from skinjob.sweeps.layout import FAULTS
+from skinjob.sweeps.records import METRICS, Failure, Status
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -199,11 +198,19 @@ def test_no_page_names_what_is_not_there() -> None:
             assert not unknown, f"{name}: skinjob {command}: {unknown}"
 
 
+def test_every_column_is_explained() -> None:
+    """The meaning of a column of metrics.csv is in the docs, in the words of the code."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*) \|$", PAGES["files.md"].split("### metrics.csv")[1], re.M
+    )
+    assert dict(rows) == tuple(METRICS)
+
+
 def test_every_state_fault_and_reason_is_explained() -> None:
     """Whatever word `skinjob status` prints of a run has a line in the docs."""
     page = PAGES["when-a-job-fails.md"]
-    assert set(re.findall(r"^\| (\w+) \|", page, re.M)) == {"status", "failure", *STATES}
-    assert re.findall(r"^\| `([^`]+)` \|", page, re.M) == list(FAULTS)
+    assert set(re.findall(r"^\| (\w+) \|", page, re.M)) == {"status", "failure", *Status}
+    assert re.findall(r"^\| `([^`]+)` \|", page, re.M) == list(Failure)
     explained = re.findall(r"^\| (`[^|]+) \|", PAGES["troubleshooting.md"], re.M)
     words = set(re.findall(r"`([^`]+)`", " ".join(explained)))
     for one in REASONS[1:]:  # the first is None

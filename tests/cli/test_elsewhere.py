@@ -97,11 +97,11 @@ def test_a_nodes_link_module_and_locale_change_nothing(
     unseen = f"cannot read {project}/disk/skin_cancer"
     assert unseen in (home / "probe.json").read_text(), "a path that only this machine has"
     sweep = only_sweep(home / "runs")
-    (job,) = sweep.info()["jobs"].values()
+    (job,) = sweep.info().jobs.values()
     slurm.wait(job)
     (run,) = sweep.runs()
     output = "".join(file.read_text() for file in sweep.submission_folder.glob("*_log.out"))
-    assert run.state().state == "done", output
+    assert run.state().status == "done", output
     assert str(run.config().data) == str(home / "skin_cancer")
     assert CLASS in run.log_file.read_text(encoding="utf-8")
     assert CLASS in run.predictions_file.read_text(encoding="utf-8")
@@ -122,7 +122,7 @@ def test_a_project_that_was_moved_goes_on(
     result = skinjob("submit", *LOCAL, "--wait", cwd=moved)
     assert result.returncode == 0, result.stdout + result.stderr
     (run,) = only_sweep(moved / "runs").runs()
-    assert run.state().state == "done"
+    assert run.state().status == "done"
     assert run.config().data == str(moved / "skin_cancer")
 
 
@@ -137,7 +137,7 @@ def test_names_in_another_locale_are_the_same_names(project: Path, latin1: dict[
         )
         assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
-    assert sweep.info()["images"]["classes"] == ["benign", CLASS]
+    assert sweep.info().images.classes == ["benign", CLASS]
     assert CLASS in (sweep.report_folder / "index.html").read_text(encoding="utf-8")
 
 
@@ -167,7 +167,7 @@ def test_a_killed_local_queue_is_seen_by_its_lock(project: Path) -> None:
         assert skinjob("submit", *LOCAL, "--name", "n", cwd=project).returncode == 0
         kill_all(project)
         sweep = Sweep(project / "runs/n")
-        assert sweep.runs()[0].state().state == "queued", "killed before the run began"
+        assert sweep.runs()[0].state().status == "waiting", "killed before the run began"
         assert set(standing(sweep).values()) == {"failed"}
         result = skinjob(*again, cwd=project)
         assert result.returncode == 0, result.stdout + result.stderr

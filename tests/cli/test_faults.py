@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sweep_maker
 import trees
-from commands import SKINJOB, only_sweep, refusal, skinjob, wait_until
+from commands import SKINJOB, only_sweep, recorded, refusal, skinjob, wait_until
 from terminal import terminal
 
 from skinjob.config import ClusterConfig
@@ -33,7 +33,8 @@ from skinjob.status.failures import (
     why_never,
     write_ending,
 )
-from skinjob.sweeps.layout import FAULTS, Run, RunState, Sweep, utc_now
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import RunState, utc_now
 
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"
@@ -44,7 +45,7 @@ NO_SLURM = "/nonexistent"  # a PATH
 
 def process_of(run: Run) -> int:
     """Returns the process that has the run in hand, once it has."""
-    wait_until(lambda: run.state().state == "running")
+    wait_until(lambda: run.state().status == "running")
     pid = run.state().pid
     assert pid
     return pid
@@ -78,18 +79,18 @@ def slurm_sweep(tmp_path: Path) -> Sweep:
     sweep = sweep_maker.make_sweep(
         tmp_path / "runs/sweep", batch_sizes=(32, 64, 128), finished={"bs0128-lr0.01-seed0": 20}
     )
-    info = sweep.info() | {"cluster": asdict(ClusterConfig(cluster="slurm", partition="gpu"))}
+    info = recorded(sweep) | {"cluster": asdict(ClusterConfig(cluster="slurm", partition="gpu"))}
     write_json(sweep.sweep_file, info)
     failed, running, _ = sweep.runs()
     say(
         failed,
-        state="failed",
+        status="failed",
         epoch=7,
-        fault="out of GPU memory",
+        failure="out of GPU memory",
         error="a batch of 32 images does not fit the 16 GB of this GPU, which other jobs share",
         fix="skinjob submit --batch-sizes 16",
     )
-    say(running, state="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
+    say(running, status="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
     failed.log_file.write_text("2026-01-01T00:00:00Z the last that the log has\n")
     sweep.submission_folder.mkdir()
     (sweep.submission_folder / "12_0_0_log.out").write_text(
@@ -109,7 +110,7 @@ def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
     at_work = skinjob("status", cwd=project)
     assert at_work.returncode == 3, at_work.stdout
     assert at_work.stdout.count(" running ") == 2
-    assert {run.state().state for run in sweep.runs()} == {"running"}
+    assert {run.state().status for run in sweep.runs()} == {"running"}
 
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
@@ -117,9 +118,9 @@ def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
     assert told.returncode == 1, told.stdout
     for run in sweep.runs():
         state = run.state()
-        assert (state.state, state.fault) == ("failed", "gone")
+        assert (state.status, state.failure) == ("lost", None)
         assert re.match(
-            rf"process {pid} and its queue are gone on \S+ after epoch", str(state.error)
+            rf"process {pid} and its queue are gone on \S+ after epoch", str(state.reason)
         )
     assert "and 1 more of its job: gone" in told.stdout
 
@@ -132,9 +133,9 @@ def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
     assert result.returncode == 1
     assert refusal(result).startswith("not every run of ")
     state = only_sweep(project / "runs").runs()[0].state()
-    assert (state.state, state.fault) == ("failed", "never started")
-    assert "ended with an error before it began to train" in str(state.error)
-    assert f"bs0004-lr0.01-seed0 failed, never started: {state.error}\n" in result.stdout
+    assert (state.status, state.failure) == ("failed", "never started")
+    assert "ended with an error before it began to train" in str(state.reason)
+    assert f"bs0004-lr0.01-seed0 failed, never started: {state.reason}\n" in result.stdout
     queue_log = shlex.split(str(state.fix))[-1]
     assert "no such module" in (project / queue_log).read_text()
 
@@ -145,12 +146,12 @@ def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
         project / "skin_cancer", project / "weights/resnet18.safetensors", project / "runs"
     )
     first, second = sweep.runs()
-    say(first, state="queued")
-    say(second, state="queued", queued_utc=utc_now(), heartbeat_utc=None)
+    say(first, status="waiting")
+    say(second, status="waiting", queued_utc=utc_now(), heartbeat_utc=None)
     result = skinjob("status", cwd=project)
     assert result.returncode == 3
-    assert first.state().fault == "never started"
-    assert second.state().state == "queued", "its queue may be about to start"
+    assert first.state().failure == "never started"
+    assert second.state().status == "waiting", "its queue may be about to start"
 
 
 def test_the_fix_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def test_the_fix_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.Monk
         train="all",
     )
     monkeypatch.chdir(project)
-    words = shlex.split(sweep.retry_command(twice="--mem"))
+    words = shlex.split(sweep.retry_command(twice="mem_gb"))
     assert "--mem" in words
     result = skinjob(*words[1:], "--dry-run", cwd=project)
     assert result.returncode == 0, result.stderr
@@ -188,7 +189,7 @@ def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
             project / "skin_cancer", project / "weights/resnet18.safetensors", small
         )
         run = sweep.runs()[0]
-        say(run, state="running", started_utc=LONG_AGO, host=os.uname().nodename, pid=2**22 + 1)
+        say(run, status="running", started_utc=LONG_AGO, host=os.uname().nodename, pid=2**22 + 1)
         with (small / "fill").open("wb") as fill, contextlib.suppress(OSError):
             fill.write(bytes(10_000_000))
         result = skinjob("status", "--runs", small, cwd=project)
@@ -204,21 +205,21 @@ def test_a_job_that_was_told_to_end_is_told_from_a_killed_one(slurm_sweep: Sweep
     run = slurm_sweep.runs()[1]
     asked, killed = (
         local_ending(run, replace(run.state(), state=state), "77", has_result=False)
-        for state in ("queued", "running")
+        for state in ("waiting", "running")
     )
-    assert (asked.fault, killed.fault) == ("killed", "killed")
-    assert "process 1 was told to end on elsewhere after epoch 3 of 20" in asked.error
-    assert "process 1 was killed (by hand or by the kernel" in killed.error
+    assert (asked.failure, killed.failure) == ("killed", "killed")
+    assert "process 1 was told to end on elsewhere after epoch 3 of 20" in asked.reason
+    assert "process 1 was killed (by hand or by the kernel" in killed.reason
 
 
 def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
     """What was found out from outside never takes the place of the run's own last word."""
     run = slurm_sweep.runs()[1]
     said = run.state()
-    run.update_state(state="done")
+    run.update_state(status="done")
     found = Ending("gone", "job 12_1 is gone", "skinjob submit", utc_now())
-    assert write_ending(run, said, found).state == "done"
-    assert run.state().state == "done"
+    assert write_ending(run, said, found).status == "done"
+    assert run.state().status == "done"
 
 
 @pytest.mark.parametrize(
@@ -277,9 +278,9 @@ def test_exit_codes_of_status(slurm_sweep: Sweep, tmp_path: Path) -> None:
     """A script can wait for 3 to end, and then tells 0, all done, from 1, some failed."""
     failed, running, done = slurm_sweep.runs()
     assert status(cwd=tmp_path).returncode == 3
-    say(running, state="done")
+    say(running, status="done")
     assert status(cwd=tmp_path).returncode == 1
-    say(failed, state="done")
+    say(failed, status="done")
     result = status(done.sweep.folder, cwd=tmp_path)
     assert result.returncode == 0
     assert "fix:" not in result.stdout
@@ -290,7 +291,7 @@ def test_of_many_faults_some_are_told_and_the_rest_counted(tmp_path: Path) -> No
     """A thousand runs that failed do not bury what ended them."""
     sweep = sweep_maker.make_sweep(tmp_path / "runs/sweep", batch_sizes=range(1, 31))
     for run in sweep.runs():
-        say(run, state="failed", fault="exception", error="no", fix="tail")
+        say(run, status="failed", failure="exception", reason="no", fix="tail")
     told = status(cwd=tmp_path).stdout
     assert told.count(": exception\n") == 5
     assert "and 25 more" in told
@@ -315,9 +316,9 @@ def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> 
     run = slurm_sweep.runs()[1]
     end = JobEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
     found = ending(run, run.state(), "12_1", end)
-    assert found.fault in FAULTS
-    assert found.error.startswith("job 12_1 ")
-    assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in found.error
+    assert found.status in ("failed", "cancelled", "lost")
+    assert found.reason.startswith("job 12_1 ")
+    assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in found.reason
     assert found.fix
 
 
@@ -433,9 +434,9 @@ def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
         text=True,
     )
     state = only_sweep(project / "runs").runs()[0].state()
-    assert (state.state, state.fault) == ("failed", "killed"), result.stdout + result.stderr
-    assert "reached its limit of 12 s of CPU time (ulimit -t)" in str(state.error)
-    assert "by hand" not in str(state.error)
+    assert (state.status, state.failure) == ("failed", "killed"), result.stdout + result.stderr
+    assert "reached its limit of 12 s of CPU time (ulimit -t)" in str(state.reason)
+    assert "by hand" not in str(state.reason)
 
 
 def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:

@@ -475,7 +475,7 @@ def test_bad_images_are_skipped_when_that_is_asked_for(project: Path) -> None:
     assert "skipped  3 faulty images" in result.stdout
     assert "train    7 benign, 8 malignant" in result.stdout
     sweep = only_sweep(project / "runs")
-    skipped = {one["path"]: one["fault"] for one in sweep.info()["images"]["skipped"]}
+    skipped = {one["path"]: one["fault"] for one in sweep.info().images.skipped}
     assert list(skipped) == [
         "train/benign/0.jpg",
         "test/malignant/0.jpg",
@@ -612,8 +612,8 @@ def test_an_image_that_changes_before_the_job_begins_fails_it_by_name(
     with pytest.raises(ImagesError, match=f"{place}.*{words}"):
         run_job([run.folder])
     state = run.state()
-    assert state.state == "failed"
-    assert place in str(state.error)
+    assert state.status == "failed"
+    assert place in str(state.reason)
     assert not run.predictions_file.exists()
     assert len(run.metrics_file.read_text().splitlines() if run.metrics_file.exists() else []) < 2
 

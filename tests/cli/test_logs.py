@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import SKINJOB, Lines, refusal, skinjob
+from commands import SKINJOB, Lines, recorded, refusal, skinjob
 from sweep_maker import make_sweep
 from terminal import terminal
 
 from skinjob.files import write_json
 from skinjob.status.status import queue_lock
-from skinjob.sweeps.layout import Run, RunState, run_name
+from skinjob.sweeps.layout import Run, run_name
+from skinjob.sweeps.records import RunState
 
 NO_SLURM = "/nonexistent"  # a PATH
 NAME, OTHER = (run_name(size, 0.01, 0) for size in (32, 64))
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> Run:
         states={NAME: RunState(epoch=3)},
     )
     local = {"cluster": {"cluster": "local"}, "jobs": {NAME: "77", OTHER: "77"}}
-    write_json(sweep.sweep_file, sweep.info() | local)
+    write_json(sweep.sweep_file, recorded(sweep) | local)
     found = Run(sweep.folder / NAME)
     found.log_file.write_text("".join(f"{STAMP} line {number}\n" for number in range(1, 61)))
     sweep.submission_folder.mkdir()
@@ -90,17 +91,17 @@ def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
         with run.log_file.open("a") as log:
             log.write("half a")
             log.flush()
-            run.update_state(state="running", attempts=1)
+            run.update_state(status="running", attempts=1)
             lines.until(f"{NAME} running")
             log.write(" line\n")
             log.flush()
             lines.until("half a line")
-            run.update_state(state="queued")
+            run.update_state(status="waiting")
             lines.until(f"{NAME} waiting")
-            run.update_state(state="running", attempts=2)
+            run.update_state(status="running", attempts=2)
             lines.until(f"{NAME} running")
             log.write("the last line\n")
-        run.update_state(state="failed", fault="killed", error="it was killed", fix="mend it")
+        run.update_state(status="failed", failure="killed", reason="it was killed", fix="mend it")
         lines.until("fix: mend it")
         assert following.wait(30) == 0
     said = [line.rstrip("\n") for line in lines.read]
@@ -111,7 +112,7 @@ def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
 
 def test_a_log_of_a_run_that_is_gone_is_not_followed_for_ever(run: Run, tmp_path: Path) -> None:
     """Where neither the run's process nor its queue is left, it is told what to do."""
-    run.update_state(state="running", started_utc=STAMP, pid=2**22 + 1, host="elsewhere")
+    run.update_state(status="running", started_utc=STAMP, pid=2**22 + 1, host="elsewhere")
     state = run.state()
     write_json(run.state_file, {**vars(state), "heartbeat_utc": STAMP})
     result = logs("-f", NAME, cwd=tmp_path)
@@ -129,4 +130,4 @@ def test_ctrl_c_leaves_a_log(run: Run, at_work: None, tmp_path: Path, columns: i
         assert f"{STAMP} line 60\n" in shown.screen()
         shown.press("C-c")
         assert "Traceback" not in shown.show("exit 130")
-    assert run.state().state == "queued"
+    assert run.state().status == "waiting"

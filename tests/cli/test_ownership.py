@@ -106,7 +106,7 @@ def test_a_project_folder_of_a_named_user_is_taken(sweep: Sweep) -> None:
     trusting = (*SUBMIT, "--name", "sweep", "--trust", "nobody")
     result = skinjob(*trusting, "--wait", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert [run.state().state for run in sweep.runs()] == ["done"]
+    assert [run.state().status for run in sweep.runs()] == ["done"]
 
 
 def test_a_sticky_folder_of_all_is_taken_unless_it_is_another_users(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_copied_sweep_of_another_user_is_not_taken_up(
         assert result.returncode == 0, result.stderr
         assert len(list(runs.glob("*/sweep.json"))) == 2
     assert not list(sweep.submission_folder.glob("*.pkl"))
-    assert sweep.runs()[0].state().state == "queued"
+    assert sweep.runs()[0].state().status == "waiting"
 
 
 @pytest.mark.parametrize("command", ["retry", "cancel"])
@@ -203,7 +203,7 @@ def test_a_folder_that_was_opened_after_submit_stops_the_job(slurm: Slurm, proje
         sweep.submission_folder.chmod(0o777)
     finally:
         slurm.run(["scontrol", "update", "partitionname=lab", "state=up"], check=True)
-    (job,) = set(sweep.info()["jobs"].values())
+    (job,) = set(sweep.info().jobs.values())
     slurm.wait(job)
     (run,) = sweep.runs()
     os.utime(run.state_file, (0, 0))  # silent for long

@@ -9,13 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob
+from commands import recorded, refusal, skinjob
 from trees import make_sweep
 
-from skinjob.sweeps.layout import BY_YOU, Sweep
+from skinjob.sweeps.layout import Sweep
 
 LONG_AGO = "2020-01-01T00:00:00Z"
-RUNNING = {"state": "running", "host": "elsewhere", "started_utc": LONG_AGO}
+RUNNING = {"status": "running", "host": "elsewhere", "started_utc": LONG_AGO}
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def sweep(project: Path) -> Sweep:
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     made = make_sweep(data, weights, project / "runs", batch_sizes=(1, 2, 3, 4, 5))
     done, failed, lost, cancelled, running = made.runs()
-    done.update_state(state="done", epoch=2)
-    failed.update_state(state="failed", fault="killed", error="it was killed", epoch=1)
-    lost.update_state(state="failed", fault="gone", error="nobody says why")
-    cancelled.update_state(state="failed", fault="cancelled", error=BY_YOU)
+    done.update_state(status="done", epoch=2)
+    failed.update_state(status="failed", failure="killed", reason="it was killed", epoch=1)
+    lost.update_state(status="lost", reason="nobody says why")
+    cancelled.update_state(status="cancelled")
     running.update_state(**RUNNING)
     return made
 
@@ -81,7 +81,7 @@ def test_a_sweep_may_be_the_folder_one_is_in(project: Path, sweep: Sweep) -> Non
 def test_nothing_to_retry_is_no_fault(project: Path, sweep: Sweep) -> None:
     """A script may call it after every sweep."""
     for run in sweep.runs():
-        run.update_state(state="done", epoch=2)
+        run.update_state(status="done", epoch=2)
     result = skinjob("retry", sweep.folder, cwd=project)
     assert result.returncode == 0, result.stderr
     assert "nothing in " in result.stdout
@@ -90,7 +90,7 @@ def test_nothing_to_retry_is_no_fault(project: Path, sweep: Sweep) -> None:
 
 def test_jobs_ask_for_what_they_did_but_for_what_is_given(project: Path, sweep: Sweep) -> None:
     """Job files, variables and new defaults change nothing of a sweep that is there already."""
-    info = sweep.info()
+    info = recorded(sweep)
     info["cluster"] |= {"time_min": 77, "cpus": 3, "setup": ["module load cuda"]}
     del info["cluster"]["array_parallelism"]  # as of an older version
     sweep.sweep_file.write_text(json.dumps(info))
@@ -118,7 +118,7 @@ def test_a_fix_holds_from_anywhere(
     """The command that is told is pasted in any folder, with odd names in the sweep's path."""
     odd = sweep.folder.rename(project / "runs/it's my sweep")
     monkeypatch.chdir(project)
-    command = Sweep(Path("runs/it's my sweep")).retry_command(twice="--time")
+    command = Sweep(Path("runs/it's my sweep")).retry_command(twice="time_min")
     words = shlex.split(command)
     assert words == ["skinjob", "retry", str(odd), "--time", "240"]
     result = skinjob(*words[1:], "--dry-run", cwd=Path("/"))
@@ -134,7 +134,7 @@ def test_there_is_a_fix_even_where_nothing_can_be_read(
     here.mkdir()
     monkeypatch.chdir(here)
     here.rmdir()
-    assert Sweep(Path("runs/s")).retry_command(twice="--mem") == "skinjob retry runs/s"
+    assert Sweep(Path("runs/s")).retry_command(twice="mem_gb") == "skinjob retry runs/s"
 
 
 def test_images_that_have_changed_since_are_refused(project: Path, sweep: Sweep) -> None:

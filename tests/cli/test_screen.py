@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import SKINJOB, skinjob
+from commands import SKINJOB, recorded, skinjob
 from sweep_maker import make_sweep, metric_rows, write_rows
 from terminal import on_a_pty
 
 from skinjob.files import write_json
-from skinjob.sweeps.layout import Run, RunState, Sweep, run_name
+from skinjob.sweeps.layout import Run, Sweep, run_name
+from skinjob.sweeps.records import RunState
 
 NO_SLURM = "/nonexistent"  # a PATH
 EVIL = "\x1b]0;title\x07\x1b[2J\x1b[1A\r\x9b2K\x85\u202e\u2028\u200b"
@@ -42,7 +43,7 @@ COMMANDS = {
 def sweep(tmp_path: Path) -> Sweep:
     """A sweep of a stranger: every text that can be hostile is."""
     failed = RunState(
-        state="failed",
+        status="failed",
         job_id=HOSTILE,
         holder=HOSTILE,
         host=HOSTILE,
@@ -51,8 +52,8 @@ def sweep(tmp_path: Path) -> Sweep:
         precision=HOSTILE,
         heartbeat_utc="2025-03-01\x1b09:10:00Z",
         finished_utc="2025-03-01\n09:10:00Z",
-        fault=HOSTILE,
-        error=HOSTILE,
+        failure="killed",
+        reason=HOSTILE,
         fix=HOSTILE,
     )
     sweep = make_sweep(
@@ -65,8 +66,8 @@ def sweep(tmp_path: Path) -> Sweep:
     odd = Run(sweep.folder / ODD)
     odd.folder.mkdir()
     odd.config_file.write_text(run.config_file.read_text())
-    write_json(odd.state_file, failed.__dict__ | {"state": "done", "epoch": 20})
-    info = sweep.info()
+    write_json(odd.state_file, failed.__dict__ | {"status": "done", "epoch": 20})
+    info = recorded(sweep)
     info["recipe"] |= {"train": HOSTILE, "schedule": HOSTILE}
     info["images"] |= {"root": HOSTILE, "classes": [HOSTILE], "counts": {"test": {HOSTILE: 5}}}
     info["weights"] |= {"source": HOSTILE, "architecture": HOSTILE, "path": HOSTILE}

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 import sweep_maker
 from cluster import Slurm
-from commands import refusal, skinjob, wait_until
+from commands import recorded, refusal, skinjob, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
 from skinjob.status.status import queue_lock, standings
-from skinjob.sweeps.layout import RunState
+from skinjob.sweeps.records import RunState
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 AN_HOUR_S = 3600
@@ -86,7 +86,9 @@ def test_a_look_of_a_group_mate_changes_no_run(
     waiting, running = sweep.runs()
     old = "2026-01-01T00:00:00Z"
     write_json(waiting.state_file, asdict(RunState(queued_utc=old)))
-    at_work = RunState(state="running", host="elsewhere", pid=1, started_utc=old, heartbeat_utc=old)
+    at_work = RunState(
+        status="running", host="elsewhere", pid=1, started_utc=old, heartbeat_utc=old
+    )
     write_json(running.state_file, asdict(at_work))
     share(group)
     with queue_lock(sweep).open("wb") as lock:
@@ -146,7 +148,7 @@ def test_a_group_mate_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Pa
     try:
         wait_until(lambda: "R" in open_slurm.run(["squeue", "-h", "-o%t", "-j", job]).stdout)
         first, second = sweep.runs()
-        info = sweep.info() | {"jobs": {first.name: job, second.name: "999999"}}
+        info = recorded(sweep) | {"jobs": {first.name: job, second.name: "999999"}}
         write_json(sweep.sweep_file, info)
         share(group)
         before = [run.state_file.read_bytes() for run in sweep.runs()]
@@ -222,13 +224,13 @@ def test_a_node_whose_clock_is_ahead_does_not_keep_a_dead_run_running(
     (run,) = sweep.runs()
     ahead = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + AN_HOUR_S))
     state = RunState(
-        state="running", host="elsewhere", pid=1, started_utc=ahead, heartbeat_utc=ahead
+        status="running", host="elsewhere", pid=1, started_utc=ahead, heartbeat_utc=ahead
     )
     write_json(run.state_file, asdict(state))
-    assert [one.state for one in standings(sweep)] == ["running"]  # it has just been written
+    assert [one.status for one in standings(sweep)] == ["running"]  # it has just been written
     two_minutes_ago = time.time() - 120
     os.utime(run.state_file, (two_minutes_ago, two_minutes_ago))
-    assert [one.state for one in standings(sweep)] == ["lost"]
+    assert [one.status for one in standings(sweep)] == ["lost"]
 
 
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import SKINJOB, refusal, skinjob
+from commands import SKINJOB, recorded, refusal, skinjob
 from sweep_maker import make_sweep
 from terminal import terminal
 
 from skinjob.files import write_json
-from skinjob.sweeps.layout import BY_YOU, Run, RunState, Sweep, run_name, utc_now
+from skinjob.sweeps.layout import Run, Sweep, run_name
+from skinjob.sweeps.records import RunState, utc_now
 
 NO_SLURM = "/nonexistent"  # a PATH
 FIRST, SECOND, THIRD, FOURTH = (run_name(size, 0.01, 0) for size in (32, 64, 128, 256))
@@ -24,7 +25,7 @@ def sweep(tmp_path: Path) -> Sweep:
     """A sweep on SLURM: one run is at work, one was started again, one waits, one is done."""
     began, now = "2026-01-01T10:00:00Z", "2026-01-01T10:10:30Z"
     running = RunState(
-        state="running",
+        status="running",
         host="gpu-node-017",
         attempts=3,
         resumed_epoch=5,
@@ -34,7 +35,7 @@ def sweep(tmp_path: Path) -> Sweep:
         started_utc=began,
         heartbeat_utc=now,
     )
-    first = RunState(state="running", host="gpu-node-018", attempts=1, heartbeat_utc=now)
+    first = RunState(status="running", host="gpu-node-018", attempts=1, heartbeat_utc=now)
     return make_sweep(
         tmp_path / "runs/sweep",
         finished={FIRST: 10, SECOND: 0, THIRD: 0, FOURTH: 20},
@@ -50,13 +51,13 @@ def test_programs_read_all_that_is_known(sweep: Sweep, tmp_path: Path) -> None:
     runs = {one.pop("run"): one for one in said.pop("runs")}
     assert said == {"sweep": "sweep", "folder": str(sweep.folder), "slurm": "does not answer"}
     first = runs[FIRST]
-    assert (first["state"], first["epoch"], first["epochs"]) == ("running", 10, 20)
+    assert (first["status"], first["epoch"], first["epochs"]) == ("running", 10, 20)
     assert (first["node"], first["job"], first["requeues"]) == ("gpu-node-017", "12_0", 2)
     # 5 epochs in 600 s: 10 more take 1,200 s, and 30 s of them are over.
     assert (first["images_per_s"], first["left_s"]) == (1234.5, 1170)
     assert 0.5 < first["accuracy"] < 1
     assert runs[SECOND]["left_s"] is None, "nobody knows before its first epoch"
-    assert (runs[THIRD]["state"], runs[THIRD]["node"]) == ("waiting", None)
+    assert (runs[THIRD]["status"], runs[THIRD]["node"]) == ("waiting", None)
     assert set(first) == set(runs[FOURTH])
 
 
@@ -103,7 +104,7 @@ def test_a_watch_redraws_in_place(sweep: Sweep, tmp_path: Path) -> None:
         screen = shown.show(" 11/20 ")
         assert screen.count(FIRST) == 1
         for run in sweep.runs():
-            run.update_state(state="done", epoch=20)
+            run.update_state(status="done", epoch=20)
         screen = shown.show("exit 0")
         assert screen.count(FIRST) == 1
         assert "4 runs: 4 done" in screen
@@ -114,7 +115,9 @@ def test_a_watch_redraws_in_place(sweep: Sweep, tmp_path: Path) -> None:
 def test_reasons_are_told_once_below_a_narrow_table(sweep: Sweep, tmp_path: Path) -> None:
     """Where they do not fit beside the runs, it is said how many runs each of them has."""
     for name in (FIRST, THIRD):
-        Run(sweep.folder / name).update_state(state="failed", fault="time limit", error="too long")
+        Run(sweep.folder / name).update_state(
+            status="failed", failure="time limit", reason="too long"
+        )
     with terminal(*SKINJOB, "status", cwd=tmp_path, columns=60, PATH=NO_SLURM) as shown:
         assert "\n2 failed: time limit\n" in shown.show("exit 3")
     told = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
@@ -139,9 +142,9 @@ def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> 
     broken.write_text("{")
     result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
     runs = {one["run"]: one for one in json.loads(result.stdout)["runs"]}
-    assert (runs[SECOND]["state"], runs[SECOND]["reason"]) == ("lost", "its state does not read")
+    assert (runs[SECOND]["status"], runs[SECOND]["note"]) == ("lost", "its state does not read")
     assert runs[SECOND]["fix"].startswith("rm ")
-    assert runs[FIRST]["state"] == "running"
+    assert runs[FIRST]["status"] == "running"
     assert f"left alone: {broken.parent.relative_to(tmp_path)}: " in (
         skinjob("clean", cwd=tmp_path, PATH=NO_SLURM).stdout
     )
@@ -149,10 +152,10 @@ def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> 
 
 def test_why_a_run_was_cancelled_is_told_to_who_did_not_do_it(sweep: Sweep, tmp_path: Path) -> None:
     """A run that you cancelled has its row alone; of one that an admin did, all is told."""
-    for name, error in ((FIRST, BY_YOU), (SECOND, "job 12_1 was cancelled by root")):
-        Run(sweep.folder / name).update_state(state="failed", fault="cancelled", error=error)
+    for name, reason in ((FIRST, None), (SECOND, "job 12_1 was cancelled by root")):
+        Run(sweep.folder / name).update_state(status="cancelled", reason=reason)
     said = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
-    assert said.count(BY_YOU) == 1
+    assert re.search(rf"^{FIRST} +cancelled ", said, re.M)
     assert f"{FIRST}: " not in said
     assert f"{SECOND}: cancelled\n  job 12_1 was cancelled by root\n" in said
 
@@ -187,7 +190,7 @@ def test_a_pipe_gets_every_column_and_its_reader_may_leave(sweep: Sweep, tmp_pat
 def test_sweeps_are_listed_with_how_well_they_do(sweep: Sweep, tmp_path: Path) -> None:
     """The newest is last, and one that does not read hides no other."""
     newer = make_sweep(tmp_path / "runs/newer", batch_sizes=(8, 16), seeds=(0, 1), lrs=(0.1, 0.2))
-    info = newer.info() | {"created_utc": "2026-05-05T12:30:00Z"}
+    info = recorded(newer) | {"created_utc": "2026-05-05T12:30:00Z"}
     write_json(newer.sweep_file, info)
     damaged = tmp_path / "runs/damaged/sweep.json"
     damaged.parent.mkdir()

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import only_sweep, refusal, skinjob, standing, wait_for
+from commands import only_sweep, recorded, refusal, skinjob, standing, wait_for
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -48,7 +48,7 @@ def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
     for run in sweep.runs():
         with run.metrics_file.open(newline="") as rows:
             assert [row["epoch"] for row in csv.DictReader(rows)] == ["1", "2"]
-    assert set(sweep.info()["jobs"]) == {"bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0"}
+    assert set(sweep.info().jobs) == {"bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0"}
 
 
 @pytest.mark.train
@@ -75,7 +75,7 @@ def test_a_look_at_a_sweep_does_not_make_it_busy(project: Path) -> None:
         project / "skin_cancer", project / "weights/resnet18.safetensors", project / "runs"
     )
     run = sweep.runs()[0]
-    run.update_state(state="done")
+    run.update_state(status="done")
     with queue_lock(sweep).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         looked = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
@@ -114,10 +114,10 @@ def test_a_failed_run_alone_is_queued_again(project: Path) -> None:
     sweep = only_sweep(project / "runs")
     done, failed = sweep.runs()
     finished = done.state().finished_utc
-    failed.update_state(state="failed")
+    failed.update_state(status="failed")
     result = skinjob("submit", *SMALL, "--wait", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert failed.state().state == "done"
+    assert failed.state().status == "done"
     assert done.state().finished_utc == finished
 
 
@@ -148,7 +148,7 @@ def test_a_killed_job_is_failed_and_not_running_for_ever(project: Path) -> None:
     kill_once_at_work(first)
     kill_once_at_work(second)
     wait_for(first.sweep, "failed")
-    assert first.state().fault == "killed"
+    assert first.state().failure == "killed"
 
 
 @pytest.mark.train
@@ -161,8 +161,8 @@ def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Pat
     os.kill(pid_after_an_epoch(first, attempts=2), signal.SIGTERM)
     wait_for(first.sweep, "failed")
     state = first.state()
-    assert (state.fault, state.attempts) == ("killed", 2)
-    assert "was told to end on" in str(state.error)
+    assert (state.failure, state.attempts) == ("killed", 2)
+    assert "was told to end on" in str(state.reason)
     skinjob("submit", *long, cwd=project)
     assert first.state().epoch >= state.epoch  # what is finished counts, also while it waits
     os.kill(pid_after_an_epoch(first, attempts=1), signal.SIGKILL)
@@ -199,7 +199,7 @@ def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) ->
     )
     result = skinjob("submit", *SMALL, "--wait", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert run.state().state == "done"
+    assert run.state().status == "done"
 
 
 @pytest.mark.train
@@ -414,8 +414,8 @@ def test_a_job_whose_python_has_no_torch_says_so(project: Path) -> None:
     assert result.returncode == 1
     for run in only_sweep(project / "runs").runs():
         state = run.state()
-        assert state.state == "failed"
-        assert "cannot load torch: ImportError: no torch here" in str(state.error)
+        assert state.status == "failed"
+        assert "cannot load torch: ImportError: no torch here" in str(state.reason)
         assert "--python" in str(state.fix)
 
 
@@ -425,7 +425,7 @@ def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:
     skinjob("submit", *SMALL, "--wait", cwd=project)
     run = only_sweep(project / "runs").runs()[0]
     assert "is done" in refusal(skinjob("train", run.folder, cwd=project))
-    run.update_state(state="failed")
+    run.update_state(status="failed")
     run.metrics_file.unlink()
     result = skinjob("train", run.folder, cwd=project)
     assert result.returncode == 0, result.stderr
@@ -481,7 +481,7 @@ def test_a_site_profile_and_a_sweep_of_slurm_keep_to_slurm(project: Path) -> Non
     (project / "jobs/site.toml").unlink()
     skinjob("submit", *small, "--cluster", "local", "--setup", "exit 3", "--wait", cwd=project)
     sweep = only_sweep(project / "runs")
-    info = sweep.info()
+    info = recorded(sweep)
     write_json(sweep.sweep_file, info | {"cluster": {**info["cluster"], "cluster": "slurm"}})
     result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
     assert refusal(result) == "the jobs of runs/s are SLURM's, and there is no sbatch on PATH"

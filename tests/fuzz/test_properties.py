@@ -27,7 +27,8 @@ from skinjob.data.scan import scan
 from skinjob.errors import ConfigError, ImagesError, RunError, SkinjobError
 from skinjob.report.findings import missing
 from skinjob.report.tables import MetricsFile, group_runs, read_run, read_sweep
-from skinjob.sweeps.layout import METRICS, Run, RunState
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import METRICS, RunState
 from skinjob.weights.file import SUMS_NAME, promise_digest, promised_digest
 
 few = settings(
@@ -139,7 +140,7 @@ def test_a_wrong_digit_moves_no_row_to_another_curve(
 ) -> None:
     """Which curve a row belongs to is in the run's folder, and not in the row."""
     lines = [line.split(",") for line in written.content.decode().splitlines()]
-    lines[2][METRICS.index(column)] = value
+    lines[2][list(METRICS).index(column)] = value
     written.run.metrics_file.write_text("\n".join(map(",".join, lines)), encoding="utf-8")
     [series] = group_runs([read_sweep(written.run.sweep)])
     assert (series.batch_size, series.epochs, series.num_counted) == (32, 3, 1)
@@ -166,7 +167,7 @@ def is_of_its_types(record: Any) -> bool:
 @few
 @given(record_of(RunState) | JSON)
 @example({"heartbeat_utc": "yesterday"})
-@example({"error": 3, "state": "failed"})
+@example({"error": 3, "status": "failed"})
 def test_a_state_is_of_its_types_or_refused(written: Written, values: Any) -> None:
     """Whoever reads a state need not look at it twice, and the report goes on without it."""
     run = written.run

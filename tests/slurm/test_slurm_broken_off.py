@@ -61,17 +61,17 @@ def test_a_submit_killed_after_sbatch_is_taken_up(
     jobs = queued(slurm)
     assert len(jobs) == 2
     sweep = Sweep(project / "runs/n")
-    assert sweep.info()["jobs"] == {}
+    assert sweep.info().jobs == {}
     seen = slurm.skinjob("status", "n", cwd=project)
     assert all(job in seen.stdout for job in jobs), seen.stdout + seen.stderr
     again = slurm.skinjob(*JOBS, cwd=project)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("not repeated") == 2
     assert queued(slurm) == jobs
-    assert sorted(sweep.info()["jobs"].values()) == jobs
+    assert sorted(sweep.info().jobs.values()) == jobs
     slurm.run(["scontrol", "update", "partitionname=lab", "state=up"], check=True)
     slurm.wait(jobs[0].split("_")[0])
-    assert [run.state().state for run in sweep.runs()] == ["done", "done"]
+    assert [run.state().status for run in sweep.runs()] == ["done", "done"]
 
 
 def test_an_answer_of_sbatch_that_was_lost_is_no_refusal(
@@ -80,7 +80,7 @@ def test_an_answer_of_sbatch_that_was_lost_is_no_refusal(
     """A busy controller queues the jobs and does not say so: squeue does."""
     result = slurm.skinjob(*JOBS, cwd=project, PATH=make_sbatch(tmp_path / "bin", LOST))
     assert result.returncode == 0, result.stderr
-    assert sorted(Sweep(project / "runs/n").info()["jobs"].values()) == queued(slurm)
+    assert sorted(Sweep(project / "runs/n").info().jobs.values()) == queued(slurm)
 
 
 def test_silence_of_slurm_is_no_refusal_either(
@@ -100,7 +100,7 @@ def test_silence_of_slurm_is_no_refusal_either(
     words = refusal(slurm.skinjob(*JOBS, cwd=project, PATH=path))
     assert words == "SLURM does not say whether it has the jobs of runs/n already"
     assert slurm.skinjob(*JOBS, cwd=project).returncode == 0
-    assert queued(slurm) == jobs == sorted(Sweep(project / "runs/n").info()["jobs"].values())
+    assert queued(slurm) == jobs == sorted(Sweep(project / "runs/n").info().jobs.values())
 
 
 def test_a_job_whose_path_is_no_utf8_is_passed_over(slurm: Slurm, project: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_after_sbatch_loses_no_job(
     (folder / "kept").rename(folder / "sweep.json")
     again = slurm.skinjob(*JOBS, cwd=project)
     assert again.returncode == 0, again.stderr
-    assert queued(slurm) == jobs == sorted(Sweep(folder).info()["jobs"].values())
+    assert queued(slurm) == jobs == sorted(Sweep(folder).info().jobs.values())
 
 
 SLOW = 'sleep 11; $real "$@"; touch ended\n'
@@ -156,4 +156,4 @@ def test_an_sbatch_that_outlives_its_submit_is_waited_for(
     jobs = queued(slurm)
     assert len(jobs) == 2, [result.stdout + result.stderr for result in results]
     assert results[-1].returncode == 0, results[-1].stderr
-    assert sorted(sweep.info()["jobs"].values()) == jobs
+    assert sorted(sweep.info().jobs.values()) == jobs

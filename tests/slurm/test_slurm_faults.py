@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm
-from commands import wait_until
+from commands import recorded, wait_until
 from trees import make_tree
 
 from skinjob.files import write_json
-from skinjob.sweeps.layout import Run, RunState, Sweep
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import RunState
 
 LONG = ("--epochs", "2000", "--device", "cpu", "--cpus", "1")
 CANCELLED, STEP_KILLED, KILLED, SEGFAULT = (f"bs{size:04d}-lr0.01-seed0" for size in (1, 2, 4, 8))
@@ -26,20 +27,20 @@ UTC = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 def is_running(run: Run) -> bool:
-    return run.state().state == "running"
+    return run.state().status == "running"
 
 
 def age(sweep: Sweep) -> None:
     """Makes the runs' last words old, so that a test need not wait until silence says something."""
     for run in sweep.runs():
         state = run.state()
-        if state.state in ("queued", "running"):
+        if state.status in ("waiting", "running"):
             old = replace(state, queued_utc=LONG_AGO, heartbeat_utc=LONG_AGO)
             write_json(run.state_file, asdict(old))
 
 
 def job_of(run: Run) -> str:
-    job: str = run.sweep.info()["jobs"][run.name]
+    job: str = run.sweep.info().jobs[run.name]
     return job
 
 
@@ -91,7 +92,7 @@ def told(slurm: Slurm, ended: Sweep, project: Path) -> str:
 
 def state_of(sweep: Sweep, name: str) -> RunState:
     state = Run(sweep.folder / name).state()
-    assert state.state == "failed"
+    assert state.status == "failed"
     assert re.fullmatch(UTC, str(state.finished_utc))
     assert not str(state.finished_utc).startswith("2020"), "not when it was last heard of"
     return state
@@ -115,11 +116,11 @@ def test_what_ended_a_job_is_told(
 ) -> None:
     """Of a job that could not speak, the run's state and `status` say what ended it, and when."""
     state = state_of(ended, name)
-    assert state.fault == fault
+    assert (state.failure or state.status) == fault
     assert re.search(
-        rf"^job {job_of(Run(ended.folder / name))} {words}.* at {UTC}", str(state.error)
+        rf"^job {job_of(Run(ended.folder / name))} {words}.* at {UTC}", str(state.reason)
     )
-    assert f"{name}: {fault}\n  {state.error}\n" in told
+    assert f"{name}: {fault}\n  {state.reason}\n" in told
     assert f"\n  fix: {state.fix}\n" in told
 
 
@@ -142,11 +143,11 @@ def test_the_fix_queues_the_run_again_and_says_why(
     slurm.run([*partition, "state=down"], check=True)
     try:
         result = slurm.skinjob(*words[1:], cwd=project, code=0)
-        assert Run(ended.folder / CANCELLED).state().state == "queued"
+        assert Run(ended.folder / CANCELLED).state().status == "waiting"
         slurm.skinjob("cancel", ended.folder, CANCELLED, cwd=project, code=0)
     finally:
         slurm.run([*partition, "state=up"], check=True)
-    assert f"{CANCELLED} cancelled: {state.error}\n" in result.stdout
+    assert f"{CANCELLED} cancelled: {state.reason}\n" in result.stdout
 
 
 def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
@@ -160,8 +161,8 @@ def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
     age(sweep)
     said = slurm.skinjob("status", sweep.folder, cwd=project, code=1).stdout
     state = state_of(sweep, run.name)
-    assert state.fault == "out of memory"
-    assert "took more than the 0.5 GB of memory that it had" in str(state.error)
+    assert state.failure == "out of memory"
+    assert "took more than the 0.5 GB of memory that it had" in str(state.reason)
     assert "--mem 1" in str(state.fix)
     assert "exceeded memory limit" in said
 
@@ -190,7 +191,7 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
         (fix,) = re.findall(rf"{first.name}: waiting\n.*?fix: ([^\n]+)", held, re.S)
         slurm.run(fix.split(), check=True)
         released = sweep_told(slurm, sweep, project)
-        states = {run.name: run.state().state for run in sweep.runs()}
+        states = {run.name: run.state().status for run in sweep.runs()}
         slurm.run(["scancel", job_of(second)], check=True)
         one_gone = sweep_told(slurm, sweep, project)
         slurm.run(["scancel", job_of(first).split("_")[0]], check=True)
@@ -200,10 +201,10 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
     assert waiting.count("its partition is down, until an admin opens it (PartitionDown)") == 3
     assert re.search(rf"^{first.name} +waiting .*held by you \(JobHeldUser\)", held, re.M)
     assert "fix:" not in released
-    assert set(states.values()) == {"queued"}
+    assert set(states.values()) == {"waiting"}
     assert re.search(rf"^{second.name} +cancelled ", one_gone, re.M)
-    assert [run.state().fault for run in sweep.runs()] == ["cancelled"] * 3
-    assert "before it began to train" in str(third.state().error)
+    assert [run.state().status for run in sweep.runs()] == ["cancelled"] * 3
+    assert "before it began to train" in str(third.state().reason)
 
 
 def test_a_record_that_cannot_be_asked_for_concludes_nothing(
@@ -212,7 +213,7 @@ def test_a_record_that_cannot_be_asked_for_concludes_nothing(
     """While accounting is out of reach, a job that it alone may know of is not said to be gone."""
     shutil.copytree(project / "copies/ended", tmp_path / "runs/ended")
     sweep = Sweep(tmp_path / "runs/ended")
-    info = sweep.info()
+    info = recorded(sweep)
     jobs = {name: f"9999{number}" for number, name in enumerate(info["jobs"])}
     sweep.sweep_file.write_text(json.dumps(info | {"jobs": jobs}))
     conf = Path(slurm.env["SLURM_CONF"])
@@ -221,13 +222,13 @@ def test_a_record_that_cannot_be_asked_for_concludes_nothing(
         "status", cwd=tmp_path, code=1, SLURM_CONF=str(tmp_path / "slurm.conf")
     ).stdout
     assert result.count("its job has ended, and SLURM does not say how") == 4
-    assert {run.state().state for run in sweep.runs()} == {"running"}
+    assert {run.state().status for run in sweep.runs()} == {"running"}
     slurm.skinjob("status", cwd=tmp_path, code=1)  # accounting answers: it knows no such job
-    assert state_of_all(sweep) == {("failed", "gone")}
+    assert state_of_all(sweep) == {("lost", None)}
 
 
 def state_of_all(sweep: Sweep) -> set[tuple[str, str | None]]:
-    return {(state.state, state.fault) for state in (run.state() for run in sweep.runs())}
+    return {(state.status, state.failure) for state in (run.state() for run in sweep.runs())}
 
 
 @pytest.fixture
@@ -263,20 +264,20 @@ def test_without_accounting_the_controller_and_the_output_tell(
     age(sweep)
     plain.skinjob("status", sweep.folder, cwd=project, code=1)
     state = state_of(sweep, run.name)
-    assert state.fault == "node failure"
-    assert f"job {job} lost its node on {node} after epoch" in str(state.error)
+    assert state.failure == "node failure"
+    assert f"job {job} lost its node on {node} after epoch" in str(state.reason)
 
     shutil.copytree(project / "copies/ended", tmp_path / "runs/ended")
     forgotten = Sweep(tmp_path / "runs/ended")
-    info = forgotten.info()
+    info = recorded(forgotten)
     jobs = {name: f"999{job}" for name, job in info["jobs"].items()}
     forgotten.sweep_file.write_text(json.dumps(info | {"jobs": jobs}))
     for file in forgotten.submission_folder.glob("*_log.out"):
         file.rename(file.with_name(f"999{file.name}"))
     plain.skinjob("status", cwd=tmp_path, code=1)
-    faults = {run.name: run.state().fault for run in forgotten.runs()}
-    assert (faults[CANCELLED], faults[KILLED]) == ("cancelled", "gone")
-    assert "SLURM does not say why" in str(Run(forgotten.folder / KILLED).state().error)
+    statuses = {run.name: run.state().status for run in forgotten.runs()}
+    assert (statuses[CANCELLED], statuses[KILLED]) == ("cancelled", "lost")
+    assert "SLURM does not say why" in str(Run(forgotten.folder / KILLED).state().reason)
 
 
 def test_a_job_that_never_began_is_told_at_once(
@@ -305,7 +306,7 @@ def test_a_job_that_never_began_is_told_at_once(
     plain.wait(job_of(run))
     told = plain.skinjob("status", run.sweep.folder, cwd=project, code=1).stdout
     assert "ended with exit code 3 before it began to train" in told
-    assert run.state().state == "queued", "its own word may come late, and would be better"
+    assert run.state().status == "waiting", "its own word may come late, and would be better"
 
 
 def test_a_time_limit_that_the_job_could_not_heed_is_told(
@@ -317,6 +318,6 @@ def test_a_time_limit_that_the_job_could_not_heed_is_told(
     age(hanging)
     slurm.skinjob("status", hanging.folder, cwd=project, code=1)
     state = state_of(hanging, run.name)
-    assert state.fault == "time limit"
-    assert "reached its time limit of 00:01:00 before it began to train" in str(state.error)
+    assert state.failure == "time limit"
+    assert "reached its time limit of 00:01:00 before it began to train" in str(state.reason)
     assert str(state.fix).endswith(" --time 240")

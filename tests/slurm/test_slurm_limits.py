@@ -118,7 +118,7 @@ def test_more_jobs_than_one_may_have_are_told_with_those_that_fit(
     assert (found["verdict"], found["found"]) == ("fail", sentence)
     assert refusal(result).startswith(sentence)
     assert mended.returncode == 0, mended.stderr
-    assert len(Sweep(project / "runs" / name).info()["jobs"]) == most
+    assert len(Sweep(project / "runs" / name).info().jobs) == most
     assert f"({told}, {most} of them used)" in refusal(full)
     assert "fix:   squeue" in full.stderr
     site.skinjob("cancel", f"runs/{name}", cwd=project)

@@ -27,9 +27,9 @@ def test_odd_paths_train_on_slurm_and_keep_secrets(
     result = slurm.skinjob("submit", *SMALL, *options, "--name", ODD, cwd=here, **SECRETS)
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(here / runs)
-    (array,) = {job.split("_")[0] for job in sweep.info()["jobs"].values()}
+    (array,) = {job.split("_")[0] for job in sweep.info().jobs.values()}
     slurm.wait(array, timeout_s=180)
-    assert {run.state().state for run in sweep.runs()} == {"done"}, result.stdout
+    assert {run.state().status for run in sweep.runs()} == {"done"}, result.stdout
     assert not list(tmp_path.rglob("pwned"))
     logs = [file.name for file in sweep.submission_folder.glob("*.out")]
     assert {f"{array}_0_0_log.out", f"{array}_1_0_log.out"} <= set(logs)

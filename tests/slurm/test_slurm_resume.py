@@ -18,7 +18,8 @@ from commands import wait_until
 from trees import left
 
 from skinjob.files import write_json
-from skinjob.sweeps.layout import Run, RunState, Sweep
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import RunState
 
 OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
 EPOCHS = {"head": 60, "all": 24}  # as many as a fast machine needs to meet them all
@@ -48,7 +49,7 @@ class Trial:
         return run
 
     def job(self, run: Run) -> str:
-        return str(run.sweep.info()["jobs"][run.name])
+        return str(run.sweep.info().jobs[run.name])
 
     def command(self, *words: str) -> None:
         self.slurm.run(words, check=True)
@@ -57,7 +58,7 @@ class Trial:
         """Returns what a run leaves that meets no fault; it is trained once for all tests."""
         if self.train not in WHOLE:
             run = self.submit("whole")
-            assert self.wait_for_end(run).state == "done"
+            assert self.wait_for_end(run).status == "done"
             WHOLE[self.train] = left(run)
         return WHOLE[self.train]
 
@@ -71,8 +72,8 @@ def once_further(run: Run, attempts: int) -> RunState:
 
     def is_further() -> bool:
         state = run.state()
-        assert state.state in ("queued", "running"), state
-        at_work = state.state == "running" and state.attempts == attempts
+        assert state.status in ("waiting", "running"), state
+        at_work = state.status == "running" and state.attempts == attempts
         return at_work and state.epoch > state.resumed_epoch
 
     wait_until(is_further)
@@ -107,8 +108,8 @@ def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
 
     once_further(run, attempts=1)  # preempted
     trial.command("scancel", "--signal=USR2", trial.job(run))
-    wait_until(lambda: run.state().state == "queued")
-    assert run.state().fault == "preempted"
+    wait_until(lambda: run.state().status == "waiting")
+    assert run.state().failure == "preempted"
 
     once_further(run, attempts=2)  # requeued by hand
     trial.command("scontrol", "requeue", trial.job(run))
@@ -124,8 +125,8 @@ def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
     wait_until(lambda: heard_usr2(pid))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: run.state().state == "queued")
-    assert run.state().fault == "time limit"
+    wait_until(lambda: run.state().status == "waiting")
+    assert run.state().failure == "time limit"
     trial.command("scontrol", "update", f"JobId={trial.job(run)}", "TimeLimit=30")
 
     once_further(run, attempts=4)  # its node lost
@@ -138,7 +139,7 @@ def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
     age(run)
     trial.submit("runs")
 
-    assert trial.wait_for_end(run).state == "done"
+    assert trial.wait_for_end(run).status == "done"
     assert run.state().resumed_epoch > 0
     assert left(run) == whole
     own_log = run.log_file.read_text()
@@ -172,11 +173,11 @@ def test_a_full_disk_stops_a_run_that_goes_on_once_there_is_room(
             ballast.truncate(0)
             fill(ballast.fileno())
         state = trial.wait_for_end(run)
-        assert state.state != "done"
+        assert state.status != "done"
         (small / "ballast").unlink()
         age(run)
         trial.submit("small")
-        assert trial.wait_for_end(run).state == "done"
+        assert trial.wait_for_end(run).status == "done"
         assert run.log_file.read_text().count("checkpoint: goes on after epoch") == 1
         assert left(run) == trial.whole()
     finally:
@@ -206,8 +207,8 @@ def test_two_jobs_on_one_run_do_its_work_once(own_slurm: Slurm, project: Path) -
     shutil.copy(pickle, pickle.with_name(f"{second}_submitted.pkl"))
     trial.command("scontrol", "release", second)
     own_slurm.wait(second, timeout_s=120)
-    assert run.state().holder == first.holder or run.state().state == "done"
-    assert trial.wait_for_end(run).state == "done"
+    assert run.state().holder == first.holder or run.state().status == "done"
+    assert trial.wait_for_end(run).status == "done"
     assert run.state().job_id == trial.job(run)
     said = run.sweep.submission_folder / f"{second}_0_log.out"
     assert "left alone" in said.read_text()

@@ -50,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 
 def array_of(project: Path, name: str) -> str:
     """Returns the id of the array that a sweep was queued as."""
-    jobs = Sweep(project / "runs" / name).info()["jobs"]
+    jobs = Sweep(project / "runs" / name).info().jobs
     (array,) = {job.split("_")[0] for job in jobs.values()}
     return str(array)
 
@@ -187,12 +187,12 @@ def test_a_job_that_may_not_start_again_fails_with_the_reason(site: Slurm, proje
     words = (*options, "--device", "cpu", "--no-requeue", "--name", "once")
     assert site.skinjob("submit", *words, cwd=project).returncode == 0
     (run,) = Sweep(project / "runs/once").runs()
-    wait_until(lambda: run.state().state == "running")
-    job = str(run.sweep.info()["jobs"][run.name])
+    wait_until(lambda: run.state().status == "running")
+    job = str(run.sweep.info().jobs[run.name])
     site.run(["scancel", "--signal=USR2", job], check=True)
     site.wait(job)
     state = Run(run.folder).state()
-    assert (state.state, state.fault) == ("failed", "preempted")
-    assert "had to make room for another job after epoch" in str(state.error)
-    assert "may not start again (--no-requeue)" in str(state.error)
+    assert (state.status, state.failure) == ("failed", "preempted")
+    assert "had to make room for another job after epoch" in str(state.reason)
+    assert "may not start again (--no-requeue)" in str(state.reason)
     assert "Restarts=0" in site.run(["scontrol", "show", "job", job], check=True).stdout

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm, slurm_of_its_own
-from commands import refusal, wait_until
+from commands import recorded, refusal, wait_until
 from sweep_maker import make_sweep
 from trees import left, make_tree
 
 from skinjob.files import write_json
-from skinjob.sweeps.layout import BY_YOU, Sweep
+from skinjob.sweeps.layout import Sweep
 
 LONG_AGO = "2020-01-01T00:00:00Z"
 SMALL = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
@@ -49,7 +49,7 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         slurm.skinjob("submit", *grid, "--name", "s", "--runs", home / "runs", cwd=home, code=0)
         sweep = Sweep(home / "runs/s")
         first, second, *others = sweep.runs()
-        jobs = sweep.info()["jobs"]
+        jobs = sweep.info().jobs
         slurm.run(["scontrol", "hold", jobs[first.name]], check=True)
         slurm.skinjob("cancel", sweep.folder, first.name, cwd=home, code=0)
         assert set(queued(slurm)) == set(jobs.values()), "its other run waits on"
@@ -57,21 +57,21 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         told = slurm.skinjob("cancel", sweep.folder, cwd=home, code=0).stdout
         assert not queued(slurm)
         assert f"told to end: job {', '.join(sorted(set(jobs.values())))}\n" in told
-        assert {run.state().error for run in sweep.runs()} == {BY_YOU}
+        assert {run.state().status for run in sweep.runs()} == {"cancelled"}
 
         assert "nothing in " in slurm.skinjob("retry", sweep.folder, cwd=home, code=0).stdout
         slurm.skinjob("retry", sweep.folder, second.name, "--time", "33", cwd=home, code=0)
-        new = sweep.info()["jobs"]
+        new = sweep.info().jobs
         assert queued(slurm) == {new[second.name]: "33:00"}
         assert {run.name for run in sweep.runs() if new[run.name] != jobs[run.name]} == {
             second.name
         }
-        assert sweep.info()["cluster"] == sweep.info()["cluster"] | {"time_min": 33, "cpus": 1}
+        assert sweep.info().cluster.items() >= {"time_min": 33, "cpus": 1}.items()
         script = sweep.submission_folder / f"{new[second.name]}_submission.sh"
         assert "#SBATCH --time=33\n" in script.read_text()
         slurm.skinjob("cancel", sweep.folder, cwd=home, code=0)
     assert not queued(slurm)
-    assert {run.state().error for run in (first, second, *others)} == {BY_YOU}
+    assert {run.state().status for run in (first, second, *others)} == {"cancelled"}
 
 
 def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
@@ -90,21 +90,21 @@ def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
         slurm.skinjob("cancel", "s", waiting.name, cwd=project, code=0)
     wait_until(lambda: at_work.state().epoch > 0)
     told = slurm.skinjob("cancel", "s", at_work.name, cwd=project, code=0).stdout
-    (job,) = set(sweep.info()["jobs"].values())
+    (job,) = set(sweep.info().jobs.values())
     assert f"goes on, with other runs: job {job}\n" in told
     cancelled_at = at_work.state().epoch
     slurm.wait(job, timeout_s=180)
-    assert stays.state().state == "done"
+    assert stays.state().status == "done"
     assert cancelled_at <= at_work.state().epoch < 60, "it was let go of"
-    assert at_work.state().error == waiting.state().error == BY_YOU
+    assert at_work.state().status == waiting.state().status == "cancelled"
     assert waiting.state().attempts == 0
 
     slurm.skinjob("retry", "s", at_work.name, waiting.name, cwd=project, code=0)
-    slurm.wait(sweep.info()["jobs"][at_work.name], timeout_s=180)
+    slurm.wait(sweep.info().jobs[at_work.name], timeout_s=180)
     assert at_work.state().resumed_epoch >= cancelled_at
     slurm.skinjob("submit", *grid, "--runs", "whole", "--name", "s", cwd=project, code=0)
     whole = Sweep(project / "whole/s")
-    slurm.wait(whole.info()["jobs"][stays.name], timeout_s=180)
+    slurm.wait(whole.info().jobs[stays.name], timeout_s=180)
     for run, reference in zip(sweep.runs(), whole.runs(), strict=True):
         assert left(run) == left(reference)
 
@@ -120,7 +120,7 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
     with nothing_starts(own_slurm):
         own_slurm.skinjob("submit", *SMALL, "--name", "s", cwd=project, code=0)
         (run,) = Sweep(project / "runs/s").runs()
-        job = run.sweep.info()["jobs"][run.name]
+        job = run.sweep.info().jobs[run.name]
         own_slurm.stop_controller()
         result = own_slurm.skinjob("cancel", "s", cwd=project, code=1)
         assert (
@@ -129,7 +129,7 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         )
         assert f"skinjob cancel {run.sweep.folder}" in result.stderr
         assert f"cancelled: {run.name}\n" in result.stdout
-        assert run.state().error == BY_YOU
+        assert run.state().status == "cancelled"
         own_slurm.restart()
         assert set(queued(own_slurm)) == {job}
         again = own_slurm.skinjob("cancel", "s", cwd=project, code=0)
@@ -141,13 +141,13 @@ def test_a_stranger_s_job_of_the_same_number_is_left_alone(slurm: Slurm, project
     """SLURM may count anew: a job that was not submitted from the sweep's folder is not its own."""
     sweep = make_sweep(project / "runs/s", batch_sizes=(32,), finished={}, states={})
     (run,) = sweep.runs()
-    run.update_state(state="failed", fault="cancelled", error=BY_YOU)
+    run.update_state(status="cancelled")
     stranger = slurm.sbatch("sleep 600", cwd=project)
     asked = {"cluster": "slurm", "mem_gb": 1.0, "time_min": 9}
-    write_json(sweep.sweep_file, sweep.info() | {"jobs": {run.name: stranger}, "cluster": asked})
+    write_json(sweep.sweep_file, recorded(sweep) | {"jobs": {run.name: stranger}, "cluster": asked})
     slurm.skinjob("cancel", "s", cwd=project, code=0)
     assert stranger in queued(slurm)
-    silent = {"state": "running", "fault": None, "error": None, "heartbeat_utc": LONG_AGO}
+    silent = {"status": "running", "failure": None, "reason": None, "heartbeat_utc": LONG_AGO}
     write_json(run.state_file, asdict(run.state()) | silent)
     assert " running " not in slurm.skinjob("status", "s", cwd=project, code=1).stdout
     slurm.run(["scancel", stranger], check=True)

@@ -17,13 +17,11 @@ SMALL = ("--batch-sizes", "2,4,8,16", "--epochs", "2", *CHEAP)
 
 
 def wait_for_end(slurm: Slurm, sweep: Sweep) -> None:
-    slurm.wait(
-        ",".join({job.split("_")[0] for job in sweep.info()["jobs"].values()}), timeout_s=180
-    )
+    slurm.wait(",".join({job.split("_")[0] for job in sweep.info().jobs.values()}), timeout_s=180)
 
 
 def states(sweep: Sweep) -> dict[str, str]:
-    return {run.name: run.state().state for run in sweep.runs()}
+    return {run.name: run.state().status for run in sweep.runs()}
 
 
 def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> None:
@@ -35,7 +33,7 @@ def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> No
     result = slurm.skinjob("submit", *SMALL, "--name", "s", cwd=project)
     assert result.returncode == 0, result.stderr
     sweep = Sweep(project / "runs/s")
-    jobs = sweep.info()["jobs"]
+    jobs = sweep.info().jobs
     array = jobs["bs0002-lr0.01-seed0"].split("_")[0]
     assert list(jobs.values()) == [f"{array}_{task}" for task in range(4)]
     assert all(job in result.stdout for job in jobs.values())
@@ -53,7 +51,7 @@ def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> No
 
     again = slurm.skinjob("submit", *SMALL, cwd=project)
     assert again.stdout.count("not repeated") == 4
-    assert sweep.info()["jobs"] == jobs
+    assert sweep.info().jobs == jobs
 
 
 def test_learning_rates_and_seeds_share_the_task_of_their_batch_size(
@@ -66,7 +64,7 @@ def test_learning_rates_and_seeds_share_the_task_of_their_batch_size(
     )
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
-    jobs = sweep.info()["jobs"]
+    jobs = sweep.info().jobs
     array = jobs["bs0004-lr0.01-seed0"].split("_")[0]
     assert len(jobs) == 8
     for name, job in jobs.items():
@@ -88,16 +86,16 @@ def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "cuda (auto: a GPU is asked for)" in result.stdout
     sweep = only_sweep(project / "runs")
-    array = sweep.info()["jobs"]["bs0004-lr0.01-seed0"].split("_")[0]
+    array = sweep.info().jobs["bs0004-lr0.01-seed0"].split("_")[0]
     details = slurm.run(["scontrol", "show", "job", array], check=True).stdout
     assert details.count("TresPerNode=gres:gpu:1\n") == details.count(" ArrayJobId=") >= 1
     wait_for_end(slurm, sweep)
     for run in sweep.runs():
         state = run.state()
-        assert state.state == "failed"
-        assert "torch sees no GPU" in str(state.error)
-        assert "CUDA_VISIBLE_DEVICES='" in str(state.error)
-        assert "CUDA_VISIBLE_DEVICES=None" not in str(state.error)
+        assert state.status == "failed"
+        assert "torch sees no GPU" in str(state.reason)
+        assert "CUDA_VISIBLE_DEVICES='" in str(state.reason)
+        assert "CUDA_VISIBLE_DEVICES=None" not in str(state.reason)
 
 
 def test_a_refusal_of_sbatch_is_told_and_leaves_nothing(slurm: Slurm, project: Path) -> None:
@@ -127,7 +125,7 @@ def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project:
     long = ("--batch-sizes", "4", "--epochs", "300", *CHEAP)
     assert slurm.skinjob("submit", *long, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
-    job = run.sweep.info()["jobs"][run.name]
+    job = run.sweep.info().jobs[run.name]
     wait_until_running(run)
     again = slurm.skinjob("submit", *long, cwd=project)
     assert "not repeated" in again.stdout  # it is at work
@@ -137,7 +135,7 @@ def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project:
     result = slurm.skinjob("submit", *long, cwd=project)
     assert "not repeated" not in result.stdout
     assert f"{run.name} cancelled: job {job} was cancelled by " in result.stdout
-    new = run.sweep.info()["jobs"][run.name]
+    new = run.sweep.info().jobs[run.name]
     assert new != job
     slurm.run(["scancel", "--signal=KILL", new])
     slurm.wait(new)
@@ -148,14 +146,14 @@ def test_a_preempted_run_starts_again_and_finishes(slurm: Slurm, project: Path) 
     options = ("--batch-sizes", "4", "--epochs", "25", *CHEAP)
     assert slurm.skinjob("submit", *options, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
-    job = run.sweep.info()["jobs"][run.name]
+    job = run.sweep.info().jobs[run.name]
     wait_until_running(run)
     while not run.state().views_computed:
         time.sleep(0.1)
     slurm.run(["scancel", "--signal=USR2", job], check=True)
     slurm.wait(job, timeout_s=180)
     state = run.state()
-    assert (state.state, state.epoch) == ("done", 25)
+    assert (state.status, state.epoch) == ("done", 25)
     assert state.views_read >= 1
     with run.metrics_file.open(newline="") as rows:
         assert [int(row["epoch"]) for row in csv.DictReader(rows)] == list(range(1, 26))
@@ -163,7 +161,7 @@ def test_a_preempted_run_starts_again_and_finishes(slurm: Slurm, project: Path) 
 
 def wait_until_running(run: Run, timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
-    while run.state().state != "running":
+    while run.state().status != "running":
         assert time.monotonic() < end, run.state()
         time.sleep(0.1)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import sweep_maker
 from cluster import Slurm, slurm_of_its_own
-from commands import Lines, import_path, wait_until
+from commands import Lines, import_path, recorded, wait_until
 
 from skinjob.files import write_json
-from skinjob.sweeps.layout import Run, RunState, Sweep, run_name
+from skinjob.sweeps.layout import Run, Sweep, run_name
+from skinjob.sweeps.records import RunState
 
 # What a job of ours does, but for the training: it writes its run's state, and ends as its number
 # says. The heartbeats are old, so that no test waits until silence says something.
@@ -85,12 +86,12 @@ def start_array(cluster: Slurm, folder: Path) -> Watched:
     array = cluster.run(command, cwd=sweep.folder, check=True).stdout.strip()
     jobs = {name: f"{array}_{number}" for number, name in enumerate(names)}
     asked = {"cluster": "slurm", "mem_gb": 1.0, "time_min": 9}
-    write_json(sweep.sweep_file, sweep.info() | {"jobs": jobs, "cluster": asked})
+    write_json(sweep.sweep_file, recorded(sweep) | {"jobs": jobs, "cluster": asked})
     found = Watched(cluster, sweep, array)
     wait_until(lambda: found.queue() == {"RUNNING": 8, "PENDING": 31})
     cluster.run(["scancel", f"{array}_{CANCELLED}"], check=True)
     wait_until(lambda: found.queue() == {"RUNNING": 8, "PENDING": 30})
-    wait_until(lambda: all(run.state().state == "running" for run in sweep.runs()[12:20]))
+    wait_until(lambda: all(run.state().status == "running" for run in sweep.runs()[12:20]))
     return found
 
 
@@ -133,7 +134,7 @@ def expected(watched: Watched) -> list[tuple[str, ...]]:
 
 def rows(told: str) -> list[tuple[object, ...]]:
     """Returns the same of what `status --json` says."""
-    keys = ("state", "epoch", "accuracy", "node", "reason")
+    keys = ("status", "epoch", "accuracy", "node", "note")
     return [tuple(one[key] for key in keys) for one in json.loads(told)["runs"]]
 
 
@@ -158,7 +159,7 @@ def test_the_table_is_right_whatever_the_accounting(
         len(re.findall(r"^bs0032\S+ +waiting .*  as many .*\(JobArrayTaskLimit\)$", table, re.M))
         == 30
     )
-    error = Run(watched.sweep.folder / f"{run_name(32, 0.01, FAILED)}").state().error
+    error = Run(watched.sweep.folder / f"{run_name(32, 0.01, FAILED)}").state().reason
     assert "ended with exit code 7 on " in str(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import click
 import pytest
@@ -101,6 +103,11 @@ def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
     return lines[0].removeprefix("error: ")
 
 
+def recorded(sweep: Sweep) -> dict[str, Any]:
+    """Returns sweep.json as it is in the file, to be changed and written again."""
+    return dict(json.loads(sweep.sweep_file.read_text()))
+
+
 def only_sweep(runs: Path) -> Sweep:
     (found,) = sweeps(runs)
     return found
@@ -108,7 +115,7 @@ def only_sweep(runs: Path) -> Sweep:
 
 def standing(sweep: Sweep) -> dict[str, str]:
     """Returns the state of every run of a sweep, by name."""
-    return {one.run: one.state for one in standings(sweep)}
+    return {one.run: str(one.status) for one in standings(sweep)}
 
 
 def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:

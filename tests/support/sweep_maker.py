@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from skinjob.config import TrainConfig
-from skinjob.sweeps.layout import METRICS, Run, RunState, Sweep, run_name
+from skinjob.sweeps.layout import Run, Sweep, run_name
+from skinjob.sweeps.records import METRICS, RunState
 
 COUNTS = {
     "train": {"benign": 1440, "malignant": 1197},
@@ -44,7 +45,7 @@ def make_sweep(
         names.append(run.name)
         done = epochs if finished is None else finished.get(run.name, epochs)
         state = RunState(
-            state="done" if done == epochs else "running",
+            status="done" if done == epochs else "running",
             epoch=done,
             device="NVIDIA H100 80GB HBM3",
             precision="bf16",

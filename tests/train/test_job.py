@@ -36,7 +36,7 @@ def test_runs_in_one_job_are_those_of_jobs_of_their_own(
     assert [left(run) for run in together.runs()] == [left(run) for run in apart.runs()]
     assert len({left(run)[1] for run in together.runs()}) == 8  # and no two runs are alike
     assert sum(run.state().views_computed for run in together.runs()) == 3
-    assert {run.state().state for run in together.runs()} == {"done"}
+    assert {run.state().status for run in together.runs()} == {"done"}
 
 
 def test_a_run_that_fails_does_not_stop_the_others(
@@ -47,9 +47,9 @@ def test_a_run_that_fails_does_not_stop_the_others(
     good, bad = sweep.runs()
     with pytest.raises(RunError, match="the loss is"):
         run_job([bad.folder, good.folder])
-    assert (good.state().state, good.state().epoch) == ("done", 9)
-    assert bad.state().state == "failed"
-    assert "the loss is" in str(bad.state().error)
+    assert (good.state().status, good.state().epoch) == ("done", 9)
+    assert bad.state().status == "failed"
+    assert "the loss is" in str(bad.state().reason)
     assert "error:" in bad.log_file.read_text()
     assert "error:" not in good.log_file.read_text()
     assert "view 1 computed" in good.log_file.read_text()
@@ -63,7 +63,7 @@ def test_a_fault_that_all_share_fails_them_all(data: Path, weights: Path, tmp_pa
     sweep.images_file.unlink()
     with pytest.raises(ImagesError, match=r"images\.csv: No such file"):
         run_job([run.folder for run in sweep.runs()])
-    assert {run.state().state for run in sweep.runs()} == {"failed"}
+    assert {run.state().status for run in sweep.runs()} == {"failed"}
 
 
 def test_a_run_that_another_job_has_by_now_is_left_alone(
@@ -75,13 +75,13 @@ def test_a_run_that_another_job_has_by_now_is_left_alone(
 
     def end_badly() -> None:
         with track_run_state(take([mine, other], "1")):
-            other.update_state(state="running", job_id="2", holder="another")
+            other.update_state(status="running", job_id="2", holder="another")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         end_badly()
-    assert mine.state().state == "failed"
-    assert (other.state().state, other.state().job_id) == ("running", "2")
+    assert mine.state().status == "failed"
+    assert (other.state().status, other.state().job_id) == ("running", "2")
 
 
 def test_a_job_that_is_started_again_trains_what_is_left(
@@ -95,7 +95,7 @@ def test_a_job_that_is_started_again_trains_what_is_left(
     before = done.metrics_file.stat().st_mtime_ns
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run_job([run.folder for run in sweep.runs()], job_id="1")
-    assert left_over.state().state == "done"
+    assert left_over.state().status == "done"
     assert not other.metrics_file.exists()
     assert done.metrics_file.stat().st_mtime_ns == before
 

@@ -19,7 +19,8 @@ from killing import FULL, KILLED, attempt
 from trees import left, make_sweep, make_tree
 from untrained import write_untrained
 
-from skinjob.sweeps.layout import METRICS, Run, Sweep
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import METRICS
 from skinjob.train.checkpoint import read_checkpoint
 
 SAMPLE = 12  # points of each kind in the tests; the script tries all of them
@@ -53,11 +54,11 @@ class Trial:
             assert code in (-signal.SIGKILL, 0) if how == KILLED else code in (0, 1)
             for run in runs:
                 require_whole_files(run)
-        if any(run.state().state != "done" for run in runs):
+        if any(run.state().status != "done" for run in runs):
             code, _ = attempt([run.folder for run in runs], None)
             assert code == 0
         assert [left(run) for run in runs] == self.wanted
-        assert {run.state().state for run in runs} == {"done"}
+        assert {run.state().status for run in runs} == {"done"}
         assert not [file for run in runs for file in run.folder.glob(".*.part")]
 
 
@@ -70,14 +71,14 @@ def require_whole_files(run: Run) -> None:
     if run.metrics_file.exists():
         with run.metrics_file.open(newline="") as lines:
             header, *rows = csv.reader(lines)
-        assert tuple(header) == METRICS
-        assert [row[METRICS.index("epoch")] for row in rows] == [
+        assert tuple(header) == tuple(METRICS)
+        assert [row[list(METRICS).index("epoch")] for row in rows] == [
             str(number) for number in range(1, len(rows) + 1)
         ]
     if run.predictions_file.exists():
         assert run.predictions_file.read_text().count("\n") == 1 + 8
         assert len(rows) == epochs
-    if run.state().state != "done" and any(file.exists() for file in run.checkpoint_files):
+    if run.state().status != "done" and any(file.exists() for file in run.checkpoint_files):
         assert read_checkpoint(run, run.config()).epoch >= len(rows)
 
 

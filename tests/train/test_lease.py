@@ -79,7 +79,7 @@ def test_a_process_that_wakes_up_on_a_run_of_another_leaves(
         monkeypatch.setattr(lease, "SILENCE_S", 0.5)
         monkeypatch.setattr(features, "STALE_S", 0.5)  # it may have claimed a view
         run_job([run.folder])
-        assert run.state().state == "done"
+        assert run.state().status == "done"
         files = {file: file.stat().st_mtime_ns for file in run.folder.iterdir()}
         first.send_signal(signal.SIGCONT)
         first.wait(timeout=60)
@@ -108,7 +108,7 @@ def test_a_holder_on_another_machine_is_believed_by_its_heartbeat(
 ) -> None:
     """A number of a process says nothing of another machine, its heartbeat does."""
     run = make_run(data, weights, tmp_path)
-    holder = Lease([run], state="running", host="another", pid=1, job_id="7")
+    holder = Lease([run], status="running", host="another", pid=1, job_id="7")
     while_waiting(monkeypatch, run.update_state)
     assert take([run]).left_alone == {
         run: f"{run.folder} is at work in job 7, process 1 on another"
@@ -125,7 +125,7 @@ def test_a_restarted_job_waits_for_no_heartbeat_of_its_last_attempt(
 ) -> None:
     """SLURM has ended that attempt."""
     run = make_run(data, weights, tmp_path)
-    Lease([run], state="running", host="another", pid=1, job_id="7")
+    Lease([run], status="running", host="another", pid=1, job_id="7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setattr(lease.time, "sleep", lambda _: pytest.fail("it waits"))
     assert take([run], job_id="7").has(run)
@@ -143,9 +143,9 @@ def while_waiting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) ->
 
 
 ENDS = {
-    "is done": {"state": "done"},
-    "has failed meanwhile": {"state": "failed", "fault": "exception"},
-    "was cancelled": {"state": "failed", "fault": "cancelled"},
+    "is done": {"status": "done"},
+    "has failed meanwhile": {"status": "failed", "failure": "exception"},
+    "was cancelled": {"status": "cancelled"},
 }
 
 
@@ -161,14 +161,14 @@ def test_a_run_that_ends_while_another_process_waits_for_it_stays_as_it_is(
 ) -> None:
     """`skinjob train RUN` beside a job in its last seconds trains nothing again."""
     run = make_run(data, weights, tmp_path)
-    holder = Lease([run], state="running", host="another", pid=1)
+    holder = Lease([run], status="running", host="another", pid=1)
     end = functools.partial(holder.end, run, **ENDS[words])
     if moment == "waiting":
         while_waiting(monkeypatch, end)
     else:  # between the last look and the taking of the run
         monkeypatch.setattr(lease.Request, "wait", lambda _: end())
     assert run_job([run.folder]) == [f"{run.folder} {words}"]
-    assert run.state().state == ENDS[words]["state"]
+    assert run.state().status == ENDS[words]["status"]
     assert run.state().attempts == 1
 
 
@@ -177,8 +177,8 @@ def test_a_run_that_is_let_go_of_is_taken(
 ) -> None:
     """A job that leaves, to be queued again, holds up nobody who is there now."""
     run = make_run(data, weights, tmp_path)
-    holder = Lease([run], state="running", host="another", pid=1)
-    while_waiting(monkeypatch, lambda: holder.end(run, state="queued"))
+    holder = Lease([run], status="running", host="another", pid=1)
+    while_waiting(monkeypatch, lambda: holder.end(run, status="waiting"))
     assert take([run]).has(run)
 
 
@@ -187,9 +187,9 @@ def test_a_run_that_failed_before_is_trained_again_by_hand(
 ) -> None:
     """`skinjob train RUN` on a run that is cancelled or failed already means to train it."""
     for end in ENDS.values():
-        run = make_run(data, weights, tmp_path / end.get("fault", "done"))
+        run = make_run(data, weights, tmp_path / end["status"])
         run.update_state(**end)
-        assert take([run]).has(run) == (end["state"] == "failed")
+        assert take([run]).has(run) == (end["status"] != "done")
 
 
 @pytest.mark.parametrize("has_locks", [True, False])
@@ -198,7 +198,7 @@ def test_one_of_two_that_wait_for_a_silent_run_takes_it(
 ) -> None:
     """Both find it free at the same moment; one trains it, and the other says who does."""
     run = make_run(data, weights, tmp_path)
-    Lease([run], state="running", host="another", pid=1)
+    Lease([run], status="running", host="another", pid=1)
     monkeypatch.setattr(lease, "SILENCE_S", 0)
     both_judged = threading.Barrier(2)
     wait = lease.Request.wait
@@ -239,7 +239,7 @@ def test_the_last_to_take_a_run_has_it(data: Path, weights: Path, tmp_path: Path
     first, second = Lease([run]), Lease([run])
     assert not first.say(run, epoch=1)
     assert second.say(run, epoch=2)
-    assert not first.end(run, state="failed")
+    assert not first.end(run, status="failed")
     assert run.state().epoch == 2
 
 
@@ -259,7 +259,7 @@ def test_a_process_that_lost_its_run_before_it_began_touches_nothing(
     monkeypatch.setattr(train_job, "read_index", while_another_trains)
     run_job([run.folder])
     assert len(left(run)[0]) == 2
-    assert (run.state().state, run.state().attempts) == ("done", 2)
+    assert (run.state().status, run.state().attempts) == ("done", 2)
 
 
 def test_output_that_nobody_reads_ends_no_training(
@@ -274,4 +274,4 @@ def test_output_that_nobody_reads_ends_no_training(
             stdout=full,
             stderr=subprocess.DEVNULL,
         )
-    assert run.state().state == "done"
+    assert run.state().status == "done"

@@ -12,7 +12,8 @@ from trees import make_sweep, make_tree
 
 from skinjob.errors import RunError, Stopped
 from skinjob.queues.slurm.executor import Task
-from skinjob.sweeps.layout import Run, utc_now
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import utc_now
 from skinjob.train.job import run_job
 from skinjob.train.lease import explain, take, track_run_state
 
@@ -30,7 +31,7 @@ def run(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def at_work(run: Run, **said: object) -> None:
     """Makes a run one that this process has had in hand for long."""
-    mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
+    mine = {"status": "running", "host": socket.gethostname(), "pid": os.getpid()}
     run.update_state(**{**mine, "started_utc": LONG_AGO, **said})
 
 
@@ -57,7 +58,7 @@ def test_a_time_limit_shorter_than_an_epoch_is_told_and_not_tried_again(run: Run
     at_work(run, epoch=3, resumed_epoch=3, images_per_s=0.001)
     with pytest.raises(Stopped) as stop:
         Task([run.folder], requeues=2).checkpoint()
-    assert stop.value.fault == "time limit"
+    assert stop.value.failure == "time limit"
     assert stop.value.message == (
         "the time limit of 120 min ended the job before one epoch was finished: "
         "at 0.001 images/s one of 4 takes 67 min"
@@ -73,7 +74,7 @@ def test_a_view_is_as_good_as_an_epoch(run: Run) -> None:
 
 def test_a_run_that_is_not_the_jobs_says_nothing_of_its_time(run: Run) -> None:
     """Of a run that was done or taken before this attempt, the state is of another time."""
-    run.update_state(state="done", started_utc=LONG_AGO, epoch=9)
+    run.update_state(status="done", started_utc=LONG_AGO, epoch=9)
     task = Task([run.folder], requeues=0)
     assert task.checkpoint().function.requeues == 0
     assert task.ended_by == "preempted"
@@ -101,7 +102,7 @@ def test_a_job_that_may_not_start_again_ends_with_the_reason(
     at_work(run, **said)
     with pytest.raises(Stopped, match=words) as stop:
         Task([run.folder], requeue=False, requeues=3).checkpoint()
-    assert stop.value.fault == fault
+    assert stop.value.failure == fault
     assert "(--no-requeue)" in stop.value.message
 
 
@@ -115,7 +116,7 @@ def test_what_stops_a_job_is_the_last_word_of_its_runs(run: Run) -> None:
     with pytest.raises(Stopped):
         stopped()
     state = run.state()
-    assert (state.state, state.fault, state.error) == ("failed", "time limit", "too short")
+    assert (state.status, state.failure, state.reason) == ("failed", "time limit", "too short")
     assert state.fix == "skinjob submit --time 240"
 
 
@@ -163,6 +164,6 @@ def test_a_bug_leaves_its_trace_in_the_log(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("skinjob.train.job.choose_device", lambda *_: {}["no such device"])
     with pytest.raises(KeyError):
         run_job([run.folder])
-    assert run.state().fault == "exception"
+    assert run.state().failure == "exception"
     assert "Traceback (most recent call last)" in run.log_file.read_text()
     assert "KeyError: 'no such device'" in run.log_file.read_text()

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from commands import only_sweep, refusal, skinjob
+from commands import only_sweep, recorded, refusal, skinjob
 from trees import make_sweep, make_tree
 
 from skinjob.report.build import build_report
-from skinjob.sweeps.layout import METRICS, Run
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import METRICS
 from skinjob.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from skinjob.train.job import run_job
 from skinjob.train.loop import evaluate
@@ -109,7 +110,7 @@ def test_a_sweep_from_before_is_taken_up_again(project: Path) -> None:
     assert skinjob("submit", *SMALL, "--wait", cwd=project).returncode == 0
     sweep = only_sweep(project / "runs")
     config = as_before(sweep.runs()[0])
-    info = sweep.info()
+    info = recorded(sweep)
     del info["images"]["positive"]
     recipe = {k: v for k, v in config.items() if k not in ("batch_size", "lr", "seed")}
     recipe |= {"data": info["images"]["fingerprint"], "weights": info["weights"]["sha256"]}

@@ -24,7 +24,8 @@ from trees import make_sweep, make_tree
 from skinjob.config import TrainConfig
 from skinjob.data.images import Split, read_index
 from skinjob.errors import ConfigError, ImagesError, RunError, WeightsError
-from skinjob.sweeps.layout import METRICS, Run, Sweep
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import METRICS
 from skinjob.train import transforms
 from skinjob.train.device import choose_device
 from skinjob.train.extract import FeatureExtractor
@@ -176,11 +177,11 @@ def test_a_finished_run_says_all_of_itself(sweep: Sweep) -> None:
     run = sweep.runs()[0]
     run_job([run.folder], job_id="12_0")
     state = run.state()
-    assert (state.state, state.epoch, state.job_id, state.device) == ("done", 2, "12_0", "cpu")
+    assert (state.status, state.epoch, state.job_id, state.device) == ("done", 2, "12_0", "cpu")
     with run.metrics_file.open(newline="") as lines:
         reader = csv.DictReader(lines)
         metrics = list(reader)
-    assert tuple(reader.fieldnames or ()) == METRICS
+    assert tuple(reader.fieldnames or ()) == tuple(METRICS)
     assert [row["epoch"] for row in metrics] == ["1", "2"]
     with run.predictions_file.open(newline="") as lines:
         predictions = list(csv.DictReader(lines))
@@ -243,8 +244,8 @@ def test_a_loss_that_is_not_a_number_is_refused(data: Path, weights: Path, tmp_p
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at update \d+, in epoch \d+"):
         run_job([run.folder])
     state = run.state()
-    assert state.state == "failed"
-    assert "the loss is" in str(state.error)
+    assert state.status == "failed"
+    assert "the loss is" in str(state.reason)
     assert "--lr" in str(state.fix)
 
 
@@ -257,7 +258,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(sweep: Sweep) -> None
     run.config_file.write_text(json.dumps(values | {"device": "cuda"}))
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         run_job([run.folder])
-    assert run.state().state == "failed"
+    assert run.state().status == "failed"
 
 
 def test_weights_are_checked_again_in_the_job(data: Path, weights: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from skinjob.report import plots
 from skinjob.report.measures import ACCURACY, LOSS
 from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison, looks
 from skinjob.report.tables import Series, group_runs, read_sweep
-from skinjob.sweeps.layout import METRICS
+from skinjob.sweeps.records import METRICS
 
 pytestmark = pytest.mark.slow  # each test draws figures
 
@@ -197,7 +197,7 @@ def test_a_loss_that_diverged_leaves_the_others_legible(tmp_path: Path, loss: st
     file = sweep.runs()[0].metrics_file
     lines = file.read_text(encoding="utf-8").split("\n")
     cells = lines[3].split(",")
-    cells[METRICS.index("test_loss")] = loss
+    cells[list(METRICS).index("test_loss")] = loss
     file.write_text("\n".join([*lines[:3], ",".join(cells), ""]), encoding="utf-8")
     series = group_runs([read_sweep(sweep)])
     assert common_scale(series).limits[LOSS][1] < 1

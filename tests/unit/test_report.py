@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import recorded
 from sweep_maker import make_sweep, metric_rows, write_rows
 
 from skinjob.commands.report import report_on
@@ -20,7 +21,8 @@ from skinjob.report.measures import ACCURACY, LOSS, MEASURES, Measure
 from skinjob.report.statistics import permutation_p, wilson_interval
 from skinjob.report.summary import DROP, readable, summarize
 from skinjob.report.tables import group_runs, read_run, read_sweep
-from skinjob.sweeps.layout import METRICS, Run, RunState, Sweep
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import METRICS, RunState
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path)
     """A whole last line counts, although nothing follows it."""
     run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
     run.metrics_file.write_bytes(run.metrics_file.read_bytes().rstrip())
-    assert [row[METRICS.index("epoch")] for row in read_run(run).values] == [1, 2, 3]
+    assert [row[list(METRICS).index("epoch")] for row in read_run(run).values] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_a_report_says_what_is_missing(tmp_path: Path) -> None:
         },
         states={
             "bs0064-lr0.01-seed0": RunState(),
-            "bs0128-lr0.01-seed0": RunState(state="failed", error="no GPU on node7\ndetails"),
+            "bs0128-lr0.01-seed0": RunState(status="failed", reason="no GPU on node7\ndetails"),
         },
     )
     (sweep.folder / "bs0256-lr0.01-seed0" / "state.json").unlink()
@@ -279,7 +281,7 @@ def test_fetched_weights_need_no_notice(tmp_path: Path, kind: str | None) -> Non
     """A sweep.json from before kinds were written is read by what it says of random weights."""
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
     assert not build_report([sweep]).notice
-    info = sweep.info()
+    info = recorded(sweep)
     info["weights"].pop("kind", None)
     info["weights"]["untrained"] = True
     sweep.sweep_file.write_text(json.dumps(info), "utf-8")
@@ -295,10 +297,12 @@ def test_names_from_outside_are_text_in_the_page(tmp_path: Path) -> None:
         batch_sizes=[32],
         epochs=2,
         finished={"bs0032-lr0.01-seed0": 1},
-        states={"bs0032-lr0.01-seed0": RunState(state="failed", error="<script>alert(1)</script>")},
+        states={
+            "bs0032-lr0.01-seed0": RunState(status="failed", reason="<script>alert(1)</script>")
+        },
         counts=counts,
     )
-    info = sweep.info()
+    info = recorded(sweep)
     info["images"]["classes"] = ["benign", evil]
     sweep.sweep_file.write_text(json.dumps(info), encoding="utf-8")
     page = (build_report([sweep]).folder / "index.html").read_text(encoding="utf-8")
@@ -322,7 +326,7 @@ def test_the_page_needs_no_other_file(report: Report) -> None:
 def test_a_folder_copied_with_only_its_numbers_can_be_reported(tmp_path: Path) -> None:
     """sweep.json with runs and epochs, and the CSVs, are enough."""
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
-    info = {"runs": sweep.info()["runs"], "recipe": {"epochs": 4}}
+    info = {"runs": list(sweep.info().runs), "recipe": {"epochs": 4}}
     sweep.sweep_file.write_text(json.dumps(info), encoding="utf-8")
     for run in sweep.runs():
         run.state_file.unlink()
@@ -338,7 +342,9 @@ def test_a_sweep_file_that_lacks_the_runs_is_an_error(tmp_path: Path, content: s
     """What is no sweep is said to be none, with the file to look at."""
     sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=1)
     sweep.sweep_file.write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=r"sweep\.json: no 'runs'"):
+    with pytest.raises(
+        RunError, match=r"sweep\.json: Object missing required field `(runs|recipe)`"
+    ):
         read_sweep(sweep)
 
 
@@ -368,7 +374,7 @@ def test_sweeps_of_two_recipes_are_compared_with_a_warning(
 ) -> None:
     """What was trained, and how, is never mixed up in silence."""
     one, two = (make_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
-    info = two.info()
+    info = recorded(two)
     two.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | {key: value}}))
     notes = build_report([one, two]).notes
     assert f"The sweeps differ in their {words}: compare them with care." in notes
@@ -494,7 +500,7 @@ def test_of_many_missing_runs_the_failed_are_named(tmp_path: Path) -> None:
         epochs=2,
         finished=dict.fromkeys(names[1:], 0),
         states=dict.fromkeys(names[1:50], RunState())
-        | {names[59]: RunState(state="failed", error="no GPU")},
+        | {names[59]: RunState(status="failed", reason="no GPU")},
     )
     missing = build_report([sweep]).missing
     assert missing[0] == "bs0032-lr0.01-seed59: failed with no epoch yet: no GPU"

@@ -26,7 +26,6 @@ from submitit.core.utils import (
 from submitit.slurm.slurm import _make_sbatch_string
 
 from skinjob.config import ClusterConfig, sbatch_flags
-from skinjob.errors import Stopped
 from skinjob.files import absolute, replacing
 from skinjob.queues.slurm.environment import as_outside_jobs
 from skinjob.queues.slurm.limits import (
@@ -38,7 +37,8 @@ from skinjob.queues.slurm.limits import (
 )
 from skinjob.queues.slurm.refusals import refusal
 from skinjob.submit.python import job_python
-from skinjob.sweeps.layout import FINAL, Run, Sweep, utc_now
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import Failure, Status, Stopped, utc_now
 
 log = logging.getLogger("skinjob")
 
@@ -67,7 +67,7 @@ class Task:
         self.gpu = gpu
         self.requeue = requeue
         self.requeues = requeues
-        self.ended_by: str | None = None
+        self.ended_by: Failure | None = None
 
     def __call__(self) -> None:
         if self.gpu is not None:
@@ -79,11 +79,11 @@ class Task:
         try:
             from skinjob.train.job import run_job  # only here: the login node has no torch
         except Exception as error:  # whatever a broken installation raises
-            for run in [run for run in map(Run, self.folders) if run.state().state not in FINAL]:
+            for run in [run for run in map(Run, self.folders) if not run.state().status.is_final]:
                 run.update_state(
-                    state="failed",
-                    fault="exception",
-                    error=f"{sys.executable} cannot load torch: {type(error).__name__}: {error}",
+                    status=Status.FAILED,
+                    failure=Failure.EXCEPTION,
+                    reason=f"{sys.executable} cannot load torch: {type(error).__name__}: {error}",
                     fix=run.sweep.retry_command("--python", "/path/to/venv/bin/python"),
                     finished_utc=utc_now(),
                 )
@@ -103,7 +103,7 @@ class Task:
         """
         runs = own_runs([Run(folder) for folder in self.folders])
         is_time_limit = bool(runs) and seconds_left(runs[0]) < WARNED_S
-        self.ended_by = "time limit" if is_time_limit else "preempted"
+        self.ended_by = Failure.TIME_LIMIT if is_time_limit else Failure.PREEMPTED
         if not self.requeue:
             raise no_requeue(runs, self.ended_by)
         if is_time_limit:

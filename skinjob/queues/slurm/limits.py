@@ -9,17 +9,17 @@ import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from skinjob.errors import Stopped
 from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import Failure, Status, Stopped
 
 WARNED_S = 180  # SLURM gives its warning 90 s before the end, or up to a minute earlier
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
     """Returns the runs that this process has in hand; of others their states say nothing of it."""
-    mine = ("running", socket.gethostname(), os.getpid())
+    mine = (Status.RUNNING, socket.gethostname(), os.getpid())
     states = {run: run.state() for run in runs}
-    return [run for run, said in states.items() if (said.state, said.host, said.pid) == mine]
+    return [run for run, said in states.items() if (said.status, said.host, said.pid) == mine]
 
 
 def seconds_left(run: Run) -> float:
@@ -32,14 +32,14 @@ def seconds_left(run: Run) -> float:
         return 0.0
     began = datetime.fromisoformat(started.replace("Z", "+00:00"))
     passed_s = (datetime.now(timezone.utc) - began).total_seconds()
-    return float(run.sweep.info()["cluster"]["time_min"] * 60 - passed_s)
+    return float(run.sweep.info().asked("time_min") * 60 - passed_s)
 
 
-def no_requeue(runs: Sequence[Run], ended_by: str) -> Stopped:
+def no_requeue(runs: Sequence[Run], ended_by: Failure) -> Stopped:
     """Returns the end of a job that its site, or its user, does not let start again."""
     words = {
-        "time limit": "reached its time limit",
-        "preempted": "had to make room for another job",
+        Failure.TIME_LIMIT: "reached its time limit",
+        Failure.PREEMPTED: "had to make room for another job",
     }
     epoch = min((run.state().epoch for run in runs), default=0)
     after = f" after epoch {epoch} of {runs[0].config().epochs}" if runs else ""
@@ -56,13 +56,13 @@ def require_another_start(runs: Sequence[Run], requeues: int) -> None:
     Raises: Stopped when it was so too often, or when this time has brought no run any further:
     the next would not either.
     """
-    time_min = runs[0].sweep.info()["cluster"]["time_min"]
+    time_min = runs[0].sweep.info().asked("time_min")
     states = [run.state() for run in runs]
-    longer = runs[0].sweep.retry_command(twice="--time")
+    longer = runs[0].sweep.retry_command(twice="time_min")
     if not any(state.epoch > state.resumed_epoch or state.views_computed for state in states):
         rate = next((state.images_per_s for state in states if state.images_per_s), None)
         raise Stopped(
-            "time limit",
+            Failure.TIME_LIMIT,
             f"the time limit of {time_min} min ended the job before one epoch was finished"
             f"{_epoch_words(runs[0], rate)}",
             longer,
@@ -71,7 +71,7 @@ def require_another_start(runs: Sequence[Run], requeues: int) -> None:
         epoch = min(state.epoch for state in states)
         epochs = runs[0].config().epochs
         raise Stopped(
-            "time limit",
+            Failure.TIME_LIMIT,
             f"the time limit of {time_min} min was reached once too often, after epoch {epoch} of "
             f"{epochs}",
             f"{longer}   # goes on after that epoch",
@@ -81,7 +81,7 @@ def require_another_start(runs: Sequence[Run], requeues: int) -> None:
 def _epoch_words(run: Run, images_per_s: float | None) -> str:
     if not images_per_s:
         return ""
-    num_images = sum(run.sweep.info()["images"]["counts"]["train"].values())
+    num_images = sum(run.sweep.info().images.counts["train"].values())
     minutes = num_images / images_per_s / 60
     return f": at {images_per_s:g} images/s one of {num_images} takes {minutes:.0f} min"
 

@@ -1,0 +1,65 @@
+"""Sweeps whose sweep.json lacks something, is damaged, or is of a newer skinjob."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from commands import recorded, skinjob
+from sweep_maker import make_sweep as make_drawn_sweep
+from trees import make_sweep
+
+from skinjob.sweeps.layout import Sweep
+
+DAMAGES = {
+    "cut": '{"runs": [',
+    "another type": '{"runs": 5, "recipe": {"epochs": 2}}',
+    "no runs": '{"recipe": {"epochs": 2}}',
+    "newer": '{"format": 99, "runs": []}',
+}
+
+
+@pytest.fixture
+def sweep(project: Path) -> Sweep:
+    data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
+    return make_sweep(data, weights, project / "runs", batch_sizes=(4,))
+
+
+def test_a_sweep_without_jobs_is_shown_and_cleared(tmp_path: Path) -> None:
+    """A sweep.json that lacks what it need not have ends nothing in a traceback."""
+    sweep = make_drawn_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=2)
+    info = recorded(sweep)
+    del info["jobs"]
+    sweep.sweep_file.write_text(json.dumps(info))
+    shown = skinjob("status", "s", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "1 run: 1 done" in shown.stdout
+    assert skinjob("clean", cwd=tmp_path).stdout == "nothing to remove\n"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_sweep_stops_no_command_on_others(
+    project: Path, sweep: Sweep, damage: str
+) -> None:
+    """It is named with what is wrong; the other sweep is listed, shown, submitted and cleared."""
+    broken = project / "runs/broken/sweep.json"
+    broken.parent.mkdir()
+    broken.write_text(DAMAGES[damage])
+    listed = skinjob("list", cwd=project)
+    assert listed.returncode == 0, listed.stderr
+    assert "broken  " in listed.stdout
+    assert "broken/sweep.json" in listed.stdout
+    assert "1 waiting" in listed.stdout or "1 failed" in listed.stdout
+    words = ("--cluster", "local", "--device", "cpu", "--precision", "fp32", "--epochs", "2")
+    grid = (*words, "--lr", "0.1", "--batch-sizes", "4", "--dry-run")
+    for name in ((), ("--name", "sweep")):
+        planned = skinjob("submit", *grid, *name, cwd=project)
+        assert planned.returncode == 0, planned.stderr
+        assert "runs/sweep  (there already, taken up again)" in planned.stdout
+    other = skinjob("submit", *grid, "--schedule", "cosine", cwd=project)
+    assert other.returncode == 0, other.stderr
+    assert re.search(r"^note +passed over: .*runs/broken", other.stdout, re.M)
+    assert skinjob("status", "sweep", cwd=project).stdout.startswith("sweep runs/sweep\n")
+    assert "left alone: runs/broken: " in skinjob("clean", cwd=project).stdout

@@ -1,0 +1,125 @@
+"""A sweep that an older skinjob made is listed, shown, taken up again and reported by this one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import skinjob
+from fixed_weights import write_fixed_weights
+from trees import CLOCKS
+
+from skinjob.sweeps.layout import Run, Sweep
+
+OLD = Path(__file__).parent / "data/501842b/project"
+FIRST, CANCELLED, FAILED, LAST = (
+    f"bs{size:04d}-lr0.01-seed{seed}" for size in (4, 8) for seed in (0, 1)
+)
+OPTIONS = "--cluster local --device cpu --precision fp32 --lr 0.01 --epochs 12 --batch-sizes 4"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with the images and sweeps of commit 501842b, moved here from where it was."""
+    project = tmp_path / "project"
+    shutil.copytree(OLD, project)
+    (project / "runs/old/submission").chmod(0o700)
+    shutil.rmtree(project / "runs/whole")  # no sweep: only the numbers that were expected then
+    return project
+
+
+def rows_of(metrics: Path) -> list[dict[str, str]]:
+    """Returns the rows of a metrics.csv, without clocks and the sweep's name."""
+    with metrics.open(newline="") as lines:
+        return [
+            {name: text for name, text in row.items() if name not in (*CLOCKS, "sweep")}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def is_close(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Says whether two rows have the same text, and numbers that differ by rounding at most."""
+    numbers = [name for name in one if name not in ("run",)]
+    return one["run"] == other["run"] and all(
+        math.isclose(float(one[name]), float(other[name]), abs_tol=1e-4) for name in numbers
+    )
+
+
+def test_an_old_sweep_is_listed_and_shown(project: Path) -> None:
+    """What was done, failed or was cancelled then still is, in the words of today."""
+    listed = skinjob("list", cwd=project).stdout.splitlines()
+    assert listed[1].startswith("old    2026-11-26 ")
+    assert "head, batch sizes 4,8, 2 seeds, 12 epochs" in listed[1]
+    assert "2 done, 1 failed, 1 cancelled" in listed[1]
+    result = skinjob("status", "old", "--json", cwd=project)
+    assert result.returncode == 1, result.stderr
+    runs = {run["run"]: run for run in json.loads(result.stdout)["runs"]}
+    assert [(run["status"], run["failure"], run["epoch"]) for run in runs.values()] == [
+        ("done", None, 12),
+        ("cancelled", None, 6),
+        ("failed", "killed", 3),
+        ("done", None, 12),
+    ]
+    assert "was killed" in runs[FAILED]["reason"]
+    assert runs[FAILED]["fix"].startswith("skinjob retry ")
+    shown = skinjob("status", "old", cwd=project).stdout
+    assert f"{FAILED}: killed\n" in shown
+    assert f"{CANCELLED}: " not in shown
+    assert "view 3 computed" in skinjob("logs", f"old/{FAILED}", cwd=project).stdout
+
+
+def test_an_old_sweep_is_reported(project: Path) -> None:
+    """The report has the numbers of then, and says cancelled where status does."""
+    summary = project / "runs/old/report/summary.csv"
+    before = list(csv.DictReader(summary.read_text().splitlines()))
+    result = skinjob("report", "old", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert f"missing: {CANCELLED}: cancelled with 6 of 12 epochs\n" in result.stdout
+    assert f"missing: {FAILED}: failed (killed) with 3 of 12 epochs: process " in result.stdout
+    after = list(csv.DictReader(summary.read_text().splitlines()))
+    assert [{name: row[name] for name in before[0]} for row in after] == before
+
+
+@pytest.mark.train
+def test_old_runs_go_on_where_they_were(project: Path) -> None:
+    """The cancelled run ends in the rows of a run that nothing ended, and so does the failed one.
+
+    They are those of today's code on this machine, and those of then but for rounding.
+    """
+    write_fixed_weights(project / "weights/resnet18.safetensors")
+    kept = {name: rows_of(project / f"runs/old/{name}/metrics.csv") for name in (CANCELLED, FAILED)}
+    retried = skinjob("retry", "old", CANCELLED, FAILED, "--wait", cwd=project)
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    words = ("submit", "--name", "whole", "--seeds", "1", *OPTIONS.split(), "--wait")
+    whole = skinjob(*words, cwd=project)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    sweep = Sweep(project / "runs/old")
+    for name, epochs in ((CANCELLED, 6), (FAILED, 3)):
+        run = Run(sweep.folder / name)
+        assert (run.state().status, run.state().resumed_epoch) == ("done", epochs)
+        rows = rows_of(run.metrics_file)
+        assert rows[:epochs] == kept[name]
+        assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 13)]
+    rows = rows_of(sweep.folder / CANCELLED / "metrics.csv")
+    assert rows == rows_of(project / f"runs/whole/{CANCELLED}/metrics.csv")
+    then = rows_of(OLD / f"runs/whole/{CANCELLED}/metrics.csv")
+    assert all(map(is_close, rows, then))
+
+
+@pytest.mark.slow
+def test_submitted_again_an_old_sweep_is_the_same_one(project: Path) -> None:
+    """Without a name, the options of then find the sweep of then, and its runs that are not done.
+
+    What was cancelled is taken along; what is done is not trained again.
+    """
+    write_fixed_weights(project / "weights/resnet18.safetensors")
+    words = (*OPTIONS.split()[:-1], "4,8", "--seeds", "0,1")
+    result = skinjob("submit", *words, "--dry-run", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "sweep    runs/old  (there already, taken up again)" in result.stdout
+    other = skinjob("submit", *words, "--schedule", "cosine", "--dry-run", cwd=project)
+    assert "taken up again" not in other.stdout
