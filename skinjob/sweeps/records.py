@@ -62,8 +62,8 @@ class Word(str, Enum):
 class Status(Word):
     """How a run stands."""
 
-    WAITING = "waiting"
     RUNNING = "running"
+    WAITING = "waiting"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -56,6 +56,7 @@ def removed(said: str, words: str) -> int:
     return int(line.removeprefix(words).split()[0].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_what_du_sees_freed(tmp_path: Path) -> None:
     """The bytes are counted as the disk counts them, and without --yes nothing is removed."""
     make_runs(tmp_path)

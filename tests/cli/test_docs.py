@@ -203,7 +203,7 @@ def test_every_column_is_explained() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| (.*) \|$", PAGES["files.md"].split("### metrics.csv")[1], re.M
     )
-    assert dict(rows) == tuple(METRICS)
+    assert dict(rows) == METRICS
 
 
 def test_every_state_fault_and_reason_is_explained() -> None:

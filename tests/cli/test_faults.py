@@ -34,7 +34,7 @@ from skinjob.status.failures import (
     write_ending,
 )
 from skinjob.sweeps.layout import Run, Sweep
-from skinjob.sweeps.records import RunState, utc_now
+from skinjob.sweeps.records import RunState, Status, utc_now
 
 LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--device", "cpu")
 LONG_AGO = "2020-01-01T00:00:00Z"
@@ -122,7 +122,7 @@ def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
         assert re.match(
             rf"process {pid} and its queue are gone on \S+ after epoch", str(state.reason)
         )
-    assert "and 1 more of its job: gone" in told.stdout
+    assert "and 1 more of its job: lost" in told.stdout
 
 
 def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
     run = slurm_sweep.runs()[1]
     said = run.state()
     run.update_state(status="done")
-    found = Ending("gone", "job 12_1 is gone", "skinjob submit", utc_now())
+    found = Ending(Status.LOST, None, "job 12_1 is gone", "skinjob submit", utc_now())
     assert write_ending(run, said, found).status == "done"
     assert run.state().status == "done"
 

@@ -259,6 +259,7 @@ def test_done_already_asks_no_server(out: Path, pth: Path) -> None:
     assert (out / NAME).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["flipped", "cut off", "no digest", "untrained", "other source"])
 def test_what_is_not_sound_is_fetched_anew(out: Path, pth: Path, harm: str) -> None:
     """Damaged, unlisted, untrained or other weights in the way are replaced by those asked for."""
@@ -334,6 +335,7 @@ def test_a_flipped_byte_is_told_and_not_resumed(
     assert _names(tmp_path) == [".fetch.lock"]
 
 
+@pytest.mark.slow
 def test_a_bad_partial_file_costs_one_more_transfer(site: Site, pth: Path, tmp_path: Path) -> None:
     """Bad bytes that an earlier run left are found at the end and fetched again by themselves."""
     (tmp_path / f".resnet18-{_digest(pth)[:8]}.pth.part").write_bytes(b"bad bytes")
@@ -512,6 +514,7 @@ def test_a_folder_that_cannot_be_written_is_told(pth: Path, tmp_path: Path) -> N
     assert "fix:   ls -ld " in result.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_serializing_keeps_the_download(
     site: Site, pth: Path, tmp_path: Path
 ) -> None:
@@ -559,6 +562,7 @@ def _wait_for_bytes(out: Path, process: subprocess.Popen[str]) -> Path:
     raise AssertionError(process.communicate())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_fetch_leaves_no_weights_and_goes_on(
     site: Site, pth: Path, tmp_path: Path, stop: signal.Signals
@@ -580,6 +584,7 @@ def test_an_interrupted_fetch_leaves_no_weights_and_goes_on(
     assert read_weights_info(tmp_path / NAME).source_sha256 == _digest(pth)
 
 
+@pytest.mark.slow
 def test_two_at_once_do_not_mix(site: Site, pth: Path, tmp_path: Path) -> None:
     """The second of two fetches waits for the first and says so; no byte comes twice."""
     site.hold_after = 10_000_000
@@ -712,6 +717,7 @@ def test_the_demos_weights_say_so_and_are_read_as_they_were_given(tmp_path: Path
         assert np.array_equal(found[name], tensors[name]), name
 
 
+@pytest.mark.slow
 def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path) -> None:
     """The published weights win over those that a demo without internet made, and stay."""
     tensors = load_file(out / NAME)

@@ -53,6 +53,7 @@ def completed(shell: str, words: str, cwd: Path, path: str) -> list[str]:
     return sorted(line.split("\t")[0] for line in result.stdout.splitlines())  # fish: with help
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELL_CALLS)
 def test_tab_completes_commands_values_sweeps_and_runs(
     shell: str, tmp_path: Path, shell_path: str
@@ -164,6 +165,7 @@ def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
     assert max(map(len, lines)) <= min(columns, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [1, 100], ids=["fits a buffer", "fits none"])
 def test_a_pipe_that_closes_is_no_fault(num_seeds: int, tmp_path: Path, shell_path: str) -> None:
     """`skinjob ... | head -1` says its line and nothing else, and is not taken for a failure."""

@@ -492,6 +492,7 @@ def test_bad_images_are_skipped_when_that_is_asked_for(project: Path) -> None:
     assert "<dt>images skipped</dt><dd>3</dd>" in page
 
 
+@pytest.mark.slow
 def test_a_sweep_without_its_bad_images_is_taken_up_again(project: Path) -> None:
     """The same command, however it is said, makes no second sweep; nor without those images."""
     spoil(project)

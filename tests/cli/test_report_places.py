@@ -89,6 +89,7 @@ def damage_config(run: Run) -> str:
 DAMAGES = (damage_row, put_folder, put_pipe, link_to_itself, damage_state, damage_config)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_read_is_missing_and_stops_no_other(tmp_path: Path) -> None:
     """It is named with file and reason, in the terminal and on the page, and is in no number."""
     sizes = (32, 64, 128, 256, 512, 1024, 2048)
@@ -127,6 +128,7 @@ def test_runs_that_cannot_be_read_are_all_named_first(tmp_path: Path) -> None:
     assert missing[-1] == "and 9 more runs: 9 running"
 
 
+@pytest.mark.slow
 @needs_root
 def test_runs_that_may_not_be_read_are_missing(place: Path) -> None:
     """A file, or a whole run, that the user has no rights to is one line of the report."""

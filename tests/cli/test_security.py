@@ -325,7 +325,7 @@ def test_names_in_a_strangers_sweep_do_not_lead_out_of_it(
     before = {path for path in here.rglob("*") if run.folder not in path.parents}
     with pytest.raises(RunError) as fault:
         command(sweep, run)
-    said = f"{name!r} is no run of this sweep" if isinstance(name, str) else "at `$.runs[...]`"
+    said = f"{name!r} is no run of this sweep" if isinstance(name, str) else "at `$.runs[0]`"
     assert said in fault.value.message
     assert {path for path in here.rglob("*") if run.folder not in path.parents} == before
 

@@ -194,6 +194,7 @@ def test_a_pipe_in_the_place_of_a_sweeps_file_stops_no_command(tmp_path: Path) -
     assert "bad/sweep.json is not a file" in result.stdout
 
 
+@pytest.mark.train
 @needs_root
 def test_a_view_that_another_user_has_closed_is_computed_anew(group: Path) -> None:
     """A file that is there and cannot be read is not waited for."""
@@ -252,6 +253,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.train
 @needs_root
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
 def test_a_read_only_folder_is_two_lines(project: Path, command: tuple[str, ...]) -> None:

@@ -64,9 +64,9 @@ def test_programs_read_all_that_is_known(sweep: Sweep, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "names"),
     [
-        (60, "run state epoch accuracy left"),
-        (100, "run state epoch accuracy images/s left node job requeues"),
-        (200, "run state epoch accuracy images/s left node job requeues"),
+        (60, "run status epoch accuracy left"),
+        (100, "run status epoch accuracy images/s left node job requeues"),
+        (200, "run status epoch accuracy images/s left node job requeues"),
     ],
 )
 def test_a_table_fits_its_terminal(sweep: Sweep, tmp_path: Path, columns: int, names: str) -> None:
@@ -175,7 +175,7 @@ def test_of_too_many_runs_those_at_work_are_seen(tmp_path: Path) -> None:
 def test_a_pipe_gets_every_column_and_its_reader_may_leave(sweep: Sweep, tmp_path: Path) -> None:
     """`| head` ends it without a word on stderr, be it at the first line."""
     table = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout.split("\n\n")[1].splitlines()
-    names = "run state epoch accuracy images/s left node job requeues reason"
+    names = "run status epoch accuracy images/s left node job requeues reason"
     assert table[0].split() == names.split()
     assert {len(line.split()) for line in table} == {len(names.split())}
     with subprocess.Popen(
@@ -204,7 +204,7 @@ def test_sweeps_are_listed_with_how_well_they_do(sweep: Sweep, tmp_path: Path) -
     assert re.match(r"sweep +2025-03-01 08:59 .* 2 running, 1 waiting, 1 done +8\d.\d%$", second)
     made = "2026-05-05 12:30  head, batch sizes 8,16, 2 learning rates, 2 seeds, 20 epochs  8 done"
     assert last.startswith(f"newer    {made}")
-    assert "runs/damaged/sweep.json: runs is 7" in below
+    assert "runs/damaged/sweep.json: Expected `array`, got `int` - at `$.runs`" in below
 
 
 @pytest.mark.parametrize("columns", [60, 100, 200])

@@ -53,7 +53,7 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         slurm.run(["scontrol", "hold", jobs[first.name]], check=True)
         slurm.skinjob("cancel", sweep.folder, first.name, cwd=home, code=0)
         assert set(queued(slurm)) == set(jobs.values()), "its other run waits on"
-        assert "cancelled by you" in slurm.skinjob("status", sweep.folder, cwd=home, code=3).stdout
+        assert "1 cancelled" in slurm.skinjob("status", sweep.folder, cwd=home, code=3).stdout
         told = slurm.skinjob("cancel", sweep.folder, cwd=home, code=0).stdout
         assert not queued(slurm)
         assert f"told to end: job {', '.join(sorted(set(jobs.values())))}\n" in told

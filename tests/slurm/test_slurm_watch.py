@@ -118,13 +118,13 @@ def unaccounted(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Itera
 
 
 def expected(watched: Watched) -> list[tuple[str, ...]]:
-    """Returns state, epoch, accuracy, node and reason of each run, as they must be."""
+    """Returns status, epoch, accuracy, node and note of each run, as they must be."""
     node = os.uname().nodename.split(".")[0]
     limit = "as many are at work as --array-parallelism allows (JobArrayTaskLimit)"
     kinds = {
         "done": ("done", 20, 0.75, node, ""),
         "failed": ("failed", 3, 0.75, node, "exception"),
-        "cancelled": ("cancelled", 3, 0.75, node, "cancelled"),
+        "cancelled": ("cancelled", 3, 0.75, node, ""),
         "running": ("running", 3, 0.75, node, ""),
         "waiting": ("waiting", 0, None, None, limit),
     }

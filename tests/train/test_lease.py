@@ -87,7 +87,7 @@ def test_a_process_that_wakes_up_on_a_run_of_another_leaves(
         first.kill()
     del files[run.log_file]
     assert {file: file.stat().st_mtime_ns for file in files} == files
-    assert "left to the process that made it done" in run.log_file.read_text()
+    assert "left to another process: it is done now" in run.log_file.read_text()
     assert left(run) == left(whole)
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from trees import make_sweep, make_tree
 
-from skinjob.errors import RunError, Stopped
+from skinjob.errors import RunError
 from skinjob.queues.slurm.executor import Task
 from skinjob.sweeps.layout import Run
-from skinjob.sweeps.records import utc_now
+from skinjob.sweeps.records import Stopped, utc_now
 from skinjob.train.job import run_job
 from skinjob.train.lease import explain, take, track_run_state
 

@@ -351,7 +351,8 @@ def test_where_there_are_no_locks_half_a_view_stays_for_a_day(
 
     monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     cache = ViewCache(tmp_path, DEFAULT.num_features)
-    with suppress(FileNotFoundError), cache.writing(KEY, 1):
+    with suppress(FileNotFoundError), cache.writing(KEY, 1) as writer:
+        writer.put(0, torch.ones(1, 512))
         (partial,) = tmp_path.glob(".*.part")
         os.utime(partial, (time.time() - age_s,) * 2)
         cache.clear_up()
