@@ -315,6 +315,10 @@ def declare_word(flag: str, words: str, **attributes: Any) -> Any:
     return declare(None, SITE, words, **{"sbatch": flag, **form, **attributes})
 
 
+CLUSTERS = ("auto", "slurm", "local")
+"""auto, and each queue: a module in skinjob/queues."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """Where the runs go, and what each of them asks for. Nothing that is None is asked for."""
@@ -374,7 +378,7 @@ class ClusterConfig:
         "auto",
         SITE,
         "Where jobs go; auto: slurm if there is sbatch, else this machine.",
-        choices=("auto", "slurm", "local"),
+        choices=CLUSTERS,
     )
     partition: str | None = declare_word(
         "partition", "SLURM partition.", default_words="the cluster's"

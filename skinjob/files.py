@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from skinjob.locks import lock, try_lock
 
+TAIL_BYTES = 20_000  # of a log, of which only the end is read
 LOOK_S = 10
 """So long a writer waits for somebody who looks at its lock, which takes a moment."""
 
@@ -151,6 +152,18 @@ def sorted_safetensors(content: bytes) -> bytes:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def tail(file: Path, count: int) -> list[str]:
+    """Returns the last lines of a file that are not empty; none where it cannot be read."""
+    try:
+        with file.open("rb") as content:
+            content.seek(0, os.SEEK_END)
+            content.seek(max(0, content.tell() - TAIL_BYTES))
+            text = content.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def csv_text(text: str) -> str:

@@ -29,7 +29,7 @@ from skinjob.sweeps.records import Status
 from skinjob.words import list_first, pluralize
 
 if TYPE_CHECKING:
-    from skinjob.status.status import Standing
+    from skinjob.status.status import RunStatus
     from skinjob.submit.cancel import Cancellation
     from skinjob.submit.clean import Clearing
 
@@ -87,7 +87,7 @@ def retry(
         print_and_submit(retry.plan, dry_run, wait)
 
 
-def _print_left(left: Sequence[Standing]) -> None:
+def _print_left(left: Sequence[RunStatus]) -> None:
     """Prints which runs are left alone, a line for each status."""
     for status in sorted({run.status for run in left}):
         names = [run.run for run in left if run.status == status]
@@ -122,9 +122,9 @@ def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
 
 def _is_sure(sweep: Sweep) -> bool:
     """Asks if runs are running; returns True if they may be cancelled."""
-    from skinjob.status.status import standings
+    from skinjob.status.status import run_statuses
 
-    num = sum(run.status == Status.RUNNING for run in standings(sweep))
+    num = sum(run.status == Status.RUNNING for run in run_statuses(sweep))
     return not num or ask(f"{pluralize(num, 'run')} of {sweep.folder} running. Cancel all?")
 
 

@@ -9,7 +9,7 @@ from skinjob.commands.arguments import typed
 from skinjob.console import shown, table_lines, wrapped
 from skinjob.status.failures import last_words
 from skinjob.status.overview import Overview
-from skinjob.status.status import ANSWERS, NOT_ASKED, Standing, Survey
+from skinjob.status.status import ANSWERS, NOT_ASKED, RunStatus, SweepStatus
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import Status, utc_now
 from skinjob.words import clock, pluralize
@@ -26,7 +26,7 @@ COLOURS = {
 MOST_FAILURES = 5  # one failing job takes many runs with it
 NUM_LOG_LINES = 5
 
-CELLS: Mapping[str, Callable[[Standing], str]] = {
+CELLS: Mapping[str, Callable[[RunStatus], str]] = {
     "run": lambda run: run.run,
     "status": lambda run: run.status,
     "epoch": lambda run: f"{run.epoch}/{run.epochs}",
@@ -54,24 +54,24 @@ def counts(statuses: Iterable[Status]) -> str:
     return ", ".join(f"{numbers[status]} {status}" for status in Status if numbers[status])
 
 
-def summary(survey: Survey, width: int | None) -> list[str]:
+def summary(survey: SweepStatus, width: int | None) -> list[str]:
     """Returns the lines above a table: the sweep, its runs by status, and whether SLURM answers."""
     total = f"{pluralize(len(survey.runs), 'run')}: {counts(run.status for run in survey.runs)}"
     lines = [f"sweep {typed(survey.sweep.folder)}", total, slurm_words(survey)]
     return [part for line in lines if line for part in wrapped(line, width)]
 
 
-def slurm_words(survey: Survey) -> str:
-    """Returns whether SLURM answers, in a line; nothing if it was not asked."""
-    if survey.slurm == NOT_ASKED:
+def slurm_words(survey: SweepStatus) -> str:
+    """Returns whether the queue answers, in a line; nothing if it was not asked."""
+    if survey.answer == NOT_ASKED:
         return ""
-    if survey.slurm == ANSWERS:
-        return "SLURM answers"
+    if survey.answer == ANSWERS:
+        return f"{survey.queue} answers"
     why = f" ({shown(survey.words)})" if survey.words else ""
-    return f"SLURM {survey.slurm}{why}: this is what the folders say"
+    return f"{survey.queue} {survey.answer}{why}: this is what the folders say"
 
 
-def table(runs: Sequence[Standing], width: int | None) -> list[str]:
+def table(runs: Sequence[RunStatus], width: int | None) -> list[str]:
     """Returns a line for each run, and below why some wait if the table has no room for that.
 
     A terminal of *width* characters gets no empty columns, and fewer columns if it is narrow.
@@ -84,7 +84,7 @@ def table(runs: Sequence[Standing], width: int | None) -> list[str]:
     return lines if lines[0].endswith("reason") else [*lines, *_reasons(runs, width)]
 
 
-def picture(survey: Survey, width: int, height: int) -> list[str]:
+def picture(survey: SweepStatus, width: int, height: int) -> list[str]:
     """Returns summary and table for a terminal; if it is too low, the most urgent runs."""
     above, runs = [*summary(survey, width), ""], survey.runs
     lines, num_free = table(runs, width), height - 1 - len(above)
@@ -98,7 +98,7 @@ def picture(survey: Survey, width: int, height: int) -> list[str]:
     return [*above, *lines[: 1 + num_shown], more, *lines[1 + len(runs) :]]
 
 
-def change(before: Standing | None, run: Standing) -> str | None:
+def change(before: RunStatus | None, run: RunStatus) -> str | None:
     """Returns what is new of a run, in a line; None if nothing is."""
     if before and (before.status, before.reason) == (run.status, run.reason):
         return None
@@ -108,7 +108,7 @@ def change(before: Standing | None, run: Standing) -> str | None:
     return f"{line}: {why}" if why else line
 
 
-def _reasons(runs: Sequence[Standing], width: int | None) -> list[str]:
+def _reasons(runs: Sequence[RunStatus], width: int | None) -> list[str]:
     """Returns each reason for a status, with the number of runs that have it."""
     numbers = Counter((run.status, run.note) for run in runs if run.note)
     lines = [f"{number} {status}: {note}" for (status, note), number in numbers.items()]
@@ -116,12 +116,12 @@ def _reasons(runs: Sequence[Standing], width: int | None) -> list[str]:
     return ["", *parts] if parts else []
 
 
-def faults(sweep: Sweep, runs: Sequence[Standing], width: int | None) -> list[str]:
+def faults(sweep: Sweep, runs: Sequence[RunStatus], width: int | None) -> list[str]:
     """Returns what is wrong with runs and how to fix it, once for all runs of a failed job.
 
     It leaves out runs that the user cancelled, which have no reason.
     """
-    groups: dict[tuple[str | None, ...], list[Standing]] = {}
+    groups: dict[tuple[str | None, ...], list[RunStatus]] = {}
     for run in runs:
         if run.reason or run.status in (Status.FAILED, Status.LOST):
             groups.setdefault((run.status, run.failure, run.job or run.run), []).append(run)
@@ -132,7 +132,7 @@ def faults(sweep: Sweep, runs: Sequence[Standing], width: int | None) -> list[st
     return [*lines, "", f"and {num_more} more: skinjob logs RUN"] if num_more else lines
 
 
-def _failure(sweep: Sweep, group: Sequence[Standing], width: int | None) -> list[str]:
+def _failure(sweep: Sweep, group: Sequence[RunStatus], width: int | None) -> list[str]:
     run, num_more = group[0], len(group) - 1
     others = f" and {num_more} more of its job" if num_more else ""
     lines = [f"{run.run}{others}: {run.failure or run.status}"]

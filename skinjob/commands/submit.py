@@ -23,7 +23,7 @@ from skinjob.errors import RunError
 from skinjob.sweeps.layout import Run
 
 if TYPE_CHECKING:
-    from skinjob.status.status import Standing
+    from skinjob.status.status import RunStatus
     from skinjob.submit.plan import Plan
     from skinjob.submit.submit import Submission
 
@@ -79,16 +79,12 @@ def print_plan(plan: Plan) -> None:
 
 
 def _print_dry_run(plan: Plan) -> None:
-    from skinjob.queues.slurm.executor import sbatch_script
-    from skinjob.submit.plan import jobs_of
-
     config = next(iter(plan.configs.values()))
     say("", "# configuration, the same for every run")
     for key, value in {**config.recipe(), **vars(plan.cluster)}.items():
         say(f"{key} = {value}")
     say("", "# runs", *plan.configs)
-    if plan.cluster.cluster == "slurm":
-        script = sbatch_script(plan.sweep, len(jobs_of(plan.configs)), plan.cluster)
+    if script := plan.queue.script(plan.sweep, plan.configs, plan.cluster):
         say("", "# sbatch script", *script.split("\n"), keeps="\t")
     say("", "nothing was made or queued (--dry-run)")
 
@@ -131,13 +127,13 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
     config = plan.configs[name]
     numbers = (config.batch_size, config.lr, config.seed, plan.num_updates(config))
     if name in submission.queued:
-        status = ("waiting", submission.jobs.get(name, "this machine"))
+        status = ("waiting", submission.jobs[name])
     else:
         status = (submission.before[name].status, "not repeated")
     return (name, *map(str, numbers), *status)
 
 
-def _print_standing(run: Standing) -> None:
+def _print_standing(run: RunStatus) -> None:
     """Prints a run's status in a line."""
     words = f"{run.status}, {run.failure}" if run.failure else f"{run.status}"
     say(f"{run.run} {words}{f': {run.reason}' if run.reason else ''}")

@@ -25,7 +25,7 @@ from skinjob.files import absolute
 from skinjob.sweeps.records import Status
 
 if TYPE_CHECKING:
-    from skinjob.status.status import Standing, Survey
+    from skinjob.status.status import RunStatus, SweepStatus
 
 
 @click.command(cls=TaskCommand)
@@ -45,24 +45,25 @@ def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_js
       skinjob status
       skinjob status --watch
     """
-    from skinjob.status.poll import surveys
-    from skinjob.status.status import survey
+
+    from skinjob.status.poll import watch as watch_sweep
+    from skinjob.status.status import sweep_status
 
     if watch and as_json:
         raise click.UsageError("--json prints once; it does not go with --watch")
     chosen = find_sweep(sweep, runs)
-    last = _watch(surveys(chosen)) if watch else survey(chosen)
+    last = _watch(watch_sweep(chosen)) if watch else sweep_status(chosen)
     _print_json(last) if as_json else _print_status(last, is_drawn=watch)
     ctx.exit(_exit_code(last))
 
 
-def _exit_code(survey: Survey) -> int:
+def _exit_code(survey: SweepStatus) -> int:
     statuses = {run.status for run in survey.runs}
     is_over = all(status.is_final for status in statuses)
     return (0 if statuses <= {Status.DONE} else 1) if is_over else 3
 
 
-def _print_status(survey: Survey, *, is_drawn: bool) -> None:
+def _print_status(survey: SweepStatus, *, is_drawn: bool) -> None:
     """Prints summary, table and failures; only the failures if the others are drawn already."""
     from skinjob.commands.standings import COLOURS, faults, summary, table
 
@@ -72,13 +73,13 @@ def _print_status(survey: Survey, *, is_drawn: bool) -> None:
     print_lines(faults(survey.sweep, survey.runs, width()), COLOURS)
 
 
-def _print_json(survey: Survey) -> None:
+def _print_json(survey: SweepStatus) -> None:
     sweep = {"sweep": survey.sweep.name, "folder": str(absolute(survey.sweep.folder))}
     runs = [asdict(run) for run in survey.runs]
-    say_as_is(json.dumps(sweep | {"slurm": survey.slurm, "runs": runs}, indent=2))
+    say_as_is(json.dumps(sweep | {"slurm": survey.answer, "runs": runs}, indent=2))
 
 
-def _watch(surveys: Iterable[Survey]) -> Survey:
+def _watch(surveys: Iterable[SweepStatus]) -> SweepStatus:
     """Shows each survey of the runs, and returns the last one."""
     from skinjob.commands.standings import COLOURS, change, picture, slurm_words, summary
 
@@ -88,15 +89,15 @@ def _watch(surveys: Iterable[Survey]) -> Survey:
                 size = shutil.get_terminal_size()
                 draw(picture(survey, size.columns, size.lines))
         return survey
-    before: dict[str, Standing] = {}
+    before: dict[str, RunStatus] = {}
     slurm = None
     for survey in surveys:  # a pipe gets a line for each change
         lines = [] if before else summary(survey, None)
-        if before and survey.slurm != slurm and (words := slurm_words(survey)):
+        if before and survey.answer != slurm and (words := slurm_words(survey)):
             lines.append(words)
         lines += [line for run in survey.runs if (line := change(before.get(run.run), run))]
         print_lines(lines, {})
-        before, slurm = {run.run: run for run in survey.runs}, survey.slurm
+        before, slurm = {run.run: run for run in survey.runs}, survey.answer
     return survey
 
 

@@ -26,22 +26,19 @@ from skinjob.doctor.finding import Finding, fail, failed, named, ok, skipped, tr
 from skinjob.doctor.probe import probe
 from skinjob.errors import ClusterError, ConfigError, SkinjobError
 from skinjob.ownership import require_safe
-from skinjob.submit.place import (
+from skinjob.queues.base import Queue, choose_queue, group_runs, open_queue
+from skinjob.queues.job import python_words
+from skinjob.submit.checks import (
     file_system,
+    free_bytes,
+    lacks_torch,
     nearest,
-    require_for_sbatch,
-    require_path,
-    require_shared,
+    python_note,
+    require_shared_python,
+    require_usable,
     require_writable,
 )
-from skinjob.submit.plan import Plan, jobs_of, make_plan, require_here
-from skinjob.submit.python import (
-    lacks_torch,
-    python_note,
-    python_words,
-    require_shared_python,
-)
-from skinjob.submit.room import free_bytes
+from skinjob.submit.plan import Plan, make_plan
 from skinjob.sweeps.layout import Sweep, run_name
 from skinjob.weights.file import SUMS_NAME, WeightsInfo, read_weights_info
 
@@ -64,6 +61,10 @@ class Wish:
         return {run_name(one.batch_size, one.lr, one.seed): one for one in self.configs}
 
     @property
+    def queue(self) -> Queue:
+        return open_queue(self.cluster.cluster)
+
+    @property
     def train(self) -> TrainConfig:
         """What the runs have in common, and the first of them."""
         return self.configs[0]
@@ -75,7 +76,7 @@ def examine(wish: Wish, *, is_probing: bool) -> Iterator[Finding]:
     With *is_probing* a small job is queued last, which looks from a compute node.
     """
     wish = _resolved(wish)
-    is_slurm = wish.cluster.cluster == "slurm"
+    is_slurm = not wish.queue.is_this_machine
     slurm_failed = files_failed = False
     for finding in _slurm_findings(wish) if is_slurm else ():
         slurm_failed |= finding.verdict == "fail"
@@ -101,7 +102,7 @@ def _resolved(wish: Wish) -> Wish:
     cluster = wish.cluster
     if cluster.cluster == "auto":
         try:
-            cluster = replace(cluster, cluster=require_here(cluster))
+            cluster = replace(cluster, cluster=choose_queue(cluster).name)
         except ConfigError:  # the check of the commands says what is missing
             cluster = replace(cluster, cluster="slurm")
     if wish.train.device == "cpu":
@@ -166,27 +167,20 @@ def _look_at_folder(wish: Wish) -> Finding:
     Raises: SkinjobError when they cannot.
     """
     runs = wish.runs
-    require_path("--runs", runs)
-    _require_seen_by_nodes("--runs", runs, wish.cluster)
+    require_usable("--runs", runs, wish.cluster, wish.queue)
     require_writable(runs)
-    require_for_sbatch(runs / (wish.name or "new-sweep"))
+    wish.queue.require_folder(runs / (wish.name or "new-sweep"))
     require_safe(runs, wish.cluster.trust)
     kind = file_system(nearest(runs).resolve())
     free = f"{free_bytes(runs) / 1e9:,.0f} GB free"
     return ok(f"{shown(str(runs))}: yours to write, {free}{f', on {kind}' if kind else ''}")
 
 
-def _require_seen_by_nodes(option: str, path: Path, cluster: ClusterConfig) -> None:
-    if cluster.cluster == "slurm" and not cluster.allow_node_local:
-        require_shared(option, path)
-
-
 def _read_weights(wish: Wish) -> tuple[Finding, WeightsInfo | None]:
     """Returns what is found of the weights, and what they say of themselves if they can be used."""
     path = Path(wish.train.weights)
     try:
-        require_path("--weights", path)
-        _require_seen_by_nodes("--weights", path, wish.cluster)
+        require_usable("--weights", path, wish.cluster, wish.queue)
         info = read_weights_info(path)
     except SkinjobError as error:
         return failed(error), None
@@ -202,8 +196,7 @@ def _read_images(wish: Wish) -> tuple[Finding, ImageSet | None]:
     """Returns what is found of the images, and the images if they can be trained on."""
     path = Path(wish.train.data)
     try:
-        require_path("--data", path)
-        _require_seen_by_nodes("--data", path, wish.cluster)
+        require_usable("--data", path, wish.cluster, wish.queue)
         images = scan(path, skips_bad=wish.skip_bad_images)
     except SkinjobError as error:
         return failed(error), None
@@ -220,17 +213,17 @@ def _look_at_python(cluster: ClusterConfig) -> Finding:
 
     Raises: ConfigError when it can be started here, and lacks a package.
     """
-    if cluster.cluster == "slurm" and not cluster.allow_node_local:
-        require_shared_python(cluster)
-    if cluster.cluster == "local" and lacks_torch(cluster):
+    queue = open_queue(cluster.cluster)
+    require_shared_python(cluster, queue)
+    if queue.is_this_machine and lacks_torch(cluster):
         return fail(f"no torch in {sys.executable}", "pip install 'skinjob[train]'")
-    note = python_note(cluster) if cluster.cluster == "slurm" else None
+    note = python_note(cluster, queue)
     return warn(note) if note else ok(f"{python_words(cluster)} has what a run needs")
 
 
 def _look_at_sweep(plan: Plan) -> Finding:
     """Finds what submit would make of it all."""
-    num_jobs = len(jobs_of(plan.configs))
+    num_jobs = len(group_runs(plan.configs))
     words = f"{counted(len(plan.configs), 'run')} in {counted(num_jobs, 'job')}"
     words += f", in {shown(str(plan.sweep.folder))}"
     said = {text for label, text in plan.lines() if label in ("note", "skipped")}

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,13 +14,19 @@ from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted
 from skinjob.doctor.finding import AGAIN, Finding, fail, failed, ok, skipped, warn
 from skinjob.doctor.profile import Partition, Site, ask_site
-from skinjob.queues.slurm.client import ask, ask_accounting, ask_queue, words_of
+from skinjob.queues.base import group_runs
+from skinjob.queues.slurm.client import (
+    TIMED_OUT,
+    ask,
+    ask_accounting,
+    ask_queue,
+    settings,
+    words_of,
+)
 from skinjob.queues.slurm.environment import slurm_environment
-from skinjob.queues.slurm.executor import sbatch_script
-from skinjob.queues.slurm.fewer import WAIT, fewer, number_words
-from skinjob.queues.slurm.joblimits import JobLimit, job_limits
+from skinjob.queues.slurm.joblimits import WAIT, JobLimit, fewer, job_limits, number_words
 from skinjob.queues.slurm.refusals import TooManyJobsError, refusal
-from skinjob.submit.plan import jobs_of
+from skinjob.queues.slurm.sbatch import sbatch_script
 from skinjob.sweeps.layout import Sweep
 from skinjob.words import list_first
 
@@ -47,7 +52,7 @@ class Asked:
 
     @property
     def num_jobs(self) -> int:
-        return len(jobs_of(self.configs))
+        return len(group_runs(self.configs))
 
     @property
     def partitions(self) -> list[Partition]:
@@ -69,10 +74,7 @@ class Asked:
 
 def ask_slurm(cluster: ClusterConfig, sweep: Sweep, configs: Mapping[str, TrainConfig]) -> Asked:
     """Returns what the checks look at. Raises: ClusterError when SLURM does not answer."""
-    answer = ask("scontrol", "show", "config")
-    pairs = [line.partition("=") for line in (answer.stdout if answer else "").splitlines()]
-    settings = {name.strip(): value.strip() for name, _, value in pairs}
-    return Asked(cluster, sweep, configs, ask_site(), settings, job_limits(cluster))
+    return Asked(cluster, sweep, configs, ask_site(), settings(), job_limits(cluster))
 
 
 def check_commands() -> Finding:
@@ -231,17 +233,8 @@ def check_account(asked: Asked) -> Finding:
 def check_script(asked: Asked) -> Finding:
     """Finds what `sbatch --test-only` says of the very script that submit would hand to it."""
     script = sbatch_script(asked.sweep, asked.num_jobs, asked.cluster)
-    try:
-        answer = subprocess.run(
-            ["sbatch", "--test-only"],
-            input=script,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_S,
-            env=slurm_environment(),
-        )
-    except subprocess.TimeoutExpired:
+    answer = ask("sbatch", "--test-only", script=script, timeout_s=TIMEOUT_S)
+    if answer is None or answer.returncode == TIMED_OUT:
         return fail(f"sbatch --test-only: no answer in {TIMEOUT_S} s", "scontrol ping")
     said = answer.stderr
     if answer.returncode:

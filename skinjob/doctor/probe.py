@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,14 +20,12 @@ from skinjob.config import LEAST_TIME_MIN, ClusterConfig
 from skinjob.console import StatusLine
 from skinjob.doctor.finding import AGAIN, Finding, fail, failed, named, ok, skipped, warn
 from skinjob.errors import ClusterError, RunError
-from skinjob.files import absolute
+from skinjob.files import absolute, tail
 from skinjob.ownership import require_safe
 from skinjob.queues.slurm.client import ask, ask_queue, job_ends
-from skinjob.queues.slurm.environment import slurm_environment
-from skinjob.queues.slurm.executor import probe_script
 from skinjob.queues.slurm.reasons import family, why_pending
 from skinjob.queues.slurm.refusals import refusal
-from skinjob.status.failures import tail
+from skinjob.queues.slurm.sbatch import probe_script
 
 SCRIPT = Path(__file__).parent / "probe_script.py"
 LOOK_S = 0.5  # between two looks at the folder
@@ -156,14 +153,9 @@ def _queue_and_wait(folder: Path, token: str, cluster: ClusterConfig) -> Probed:
 
 
 def _queue(script: str, cluster: ClusterConfig) -> str:
-    answer = subprocess.run(
-        ["sbatch", "--parsable"],
-        input=script,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=slurm_environment(),
-    )
+    answer = ask("sbatch", "--parsable", script=script, timeout_s=None)
+    if answer is None:
+        raise ClusterError("there is no sbatch on PATH", "module load slurm")
     if answer.returncode:
         raise refusal(answer.stderr, cluster)
     return answer.stdout.strip().split(";")[0]  # on several clusters the name of one follows

@@ -14,8 +14,7 @@ from typing import Any
 from skinjob.config import LEAST_TIME_MIN, ClusterConfig
 from skinjob.console import counted
 from skinjob.errors import ClusterError, ConfigError
-from skinjob.queues.slurm.client import ask, words_of
-from skinjob.queues.slurm.limits import parse_time
+from skinjob.queues.slurm.client import ask, parse_time, read_pairs, settings, words_of
 
 DOWN = ("down", "drain", "fail", "unk", "maint", "inval")
 
@@ -95,12 +94,10 @@ def ask_site() -> Site:
     shown = ask("scontrol", "--oneliner", "show", "partition")
     if shown is not None and not shown.returncode:
         partitions = tuple(_with_rules(one, shown.stdout) for one in partitions)
-    config = ask("scontrol", "show", "config")
-    is_known = config is not None and not config.returncode
     return Site(
         partitions=partitions,
         rights=_ask_rights(),
-        has_gpu_flags=not is_known or config is None or "select/cons_tres" in config.stdout,
+        has_gpu_flags=settings().get("SelectType", "") in ("", "select/cons_tres"),
     )
 
 
@@ -314,7 +311,7 @@ def read_gres(text: str) -> list[tuple[str, int]]:
 def _with_rules(one: Partition, text: str) -> Partition:
     """Returns the partition with what scontrol says of who may use it."""
     for line in text.splitlines():
-        said = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
+        said = read_pairs(line)
         if said.get("PartitionName") == one.name:
             return replace(
                 one,

@@ -1,176 +1,277 @@
-"""The queue of a machine without SLURM: a process that starts jobs as GPUs become free.
+"""The queue of this machine: a process that starts jobs as GPUs become free.
 
-submitit's local executor starts every job at once, whatever the machine can carry. Here one job
-at a time has a slot, and there is a slot for each GPU, or one where there is none. Slots are
-locked by the machine's user, so two sweeps wait for each other.
+One job at a time has a slot, and there is a slot for each GPU, or one where there is none. Slots
+are locks of the machine's user, so two sweeps wait for each other. A file per job in the sweep's
+submission folder says which runs it has, which process runs it, and how that ended.
 """
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
-from typing import BinaryIO
+from threading import Thread
 
-from skinjob.config import ClusterConfig
+from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.errors import RunError
-from skinjob.files import absolute
+from skinjob.files import absolute, tail
+from skinjob.locks import is_locked, lock, process_exists
 from skinjob.ownership import make_private, require_safe
+from skinjob.queues.base import (
+    MOST_HEADS,
+    JobEnd,
+    Queue,
+    QueuedJob,
+    RefusedError,
+    job_output,
+    record_jobs,
+    recorded_cluster,
+)
 from skinjob.queues.gpus import visible_gpus
-from skinjob.queues.slurm.executor import start_local
-from skinjob.status.failures import QUEUE_BEGINS, local_ending, write_ending
-from skinjob.status.status import is_working, queue_lock
-from skinjob.submit.folders import record_jobs, recorded_cluster
-from skinjob.submit.plan import MOST_HEADS
-from skinjob.submit.python import JOB_ENVIRONMENT
 from skinjob.sweeps.layout import Run, Sweep
-from skinjob.sweeps.records import utc_now
+from skinjob.sweeps.records import Failure, Status, read_record, utc_now, write_record
 
-LOOK_S = 2  # whoever looks whether a queue is at work has its lock for a moment
-LEAVING_S = 30  # after its last run has said done, its process needs some seconds to leave
+LOOK_S = 2  # a status that looks whether a queue is at work has its lock for a moment
+LEAVING_S = 30  # after its last job has ended, the queue needs some seconds to leave
+WARNING_S = 30  # before a job's time limit, in which it can leave to be started again
+MODULE = "skinjob.queues.local"
+START_AGAIN = 144  # submitit's exit code of a job that wants to be started again
 
 
-def start_queue(sweep: Sweep, runs: Sequence[str], trusted: Sequence[str] = ()) -> int:
+@dataclass(frozen=True)
+class LocalJob:
+    """A job of this machine, as its file has it."""
+
+    id: str
+    runs: tuple[str, ...]
+    queue_pid: int | None = None
+    """The queue's process, once it has started the job."""
+    host: str | None = None
+    pid: int | None = None
+    exit_code: int | None = None
+    """None until the process has ended; negative of a signal, as subprocess has it."""
+    ended_utc: str | None = None
+
+    def is_open(self, sweep: Sweep, *, is_at_work: bool) -> bool:
+        """Says whether it waits or runs; *is_at_work* is whether the sweep has a queue now."""
+        if self.ended_utc is not None:
+            return False
+        if self.pid is None or self.host != socket.gethostname():
+            return is_at_work
+        has_queue = process_exists(self.host, self.queue_pid, MODULE)
+        return bool(has_queue or process_exists(self.host, self.pid, _words(sweep)))
+
+
+class LocalQueue(Queue):
+    name = "local"
+    title = "this machine's queue"
+    is_this_machine = True
+    look_s = 0.5
+
+    @property
+    def absence(self) -> tuple[str, str]:
+        return "", ""
+
+    def jobs_at_once(self, cluster: ClusterConfig) -> int:
+        return max(1, len(visible_gpus()) if cluster.gpus else 1)
+
+    def require_free(self, sweep: Sweep) -> None:
+        """Waits for a queue that is about to leave. Raises: RunError when it does not."""
+        end = time.monotonic() + LEAVING_S
+        while is_at_work(sweep):
+            if time.monotonic() > end:
+                raise _busy(sweep)
+            time.sleep(0.1)
+
+    def submit(
+        self,
+        sweep: Sweep,
+        configs: Mapping[str, TrainConfig],
+        cluster: ClusterConfig,
+        *,
+        is_new: bool,
+    ) -> dict[str, str]:
+        make_private(sweep.submission_folder)
+        first = 1 + max([0, *map(_number, {*sweep.info().jobs.values(), *_read_jobs(sweep)})])
+        groups = _share(configs, self.jobs_at_once(cluster))
+        jobs = [LocalJob(f"local-{number}", names) for number, names in enumerate(groups, first)]
+        for job in jobs:
+            _write_job(sweep, job)
+        try:
+            start_queue(sweep, [job.id for job in jobs], cluster.trust)
+        except RunError as error:
+            for job in jobs:
+                _job_file(sweep, job.id).unlink(missing_ok=True)
+            raise RefusedError(error.message, error.fix) from None
+        ids = {name: job.id for job in jobs for name in job.runs}
+        record_jobs(sweep, ids)
+        return ids
+
+    def jobs(self, sweep: Sweep) -> dict[str, QueuedJob]:
+        if sweep.owner:  # another user's processes and locks cannot be seen
+            return {}
+        at_work, known = is_at_work(sweep), _read_jobs(sweep)
+        queued = {
+            name: QueuedJob(
+                job.id,
+                is_waiting=job.pid is None,
+                note="waits for its turn" if job.pid is None else "",
+                node=job.host or "",
+            )
+            for job in known.values()
+            if job.is_open(sweep, is_at_work=at_work)
+            for name in job.runs
+        }
+        if at_work and not known:  # the queue is one of an older skinjob, without files of jobs
+            for run in sweep.runs():
+                is_waiting = run.state().status == Status.WAITING
+                note = "waits for its turn" if is_waiting else ""
+                queued[run.name] = QueuedJob("", is_waiting=is_waiting, note=note)
+        return queued
+
+    def ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
+        known = _read_jobs(sweep)
+        return {job: _job_end(sweep, known.get(job)) for job in jobs}
+
+    def cancel(self, sweep: Sweep, jobs: Collection[str]) -> list[str]:
+        """Tells jobs that are at work to end, and returns them.
+
+        A job that has not begun finds its runs cancelled; so does a job on another machine, after
+        the epoch that it is at.
+        """
+        known = _read_jobs(sweep)
+        return [job for job in sorted(jobs) if job in known and _end_process(sweep, known[job])]
+
+
+QUEUE = LocalQueue
+
+
+def _job_end(sweep: Sweep, job: LocalJob | None) -> JobEnd | None:
+    if job is None:
+        return None
+    if job.exit_code is not None:
+        code, number = _exit(job.exit_code)
+        return JobEnd(exit_code=code, signal=number, ended_utc=job.ended_utc)
+    if job.pid is None:
+        last = tail(_queue_log(sweep), 1)
+        words = (
+            f"did not start, because this machine's queue ended{f' ({last[0]})' if last else ''}"
+        )
+        return JobEnd(Failure.NEVER_STARTED, words)
+    return JobEnd(Status.LOST, "and its queue are gone (killed, or the machine went down)")
+
+
+def _exit(code: int) -> tuple[int, int]:
+    """Returns exit code and signal of a process; a shell tells the signal of what it ran as 128+.
+
+    >>> _exit(1), _exit(-9), _exit(143)
+    ((1, 0), (0, 9), (0, 15))
+    """
+    number = -code if code < 0 else code - 128 if 128 < code < 128 + signal.NSIG else 0
+    return (0 if number else code), number
+
+
+def is_at_work(sweep: Sweep) -> bool:
+    """Says whether a queue's process has the sweep in hand."""
+    return is_locked(queue_lock(sweep)) or False
+
+
+def queue_lock(sweep: Sweep) -> Path:
+    """Returns the file on which a queue's process holds a lock for as long as it is there."""
+    return sweep.submission_folder / "queue.lock"
+
+
+def _queue_log(sweep: Sweep) -> Path:
+    return sweep.submission_folder / "queue.log"
+
+
+def _words(sweep: Sweep) -> str:
+    """Returns what stands in the command of each job of a sweep."""
+    return f"{sweep.name}/{sweep.submission_folder.name}"
+
+
+def _job_file(sweep: Sweep, job: str) -> Path:
+    return sweep.submission_folder / f"{job}.json"
+
+
+def _write_job(sweep: Sweep, job: LocalJob) -> None:
+    write_record(_job_file(sweep, job.id), job)
+
+
+def _read_jobs(sweep: Sweep) -> dict[str, LocalJob]:
+    """Returns the jobs of a sweep by id, of all its queues."""
+    jobs = {}
+    for file in sweep.submission_folder.glob("local-*.json"):
+        with suppress(RunError):
+            jobs[file.stem] = read_record(LocalJob, file, "a job of this machine")
+    return jobs
+
+
+def _number(job: str) -> int:
+    """Returns the number in a job's id; 0 for a process id, as an older skinjob had."""
+    number = job.removeprefix("local-")
+    return int(number) if number != job and number.isdecimal() else 0
+
+
+def _share(configs: Mapping[str, TrainConfig], num_slots: int) -> list[tuple[str, ...]]:
+    """Returns the runs of each job: heads are shared out over the slots, to start torch once."""
+    names = list(configs)
+    if next(iter(configs.values())).train == "all":
+        return [(name,) for name in names]
+    num_jobs = max(min(num_slots, len(names)), math.ceil(len(names) / MOST_HEADS))
+    return [tuple(names[number::num_jobs]) for number in range(num_jobs)]
+
+
+def start_queue(sweep: Sweep, jobs: Sequence[str], trusted: Sequence[str] = ()) -> int:
     """Starts the queue's process, which outlives this one, and returns its process id.
 
     Raises: RunError while another such process is at work on the sweep, or when the machine's
     locks or the sweep's submission folder are not the user's own.
     """
+    from skinjob.queues.job import JOB_ENVIRONMENT
+
     slot_folder()
     make_private(sweep.submission_folder)
-    with (
-        queue_lock(sweep).open("wb") as lock,
-        (sweep.submission_folder / "queue.log").open("ab") as output,
-    ):
-        _take(lock, sweep)
-        output.write(f"{utc_now()} {QUEUE_BEGINS}\n".encode())
-        output.flush()
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "skinjob.queues.local"),
-                *(str(absolute(sweep.folder)), ",".join(trusted), *runs),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=os.environ | JOB_ENVIRONMENT,
-            start_new_session=True,
-            # The lock goes with the open file: it is held until that process ends.
-            pass_fds=(lock.fileno(),),
-        )
+    words = [str(absolute(sweep.folder)), ",".join(trusted), *jobs]
+    with queue_lock(sweep).open("wb") as file:
+        if not lock(file.fileno(), LOOK_S) and is_at_work(sweep):
+            raise _busy(sweep)
+        with _queue_log(sweep).open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | JOB_ENVIRONMENT,
+                start_new_session=True,
+                # The lock goes with the open file: it is held until that process ends.
+                pass_fds=(file.fileno(),),
+            )
     return process.pid
 
 
-def _take(lock: BinaryIO, sweep: Sweep) -> None:
-    """Locks the open file of a sweep's queue. Raises: RunError when another process keeps it."""
-    end = time.monotonic() + LOOK_S
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise _busy(sweep) from None
-        time.sleep(0.05)
-
-
-def require_free(sweep: Sweep) -> None:
-    """Returns when no queue's process has the sweep in hand.
-
-    Raises: RunError when one is still at work after the time that it takes to leave.
-    """
-    end = time.monotonic() + LEAVING_S
-    while is_working(sweep):
-        if time.monotonic() > end:
-            raise _busy(sweep)
-        time.sleep(0.1)
-
-
-def work(sweep: Sweep, runs: Sequence[str], trusted: Sequence[str] = ()) -> None:
-    """Runs them all, a job in each slot, and returns when the last has ended.
-
-    Raises: RunError when others could have put pickles where the jobs read them.
-    """
-    make_private(sweep.submission_folder)
-    require_safe(sweep.submission_folder, trusted)  # before sweep.json is believed
-    cluster = recorded_cluster(sweep)
-    slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
-    slots = slots or [None]
-    waiting: SimpleQueue[tuple[str, ...]] = SimpleQueue()
-    for names in _jobs(sweep, runs, len(slots)):
-        waiting.put(names)
-    recording = Lock()
-    threads = [
-        Thread(target=_serve, args=(sweep, cluster, slot, waiting, recording)) for slot in slots
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def _jobs(sweep: Sweep, runs: Sequence[str], num_slots: int) -> list[tuple[str, ...]]:
-    """Returns the runs of each job: heads are shared out over the slots, to start torch once."""
-    if Run(sweep.folder / runs[0]).config().train == "all":
-        return [(name,) for name in runs]
-    num_jobs = max(min(num_slots, len(runs)), math.ceil(len(runs) / MOST_HEADS))
-    return [tuple(runs[number::num_jobs]) for number in range(num_jobs)]
-
-
-def _serve(
-    sweep: Sweep,
-    cluster: ClusterConfig,
-    gpu: str | None,
-    waiting: SimpleQueue[tuple[str, ...]],
-    recording: Lock,
-) -> None:
-    while True:
-        with _slot(gpu):
-            try:
-                names = waiting.get_nowait()
-            except Empty:
-                return
-            # Those that were cancelled while they waited are over.
-            names = tuple(n for n in names if not Run(sweep.folder / n).state().status.is_final)
-            if not names:
-                continue
-            job = start_local(sweep, names, cluster, gpu)
-            with recording:
-                record_jobs(sweep, dict.fromkeys(names, job.job_id))
-            job.wait()
-            for name in names:
-                has_result = job.paths.result_pickle.exists()
-                _close(Run(sweep.folder / name), job.job_id, has_result=has_result)
-
-
-def _close(run: Run, job: str, *, has_result: bool) -> None:
-    """Says of a run that its process left unfinished what ended it."""
-    state = run.state()
-    if not state.status.is_final:
-        write_ending(run, state, local_ending(run, state, job, has_result=has_result))
-
-
-@contextmanager
-def _slot(gpu: str | None) -> Iterator[None]:
-    """Holds one of the machine's places for a job."""
-    name = "cpu" if gpu is None else re.sub(r"[^\w-]", "_", gpu)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(slot_folder() / f"slot-{name}.lock", flags, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def _end_process(sweep: Sweep, job: LocalJob) -> bool:
+    """Tells the processes of a job to end; returns whether there was any."""
+    states = [Run(sweep.folder / name).state() for name in job.runs]
+    # A wrapper (conda run) may be the job's own process, and need not pass a signal on.
+    pids = {job.pid, *(state.pid for state in states if state.job_id == job.id)} - {None}
+    there = [pid for pid in pids if process_exists(job.host, pid, _words(sweep))]
+    for pid in there:
+        with suppress(ProcessLookupError):
+            os.kill(pid or 0, signal.SIGTERM)
+    return bool(there) and job.ended_utc is None
 
 
 def slot_folder() -> Path:
@@ -188,6 +289,106 @@ def _busy(sweep: Sweep) -> RunError:
     return RunError(f"sweep {sweep.folder} is being worked on", f"{watch}   # and then again")
 
 
+# --- the queue's process ------------------------------------------------------------------------
+
+
+def work(sweep: Sweep, jobs: Sequence[str], trusted: Sequence[str] = ()) -> None:
+    """Runs them all, one in each slot, and returns when the last has ended.
+
+    Raises: RunError when others could have put pickles where the jobs read them.
+    """
+    make_private(sweep.submission_folder)
+    require_safe(sweep.submission_folder, trusted)  # before sweep.json is believed
+    cluster = recorded_cluster(sweep)
+    slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
+    waiting: SimpleQueue[LocalJob] = SimpleQueue()
+    known = _read_jobs(sweep)
+    for job in jobs:
+        waiting.put(known[job])
+    threads = [
+        Thread(target=_serve, args=(sweep, cluster, slot, waiting)) for slot in slots or [None]
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _serve(
+    sweep: Sweep, cluster: ClusterConfig, gpu: str | None, waiting: SimpleQueue[LocalJob]
+) -> None:
+    while True:
+        with _slot(gpu):
+            try:
+                job = waiting.get_nowait()
+            except Empty:
+                return
+            _run(sweep, cluster, gpu, job)
+
+
+def _run(sweep: Sweep, cluster: ClusterConfig, gpu: str | None, job: LocalJob) -> None:
+    """Runs a job to its end, and writes down how that was."""
+    from skinjob.queues.job import make_task, start_command, write_task
+
+    # Those that were cancelled while they waited are over.
+    names = [n for n in job.runs if not Run(sweep.folder / n).state().status.is_final]
+    code = START_AGAIN if names else 0
+    if names:
+        write_task(sweep, job.id, make_task(sweep, names, cluster), cluster)
+    while code == START_AGAIN:
+        with job_output(sweep, job.id).open("ab") as output:
+            process = subprocess.Popen(
+                " && ".join([*cluster.setup, f"exec {start_command(sweep, cluster)}"]),
+                shell=True,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | _environment(job.id, gpu),
+            )
+        job = replace(job, queue_pid=os.getpid(), host=socket.gethostname(), pid=process.pid)
+        _write_job(sweep, job)
+        code = _wait(process, cluster.time_min * 60)
+    _write_job(sweep, replace(job, exit_code=code, ended_utc=utc_now()))
+
+
+def _environment(job: str, gpu: str | None) -> dict[str, str]:
+    """Returns the variables by which submitit knows its job, and the job its GPU."""
+    return {
+        "CUDA_VISIBLE_DEVICES": gpu or "",
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_PREEMPT_SIGNAL": "USR2",
+        "SUBMITIT_LOCAL_JOB_ID": job,
+        "SUBMITIT_LOCAL_NTASKS": "1",
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_GLOBALID": "0",
+        "SUBMITIT_LOCAL_LOCALID": "0",
+    }
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int:
+    """Returns a process's exit code; near its time limit it is asked to leave, and then killed."""
+    for wait_s, number in ((limit_s - WARNING_S, signal.SIGUSR2), (WARNING_S, signal.SIGKILL)):
+        try:
+            return process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+    return process.wait()
+
+
+@contextmanager
+def _slot(gpu: str | None) -> Iterator[None]:
+    """Holds one of the machine's places for a job."""
+    name = "cpu" if gpu is None else re.sub(r"[^\w-]", "_", gpu)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(slot_folder() / f"slot-{name}.lock", flags, 0o600)
+    try:
+        lock(handle, math.inf)
+        yield
+    finally:
+        os.close(handle)
+
+
 if __name__ == "__main__":
-    folder, trusted, *names = sys.argv[1:]
-    work(Sweep(Path(folder)), names, [name for name in trusted.split(",") if name])
+    folder, trusted, *ids = sys.argv[1:]
+    work(Sweep(Path(folder)), ids, [name for name in trusted.split(",") if name])

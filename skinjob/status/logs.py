@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skinjob.status.failures import last_words
-from skinjob.status.poll import surveys
-from skinjob.status.status import NO_ANSWER, REFUSES, Standing, Survey, survey
+from skinjob.status.poll import watch
+from skinjob.status.status import NO_ANSWER, REFUSES, SweepStatus, sweep_status
 from skinjob.sweeps.layout import Run
 
 FOLLOW_S = 1
@@ -27,24 +27,24 @@ def log_lines(run: Run, count: int, *, is_following: bool) -> Iterator[Line]:
     log = _Log(run.log_file)
     for line in log.new()[-count:]:
         yield line, True
-    found, before = None, ""
-    for found in surveys(run.sweep, [run], every_s=FOLLOW_S) if is_following else ():
+    sweep_now, before = None, ""
+    for sweep_now in watch(run.sweep, [run], every_s=FOLLOW_S) if is_following else ():
         for line in log.new():
             yield line, True
-        if (told := _stands(found)) != before and not found.runs[0].status.is_final:
-            yield told, False
-        before = told
-    found = found or survey(run.sweep, runs=[run])
-    (one,) = found.runs
-    for file, lines in last_words(run, one.job, count):
+        if (now := _status_line(sweep_now)) != before and not sweep_now.runs[0].status.is_final:
+            yield now, False
+        before = now
+    sweep_now = sweep_now or sweep_status(run.sweep, runs=[run])
+    (status,) = sweep_now.runs
+    for file, lines in last_words(run, status.job, count):
         if file != run.log_file:
             yield f"{file}:", False
             for line in lines:
                 yield line, True
-    if one.status.is_final or not is_following:
-        yield _stands(found), False
-    if one.fix:
-        yield f"fix: {one.fix}", False
+    if status.status.is_final or not is_following:
+        yield _status_line(sweep_now), False
+    if status.fix:
+        yield f"fix: {status.fix}", False
 
 
 class _Log:
@@ -67,9 +67,10 @@ class _Log:
         return whole.decode("utf-8", "replace").splitlines()
 
 
-def _stands(found: Survey) -> str:
-    """Returns how a run stands, in a line."""
-    one: Standing = found.runs[0]
-    why = one.reason or one.note
-    told = f"{one.run} {one.status}, epoch {one.epoch}/{one.epochs}{': ' + why if why else ''}"
-    return f"{told} (SLURM {found.slurm})" if found.slurm in (NO_ANSWER, REFUSES) else told
+def _status_line(sweep_now: SweepStatus) -> str:
+    """Returns the status of a run, in a line."""
+    run = sweep_now.runs[0]
+    why = run.reason or run.note
+    line = f"{run.run} {run.status}, epoch {run.epoch}/{run.epochs}{': ' + why if why else ''}"
+    is_silent = sweep_now.answer in (NO_ANSWER, REFUSES)
+    return f"{line} ({sweep_now.queue} {sweep_now.answer})" if is_silent else line

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skinjob.errors import RunError
-from skinjob.queues.slurm.client import Answers
-from skinjob.status.status import survey
+from skinjob.queues.base import Queue, open_queue
+from skinjob.status.status import sweep_status
 from skinjob.sweeps.layout import Sweep, sweeps
 from skinjob.sweeps.records import Status, SweepInfo, filled_recipe
 
@@ -32,22 +32,27 @@ class Overview:
 def overviews(runs: Path) -> list[Overview]:
     """Returns the sweeps below *runs*, those that do not read first, then the oldest first.
 
-    SLURM's queue is asked once for all of them.
+    A queue is asked once for all of them.
     """
-    slurm = Answers()
-    found = [_overview(sweep, slurm) for sweep in sweeps(runs)]
-    return sorted(found, key=lambda one: (one.created_utc, one.name))
+    queues: dict[str, Queue] = {}
+    rows = [_overview(sweep, queues) for sweep in sweeps(runs)]
+    return sorted(rows, key=lambda overview: (overview.created_utc, overview.name))
 
 
-def _overview(sweep: Sweep, slurm: Answers) -> Overview:
+def _overview(sweep: Sweep, queues: dict[str, Queue]) -> Overview:
     try:
-        info, stand = sweep.info(), survey(sweep, slurm).runs
+        info = sweep.info()
+        name = info.asked("cluster")
+        queue = queues[name] = queues.get(name) or open_queue(name)
+        statuses = sweep_status(sweep, queue).runs
         return Overview(
             name=sweep.name,
             created_utc=info.created_utc,
             recipe=_recipe(info),
-            statuses=[one.status for one in stand],
-            accuracy=max((one.accuracy for one in stand if one.accuracy is not None), default=None),
+            statuses=[run.status for run in statuses],
+            accuracy=max(
+                (run.accuracy for run in statuses if run.accuracy is not None), default=None
+            ),
         )
     except RunError as error:
         return Overview(name=sweep.name, error=error.message)

@@ -1,42 +1,28 @@
-"""What became of a run: its own word first, then the queue's, then what SLURM has on record.
+"""What became of each run: its folder is asked first, then the queue, then the queue's records.
 
-A state that is not known means waiting, never failed.
+An unknown state means waiting, never failed.
 """
 
 from __future__ import annotations
 
-import fcntl
-import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from pathlib import Path
 
+from skinjob import locks
 from skinjob.errors import RunError
-from skinjob.queues.slurm.client import Answers, JobEnd, QueuedJob
-from skinjob.queues.slurm.reasons import HELD, what_begun, why_pending
-from skinjob.queues.slurm.unrecorded import unrecorded_jobs
-from skinjob.status.failures import (
-    ending,
-    job_output,
-    orphan_ending,
-    why_never,
-    write_ending,
-)
+from skinjob.queues.base import JobEnd, Queue, QueuedJob, SilentError, open_queue
+from skinjob.status.failures import ending, write_ending
 from skinjob.sweeps.layout import Run, Sweep, submit_lock
-from skinjob.sweeps.lease import SILENCE_S
+from skinjob.sweeps.lease import is_recent, parse_utc
 from skinjob.sweeps.records import Failure, RunState, Status
 
 ANSWERS, NO_ANSWER, REFUSES = "answers", "does not answer", "refuses the question"
 NOT_ASKED = "not asked"
-SILENCE = r"[Cc]ontact|[Cc]onnect|[Cc]ommunicat|timed out|Zero Bytes|no answer in|no squeue|^$"
-"""Words of SLURM's commands where its controller has not heard the question."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a run stands."""
+class RunStatus:
+    """What became of a run."""
 
     run: str
     status: Status
@@ -62,322 +48,226 @@ class Standing:
     requeues: int = 0
     """How often a job has begun on it again."""
     may_be_known_soon: bool = False
-    """Whether it is lost because SLURM does not say yet what ended its job."""
+    """Whether it is lost because the queue does not say yet what ended its job."""
 
 
 @dataclass(frozen=True)
-class Survey:
-    """How the runs of a sweep stand."""
+class SweepStatus:
+    """What became of the runs of a sweep."""
 
     sweep: Sweep
-    slurm: str
-    """Whether it was asked and answered: ANSWERS, NO_ANSWER, REFUSES or NOT_ASKED."""
-    runs: list[Standing]
+    answer: str
+    """Whether the queue was asked and answered: ANSWERS, NO_ANSWER, REFUSES or NOT_ASKED."""
+    runs: list[RunStatus]
+    queue: str = ""
+    """What sentences call the queue."""
     words: str = ""
-    """SLURM's own on why it does not answer, or refuses the question."""
+    """The queue's own on why it does not answer, or refuses the question."""
 
 
 @dataclass(frozen=True)
-class Case:
+class _Folder:
     """A run as its folder has it."""
 
     run: Run
-    said: RunState
+    state: RunState
     job: str | None
     epochs: int
+    owner: str | None
     is_submitted: bool = False
-    """Whether it is known that no submit is at it any more: what has no job by now gets none."""
+    """Whether no submit is at work on it any more: if it has no job by now, it gets none."""
 
-    @property
-    def is_over(self) -> bool:
-        return self.said.status.is_final
-
-    def again(self) -> Case:
+    def again(self) -> _Folder:
         """Returns the run as its folder has it now."""
-        return self if self.is_over else replace(self, said=self.run.state())
+        return self if self.state.status.is_final else replace(self, state=self.run.state())
 
 
-def standings(sweep: Sweep, *, is_locked: bool = False) -> list[Standing]:
-    """Returns how every run of a sweep stands; writes what ended those whose job is no more.
+def run_statuses(sweep: Sweep, *, is_locked: bool = False) -> list[RunStatus]:
+    """Returns the status of every run of a sweep; writes what ended those whose job is no more.
 
     Raises: RunError when the folder is not a sweep's.
     """
-    return survey(sweep, is_locked=is_locked).runs
+    return sweep_status(sweep, is_locked=is_locked).runs
 
 
-def survey(
+def sweep_status(
     sweep: Sweep,
-    slurm: Answers | None = None,
+    queue: Queue | None = None,
     runs: Sequence[Run] | None = None,
     *,
     is_locked: bool = False,
-) -> Survey:
-    """Returns how the runs of a sweep, or some of them, stand; writes what ended some.
+) -> SweepStatus:
+    """Returns the status of the runs of a sweep, or of some; writes what ended some.
 
-    *slurm* may know some answers already; else SLURM is asked, where the folders leave it open.
+    *queue* may remember some answers already. It is asked where the folders leave it open.
     *is_locked* says that the caller holds the lock of submit, so that nobody else queues runs.
 
     Raises: RunError when the folder is not a sweep's.
     """
-    info = sweep.info()
-    told = [_case(run, info.jobs.get(run.name), info.epochs) for run in runs or sweep.runs()]
-    cases = [one for one in told if isinstance(one, Case)]
-    # Before the queue is looked at: what was submitted until now has its queue by then.
+    info, owner = sweep.info(), sweep.owner
+    runs = sweep.runs() if runs is None else runs
+    queue = queue or open_queue(info.asked("cluster"))
+    unread: dict[Run, RunStatus] = {}
+    folders: list[_Folder] = []
+    for run in runs:
+        try:
+            folders.append(_Folder(run, run.state(), info.jobs.get(run.name), info.epochs, owner))
+        except RunError as error:
+            unread[run] = _unread(run, info.jobs.get(run.name), info.epochs, error)
+    # Before the queue is looked at: what was submitted until now has its job there by then.
     if is_locked or _nobody_submits(sweep):
         jobs = sweep.info().jobs  # a submit may have ended since they were read
-        cases = [replace(one, job=jobs.get(one.run.name), is_submitted=True) for one in cases]
-    if info.asked("cluster") == "local":
-        is_at_work = is_working(sweep)
-        word, found = NOT_ASKED, [_local(one.again(), is_at_work) for one in cases]
-    elif all(one.is_over for one in cases):
-        word, found = NOT_ASKED, [_standing(one) for one in cases]
+        folders = [replace(f, job=jobs.get(f.run.name), is_submitted=True) for f in folders]
+    answer, words = NOT_ASKED, ""
+    if all(folder.state.status.is_final for folder in folders):
+        statuses = [_by_folder(folder) for folder in folders]
     else:
-        slurm = slurm or Answers()
-        word, found = _asked(sweep, cases, slurm)
-    words = slurm.no_queue if slurm and word in (NO_ANSWER, REFUSES) else ""
-    rest = iter(found)
-    runs_found = [one if isinstance(one, Standing) else next(rest) for one in told]
-    return Survey(sweep, word, runs_found, words)
+        try:
+            queued = queue.jobs(sweep)
+            answer = NOT_ASKED if queue.is_this_machine else ANSWERS
+            statuses = _by_queue(queue, sweep, [folder.again() for folder in folders], queued)
+        except SilentError as error:
+            answer, words = REFUSES if error.is_refusal else NO_ANSWER, error.message
+            statuses = [_by_folder(folder.again()) for folder in folders]
+    by_run = unread | {f.run: status for f, status in zip(folders, statuses, strict=True)}
+    return SweepStatus(sweep, answer, [by_run[run] for run in runs], queue.title, words)
 
 
-def _case(run: Run, job: str | None, epochs: int) -> Case | Standing:
-    """Returns a run as its folder has it, or how it stands where that does not read."""
-    try:
-        return Case(run, run.state(), job, epochs)
-    except RunError as error:
-        return Standing(
-            run=run.name,
-            status=Status.LOST,
-            epoch=0,
-            epochs=epochs,
-            job=job,
-            note="its state does not read",
-            reason=error.message,
-            fix=error.fix,
-        )
-
-
-def _asked(sweep: Sweep, cases: Sequence[Case], slurm: Answers) -> tuple[str, list[Standing]]:
-    """Returns whether SLURM answers, and how runs stand of which their folders leave it open."""
-    queue = slurm.queue(sweep.submission_folder, sweep.owner)
-    # A run that ended while the queue was asked has the last word.
-    cases = [one.again() for one in cases]
-    if queue is None:
-        word = NO_ANSWER if re.search(SILENCE, slurm.no_queue) else REFUSES
-        return word, [_standing(one) for one in cases]
-    unrecorded = unrecorded_jobs(sweep, queue)
-    cases = [replace(one, job=unrecorded.get(one.run.name, one.job)) for one in cases]
-    gone = [one for one in cases if not one.is_over and one.job not in queue]
-    ends = dict(slurm.ends({one.job for one in gone if one.job}))
-    for one in gone:
-        if one.job and not ends.get(one.job) and not _has_begun(one) and slurm.is_dropped(one.job):
-            ends[one.job] = JobEnd("CANCELLED")
-    known = {
-        one.run
-        for one in gone
-        if (one.job is None and one.is_submitted)
-        or not _is_recent(one)
-        or _is_told(ends.get(one.job or ""))
-    }
-    found = [_concluded(one, ends) if one.run in known else _open(one, queue) for one in cases]
-    return ANSWERS, found
-
-
-def _has_begun(one: Case) -> bool:
-    """Says whether a run's job may have been at work."""
-    output = job_output(one.run.sweep, one.job or "")
-    return one.said.started_utc is not None or output.exists()
-
-
-def _is_told(end: JobEnd | None) -> bool:
-    """Says whether SLURM's word on a job is enough, while its run's last may be still to come.
-
-    A run that came to its end says so itself, if up to a minute late on some file systems.
-    """
-    return end is not None and end.state != "COMPLETED"
-
-
-def is_working(sweep: Sweep) -> bool:
-    """Says whether the process of this machine's queue has the sweep in hand.
-
-    Of another user's sweep this cannot be seen: it is taken to be so.
-    """
-    if sweep.owner:
-        return True
-    try:
-        with queue_lock(sweep).open("r+b") as file:  # to be written: else NFS gives no lock
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or no locks there: the runs speak for themselves
-        return False
-    return False
+def _unread(run: Run, job: str | None, epochs: int, error: RunError) -> RunStatus:
+    return RunStatus(
+        run=run.name,
+        status=Status.LOST,
+        epoch=0,
+        epochs=epochs,
+        job=job,
+        note="its state does not read",
+        reason=error.message,
+        fix=error.fix,
+    )
 
 
 def _nobody_submits(sweep: Sweep) -> bool:
     """Returns True if certainly no submit of the user is at work on the sweep.
 
-    One that was killed may have left an sbatch that goes on.
+    One that was killed may have left a command that goes on.
     """
     if sweep.owner or sweep.pending_file.exists():
         return False
-    try:
-        with submit_lock(sweep.folder.parent).open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # a submit is at work, or there are no locks here
-        return False
-    return True
+    return locks.is_locked(submit_lock(sweep.folder.parent)) is False
 
 
-def queue_lock(sweep: Sweep) -> Path:
-    """Returns the file on which a queue's process holds a lock for as long as it is there."""
-    return sweep.submission_folder / "queue.lock"
+def _by_queue(
+    queue: Queue, sweep: Sweep, folders: Sequence[_Folder], queued: Mapping[str, QueuedJob]
+) -> list[RunStatus]:
+    """Returns the statuses of runs; of those that are not over, by what their queue says."""
+    gone = {
+        folder.job
+        for folder in folders
+        if not folder.state.status.is_final and folder.run.name not in queued and folder.job
+    }
+    ends = queue.ends(sweep, gone) if gone else {}
+    statuses = []
+    for folder in folders:
+        if folder.state.status.is_final:
+            statuses.append(_by_folder(folder))
+        elif folder.run.name in queued:
+            statuses.append(_of_queued(folder, queued[folder.run.name]))
+        elif _is_over(folder, ends.get(folder.job or "")):
+            statuses.append(_concluded(queue, folder, ends))
+        else:
+            what = "its job has left the queue" if folder.job else "it is being submitted"
+            note = "" if folder.owner else f"{what}: ask again in a minute"
+            statuses.append(replace(_by_folder(folder), note=note))
+    return statuses
 
 
-def _open(one: Case, queue: Mapping[str, QueuedJob]) -> Standing:
-    """Returns how a run stands that is over by its own word, or may still come to be."""
-    found, queued = _standing(one), queue.get(one.job or "")
-    if one.is_over:
-        return found
-    if queued is None:
-        what = "its job has left the queue" if one.job else "it is being submitted"
-        return replace(found, note=f"{what}: ask again in a minute")
-    if queued.state == "RUNNING":
-        note = "its job is starting" if found.status == Status.WAITING else ""
-        return replace(found, note=note, node=queued.node or found.node)
-    if queued.state not in ("PENDING", *HELD):
-        return replace(found, note=what_begun(queued.state), left_s=None)
-    why = queued.state if queued.state in HELD else queued.reason
-    # By its own word a run that lost its node is running, until it is started again.
-    found = replace(found, status=Status.WAITING, node=None, left_s=None)
-    if one.job and (never := why_never(one.run, one.job, why)):
-        note, fix = never
-        reason = f"job {one.job} does not start by itself: {note}"
-        return replace(found, note=note, reason=reason, fix=fix)
-    return replace(found, note=why_pending(why))
+def _is_over(folder: _Folder, end: JobEnd | None) -> bool:
+    """Says whether a run whose job is not in the queue can have nothing more to say itself.
 
-
-def _concluded(one: Case, ends: Mapping[str, JobEnd | None]) -> Standing:
-    """Returns how a run stands whose job is no more, and writes it where SLURM says how.
-
-    SLURM need not show the jobs of another user: of those nothing is concluded from silence.
+    A run that came to its end says so, if up to a minute late on some file systems.
     """
-    owner = one.run.sweep.owner
-    if owner and not ends.get(one.job or ""):
-        hidden = f"SLURM shows you no such job of {owner}"
-        return replace(_standing(one), note=hidden, left_s=None)
-    if one.job is not None and one.job not in ends:
+    is_waiting = folder.state.status == Status.WAITING
+    has_no_job = is_waiting and folder.job is None and folder.is_submitted
+    has_failed = end is not None and not end.is_clean
+    return has_no_job or has_failed or not is_recent(folder.run, folder.state)
+
+
+def _of_queued(folder: _Folder, job: QueuedJob) -> RunStatus:
+    """Returns the status of a run whose job waits or runs."""
+    status = replace(_by_folder(folder), job=job.id or folder.job)
+    if job.is_waiting:
+        # By its own word a run that lost its node is running, until it is started again.
+        status = replace(status, status=Status.WAITING, note=job.note, node=None, left_s=None)
+        if not job.fix:
+            return status
+        reason = f"job {job.id} does not start by itself: {job.note}"
+        return replace(status, reason=reason, fix=job.fix)
+    if job.note:
+        return replace(status, note=job.note, left_s=None)
+    note = "its job is starting" if status.status == Status.WAITING else ""
+    return replace(status, note=note, node=job.node or status.node)
+
+
+def _concluded(queue: Queue, folder: _Folder, ends: Mapping[str, JobEnd | None]) -> RunStatus:
+    """Returns the status of a run whose job is no more, and writes it where the queue says how.
+
+    A queue need not show the jobs of another user: of those nothing is concluded from silence.
+    """
+    job, status = folder.job, _by_folder(folder)
+    end = ends.get(job or "")
+    if folder.owner and not end:
+        who = f"only {folder.owner} can see whether it still runs"
+        hidden = f"{queue.title} shows you no job of it: {who}"
+        return replace(status, note=hidden, left_s=None)
+    if job is not None and job not in ends:
         return replace(
-            _standing(one),
+            status,
             status=Status.LOST,
             may_be_known_soon=True,
-            note="its job has ended, and SLURM does not say how",
-            reason=f"job {one.job} has ended, and neither sacct nor scontrol says how",
-            fix=f"sacct -j {one.job}",
+            note=f"its job has ended, and {queue.title} does not say how",
+            reason=f"job {job} has ended, and {queue.title} does not say how",
+            fix=queue.ask_about(job),
             left_s=None,
         )
-    end = ends.get(one.job or "")
-    found = ending(one.run, one.said, one.job, end)
-    if _is_recent(one) and end and end.node and end.state != "CANCELLED":
+    what = ending(folder.run, folder.state, job, end, queue)
+    if end and end.node and end.kind != Status.CANCELLED and is_recent(folder.run, folder.state):
         # It was at work: what it may have said itself is better, and must not be written over.
-        return _standing(replace(one, said=replace(one.said, **vars(found))))
-    return _standing(replace(one, said=write_ending(one.run, one.said, found)))
+        return _by_folder(replace(folder, state=replace(folder.state, **vars(what))))
+    return _by_folder(replace(folder, state=write_ending(folder.run, folder.state, what)))
 
 
-def _local(one: Case, is_at_work: bool) -> Standing:
-    """Returns how a run of this machine's own queue stands; writes it if that queue is no more."""
-    found, owner = _standing(one), one.run.sweep.owner
-    if owner and not one.is_over and not lives(one):
-        return replace(
-            found,
-            note=f"no news from it; only {owner} can see whether it still runs",
-            left_s=None,
-        )
-    # Jobs live on when their queue's process is killed, and the run then speaks for itself.
-    if one.is_over or is_at_work or lives(one):
-        return (
-            replace(found, note="waits for its turn") if found.status == Status.WAITING else found
-        )
-    said = write_ending(one.run, one.said, orphan_ending(one.run, one.said))
-    return _standing(replace(one, said=said))
-
-
-def _standing(one: Case) -> Standing:
-    """Returns how a run stands by its own word."""
-    said = one.said
-    return Standing(
-        run=one.run.name,
-        status=said.status,
-        epoch=said.epoch,
-        epochs=one.epochs,
-        job=one.job,
-        note=said.failure or "",
-        failure=said.failure,
-        reason=said.reason,
+def _by_folder(folder: _Folder) -> RunStatus:
+    """Returns the status of a run by its own word."""
+    state = folder.state
+    return RunStatus(
+        run=folder.run.name,
+        status=state.status,
+        epoch=state.epoch,
+        epochs=folder.epochs,
+        job=folder.job,
+        note=state.failure or "",
+        failure=state.failure,
+        reason=state.reason,
         # A fix is pasted into a shell: another user's is not shown.
-        fix=None if one.run.sweep.owner else said.fix,
-        node=None if said.status == Status.WAITING else said.host,
-        accuracy=said.test_accuracy,
-        images_per_s=said.images_per_s,
-        left_s=_left_s(said, one.epochs),
-        requeues=max(0, said.attempts - 1),
+        fix=None if folder.owner else state.fix,
+        node=None if state.status == Status.WAITING else state.host,
+        accuracy=state.test_accuracy,
+        images_per_s=state.images_per_s,
+        left_s=_left_s(state, folder.epochs),
+        requeues=max(0, state.attempts - 1),
     )
 
 
-def _left_s(said: RunState, epochs: int) -> float | None:
+def _left_s(state: RunState, epochs: int) -> float | None:
     """Returns the seconds to the last epoch, at the pace since the job began; None if unknown.
 
     All times are of the node's clock, which need not be ours.
     """
-    done = said.epoch - said.resumed_epoch
-    if said.status != Status.RUNNING or done < 1:
+    num_done = state.epoch - state.resumed_epoch
+    if state.status != Status.RUNNING or num_done < 1:
         return None
-    if not (said.started_utc and said.epoch_utc and said.heartbeat_utc):
+    if not (state.started_utc and state.epoch_utc and state.heartbeat_utc):
         return None
-    began, last, heard = map(_time, (said.started_utc, said.epoch_utc, said.heartbeat_utc))
-    left = (last - began) / done * (epochs - said.epoch) - (heard - last)
+    started, last, heard = map(parse_utc, (state.started_utc, state.epoch_utc, state.heartbeat_utc))
+    left = (last - started) / num_done * (epochs - state.epoch) - (heard - last)
     return max(0.0, left.total_seconds())
-
-
-def _time(utc: str) -> datetime:
-    return datetime.fromisoformat(utc.replace("Z", "+00:00"))
-
-
-def lives(one: Case) -> bool:
-    """Says whether the process that has a run in hand may still be there."""
-    if one.said.status == Status.WAITING:
-        is_starting = one.job is not None and one.job.isdigit() and is_ours(int(one.job))
-        return is_starting or (not one.is_submitted and _is_recent(one))
-    pid = one.said.pid
-    if pid is None or one.said.host != socket.gethostname() or not Path("/proc/self").exists():
-        return _is_recent(one)
-    return is_ours(pid)
-
-
-def is_ours(pid: int) -> bool:
-    """Says whether a process of this machine is one of skinjob.
-
-    Numbers of processes are used again, after a restart of the machine all of them.
-    """
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"skinjob" in command or b"submitit" in command
-
-
-def _is_recent(one: Case) -> bool:
-    """Says whether a run has spoken within the last minute or so.
-
-    Both clocks have to say so: the node's, which may be ahead, and the one that stamps the file.
-    """
-    spoken = one.said.heartbeat_utc or one.said.queued_utc
-    if spoken is None:
-        return False
-    now = datetime.now(timezone.utc)
-    try:
-        written = one.run.state_file.stat().st_mtime
-    except OSError:
-        return False
-    silence_s = (now - _time(spoken)).total_seconds(), now.timestamp() - written
-    return max(silence_s) < SILENCE_S and silence_s[1] > -SILENCE_S

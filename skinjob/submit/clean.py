@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skinjob.errors import SkinjobError
-from skinjob.status.failures import job_output
-from skinjob.status.status import Standing, standings
+from skinjob.queues.base import job_output
+from skinjob.status.status import RunStatus, run_statuses
 from skinjob.submit.folders import submitting
 from skinjob.sweeps.layout import Run, Sweep, cache_folders, sweeps
 from skinjob.sweeps.records import Status
@@ -55,19 +55,19 @@ def plan_clearing(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -
 
     Sweeps with runs that wait or are at work are left alone, and the cache while there is one.
     """
-    found = {sweep.folder.resolve(): _look(sweep) for sweep in (*sweeps(runs), *chosen)}
+    looks = {sweep.folder.resolve(): _look(sweep) for sweep in (*sweeps(runs), *chosen)}
     parts: list[Part] = []
     left: list[tuple[Path, str]] = []
     for sweep in chosen:
-        stands = found[sweep.folder.resolve()]
+        look = looks[sweep.folder.resolve()]
         if sweep.owner:
             left.append((sweep.folder, f"it belongs to {sweep.owner}"))
-        elif isinstance(stands, str):
-            left.append((sweep.folder, stands))
+        elif isinstance(look, str):
+            left.append((sweep.folder, look))
         else:
-            parts += [_part(kind, sweep.folder, _of_sweep(kind, sweep, stands)) for kind in kinds]
+            parts += [_part(kind, sweep.folder, _of_sweep(kind, sweep, look)) for kind in kinds]
     for cache in cache_folders(runs) if "caches" in kinds else ():
-        if reason := _why_kept(cache, found.values()):
+        if reason := _why_kept(cache, looks.values()):
             left.append((cache, reason))
         else:
             parts.append(_part("caches", cache, _tree(cache)))
@@ -87,41 +87,41 @@ def clear(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -> Cleari
     return clearing
 
 
-def _look(sweep: Sweep) -> list[Standing] | str:
+def _look(sweep: Sweep) -> list[RunStatus] | str:
     """Returns how the runs of a sweep stand, or in words why the sweep must be left alone."""
     if sweep.folder.is_symlink():
         return "it is a link to another place"
     try:
-        stands = standings(sweep)
+        statuses = run_statuses(sweep)
     except SkinjobError as error:
         return error.message
-    num_open = sum(not one.status.is_final for one in stands)
-    return f"runs of it wait or are at work: {num_open}" if num_open else stands
+    num_open = sum(not run.status.is_final for run in statuses)
+    return f"runs of it wait or are at work: {num_open}" if num_open else statuses
 
 
-def _of_sweep(kind: str, sweep: Sweep, stands: Sequence[Standing]) -> Iterator[Path]:
+def _of_sweep(kind: str, sweep: Sweep, statuses: Sequence[RunStatus]) -> Iterator[Path]:
     """Yields the files of a kind in the folder of a sweep that is over."""
     if kind == "failed":
-        for one in stands:
-            run = Run(sweep.folder / one.run)
+        for found in statuses:
+            run = Run(sweep.folder / found.run)
             if not run.folder.is_symlink():
                 yield from run.folder.glob(".*.part")
                 # A cancelled run is to go on where it was.
                 yield from (
-                    run.checkpoint_files if one.status in (Status.FAILED, Status.LOST) else ()
+                    run.checkpoint_files if found.status in (Status.FAILED, Status.LOST) else ()
                 )
     elif kind == "submission":
         # What status shows of a run that did not end well, and what its fix names.
-        failed = [one for one in stands if one.status != Status.DONE]
-        kept = {job_output(sweep, one.job) for one in failed if one.job}
+        failed = [run for run in statuses if run.status != Status.DONE]
+        kept = {job_output(sweep, run.job) for run in failed if run.job}
         kept |= {sweep.submission_folder / "queue.log"} if failed else set()
         kept |= {sweep.submission_folder / "queue.lock"}
         yield from (file for file in _tree(sweep.submission_folder) if file not in kept)
 
 
-def _why_kept(cache: Path, found: Collection[list[Standing] | str]) -> str:
+def _why_kept(cache: Path, looks: Collection[list[RunStatus] | str]) -> str:
     """Returns why the cache is left alone, or nothing."""
-    if any(isinstance(stands, str) for stands in found):
+    if any(isinstance(look, str) for look in looks):
         return "runs that use it wait or are at work"
     if cache.is_symlink():
         return "it is a link to another place"

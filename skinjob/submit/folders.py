@@ -7,14 +7,12 @@ import platform
 import secrets
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from skinjob import __version__
-from skinjob.config import ClusterConfig
 from skinjob.console import tell_waiting
 from skinjob.data.images import write_index
 from skinjob.errors import RunError
@@ -55,18 +53,6 @@ def _remove_leftovers(runs: Path) -> None:
     for folder in runs.glob(f".*{UNFINISHED}"):
         if folder.is_dir() and not folder.is_symlink() and not owner(folder):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def recorded_cluster(sweep: Sweep, **changes: Any) -> ClusterConfig:
-    """Returns what the sweep's jobs asked for last, with *changes*.
-
-    Raises: ConfigError for a value that cannot be, RunError when sweep.json does not read.
-    """
-    try:
-        return sweep.info().cluster_config(**changes)
-    except ValueError as error:
-        show = f"cat {shlex.quote(str(sweep.sweep_file))}"
-        raise RunError(f"{sweep.sweep_file}: cluster: {error}", show) from None
 
 
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
@@ -145,12 +131,6 @@ def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
             queued_utc=utc_now(), epoch=before.epoch, test_accuracy=before.test_accuracy
         )
         write_record(run.state_file, state)
-
-
-def record_jobs(sweep: Sweep, jobs: Mapping[str, str]) -> None:
-    """Adds run name -> job id to sweep.json."""
-    info = sweep.info()
-    write_record(sweep.sweep_file, replace(info, jobs={**info.jobs, **jobs}))
 
 
 def discard(plan: Plan) -> None:

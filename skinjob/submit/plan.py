@@ -5,37 +5,35 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from skinjob.config import ClusterConfig, TrainConfig, slurm_requests
+from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import counted, shown
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
 from skinjob.errors import ConfigError, RunError
 from skinjob.files import absolute
 from skinjob.ownership import require_safe
+from skinjob.queues.base import Queue, choose_queue, group_runs, open_queue, queue_of
 from skinjob.queues.gpus import no_gpu_reason, visible_gpus
-from skinjob.queues.slurm.environment import unheeded
-from skinjob.submit.place import (
-    require_for_sbatch,
-    require_path,
-    require_shared,
+from skinjob.submit.checks import (
+    bytes_needed,
+    free_bytes,
+    python_note,
+    require_room,
+    require_shared_python,
+    require_usable,
     require_writable,
 )
-from skinjob.submit.python import lacks_torch, python_note, require_shared_python
-from skinjob.submit.room import bytes_needed, free_bytes, require_room
 from skinjob.sweeps.layout import Run, Sweep, run_name, sweeps
 from skinjob.sweeps.records import SweepInfo, filled_recipe
 from skinjob.weights.file import WeightsInfo, read_weights_info
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
 WITHOUT_PATHS = {"data": "", "weights": ""}
-MOST_HEADS = 128  # in one job: they are trained one after another, on one core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +80,10 @@ class Plan:
     def is_new(self) -> bool:
         return not self.sweep.sweep_file.exists()
 
+    @property
+    def queue(self) -> Queue:
+        return open_queue(self.cluster.cluster)
+
     def num_updates(self, config: TrainConfig) -> int:
         """Returns the updates of a run in all; the last batch of an epoch may be smaller."""
         return config.epochs * math.ceil(len(self.images.split("train")) / config.batch_size)
@@ -107,7 +109,7 @@ class Plan:
             ("cluster", self.cluster.cluster),
             *([("note", self.python_note)] if self.python_note else []),
             *(("note", f"passed over: {error}") for error in self.unread),
-            *_unheeded(self.cluster),
+            *(("note", note) for note in self.queue.notes()),
             (
                 "sweep",
                 f"{self.sweep.folder}{'' if self.is_new else '  (there already, taken up again)'}",
@@ -140,16 +142,13 @@ def make_plan(
     """
     train = configs[0]
     is_auto = cluster.cluster == "auto"
-    cluster = replace(cluster, cluster=require_here(cluster))
+    queue = choose_queue(cluster)
+    cluster = replace(cluster, cluster=queue.name)
     if str(runs).startswith("-"):
         runs = absolute(runs)  # as a word of a command, a relative one would be an option
-    _require_places(train, runs, cluster)
-    device, device_reason, cluster = _resolve_device(train.device, cluster)
-    if cluster.cluster == "local" and lacks_torch(cluster):
-        raise ConfigError(
-            f"training on this machine needs torch, which {sys.executable} does not have",
-            "pip install 'skinjob[train]'; or submit with --python /path/to/python",
-        )
+    _require_places(train, runs, cluster, queue)
+    device, device_reason, cluster = _resolve_device(train.device, cluster, queue)
+    note = python_note(cluster, queue)
     weights = weights or read_weights_info(Path(train.weights))
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
@@ -157,18 +156,19 @@ def make_plan(
     is_last = images.positive_label(train.positive) == len(images.classes) - 1
     positive = None if is_last else train.positive  # one recipe, however it was asked for
     resolved = [
-        replace(one, device=device, data=data, weights=file, positive=positive) for one in configs
+        replace(config, device=device, data=data, weights=file, positive=positive)
+        for config in configs
     ]
     plan = Plan(
         runs=runs,
         name=name,
         sweep=Sweep(runs / (name or "?")),
-        configs={run_name(one.batch_size, one.lr, one.seed): one for one in resolved},
+        configs={run_name(c.batch_size, c.lr, c.seed): c for c in resolved},
         cluster=cluster,
         weights=weights,
         images=images,
         device_reason=device_reason,
-        python_note=python_note(cluster) if cluster.cluster == "slurm" else None,
+        python_note=note,
     )
     plan = placed(plan)
     if is_auto:
@@ -178,30 +178,14 @@ def make_plan(
 
 
 def placed(plan: Plan) -> Plan:
-    """Returns the plan with the sweep that it is to be now: one that is there, or a new one.
+    """Returns the plan with the sweep that it makes or adds to now.
 
     Raises: RunError when the user's name for it is another sweep's.
     """
     if plan.name is not None:
         return replace(plan, sweep=_named(plan, plan.runs, plan.name))
-    sweep, unread = _found(plan, plan.runs)
+    sweep, unread = _existing(plan, plan.runs)
     return replace(plan, sweep=sweep or _fresh(plan, plan.runs), unread=tuple(unread))
-
-
-def jobs_of(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
-    """Returns the names of the runs that each job trains.
-
-    A job per batch size: the heads of all its learning rates and seeds cost little more than one.
-    Where all layers are trained runs share nothing, and each has a job.
-    """
-    groups: dict[object, list[str]] = {}
-    for name, config in configs.items():
-        groups.setdefault(config.batch_size if config.train == "head" else name, []).append(name)
-    return [
-        tuple(names[first : first + MOST_HEADS])
-        for names in groups.values()
-        for first in range(0, len(names), MOST_HEADS)
-    ]
 
 
 def _remarks(images: ImageSet) -> list[tuple[str, str]]:
@@ -226,65 +210,33 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
     return remarks
 
 
-def _unheeded(cluster: ClusterConfig) -> list[tuple[str, str]]:
-    """Returns a note on variables that sbatch would take for its options, were it let."""
-    names = ", ".join(unheeded()) if cluster.cluster == "slurm" else ""
-    return (
-        [("note", f"sbatch is not shown {names}: give skinjob's options instead")] if names else []
-    )
-
-
-LOAD = "module load slurm   # or log in to the login node; --cluster local trains on this machine"
-
-
-def require_here(cluster: ClusterConfig) -> str:
-    """Returns the cluster that is meant: slurm where there is sbatch, else this machine.
-
-    Raises: ConfigError when there is no sbatch and something is asked for that SLURM alone has.
-    """
-    if cluster.cluster == "local" or shutil.which("sbatch"):
-        return "slurm" if cluster.cluster == "auto" else cluster.cluster
-    requests = slurm_requests(cluster)
-    if cluster.cluster == "slurm":
-        words = "cluster slurm was asked for and there is no sbatch on PATH"
-    elif requests:
-        words = f"{requests[0]} asks for SLURM, and there is no sbatch on PATH"
-    else:
-        return "local"
-    raise ConfigError(words, LOAD)
-
-
 def _require_same_cluster(plan: Plan) -> None:
     """Returns when the sweep, if it is there already, ran where the plan runs.
 
-    Raises: ConfigError when its jobs are SLURM's.
+    Raises: ConfigError when its jobs are in a queue that is not here.
     """
-    if plan.is_new or plan.cluster.cluster == "slurm":
+    if plan.is_new:
         return
-    if plan.sweep.info().asked("cluster") == "slurm":
+    problem, fix = (queue := queue_of(plan.sweep)).absence
+    if problem:
         raise ConfigError(
-            f"the jobs of {plan.sweep.folder} are SLURM's, and there is no sbatch on PATH",
-            LOAD,
+            f"the jobs of {plan.sweep.folder} are {queue.title}'s, and {problem}", fix
         )
 
 
-def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig) -> None:
+def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig, queue: Queue) -> None:
     """Returns when the paths can be used at all, here and on the nodes."""
     paths = {"--data": Path(train.data), "--weights": Path(train.weights), "--runs": runs}
     for option, path in paths.items():
-        require_path(option, path)
-        if cluster.cluster == "slurm" and not cluster.allow_node_local:
-            require_shared(option, path)
-    if cluster.cluster == "slurm" and not cluster.allow_node_local:
-        require_shared_python(cluster)
+        require_usable(option, path, cluster, queue)
+    require_shared_python(cluster, queue)
     require_writable(runs)
 
 
 def _require_fit(plan: Plan) -> None:
     """Returns when the sweep's own folder can be used, and has room for its runs."""
     folder = plan.sweep.folder
-    if plan.cluster.cluster == "slurm":
-        require_for_sbatch(folder)
+    plan.queue.require_folder(folder)
     require_safe(folder, plan.cluster.trust)
     free = free_bytes(folder.parent)
     require_room(folder.parent, new_bytes(plan, free), free)
@@ -302,48 +254,35 @@ def new_bytes(plan: Plan, free: int) -> int:
     }
     if not new:
         return 0
-    at_once = _jobs_at_once(plan, new)
+    at_once = min(len(group_runs(new)), plan.queue.jobs_at_once(plan.cluster))
     return bytes_needed(new, plan.images, plan.sweep.views_folder, jobs_at_once=at_once, free=free)
 
 
-def _jobs_at_once(plan: Plan, configs: Mapping[str, TrainConfig]) -> int:
-    """Returns how many jobs of these runs may be at work at the same time."""
-    if plan.cluster.cluster == "slurm":
-        most = plan.cluster.array_parallelism
-    else:
-        most = max(1, len(visible_gpus()) if plan.cluster.gpus else 1)
-    return min(len(jobs_of(configs)), most)
-
-
-def _resolve_device(device: str, cluster: ClusterConfig) -> tuple[str, str, ClusterConfig]:
+def _resolve_device(
+    device: str, cluster: ClusterConfig, queue: Queue
+) -> tuple[str, str, ClusterConfig]:
     """Returns the device that every run will insist on, the reason, and the cluster with its GPUs.
 
     Decided here and not in the job: a job that quietly fell back to the CPU would take days.
     """
     if device == "cpu":
         return "cpu", "asked for with --device", replace(cluster, gpus=0)
-    if cluster.cluster == "slurm":
-        if cluster.gpus == 0 and device == "cuda":
-            raise ConfigError("device cuda with gpus 0", "skinjob submit --gpus 1")
-        if cluster.gpus == 0:
-            return "cpu", "auto: no GPU is asked for", cluster
-        return (
-            "cuda",
-            "asked for with --device" if device == "cuda" else "auto: a GPU is asked for",
-            cluster,
-        )
-    visible = len(visible_gpus())
-    if device == "cuda" and visible == 0:
-        raise ConfigError(
-            f"device cuda was asked for and {no_gpu_reason()}", "skinjob submit --device cpu"
-        )
-    if visible == 0 or cluster.gpus == 0:
-        return (
-            "cpu",
-            f"auto: {no_gpu_reason()}" if visible == 0 else "auto: no GPU is asked for",
-            replace(cluster, gpus=0),
-        )
-    return "cuda", f"auto: this machine has {visible}", cluster
+    if queue.is_this_machine:
+        num_gpus, why_none = len(visible_gpus()), no_gpu_reason()
+        if device == "cuda" and not num_gpus:
+            raise ConfigError(
+                f"device cuda was asked for and {why_none}", "skinjob submit --device cpu"
+            )
+        if not num_gpus:
+            return "cpu", f"auto: {why_none}", replace(cluster, gpus=0)
+        if cluster.gpus:
+            return "cuda", f"auto: this machine has {num_gpus}", cluster
+    elif cluster.gpus:
+        asked = "asked for with --device" if device == "cuda" else "auto: a GPU is asked for"
+        return "cuda", asked, cluster
+    elif device == "cuda":
+        raise ConfigError("device cuda with gpus 0", "skinjob submit --gpus 1")
+    return "cpu", "auto: no GPU is asked for", cluster
 
 
 def _require_batches_fit(batch_sizes: Sequence[int], images: ImageSet) -> None:
@@ -385,7 +324,7 @@ def _is_taken(folder: Path) -> bool:
     return folder.exists() or folder.is_symlink()
 
 
-def _found(plan: Plan, runs: Path) -> tuple[Sweep | None, list[str]]:
+def _existing(plan: Plan, runs: Path) -> tuple[Sweep | None, list[str]]:
     """Returns the user's newest sweep that has these runs already, and why others do not read.
 
     Sweeps of others are passed over: jobs would execute what is in their folders.

@@ -12,8 +12,8 @@ from typing import Any
 from skinjob.config import TrainConfig
 from skinjob.errors import RunError
 from skinjob.files import absolute
-from skinjob.status.status import Standing, standings
-from skinjob.submit.folders import recorded_cluster
+from skinjob.queues.base import recorded_cluster
+from skinjob.status.status import RunStatus, run_statuses
 from skinjob.submit.plan import Plan, make_plan
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import Status
@@ -27,7 +27,7 @@ class Retry:
 
     plan: Plan | None
     """None where there is nothing to queue."""
-    left: Sequence[Standing]
+    left: Sequence[RunStatus]
     """How those stand that were meant and are left alone."""
 
 
@@ -45,10 +45,10 @@ def plan_retry(
     sweep any more, and what `make_plan` raises.
     """
     sweep.require_own("retry", *names)
-    meant = [one for one in standings(sweep) if not names or one.run in names]
+    meant = [run for run in run_statuses(sweep) if not names or run.run in names]
     taken = (*TAKEN, Status.CANCELLED) if names or takes_cancelled else TAKEN
-    configs = [_config(sweep, one.run) for one in meant if one.status in taken]
-    left = [one for one in meant if one.status not in taken]
+    configs = [_config(sweep, run.run) for run in meant if run.status in taken]
+    left = [run for run in meant if run.status not in taken]
     if not configs:
         return Retry(None, left)
     plan = make_plan(

@@ -23,6 +23,9 @@ from skinjob.errors import RunError
 from skinjob.ownership import require_private, require_safe
 from skinjob.sweeps.layout import Sweep
 
+ONCE_IN = ("skinjob.submit.executor", "skinjob.queues.slurm.executor")
+"""Where the pickles of jobs that an earlier skinjob queued look for `Task`."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Checks the submission folder, then executes what submitit left there for this job.
@@ -43,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {options.folder}: {error.strerror}\nfix:   ls -ld {place}")
     from submitit.core.submission import process_job
 
+    from skinjob.queues import job
+
+    for name in ONCE_IN:
+        sys.modules.setdefault(name, job)
     process_job(options.folder)
 
 

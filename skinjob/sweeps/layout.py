@@ -153,7 +153,7 @@ class Sweep:
 
     @property
     def pending_file(self) -> Path:
-        """Which runs sbatch is being asked to take, until the ids of their jobs are recorded."""
+        """Which runs are being given to a queue, until the ids of their jobs are recorded."""
         return self.submission_folder / "pending.json"
 
     @property

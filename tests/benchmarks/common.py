@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]  # this checkout, whatev
 from untrained import write_untrained  # noqa: E402
 
 from skinjob.data.lesions import CLASSES, make_images  # noqa: E402
-from skinjob.queues.local import require_free  # noqa: E402
+from skinjob.queues.local import LocalQueue  # noqa: E402
 from skinjob.sweeps.layout import Run, sweeps  # noqa: E402
 
 BATCH_SIZES = "32,64,128,256"
@@ -160,7 +160,7 @@ def submit_s(given: Inputs, runs: Path, **options: object) -> float:
         command += [f"--{name.replace('_', '-')}", str(value)]
     seconds = process_s([*command, "--wait"], given.folder)
     for sweep in sweeps(runs):
-        require_free(sweep)  # its queue leaves a moment later, and still writes into the folder
+        LocalQueue().require_free(sweep)  # its queue leaves a moment later
     return seconds
 
 

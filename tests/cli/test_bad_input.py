@@ -28,10 +28,15 @@ from skinjob.cli import main
 from skinjob.commands.sources import JOB_TABLES, read_file
 from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.errors import ConfigError
+from skinjob.submit.checks import (
+    CHECKPOINT_BYTES,
+    DECODED_BYTES,
+    MODEL_BYTES,
+    ROW_BYTES,
+    file_system,
+)
 from skinjob.submit.folders import write_plan
-from skinjob.submit.place import file_system
 from skinjob.submit.plan import Plan, make_plan, new_bytes
-from skinjob.submit.room import CHECKPOINT_BYTES, DECODED_BYTES, MODEL_BYTES, ROW_BYTES
 
 ROOT = Path("/usr/share").resolve()  # on a file system of the machine's, not in memory
 HUGE = "9" * 5000

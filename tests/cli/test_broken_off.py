@@ -17,7 +17,8 @@ from commands import recorded, refusal, skinjob, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
-from skinjob.queues.slurm.client import Answers, QueuedJob
+from skinjob.queues.base import QueuedJob
+from skinjob.queues.slurm.queue import SlurmQueue
 from skinjob.status import status as state
 from skinjob.sweeps.layout import Sweep, sweeps
 
@@ -122,12 +123,12 @@ def test_a_status_that_was_overtaken_by_a_submit_loses_no_run(
         write_json(sweep.sweep_file, recorded(sweep) | {"jobs": {run.name: "7"}})
         return True
 
-    class Queue(Answers):
+    class Queue(SlurmQueue):
         """SLURM with one job that waits."""
 
-        def queue(self, submission: Path, user: str | None = None) -> dict[str, QueuedJob]:
-            return {"7": QueuedJob("PENDING", "", "Priority", "script")}
+        def jobs(self, sweep: Sweep) -> dict[str, QueuedJob]:
+            return {run.name: QueuedJob("7", is_waiting=True, note="others are before it")}
 
     monkeypatch.setattr(state, "_nobody_submits", submit_ends)
-    assert [one.status for one in state.survey(sweep, Queue()).runs] == ["waiting"]
+    assert [one.status for one in state.sweep_status(sweep, Queue()).runs] == ["waiting"]
     assert run.state().status == "waiting"

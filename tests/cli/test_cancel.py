@@ -16,7 +16,7 @@ from commands import only_sweep, skinjob, standing, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
-from skinjob.queues.local import require_free
+from skinjob.queues.local import LocalQueue
 from skinjob.submit.cancel import cancel
 from skinjob.sweeps.layout import Run, Sweep
 
@@ -48,7 +48,7 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert len(re.findall(r"^bs\S+ +cancelled$", result.stdout, re.M)) == 2
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=20)
-    require_free(sweep)  # its queue has nothing left to do
+    LocalQueue().require_free(sweep)  # its queue has nothing left to do
     for run in (first, second):
         state = run.state()
         assert (state.status, state.failure, state.reason) == ("cancelled", None, None)

@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,20 +19,20 @@ from commands import SKINJOB, only_sweep, recorded, refusal, skinjob, wait_until
 from terminal import terminal
 
 from skinjob.config import ClusterConfig
-from skinjob.files import write_json
-from skinjob.queues.slurm.client import ENDS, JobEnd, ask_queue, job_ends
+from skinjob.files import tail, write_json
+from skinjob.queues.base import JobEnd, QueuedJob, record_jobs
+from skinjob.queues.slurm.client import ENDS, SlurmEnd, SlurmJob, ask_queue, job_ends
+from skinjob.queues.slurm.queue import SlurmQueue, _job_end, _queued_job
 from skinjob.queues.slurm.reasons import BEGUN, HELD, family, why_pending
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_sweep
 from skinjob.status.failures import (
     Ending,
     ending,
-    local_ending,
     reason_line,
-    tail,
-    why_never,
     write_ending,
 )
+from skinjob.status.status import sweep_status
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import RunState, Status, utc_now
 
@@ -66,6 +66,12 @@ def say(run: Run, **words: object) -> None:
     """Makes a run's last word, its heartbeat long ago."""
     values = asdict(RunState(queued_utc=LONG_AGO, heartbeat_utc=LONG_AGO)) | words
     write_json(run.state_file, values)
+
+
+def queued(sweep: Sweep, reason: str) -> QueuedJob:
+    """Returns what is said of a job of the sweep that waits for a reason of squeue's."""
+    job = SlurmJob("PENDING", node="", reason=reason, script="")
+    return _queued_job(sweep, "12_0", job, [sweep.runs()[0].name])
 
 
 def status(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -120,7 +126,8 @@ def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
         state = run.state()
         assert (state.status, state.failure) == ("lost", None)
         assert re.match(
-            rf"process {pid} and its queue are gone on \S+ after epoch", str(state.reason)
+            r"job local-1 and its queue are gone \(killed, .+\) on \S+ after epoch",
+            str(state.reason),
         )
     assert "and 1 more of its job: lost" in told.stdout
 
@@ -134,10 +141,10 @@ def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
     assert refusal(result).startswith("not every run of ")
     state = only_sweep(project / "runs").runs()[0].state()
     assert (state.status, state.failure) == ("failed", "never started")
-    assert "ended with an error before it began to train" in str(state.reason)
+    assert "job local-1 ended with exit code 1 before it began to train" in str(state.reason)
     assert f"bs0004-lr0.01-seed0 failed, never started: {state.reason}\n" in result.stdout
-    queue_log = shlex.split(str(state.fix))[-1]
-    assert "no such module" in (project / queue_log).read_text()
+    output = shlex.split(str(state.fix))[-1]
+    assert "no such module" in (project / output).read_text()
 
 
 def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
@@ -147,6 +154,9 @@ def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
     )
     first, second = sweep.runs()
     say(first, status="waiting")
+    record_jobs(sweep, {first.name: "local-1"})
+    job = {"id": "local-1", "runs": [first.name]}
+    write_json(sweep.submission_folder / "local-1.json", job)
     say(second, status="waiting", queued_utc=utc_now(), heartbeat_utc=None)
     result = skinjob("status", cwd=project)
     assert result.returncode == 3
@@ -200,16 +210,23 @@ def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_a_job_that_was_told_to_end_is_told_from_a_killed_one(slurm_sweep: Sweep) -> None:
-    """A run that had the time to say queued was ended by a signal that it could heed."""
+@pytest.mark.parametrize(
+    ("code", "words"), [(-9, "by hand or by the kernel"), (143, "told to end")]
+)
+def test_a_job_that_was_told_to_end_is_told_from_a_killed_one(
+    slurm_sweep: Sweep, code: int, words: str
+) -> None:
+    """The exit code of a job of this machine says by which signal it was ended."""
+    info = recorded(slurm_sweep) | {"cluster": asdict(ClusterConfig(cluster="local"))}
+    write_json(slurm_sweep.sweep_file, info)
     run = slurm_sweep.runs()[1]
-    asked, killed = (
-        local_ending(run, replace(run.state(), state=state), "77", has_result=False)
-        for state in ("waiting", "running")
-    )
-    assert (asked.failure, killed.failure) == ("killed", "killed")
-    assert "process 1 was told to end on elsewhere after epoch 3 of 20" in asked.reason
-    assert "process 1 was killed (by hand or by the kernel" in killed.reason
+    record_jobs(slurm_sweep, {run.name: "local-1"})
+    job = {"id": "local-1", "runs": [run.name], "pid": 1, "exit_code": code, "ended_utc": LONG_AGO}
+    write_json(slurm_sweep.submission_folder / "local-1.json", job)
+    (status,) = sweep_status(slurm_sweep, runs=[run]).runs
+    assert status.failure == "killed"
+    assert f"{words}" in str(status.reason)
+    assert " on elsewhere after epoch 3 of 20" in str(status.reason)
 
 
 def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
@@ -314,8 +331,9 @@ def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
 def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> None:
     """Whatever ends a job, its run has one of the known faults, a sentence and a fix."""
     run = slurm_sweep.runs()[1]
-    end = JobEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
-    found = ending(run, run.state(), "12_1", end)
+    answer = SlurmEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
+    end = _job_end(slurm_sweep, answer, slurm_sweep.submission_folder / "none")
+    found = ending(run, run.state(), "12_1", end, SlurmQueue())
     assert found.status in ("failed", "cancelled", "lost")
     assert found.reason.startswith("job 12_1 ")
     assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in found.reason
@@ -340,10 +358,12 @@ def test_a_step_that_was_out_of_memory_tells_of_its_job(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     ends = job_ends({"12_0", "12_2"})
-    assert ends["12_0"] == JobEnd(
+    assert ends["12_0"] == SlurmEnd(
         "OUT_OF_MEMORY", "", 0, 125, "node7", "02:00:00", "2025-11-24T16:00:00Z"
     )
-    assert ends["12_2"] == JobEnd("CANCELLED", "root", 0, 0, "", "02:00:00", "2025-11-24T16:00:00Z")
+    assert ends["12_2"] == SlurmEnd(
+        "CANCELLED", "root", 0, 0, "", "02:00:00", "2025-11-24T16:00:00Z"
+    )
 
 
 @pytest.mark.parametrize(
@@ -367,7 +387,7 @@ def test_a_step_that_was_out_of_memory_tells_of_its_job(
 def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, words: str) -> None:
     """SLURM's reasons are put in words, its own kept for a search; none is taken for a fault."""
     assert why_pending(reason) == words
-    assert why_never(slurm_sweep.runs()[0], "12_0", reason) is None
+    assert not queued(slurm_sweep, reason).fix
 
 
 @pytest.mark.parametrize(
@@ -385,10 +405,9 @@ def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, wor
 )
 def test_a_job_that_waits_for_ever_has_a_fix(slurm_sweep: Sweep, reason: str, fix: str) -> None:
     """What never starts by itself is told from what waits, with a command."""
-    never = why_never(slurm_sweep.runs()[0], "12_0", reason)
-    assert never
-    assert f"({reason})" in never[0]
-    assert never[1].startswith(fix)
+    job = queued(slurm_sweep, reason)
+    assert f"({reason})" in job.note
+    assert job.fix.startswith(fix)
 
 
 @pytest.mark.parametrize(
@@ -403,15 +422,16 @@ def test_a_job_that_waits_for_ever_has_a_fix(slurm_sweep: Sweep, reason: str, fi
 )
 def test_the_reason_in_an_output_is_not_its_last_line(lines: list[str], reason: str) -> None:
     """What SLURM adds to the end of any job is passed over, and so is what follows an error."""
-    assert reason_line(lines).startswith(reason)
-    assert bool(reason_line(lines)) == bool(reason)
+    line = reason_line(lines, SlurmQueue.noise)
+    assert line.startswith(reason)
+    assert bool(line) == bool(reason)
 
 
 @pytest.mark.parametrize("number", [1, 4, 6, 7, 9, 11, 15, 24, 25])
 def test_each_signal_is_told_by_its_name_and_what_sends_it(slurm_sweep: Sweep, number: int) -> None:
     """A limit of CPU time or of a file's size is not taken for a hand that killed the job."""
     run = slurm_sweep.runs()[1]
-    error = ending(run, run.state(), "13", JobEnd("FAILED", signal=number)).error
+    error = ending(run, run.state(), "13", JobEnd(signal=number), SlurmQueue()).reason
     assert f"killed by signal {number} ({signal.Signals(number).name}: " in error
     assert ("by hand" in error) == (number == signal.SIGKILL)
     assert ("ulimit -t" in error) == (number == signal.SIGXCPU)

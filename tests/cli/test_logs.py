@@ -14,7 +14,7 @@ from sweep_maker import make_sweep
 from terminal import terminal
 
 from skinjob.files import write_json
-from skinjob.status.status import queue_lock
+from skinjob.queues.local import queue_lock
 from skinjob.sweeps.layout import Run, run_name
 from skinjob.sweeps.records import RunState
 
@@ -118,7 +118,7 @@ def test_a_log_of_a_run_that_is_gone_is_not_followed_for_ever(run: Run, tmp_path
     result = logs("-f", NAME, cwd=tmp_path)
     assert result.returncode == 0
     *_, stands, fix = result.stderr.splitlines()
-    assert stands.startswith(f"{NAME} lost, epoch 3/20: process 4194305 and its queue are gone")
+    assert stands.startswith(f"{NAME} lost, epoch 3/20: job 77 is gone")
     assert fix.startswith("fix: skinjob ")
 
 

@@ -280,7 +280,7 @@ def test_a_submission_folder_that_others_could_fill_is_refused(
     assert sweep.sweep_file.stat().st_mtime_ns == written  # nothing had begun
     for start in (local.start_queue, local.work):
         with pytest.raises(RunError, match="is not a private folder of yours"):
-            start(sweep, [run.name for run in sweep.runs()])
+            start(sweep, ["local-1"])
     assert not list(sweep.submission_folder.iterdir())
 
 

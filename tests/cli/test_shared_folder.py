@@ -24,7 +24,8 @@ from commands import recorded, refusal, skinjob, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
-from skinjob.status.status import queue_lock, standings
+from skinjob.queues.local import queue_lock
+from skinjob.status.status import run_statuses
 from skinjob.sweeps.records import RunState
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -157,7 +158,7 @@ def test_a_group_mate_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Pa
     finally:
         open_slurm.run(["scancel", job], check=True)
     assert "2 running" in result.stdout, result.stdout + result.stderr
-    assert "SLURM shows you no such job of root" in result.stdout
+    assert "SLURM shows you no job of it: only root can see" in result.stdout
     assert [run.state_file.read_bytes() for run in sweep.runs()] == before
 
 
@@ -228,10 +229,10 @@ def test_a_node_whose_clock_is_ahead_does_not_keep_a_dead_run_running(
         status="running", host="elsewhere", pid=1, started_utc=ahead, heartbeat_utc=ahead
     )
     write_json(run.state_file, asdict(state))
-    assert [one.status for one in standings(sweep)] == ["running"]  # it has just been written
+    assert [one.status for one in run_statuses(sweep)] == ["running"]  # it has just been written
     two_minutes_ago = time.time() - 120
     os.utime(run.state_file, (two_minutes_ago, two_minutes_ago))
-    assert [one.status for one in standings(sweep)] == ["lost"]
+    assert [one.status for one in run_statuses(sweep)] == ["lost"]
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ from skinjob.config import ClusterConfig, reserved_flags
 from skinjob.doctor.profile import Rights, Site, choose, profile_text, read_sinfo
 from skinjob.errors import ConfigError
 from skinjob.queues.slurm.environment import slurm_environment
-from skinjob.queues.slurm.executor import sbatch_script
+from skinjob.queues.slurm.queue import SlurmQueue
 from skinjob.queues.slurm.refusals import refusal as refusal_of
-from skinjob.submit.python import python_note
+from skinjob.queues.slurm.sbatch import sbatch_script
+from skinjob.submit.checks import python_note
 from skinjob.sweeps.layout import Sweep
 
 ROOT = Path(__file__).parents[2]
@@ -389,8 +390,8 @@ def test_the_python_of_the_jobs_is_tried_here(
     cluster = ClusterConfig(setup=setup, python=python and python.replace("PYTHON", sys.executable))
     if said and said.startswith("lacks"):
         with pytest.raises(ConfigError, match=said):
-            python_note(cluster)
+            python_note(cluster, SlurmQueue())
     elif said is None:
-        assert python_note(cluster) is None
+        assert python_note(cluster, SlurmQueue()) is None
     else:
-        assert said in str(python_note(cluster))
+        assert said in str(python_note(cluster, SlurmQueue()))

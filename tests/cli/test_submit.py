@@ -21,8 +21,7 @@ from commands import only_sweep, recorded, refusal, skinjob, standing, wait_for
 from trees import make_sweep
 
 from skinjob.files import write_json
-from skinjob.queues.local import require_free, start_queue
-from skinjob.status.status import queue_lock
+from skinjob.queues.local import LocalQueue, queue_lock, start_queue
 from skinjob.sweeps.layout import Run, sweeps
 
 SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
@@ -80,7 +79,7 @@ def test_a_look_at_a_sweep_does_not_make_it_busy(project: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         looked = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
         looked.start()
-        pid = start_queue(sweep, [run.name])
+        pid = start_queue(sweep, [])
         looked.join()
     assert os.waitpid(pid, 0)[1] == 0
 
@@ -190,7 +189,7 @@ def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) ->
     """A power cut may leave it empty; removed, as is said, the run is queued again."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     run = only_sweep(project / "runs").runs()[0]
-    require_free(run.sweep)  # its queue takes some seconds to leave
+    LocalQueue().require_free(run.sweep)  # its queue takes some seconds to leave
     run.state_file.write_text("")
     result = skinjob("submit", *SMALL, cwd=project)
     assert "its state does not read" in refusal(result)

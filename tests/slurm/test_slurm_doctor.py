@@ -70,7 +70,7 @@ def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
         "time limit": "45 min, and the partition allows 30",
         "GPU": "no node that is up has a GPU of type v100",
         "node size": "99 cores and 9999 GB, and a node has 8 and ",
-        "jobs": "1202 jobs, and an array may have 1001 (MaxArraySize)",
+        "jobs": "1,202 jobs, and an array may have 1001 (MaxArraySize)",
     }
     for name, beginning in found.items():
         assert checks[name]["verdict"] == "fail"

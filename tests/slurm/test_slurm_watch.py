@@ -45,7 +45,12 @@ SAID = f"""{{
 }}
 """
 ARRAY, FAILED, CANCELLED = 50, 10, 11
-QUICK = "import skinjob.status.poll as w; w.ASK_S = 1; from skinjob.cli import main; main()"
+QUICK = """
+from skinjob.cli import main
+from skinjob.queues.slurm.queue import SlurmQueue
+SlurmQueue.look_s = 1
+main()
+"""
 """`skinjob` that asks SLURM oftener than it is polite to, so that a test is quick."""
 
 

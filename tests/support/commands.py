@@ -16,7 +16,7 @@ import click
 import pytest
 
 from skinjob.cli import cli
-from skinjob.status.status import standings
+from skinjob.status.status import run_statuses
 from skinjob.sweeps.layout import Sweep, sweeps
 
 SKINJOB = (sys.executable, "-m", "skinjob")
@@ -115,7 +115,7 @@ def only_sweep(runs: Path) -> Sweep:
 
 def standing(sweep: Sweep) -> dict[str, str]:
     """Returns the state of every run of a sweep, by name."""
-    return {one.run: str(one.status) for one in standings(sweep)}
+    return {one.run: str(one.status) for one in run_statuses(sweep)}
 
 
 def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:

@@ -10,8 +10,7 @@ from trees import left, make_sweep, make_tree
 
 from skinjob.config import TrainConfig
 from skinjob.errors import ConfigError, ImagesError, RunError
-from skinjob.submit.folders import record_jobs
-from skinjob.submit.plan import jobs_of
+from skinjob.queues.base import group_runs, record_jobs
 from skinjob.sweeps.layout import Sweep
 from skinjob.train import forward
 from skinjob.train.job import run_job
@@ -116,11 +115,11 @@ def test_the_jobs_of_a_grid() -> None:
             for size in (32, 64)
             for lr in (0.1, 1.0)
         }
-        return jobs_of(configs)
+        return group_runs(configs)
 
     assert jobs("head") == [("32-0.1", "32-1.0"), ("64-0.1", "64-1.0")]
     seeds = {str(seed): TrainConfig(data="d", weights="w", batch_size=1) for seed in range(300)}
-    assert [len(names) for names in jobs_of(seeds)] == [128, 128, 44]
+    assert [len(names) for names in group_runs(seeds)] == [128, 128, 44]
     assert jobs("all") == [("32-0.1",), ("32-1.0",), ("64-0.1",), ("64-1.0",)]
 
 

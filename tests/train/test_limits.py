@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import import_path
+from submitit.core.utils import DelayedSubmission
 from trees import make_sweep, make_tree
 
 from skinjob.errors import RunError
-from skinjob.queues.slurm.executor import Task
+from skinjob.queues.job import Task
+from skinjob.submit.start import ONCE_IN
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import Stopped, utc_now
 from skinjob.train.job import run_job
@@ -167,3 +173,17 @@ def test_a_bug_leaves_its_trace_in_the_log(run: Run, monkeypatch: pytest.MonkeyP
     assert run.state().failure == "exception"
     assert "Traceback (most recent call last)" in run.log_file.read_text()
     assert "KeyError: 'no such device'" in run.log_file.read_text()
+
+
+@pytest.mark.parametrize("module", ONCE_IN)
+def test_a_job_that_an_earlier_skinjob_queued_still_starts(tmp_path: Path, module: str) -> None:
+    """An upgrade while jobs wait breaks none: the pickles name the modules of before."""
+    folder = tmp_path / "sweep/submission"
+    folder.mkdir(parents=True, mode=0o700)
+    job = DelayedSubmission(Task([tmp_path / "sweep/run"], requeues=0))
+    text = pickle.dumps(job, protocol=0).replace(b"cskinjob.queues.job\n", f"c{module}\n".encode())
+    (folder / "7_submitted.pkl").write_bytes(text)
+    environment = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "7", **import_path()}
+    command = [sys.executable, "-m", "skinjob.submit.start", str(folder)]
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert f"{tmp_path}/sweep/run is not a run" in result.stderr

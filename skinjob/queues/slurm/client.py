@@ -1,7 +1,6 @@
-"""What SLURM says of jobs: of those in its queue, and of how others ended.
+"""The one door to SLURM's commands, and what they say of jobs: queued jobs, and how others ended.
 
-None, or a job that is left out of an answer, means that SLURM did not say; nothing may be concluded
-from it.
+Where an answer leaves a job out, SLURM did not say: nothing may be concluded from it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 from skinjob.ownership import NAMELESS, user_name
@@ -38,13 +38,13 @@ ENDS = {
 
 
 @dataclass(frozen=True)
-class QueuedJob:
+class SlurmJob:
     """A job that is in SLURM's queue."""
 
     state: str
     """SLURM's word: PENDING, RUNNING, COMPLETING or another."""
     node: str
-    """Where it runs; empty of one that waits."""
+    """Where it runs; empty while it waits."""
     reason: str
     """Why a pending job has not started: Resources, JobHeldUser or another of squeue's words."""
     script: str
@@ -52,7 +52,7 @@ class QueuedJob:
 
 
 @dataclass(frozen=True)
-class JobEnd:
+class SlurmEnd:
     """How a job ended, in SLURM's words."""
 
     state: str
@@ -67,34 +67,29 @@ class JobEnd:
     ended_utc: str | None = None
 
 
-class Answers:
-    """What SLURM says: asked of each thing once, and remembered."""
+class SlurmClient:
+    """Asks SLURM each question once, and remembers the answer."""
 
     def __init__(self) -> None:
-        self._queues: dict[str | None, dict[str, QueuedJob] | str] = {}
-        self._ends: dict[str, JobEnd | None] = {}
+        self._queues: dict[str | None, dict[str, SlurmJob] | str] = {}
+        self._ends: dict[str, SlurmEnd | None] = {}
         self._asked: set[str] = set()
-        self._arrays: dict[str, dict[str, JobEnd | None] | None] = {}
+        self._arrays: dict[str, dict[str, SlurmEnd | None] | None] = {}
 
-    def queue(self, submission: Path, user: str | None = None) -> dict[str, QueuedJob] | None:
-        """Returns a user's queued jobs that were submitted from a folder; None without an answer.
+    def queue(self, submission: Path, user: str | None = None) -> dict[str, SlurmJob] | str:
+        """Returns a user's queued jobs that were submitted from a folder, or why none is known.
 
-        Where SLURM began to count anew, a stranger's job may have the id of one of ours.
+        Where SLURM began to count anew, another sweep's job may have the id of a job of ours.
         """
         if user not in self._queues:
             self._queues[user] = ask_queue(user)
         queue, folder = self._queues[user], submission.resolve()
         if isinstance(queue, str):
-            return None
-        places = {job.script: Path(job.script).parent.resolve() for job in queue.values()}
-        return {name: job for name, job in queue.items() if places[job.script] == folder}
+            return queue
+        folders = {job.script: Path(job.script).parent.resolve() for job in queue.values()}
+        return {name: job for name, job in queue.items() if folders[job.script] == folder}
 
-    @property
-    def no_queue(self) -> str:
-        """Why SLURM did not tell a queue, in its words; empty where it said nothing."""
-        return next((why for why in self._queues.values() if isinstance(why, str)), "")
-
-    def ends(self, jobs: Collection[str]) -> dict[str, JobEnd | None]:
+    def ends(self, jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
         """Returns what `job_ends` does, of these jobs and of those asked for before."""
         new = set(jobs) - self._asked
         self._ends |= job_ends(new)
@@ -102,9 +97,9 @@ class Answers:
         return self._ends
 
     def is_dropped(self, job: str) -> bool:
-        """Says whether SLURM has a record of an array and none of this task, nor has it queued.
+        """Says whether SLURM has a record of an array, but not of this task, nor has it queued.
 
-        So it is with a task that was cancelled by itself before it began.
+        So it is with a task that was cancelled alone before it began.
         """
         array = _array(job)
         if array not in self._arrays:
@@ -112,10 +107,10 @@ class Answers:
         return job != array and job not in (self._arrays[array] or {job: None})
 
 
-def ask_queue(user: str | None = None) -> dict[str, QueuedJob] | str:
+def ask_queue(user: str | None = None) -> dict[str, SlurmJob] | str:
     """Returns a user's jobs in SLURM's queue by their ids, or in words why it does not answer.
 
-    Without a *user* they are one's own.
+    Without a *user* they are yours.
     """
     whose = user.removeprefix(NAMELESS) if user else os.geteuid()
     # Older versions do not know --me.
@@ -125,7 +120,7 @@ def ask_queue(user: str | None = None) -> dict[str, QueuedJob] | str:
     if answer.returncode:
         return words_of(answer)
     rows = [line.split("|", 4) for line in answer.stdout.splitlines() if line.count("|") >= 4]
-    return {job: QueuedJob(*words) for job, *words in rows}
+    return {job: SlurmJob(*words) for job, *words in rows}
 
 
 def words_of(answer: subprocess.CompletedProcess[str]) -> str:
@@ -144,26 +139,26 @@ def words_of(answer: subprocess.CompletedProcess[str]) -> str:
     return list_first(lines, MOST_LINES, separator="; ", noun="line")
 
 
-def job_ends(jobs: Collection[str]) -> dict[str, JobEnd | None]:
-    """Returns how jobs that left the queue ended; None of one that SLURM does not know any more.
+def job_ends(jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
+    """Returns how jobs that left the queue ended; None where SLURM has forgotten it.
 
     sacct is asked first, and of what it does not know slurmctld, which remembers jobs for some
-    minutes. A job that is not in the answer is one of which they did not say.
+    minutes. Where neither says anything of a job, it is not in the answer.
     """
     if not jobs:
         return {}
     accounted = _accounted(jobs)
     known = accounted or {}
-    ends: dict[str, JobEnd | None] = {job: known[job] for job in jobs if known.get(job)}
-    rest = [job for job in jobs if job not in ends]
-    remembered = {array: _remembered(array) for array in _arrays(rest)}
-    for job in rest:
-        found = remembered[_array(job)]
-        if found is None:
+    ends: dict[str, SlurmEnd | None] = {job: known[job] for job in jobs if known.get(job)}
+    others = [job for job in jobs if job not in ends]
+    answers = {array: _remembered(array) for array in _arrays(others)}
+    for job in others:
+        remembered = answers[_array(job)]
+        if remembered is None:
             continue  # slurmctld does not answer
-        if found.get(job):
-            ends[job] = found[job]
-        elif accounted is not None and job not in {**known, **found}:
+        if remembered.get(job):
+            ends[job] = remembered[job]
+        elif accounted is not None and job not in {**known, **remembered}:
             ends[job] = None
     return ends
 
@@ -176,8 +171,8 @@ def cancel_jobs(jobs: Collection[str]) -> str:
     return (words_of(answer) or "it does not answer") if answer.returncode else ""
 
 
-def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
-    """Returns what accounting has of the jobs, None of one that it takes to be at work.
+def _accounted(jobs: Collection[str]) -> dict[str, SlurmEnd | None] | None:
+    """Returns what accounting has of the jobs, None of a job that it takes to be running.
 
     It is empty where the cluster keeps no accounting, and None where that does not answer.
     """
@@ -186,17 +181,17 @@ def _accounted(jobs: Collection[str]) -> dict[str, JobEnd | None] | None:
         return {}
     if answer.returncode:
         return {} if "accounting storage is disabled" in answer.stdout + answer.stderr else None
-    found: dict[str, JobEnd | None] = {}
+    ends: dict[str, SlurmEnd | None] = {}
     for row in (line.split("|") for line in answer.stdout.splitlines()):
         if len(row) != 6:
             continue
         name, _, step = row[0].partition(".")
         for job in _tasks(name):
             if not step:
-                found[job] = _end(*row[1:])
-            elif end := found.get(job):
-                found[job] = _with_step(end, step, *row[1:3])
-    return found
+                ends[job] = _end(*row[1:])
+            elif end := ends.get(job):
+                ends[job] = _with_step(end, step, *row[1:3])
+    return ends
 
 
 def ask_accounting(jobs: Collection[str]) -> subprocess.CompletedProcess[str] | None:
@@ -212,8 +207,8 @@ def ask_accounting(jobs: Collection[str]) -> subprocess.CompletedProcess[str] | 
     )
 
 
-def _with_step(end: JobEnd, step: str, state: str, exit_code: str) -> JobEnd | None:
-    """Returns the end of a job with what accounting has of one of its steps, which come after it.
+def _with_step(end: SlurmEnd, step: str, state: str, exit_code: str) -> SlurmEnd | None:
+    """Returns the end of a job with what a later row of accounting says of one of its steps.
 
     The job's own exit code is that of srun, which sacct cuts to seven bits: 137 becomes 9. Its
     derived exit code, the step's, is missing when the job's end was written before the step's.
@@ -227,7 +222,7 @@ def _with_step(end: JobEnd, step: str, state: str, exit_code: str) -> JobEnd | N
     return replace(end, exit_code=code, signal=number) if is_more else end
 
 
-def _remembered(array: str) -> dict[str, JobEnd | None] | None:
+def _remembered(array: str) -> dict[str, SlurmEnd | None] | None:
     """Returns what slurmctld remembers of a job or array, as `_accounted` does."""
     answer = ask("scontrol", "--oneliner", "show", "job", array)
     if answer is None:
@@ -235,32 +230,32 @@ def _remembered(array: str) -> dict[str, JobEnd | None] | None:
     if answer.returncode:
         is_unknown = "Invalid job id" in answer.stderr or "not found" in answer.stderr
         return {} if is_unknown else None
-    found: dict[str, JobEnd | None] = {}
+    ends: dict[str, SlurmEnd | None] = {}
     for line in answer.stdout.splitlines():
-        said = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
-        if "JobState" not in said:
+        pairs = read_pairs(line)
+        if "JobState" not in pairs:
             continue
-        name = said["JobId"]
-        if "ArrayTaskId" in said:
-            name = f"{said['ArrayJobId']}_[{said['ArrayTaskId']}]"
+        name = pairs["JobId"]
+        if "ArrayTaskId" in pairs:
+            name = f"{pairs['ArrayJobId']}_[{pairs['ArrayTaskId']}]"
         end = _end(
-            said["JobState"],
-            said["ExitCode"],
-            said.get("NodeList", ""),
-            said.get("TimeLimit", ""),
-            said.get("EndTime", ""),
+            pairs["JobState"],
+            pairs["ExitCode"],
+            pairs.get("NodeList", ""),
+            pairs.get("TimeLimit", ""),
+            pairs.get("EndTime", ""),
         )
-        found |= dict.fromkeys(_tasks(name), end)
-    return found
+        ends |= dict.fromkeys(_tasks(name), end)
+    return ends
 
 
-def _end(state: str, exit_code: str, node: str, time_limit: str, ended: str) -> JobEnd | None:
+def _end(state: str, exit_code: str, node: str, time_limit: str, ended: str) -> SlurmEnd | None:
     """Returns a job's end from SLURM's words; None of a job that is not over."""
     word, _, by = state.partition(" by ")
     if word not in ENDS:
         return None
     code, number = _code(exit_code)
-    return JobEnd(
+    return SlurmEnd(
         state=word,
         by=user_name(int(by)) if by.isdecimal() else by,
         exit_code=code,
@@ -285,7 +280,7 @@ def _code(text: str) -> tuple[int, int]:
 
 
 def _tasks(name: str) -> list[str]:
-    """Returns the ids of jobs that SLURM writes as one.
+    """Returns the ids of jobs that SLURM writes in one word.
 
     >>> _tasks("12"), _tasks("12_3"), _tasks("12_[0,2-3%2]")
     (['12'], ['12_3'], ['12_0', '12_2', '12_3'])
@@ -315,21 +310,64 @@ def _utc(seconds: str) -> str | None:
     return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+def ask(
+    *command: str, script: str | None = None, timeout_s: float | None = TIMEOUT_S
+) -> subprocess.CompletedProcess[str] | None:
     """Returns what a command of SLURM's answers, times in seconds since 1970.
 
-    None where there is no such command. One that takes too long is given the exit code 124.
+    *script* is a job's script for its stdin; times are then written as SLURM does. None where
+    there is no such command. A command that takes too long is given the exit code 124.
     """
+    times = {"SLURM_TIME_FORMAT": "%s"} if script is None else {}
     try:
         return subprocess.run(
             command,
+            input=script,
+            stdin=subprocess.DEVNULL if script is None else None,
             capture_output=True,
             encoding="utf-8",
             errors="surrogateescape",  # a job's path may be no UTF-8
-            timeout=TIMEOUT_S,
-            env=slurm_environment() | {"SLURM_TIME_FORMAT": "%s"},
+            timeout=timeout_s,
+            env=slurm_environment() | times,
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, TIMED_OUT, "", "")
     except OSError:
         return None
+
+
+def read(*command: str) -> str:
+    """Returns what a command of SLURM's prints; nothing where it does not work."""
+    answer = ask(*command)
+    return "" if answer is None or answer.returncode else answer.stdout
+
+
+@cache
+def settings() -> dict[str, str]:
+    """Returns slurm.conf as the controller has it, asked once; empty where it does not say."""
+    return dict(re.findall(r"(?m)^(\w+)\s*= (.*?)\s*$", read("scontrol", "show", "config")))
+
+
+def read_pairs(line: str) -> dict[str, str]:
+    """Returns the words of a line of scontrol's by name.
+
+    >>> read_pairs("JobId=12 Reason=None Requeue=1")
+    {'JobId': '12', 'Reason': 'None', 'Requeue': '1'}
+    """
+    return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
+
+
+def parse_time(text: str) -> float | None:
+    """Returns SLURM's [days-][[hours:]minutes:]seconds in seconds; None for anything else.
+
+    >>> parse_time("1-02:03:04"), parse_time("4:59"), parse_time("UNLIMITED")
+    (93784.0, 299.0, inf)
+    """
+    if text == "UNLIMITED":
+        return float("inf")
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(?:(\d+):)?(\d+)", text)
+    if match is None:
+        return None
+    days, first, second, last = (int(group or 0) for group in match.groups())
+    hours, minutes = (first, second) if match[3] else (0, first)
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + last)

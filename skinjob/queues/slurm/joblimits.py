@@ -1,15 +1,21 @@
-"""How many jobs SLURM takes: in an array, and in its queue of an account, a QOS or a user."""
+"""How many jobs SLURM takes in an array, and of an account, a QOS or a user; and which to leave."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from skinjob.config import ClusterConfig
+from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.ownership import user_name
-from skinjob.queues.slurm.client import ask
+from skinjob.queues.base import group_runs
+from skinjob.queues.slurm.client import read, read_pairs, settings
+from skinjob.words import pluralize
+
+AXES = {"batch_size": "--batch-sizes", "seed": "--seeds", "lr": "--lr"}
+WAIT = "squeue --user=$USER   # wait until some have ended, and the same again"
 
 
 @dataclass(frozen=True)
@@ -35,19 +41,17 @@ class JobLimit:
 
 def job_limits(cluster: ClusterConfig) -> list[JobLimit]:
     """Returns the limits that hold for the jobs, the tightest first, as far as SLURM tells them."""
-    return sorted(_limits(cluster), key=lambda one: one.left)
+    return sorted(_limits(cluster), key=lambda limit: limit.left)
 
 
 def _limits(cluster: ClusterConfig) -> Iterator[JobLimit]:
-    settings = _said("scontrol", "show", "config")
-    found = dict(re.findall(r"(?m)^(\w+)\s*= (\S+)$", settings))
     for name in ("MaxArraySize", "MaxJobCount"):
-        if found.get(name, "").isdigit():
-            yield JobLimit(name, int(found[name]))
-    if "limits" not in found.get("AccountingStorageEnforce", ""):
+        if settings().get(name, "").isdigit():
+            yield JobLimit(name, int(settings()[name]))
+    if "limits" not in settings().get("AccountingStorageEnforce", ""):
         return
     me = user_name(os.geteuid())
-    text = _said("scontrol", "--oneliner", "show", "assoc_mgr", f"users={me}", "flags=assoc,qos")
+    text = read("scontrol", "--oneliner", "show", "assoc_mgr", f"users={me}", "flags=assoc,qos")
     yield from _of_accounts(text, cluster.account)
     for qos in _qos(cluster, me):
         yield from _of_qos(text, qos)
@@ -55,7 +59,7 @@ def _limits(cluster: ClusterConfig) -> Iterator[JobLimit]:
 
 def _of_accounts(text: str, account: str | None) -> Iterator[JobLimit]:
     """Yields the limits of the user's association, and of the accounts above it."""
-    lines = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
+    lines = [read_pairs(line) for line in text.splitlines()]
     rows = [row for row in lines if "Account" in row]
     own = [row for row in rows if row.get("UserName", "").endswith(f"({os.geteuid()})")]
     mine = [row for row in own if account in (None, row["Account"])]
@@ -65,7 +69,7 @@ def _of_accounts(text: str, account: str | None) -> Iterator[JobLimit]:
         yield from _counted(row, "GrpSubmitJobs", f"account {row['Account']}")
         name = row["Account"]
         while above := [
-            one for one in rows if (one.get("Account"), one.get("UserName")) == (name, "")
+            row for row in rows if (row.get("Account"), row.get("UserName")) == (name, "")
         ]:
             yield from _counted(above[0], "GrpSubmitJobs", f"account {name}")
             name = above[0].get("ParentAccount", "").partition("(")[0]
@@ -77,17 +81,17 @@ def _counted(row: dict[str, str], word: str, whose: str) -> Iterator[JobLimit]:
 
 
 def _qos(cluster: ClusterConfig, me: str) -> list[str]:
-    """Returns the QOS of the jobs, and that of their partition; not one that has to be guessed."""
+    """Returns the QOS of the jobs, and that of their partition; not where it has to be guessed."""
     partition = f"partition={cluster.partition}" if cluster.partition else "partition"
-    shown = _said("scontrol", "--oneliner", "show", *partition.split("=")).splitlines()
+    shown = read("scontrol", "--oneliner", "show", *partition.split("=")).splitlines()
     is_meant = [line for line in shown if cluster.partition or " Default=YES " in line]
-    found = re.findall(r" QoS=(?!N/A)(\S+)", "\n".join(is_meant))
+    of_partition = re.findall(r" QoS=(?!N/A)(\S+)", "\n".join(is_meant))
     if cluster.qos:
-        return [cluster.qos, *found]
+        return [cluster.qos, *of_partition]
     words = ("show", "associations", f"user={me}", "format=account,defaultqos,qos")
     rows = [line.split("|") for line in _sacctmgr(*words)]
     names = {row[1] or row[2] for row in rows if cluster.account in (None, row[0])}
-    return [*(name for name in names if len(names) == 1 and "," not in name), *found]
+    return [*(name for name in names if len(names) == 1 and "," not in name), *of_partition]
 
 
 def _of_qos(text: str, qos: str) -> Iterator[JobLimit]:
@@ -112,10 +116,37 @@ def _of_qos(text: str, qos: str) -> Iterator[JobLimit]:
 
 def _sacctmgr(*words: str) -> list[str]:
     parts = [part for word in words for part in word.split(" ")]
-    return _said("sacctmgr", "--noheader", "--parsable2", "--readonly", *parts).splitlines()
+    return read("sacctmgr", "--noheader", "--parsable2", "--readonly", *parts).splitlines()
 
 
-def _said(*command: str) -> str:
-    """Returns what a command of SLURM's answers; nothing where it does not."""
-    answer = ask(*command)
-    return "" if answer is None or answer.returncode else answer.stdout
+def number_words(configs: Mapping[str, TrainConfig], limits: Sequence[JobLimit]) -> tuple[str, int]:
+    """Returns why these runs' jobs are too many, and how many would not be."""
+    num_jobs = len(group_runs(configs))
+    num = pluralize(num_jobs, "job")
+    if not limits or limits[0].left >= num_jobs:  # SLURM does not tell the limit
+        return f"SLURM does not take {num} now", num_jobs // 2
+    return f"{num}, and {limits[0]}", limits[0].left
+
+
+def fewer(configs: Mapping[str, TrainConfig], most: int, command: str, name: str) -> str:
+    """Returns a command for the first of these runs, of no more than *most* jobs.
+
+    Options are added to *command*. Submitted part by part under one *name*, the runs come into
+    the same sweep.
+    """
+    options = f"{_options(configs, most)} --name {shlex.quote(name)}"
+    return f"{command} {options}   # then the others, under the same name"
+
+
+def _options(configs: Mapping[str, TrainConfig], most: int) -> str:
+    """Returns options for the first of these runs, of no more than *most* jobs."""
+    options: list[str] = []
+    for field, option in AXES.items():
+        values = list(dict.fromkeys(getattr(config, field) for config in configs.values()))
+        for count in range(len(values), 0, -1):
+            kept = {k: c for k, c in configs.items() if getattr(c, field) in values[:count]}
+            if len(group_runs(kept)) <= most:
+                return " ".join([*options, f"{option} {','.join(map(str, values[:count]))}"])
+        options.append(f"{option} {values[0]}")
+        configs = kept
+    return " ".join(options)

@@ -143,8 +143,8 @@ def why_pending(reason: str) -> str:
     >>> why_pending("Resources")
     'no GPU, cores or memory free for it yet (Resources)'
     """
-    word, found = _word(reason), family(reason)
-    return f"{found.words} ({word})" if found else word
+    word, kind = _word(reason), family(reason)
+    return f"{kind.words} ({word})" if kind else word
 
 
 def what_begun(state: str) -> str:
@@ -158,8 +158,8 @@ def what_begun(state: str) -> str:
 
 
 def family(reason: str) -> Reason | None:
-    """Returns the family of a reason of squeue's; None of one that is not known."""
-    return next((one for one in REASONS if re.fullmatch(one.pattern, _word(reason))), None)
+    """Returns the family of a reason of squeue's; None for an unknown reason."""
+    return next((kind for kind in REASONS if re.fullmatch(kind.pattern, _word(reason))), None)
 
 
 def _word(reason: str) -> str:

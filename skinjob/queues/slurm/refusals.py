@@ -6,6 +6,7 @@ import re
 
 from skinjob.config import ClusterConfig, as_text, options_of
 from skinjob.errors import ClusterError
+from skinjob.queues.base import NoAnswerError, RefusedError
 
 ASSOCIATIONS = "sacctmgr show associations user=$USER format=account,partition,qos"
 REASONS = (
@@ -50,10 +51,6 @@ NO_ANSWER = (
 """What sbatch, or submitit of it, says where the job may be queued all the same."""
 
 
-class NoAnswerError(ClusterError):
-    """SLURM did not say whether it took a job."""
-
-
 SPECIFIC = (
     r"(QOS|Assoc|Max)[A-Z]\w+"
     r"|invalid partition specified: .+"
@@ -62,10 +59,6 @@ SPECIFIC = (
 """Lines of SLURM's own that say more than its last one."""
 UNSPECIFIED = r"Unspecified error|cli_filter plugin terminated with error"
 """Last lines of a refusal by a site's own rules: they leave the reason to the lines before."""
-
-
-class RefusedError(ClusterError):
-    """SLURM refused a job: none is queued."""
 
 
 class TooManyJobsError(RefusedError):

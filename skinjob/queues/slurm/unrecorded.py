@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from skinjob.files import write_json
-from skinjob.queues.slurm.client import QueuedJob
+from skinjob.queues.slurm.client import SlurmJob
 from skinjob.sweeps.layout import Sweep
 
 FORMAT = 1
@@ -30,7 +30,7 @@ def write_pending(sweep: Sweep, jobs: Sequence[Sequence[str]]) -> None:
     write_json(sweep.pending_file, pending)
 
 
-def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, QueuedJob]) -> dict[str, str]:
+def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, SlurmJob]) -> dict[str, str]:
     """Returns run name -> job id of the jobs in SLURM's queue that sweep.json does not have yet.
 
     They are known by their script, which was not there before sbatch was asked to take them.
@@ -41,12 +41,12 @@ def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, QueuedJob]) -> dict[str, s
     except (OSError, ValueError, LookupError, TypeError):  # nothing is pending
         return {}
     scripts = {script.name for script in _scripts(sweep)} - before
-    found: dict[str, str] = {}
+    jobs: dict[str, str] = {}
     for job, queued in queue.items():
         task = int(job.partition("_")[2] or 0)
         if Path(queued.script).name in scripts and task < len(groups):
-            found |= dict.fromkeys(groups[task], job)
-    return found
+            jobs |= dict.fromkeys(groups[task], job)
+    return jobs
 
 
 def sbatch_may_be_at_work(sweep: Sweep) -> bool:
