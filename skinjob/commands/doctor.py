@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,37 +47,38 @@ def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) ->
       skinjob doctor
       skinjob doctor --partition gpu --time 60 --probe
     """
-    from skinjob.doctor.checklist import Wish, examine
+    from skinjob.doctor.checklist import Request, examine
 
-    findings = examine(Wish(**plan_arguments(options)), is_probing=probe)
-    found = list(findings) if as_json else list(_printed(findings))
+    findings: Iterable[Finding] = examine(Request(**plan_arguments(options)), is_probing=probe)
     if as_json:
-        say_as_is(json.dumps({"checks": [asdict(one) for one in found]}, indent=2))
+        findings = list(findings)
+        say_as_is(json.dumps({"checks": [finding.to_json() for finding in findings]}, indent=2))
     else:
-        _print_sum(found)
-    ctx.exit(1 if any(one.verdict == "fail" for one in found) else 0)
+        findings = list(_printed(findings))
+        _print_sum(findings)
+    ctx.exit(1 if any(finding.verdict == "fail" for finding in findings) else 0)
 
 
 def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
     """Yields the findings, each printed as it comes."""
-    for one in findings:
-        first, *rest = _lines(one.found)
-        say(f"{one.verdict:<9}{one.name:<12}{first}", colour=COLOURS[one.verdict])
-        for line in [*rest, *(f"| {detail}" for detail in one.details)]:
+    for finding in findings:
+        first, *others = _lines(finding.text)
+        say(f"{finding.verdict:<9}{finding.name:<12}{first}", colour=COLOURS[finding.verdict])
+        for line in [*others, *(f"| {detail}" for detail in finding.details)]:
             say(" " * INDENT + line)
-        if one.fix:
-            say(f"{'':<9}fix: {one.fix}")
-        yield one
+        if finding.fix:
+            say(f"{'':<9}fix: {finding.fix}")
+        yield finding
 
 
 def _lines(text: str) -> list[str]:
-    """Returns a sentence in lines that fit the terminal; a pipe gets it in one."""
+    """Returns a sentence in lines that fit the terminal; a pipe gets one line."""
     columns = width()
     return wrapped(text, columns and max(columns - INDENT, 30), hanging="")
 
 
-def _print_sum(found: Iterable[Finding]) -> None:
-    counts = Counter(one.verdict for one in found)
+def _print_sum(findings: Iterable[Finding]) -> None:
+    counts = Counter(finding.verdict for finding in findings)
     say("", ", ".join(f"{number} {verdict}" for verdict, number in counts.items()))
     if not counts["fail"]:
         say("next: skinjob submit")

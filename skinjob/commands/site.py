@@ -80,13 +80,14 @@ def init_site(partition: str | None, out: Path, force: bool) -> None:
       skinjob init-site
       skinjob init-site --partition short --out jobs/sites/short.toml
     """
-    from skinjob.doctor.profile import ask_site, choose, profile_text
+    from skinjob.doctor.profile import choose, profile_text
+    from skinjob.doctor.slurm_site import ask_site
 
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already", f"skinjob init-site --force{_out_words(out)}")
     choice = choose(ask_site(), partition)
     write_text(out, profile_text(choice))
-    rows = [(name, as_text(value), choice.reasons[name]) for name, value in choice.values.items()]
+    rows = [(name, as_text(value), why) for name, (value, why) in choice.entries.items()]
     print_table(("", "value", "why"), rows, left=("value", "why"), wrap="why")
     say("", f"wrote {out}; its comments say what else there is")
     say(f"next:  skinjob doctor{'' if out == DEFAULT_SITE else f' --site {shlex.quote(str(out))}'}")

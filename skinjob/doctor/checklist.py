@@ -1,32 +1,22 @@
-"""All that can be known before the queue, as a checklist: what is there and what fails."""
+"""All that can be known before the queue: a page of the queue's checks, the files, a probe."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from skinjob.config import ClusterConfig, TrainConfig
-from skinjob.console import counted, shown
+from skinjob.console import shown
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
-from skinjob.doctor.checks import (
-    CHECKS,
-    OF_PARTITION,
-    ask_slurm,
-    check_accounting,
-    check_commands,
-    check_controller,
-    check_environment,
-    check_queue,
-)
-from skinjob.doctor.finding import Finding, fail, failed, named, ok, skipped, tried, warn
+from skinjob.doctor.finding import Finding, check, fail, ok, skip, warn
 from skinjob.doctor.probe import probe
-from skinjob.errors import ClusterError, ConfigError, SkinjobError
+from skinjob.doctor.slurm_page import slurm_page
+from skinjob.errors import ConfigError
 from skinjob.ownership import require_safe
-from skinjob.queues.base import Queue, choose_queue, group_runs, open_queue
+from skinjob.queues.base import choose_queue, group_runs, open_queue
 from skinjob.queues.job import python_words
 from skinjob.submit.checks import (
     file_system,
@@ -38,15 +28,16 @@ from skinjob.submit.checks import (
     require_usable,
     require_writable,
 )
-from skinjob.submit.plan import Plan, make_plan
+from skinjob.submit.plan import make_plan
 from skinjob.sweeps.layout import Sweep, run_name
 from skinjob.weights.file import SUMS_NAME, WeightsInfo, read_weights_info
+from skinjob.words import pluralize
 
-NO_ANSWER = "SLURM does not answer"
+HERE = "jobs run on this machine"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class Request:
     """What the user would submit: the arguments of `make_plan`."""
 
     configs: Sequence[TrainConfig]
@@ -56,160 +47,120 @@ class Wish:
     skip_bad_images: bool = False
 
     @property
-    def by_name(self) -> dict[str, TrainConfig]:
-        """The runs by their names."""
-        return {run_name(one.batch_size, one.lr, one.seed): one for one in self.configs}
-
-    @property
-    def queue(self) -> Queue:
-        return open_queue(self.cluster.cluster)
-
-    @property
-    def train(self) -> TrainConfig:
-        """What the runs have in common, and the first of them."""
-        return self.configs[0]
+    def sweep(self) -> Sweep:
+        return Sweep(self.runs / (self.name or "new-sweep"))
 
 
-def examine(wish: Wish, *, is_probing: bool) -> Iterator[Finding]:
-    """Yields what each check finds, as soon as it is known; none stops those after it.
+def examine(request: Request, *, is_probing: bool) -> Iterator[Finding]:
+    """Yields what each check says, as soon as it is known; none stops those after it.
 
     With *is_probing* a small job is queued last, which looks from a compute node.
     """
-    wish = _resolved(wish)
-    is_slurm = not wish.queue.is_this_machine
-    slurm_failed = files_failed = False
-    for finding in _slurm_findings(wish) if is_slurm else ():
-        slurm_failed |= finding.verdict == "fail"
+    request = _resolved(request)
+    page, can_probe = PAGES[request.cluster.cluster]
+    failures = set()
+    for finding in page(request):
+        if finding.verdict == "fail":
+            failures.add(finding.name)
         yield finding
-    if not is_slurm:
-        yield named("SLURM", skipped("jobs run on this machine (--cluster local, or no sbatch)"))
-    for finding in _file_findings(wish):
-        files_failed |= finding.verdict == "fail" and finding.name == "run folder"
+    for finding in _file_page(request):
+        if finding.verdict == "fail" and finding.name == "run folder":
+            failures.add(finding.name)
         yield finding
-    if not is_slurm:
-        yield named("probe", skipped("jobs run on this machine"))
+    if not can_probe:
+        yield from skip(["probe"], HERE)
     elif not is_probing:
-        yield named("probe", skipped("a compute node was not asked; --probe does, with a job"))
-    elif slurm_failed or files_failed:
-        yield named("probe", skipped("its job could not work before the above is mended"))
+        yield from skip(["probe"], "a compute node was not asked; --probe does, with a job")
+    elif failures:
+        yield from skip(["probe"], "its job could not work before the above is mended")
     else:
-        paths = [Path(wish.train.data), Path(wish.train.weights)]
-        yield from probe(wish.runs, wish.cluster, paths)
+        config = request.configs[0]
+        yield from probe(request.runs, request.cluster, [Path(config.data), Path(config.weights)])
 
 
-def _resolved(wish: Wish) -> Wish:
-    """Returns the wish with the cluster that auto stands for, and no GPU for the CPU."""
-    cluster = wish.cluster
+def _resolved(request: Request) -> Request:
+    """Returns the request with the queue that auto stands for, and no GPU for the CPU."""
+    cluster = request.cluster
     if cluster.cluster == "auto":
         try:
             cluster = replace(cluster, cluster=choose_queue(cluster).name)
         except ConfigError:  # the check of the commands says what is missing
             cluster = replace(cluster, cluster="slurm")
-    if wish.train.device == "cpu":
+    if request.configs[0].device == "cpu":
         cluster = replace(cluster, gpus=0)
-    return replace(wish, cluster=cluster)
+    return replace(request, cluster=cluster)
 
 
-def _slurm_findings(wish: Wish) -> Iterator[Finding]:
-    commands = check_commands()
-    yield named("commands", commands)
-    controller = skipped("no commands to ask with") if commands.verdict == "fail" else None
-    controller = controller or check_controller()
-    yield named("controller", controller)
-    answers = controller.verdict == "ok"
-    yield named("queue", check_queue() if answers else skipped(NO_ANSWER))
-    yield named("accounting", check_accounting())
-    yield from _asked_findings(wish) if answers else _unasked()
-    yield named("environment", check_environment())
+def _slurm_page(request: Request) -> Iterator[Finding]:
+    runs = {run_name(run.batch_size, run.lr, run.seed): run for run in request.configs}
+    return slurm_page(request.cluster, request.sweep, runs)
 
 
-def _asked_findings(wish: Wish) -> Iterator[Finding]:
-    """Yields what SLURM says of what the jobs ask for."""
-    sweep = Sweep(wish.runs / (wish.name or "new-sweep"))
-    try:
-        asked = ask_slurm(wish.cluster, sweep, wish.by_name)
-    except ClusterError as error:
-        yield named("sinfo", failed(error))
-        yield from _unasked()
-        return
-    for name, check in CHECKS.items():
-        if name in OF_PARTITION and not asked.usable:
-            yield named(name, skipped("there is no such partition, or it takes no jobs"))
-        else:
-            yield named(name, check(asked))
+def _local_page(request: Request) -> Iterator[Finding]:
+    return skip(["SLURM"], f"{HERE} (--cluster local, or no sbatch)")
 
 
-def _unasked() -> Iterator[Finding]:
-    for name in CHECKS:
-        yield named(name, skipped(NO_ANSWER))
+PAGES: dict[str, tuple[Callable[[Request], Iterator[Finding]], bool]] = {
+    "slurm": (_slurm_page, True),
+    "local": (_local_page, False),
+}
+"""The checks of each queue, and whether a probe can be queued in it."""
 
 
-def _file_findings(wish: Wish) -> Iterator[Finding]:
-    """Yields what is found of folders, files and Python, and of the sweep that they make."""
-    folder = tried(lambda: _look_at_folder(wish))
-    weights, info = _read_weights(wish)
-    images, found = _read_images(wish)
-    yield named("run folder", folder)
-    yield named("weights", weights)
-    yield named("images", images)
-    python = tried(lambda: _look_at_python(wish.cluster))
-    yield named("Python", python)
-    if info is None or found is None or "fail" in (folder.verdict, python.verdict):
-        yield named("sweep", skipped("not worked out: it needs what failed above"))
-        return
-    given: dict[str, Any] = {**vars(wish), "weights": info, "images": found}
-    yield named("sweep", tried(lambda: _look_at_sweep(make_plan(**given))))
+def _file_page(request: Request) -> Iterator[Finding]:
+    """Yields what is to be said of folders, files and Python, and of the sweep that they make."""
+    read: dict[str, WeightsInfo | ImageSet] = {}
+    findings = [
+        check("run folder", lambda: _check_folder(request)),
+        check("weights", lambda: _check_weights(request, read)),
+        check("images", lambda: _check_images(request, read)),
+        check("Python", lambda: _check_python(request.cluster)),
+    ]
+    yield from findings
+    if any(finding.verdict == "fail" for finding in findings):
+        yield from skip(["sweep"], "not worked out: it needs what failed above")
+    else:
+        yield check("sweep", lambda: _check_sweep(request, read))
 
 
-def _look_at_folder(wish: Wish) -> Finding:
-    """Finds whether sweeps can lie in the folder of runs.
-
-    Raises: SkinjobError when they cannot.
-    """
-    runs = wish.runs
-    require_usable("--runs", runs, wish.cluster, wish.queue)
+def _check_folder(request: Request) -> Finding:
+    """Says whether sweeps can lie in the folder of runs. Raises: SkinjobError when they cannot."""
+    runs, queue = request.runs, open_queue(request.cluster.cluster)
+    require_usable("--runs", runs, request.cluster, queue)
     require_writable(runs)
-    wish.queue.require_folder(runs / (wish.name or "new-sweep"))
-    require_safe(runs, wish.cluster.trust)
+    queue.require_folder(request.sweep.folder)
+    require_safe(runs, request.cluster.trust)
     kind = file_system(nearest(runs).resolve())
     free = f"{free_bytes(runs) / 1e9:,.0f} GB free"
     return ok(f"{shown(str(runs))}: yours to write, {free}{f', on {kind}' if kind else ''}")
 
 
-def _read_weights(wish: Wish) -> tuple[Finding, WeightsInfo | None]:
-    """Returns what is found of the weights, and what they say of themselves if they can be used."""
-    path = Path(wish.train.weights)
-    try:
-        require_usable("--weights", path, wish.cluster, wish.queue)
-        info = read_weights_info(path)
-    except SkinjobError as error:
-        return failed(error), None
-    words = f"{info.backbone.name}, sha256 {info.sha256[:16]}..."
+def _check_weights(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> Finding:
+    """Says what the weights are, and adds them to *read*. Raises: SkinjobError if unusable."""
+    path = Path(request.configs[0].weights)
+    require_usable("--weights", path, request.cluster, open_queue(request.cluster.cluster))
+    info = read["weights"] = read_weights_info(path)
+    text = f"{info.backbone.name}, sha256 {info.sha256[:16]}..."
     if info.note:
-        return warn(f"{words}; {info.note.strip()}"), info
-    if not info.listed:
-        return warn(f"{words}; no {SUMS_NAME} beside it names it"), info
-    return ok(words), info
+        return warn(f"{text}; {info.note.strip()}")
+    return ok(text) if info.listed else warn(f"{text}; no {SUMS_NAME} beside it names it")
 
 
-def _read_images(wish: Wish) -> tuple[Finding, ImageSet | None]:
-    """Returns what is found of the images, and the images if they can be trained on."""
-    path = Path(wish.train.data)
-    try:
-        require_usable("--data", path, wish.cluster, wish.queue)
-        images = scan(path, skips_bad=wish.skip_bad_images)
-    except SkinjobError as error:
-        return failed(error), None
-    counts = [
+def _check_images(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> Finding:
+    """Counts the images, and adds them to *read*. Raises: SkinjobError if unusable."""
+    path = Path(request.configs[0].data)
+    require_usable("--data", path, request.cluster, open_queue(request.cluster.cluster))
+    images = read["images"] = scan(path, skips_bad=request.skip_bad_images)
+    parts = [
         f"{', '.join(f'{count} {name}' for name, count in classes.items())} to {split}"
         for split, classes in images.counts().items()
     ]
-    left_out = [f"left out: {', '.join(images.left_out)}"] if images.left_out else []
-    return ok("; ".join([*counts, *left_out])), images
+    parts += [f"left out: {', '.join(images.left_out)}"] if images.left_out else []
+    return ok("; ".join(parts))
 
 
-def _look_at_python(cluster: ClusterConfig) -> Finding:
-    """Finds whether the Python that jobs start has what a run needs, as far as seen from here.
+def _check_python(cluster: ClusterConfig) -> Finding:
+    """Says whether the Python that jobs start has what a run needs, as far as seen from here.
 
     Raises: ConfigError when it can be started here, and lacks a package.
     """
@@ -221,11 +172,13 @@ def _look_at_python(cluster: ClusterConfig) -> Finding:
     return warn(note) if note else ok(f"{python_words(cluster)} has what a run needs")
 
 
-def _look_at_sweep(plan: Plan) -> Finding:
-    """Finds what submit would make of it all."""
-    num_jobs = len(group_runs(plan.configs))
-    words = f"{counted(len(plan.configs), 'run')} in {counted(num_jobs, 'job')}"
-    words += f", in {shown(str(plan.sweep.folder))}"
-    said = {text for label, text in plan.lines() if label in ("note", "skipped")}
-    notes = sorted(said - {plan.python_note})
-    return warn(words, details=notes) if notes else ok(words)
+def _check_sweep(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> Finding:
+    """Says what submit would make. Raises: SkinjobError where it would refuse."""
+    plan = make_plan(**vars(request), **read)  # type: ignore[arg-type]  # each under its own name
+    text = (
+        f"{pluralize(len(plan.configs), 'run')} in "
+        f"{pluralize(len(group_runs(plan.configs)), 'job')}, in {shown(str(plan.sweep.folder))}"
+    )
+    lines = {line for label, line in plan.lines() if label in ("note", "skipped")}
+    notes = sorted(lines - {plan.python_note})
+    return warn(text, details=notes) if notes else ok(text)

@@ -12,7 +12,7 @@ from commands import skinjob
 
 from skinjob.config import ClusterConfig
 from skinjob.doctor.finding import Finding, failed
-from skinjob.doctor.probe import findings
+from skinjob.doctor.node import node_page
 from skinjob.errors import ClusterError
 
 FITTING = {"SKINJOB_SUBMIT_BATCH_SIZES": "4,8", "SKINJOB_SUBMIT_CLUSTER": "local"}
@@ -117,15 +117,15 @@ def test_a_fix_keeps_the_options_that_were_given(said: str, told: str) -> None:
 
 def seen(**changes: Any) -> dict[str, Finding]:
     """Returns the findings by name that follow from a node that differs in *changes*."""
-    found = findings({**SEEN, **changes}, ClusterConfig(), token="t", seen_at=1000.0)
-    return {one.name: one for one in found}
+    findings = node_page({**SEEN, **changes}, ClusterConfig(), token="t", seen_at=1000.0)
+    return {finding.name: finding for finding in findings}
 
 
 def test_a_gpu_that_works_is_named_with_both_versions_of_cuda() -> None:
     """The driver's CUDA and that of torch stand side by side."""
     gpu = seen()["its GPU"]
     assert gpu.verdict == "ok"
-    assert gpu.found == ("NVIDIA A100, 80 GB; its driver knows CUDA 12.4, torch was built for 12.1")
+    assert gpu.text == ("NVIDIA A100, 80 GB; its driver knows CUDA 12.4, torch was built for 12.1")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_gpu_that_does_not_work_has_its_cause_told(
     error = {"error": "RuntimeError: no kernel image is available\nmore", "built": built}
     gpu = seen(gpu=error, **changes)["its GPU"]
     assert gpu.verdict == "fail"
-    assert found in gpu.found
+    assert found in gpu.text
     assert fix in str(gpu.fix)
 
 
@@ -155,7 +155,7 @@ def test_a_folder_or_clock_that_differs_on_the_node_is_told() -> None:
     found = seen(token="another", clock=1100.0, cores=2)
     assert found["its folder"].verdict == "fail"
     assert found["its clock"].verdict == "warn"
-    assert "100 s ahead" in found["its clock"].found
+    assert "100 s ahead" in found["its clock"].text
     assert found["its cores"].verdict == "warn"
 
 
@@ -163,13 +163,13 @@ def test_a_path_that_a_node_lacks_is_told() -> None:
     """A link of the login node that leads nowhere on the node fails, by the path of a job."""
     paths = seen(unseen=["/mnt/disk/skin_cancer"])["its paths"]
     assert paths.verdict == "fail"
-    assert paths.found == "node7 cannot read /mnt/disk/skin_cancer"
+    assert paths.text == "node7 cannot read /mnt/disk/skin_cancer"
     assert "--data FOLDER" in str(paths.fix)
     assert seen()["its paths"].verdict == "ok"
 
 
 def test_a_network_is_a_fact_and_no_fault() -> None:
     """Whether a node reaches the internet is told, and changes no exit code."""
-    assert "no way to the internet" in seen()["its network"].found
+    assert "no way to the internet" in seen()["its network"].text
     reached = seen(network="")["its network"]
-    assert (reached.verdict, "reaches the internet" in reached.found) == ("ok", True)
+    assert (reached.verdict, "reaches the internet" in reached.text) == ("ok", True)

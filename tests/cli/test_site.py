@@ -15,7 +15,8 @@ from terminal import terminal
 
 from skinjob.commands.sources import DEFAULT_SITE, SITE_TABLES, read_file
 from skinjob.config import ClusterConfig, reserved_flags
-from skinjob.doctor.profile import Rights, Site, choose, profile_text, read_sinfo
+from skinjob.doctor.profile import choose, profile_text
+from skinjob.doctor.slurm_site import Rights, Site, read_sinfo
 from skinjob.errors import ConfigError
 from skinjob.queues.slurm.environment import slurm_environment
 from skinjob.queues.slurm.queue import SlurmQueue
@@ -253,7 +254,7 @@ def test_the_profile_is_of_the_partition_that_has_gpus_and_is_up() -> None:
         "mem_gb": 8,
         "cpus": 4,
     }
-    assert "others: v100 (6)" in choice.reasons["gpu_type"]
+    assert "others: v100 (6)" in choice.entries["gpu_type"][1]
     assert "h100" not in profile_text(choice)
     assert "constraint: ib, nvlink" in profile_text(choice)
 
@@ -280,7 +281,7 @@ def test_a_profile_takes_the_cores_that_belong_to_one_gpu(
 ) -> None:
     """With more, jobs would wait for cores while GPUs are free; and a job needs one at least."""
     choice = choose(Site(read_sinfo(SINFO), Rights(), has_gpu_flags=True), partition)
-    assert (choice.values["cpus"], choice.reasons["cpus"]) == (cpus, f"cores; {why}")
+    assert choice.entries["cpus"] == (cpus, f"cores; {why}")
 
 
 def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
