@@ -1,6 +1,6 @@
-"""Writes docs/commands.md, which is what help prints, and jobs/default.toml, from the code.
+"""Writes docs/commands.md, with all help texts, and jobs/default.toml, from the code.
 
-`make docs` calls it; `make check` fails where a file differs from the code.
+`make docs` calls it. `make check` fails if a file differs from the code.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ WIDTH = 88
 HEAD = """\
 # Commands
 
-What `skinjob COMMAND --help` prints. This page is made from the code, by `make docs`.
+What `skinjob COMMAND --help` prints. `make docs` writes this page from the code.
 
-Each option of `submit` can also be set by a variable, `SKINJOB_SUBMIT_` and its name in capitals
-(`SKINJOB_SUBMIT_BATCH_SIZES=32,64`), or in a file: see [your-site.md](your-site.md).
+You can also set an option of `submit` by a variable, `SKINJOB_SUBMIT_` and the option's name in
+capitals (`SKINJOB_SUBMIT_BATCH_SIZES=32,64`), or in a file: see [your-site.md](your-site.md).
 `doctor` and `config` read the same variables and files.
 """
 SHARED = """\
-It takes {which} of [skinjob submit](#skinjob-submit) too; its help lists them.
+It also takes {which} of [submit](#skinjob-submit); its help lists them.
 """
 
 TRAIN_HEAD = """\
 # The recipe: a frozen ResNet18 with a new last layer, compared over four batch sizes.
-# Flags win over SKINJOB_SUBMIT_* variables, which win over this file; `skinjob config` shows which
-# value came from where. Paths start at the folder that `skinjob submit` is called in.
-# This file is made from the code, by `make docs`: copy it, and choose the copy with --job.
+# Options and SKINJOB_SUBMIT_* variables replace these values; `skinjob config` shows the source of
+# each value. Paths are relative to the folder in which you call `skinjob submit`.
+# `make docs` writes this file from the code. To change it, copy it and choose the copy with --job.
 
 [train]
 """
 CLUSTER_HEAD = """
-# What is true of the cluster, whatever is trained, belongs in jobs/site.toml, which `skinjob
-# init-site` writes (examples are in jobs/sites/), or for all your projects in
-# ~/.config/skinjob/site.toml. This file wins over both: say here only what this job needs.
+# Values for all jobs on a cluster belong in jobs/site.toml (`skinjob init-site` writes it, and
+# jobs/sites/ has examples), or for all your projects in ~/.config/skinjob/site.toml. Values in this
+# file replace both: set only what this job needs.
 [cluster]
 """
 
@@ -65,7 +65,7 @@ def reference() -> str:
 
 
 def _without_shared(name: str) -> tuple[click.Command, str]:
-    """Returns a command without the options that `submit` lists, and which these are, in words."""
+    """Returns a command without the options that `submit` lists, and words for these options."""
     context = click.Context(cli)
     command = cli.get_command(context, name)
     assert command
@@ -80,7 +80,7 @@ def _without_shared(name: str) -> tuple[click.Command, str]:
 
 
 def _help(command: click.Command, name: str) -> str:
-    """Returns what help says where no file and no variable sets a default."""
+    """Returns a help text, without the defaults of files and variables."""
     unset: dict[str, str | None] = {name: None for name in os.environ if "SKINJOB" in name}
     before = Path.cwd()
     with TemporaryDirectory() as empty:
@@ -110,7 +110,7 @@ def job_file() -> str:
 
 
 def _entry(option: Option, *, is_set: bool = True) -> str:
-    """Returns a key's lines. A `#` stands before the key where nothing is to be set."""
+    """Returns a key's lines, with a `#` before the key if it has no value."""
     words = f"{option.help} Default: {option.help_default}." if option.help_default else option.help
     comment = textwrap.fill(words, 100, initial_indent="# ", subsequent_indent="# ")
     is_set = is_set and option.command_default not in (None, False)

@@ -1,6 +1,6 @@
-"""The command line: the group of all commands, and the one place where errors are printed.
+"""The command line: the group of all commands, and the only place that prints errors.
 
-A command's module is imported when it is called, so that `--help` is quick.
+The module of a command is imported when the command is called: `--help` stays quick.
 """
 
 from __future__ import annotations
@@ -26,64 +26,58 @@ TASKS = {
         "fetch-weights": ("fetch:fetch_weights", "Download and check the pretrained ResNet18"),
     },
     "On the login node, before the queue": {
-        "init-site": ("site:init_site", "Ask SLURM what there is, and write a site profile of it"),
-        "doctor": ("doctor:doctor", "Check all that can be known before the queue"),
-        "config": ("site:config", "Show what submit would take, and where each value is from"),
+        "init-site": ("site:init_site", "Ask SLURM what is available and write a site profile"),
+        "doctor": ("doctor:doctor", "Check SLURM, limits, files and Python before you submit"),
+        "config": ("site:config", "Show each value that submit would use, and its source"),
     },
     "On the login node": {
         "submit": ("submit:submit", "Check everything, then queue one GPU job per batch size"),
-        "status": ("watch:status", "Show the status of a sweep's runs, and what ended them"),
+        "status": ("watch:status", "Show the status of each run, and why runs failed"),
         "logs": ("watch:logs", "Print the end of a run's log, or follow it"),
-        "cancel": (
-            "manage:cancel",
-            "Cancel the unfinished runs of a sweep, or only the named ones",
-        ),
+        "cancel": ("manage:cancel", "Cancel all unfinished runs of a sweep, or the named runs"),
         "retry": ("manage:retry", "Queue failed and lost runs again"),
-        "list": ("watch:list_sweeps", "List the sweeps: recipe, status of the runs, accuracy"),
-        "clean": ("manage:clean", "Show what can be removed, or remove it with --yes"),
+        "list": ("watch:list_sweeps", "List all sweeps with recipe, status and accuracy"),
+        "clean": ("manage:clean", "Show what can be removed, and remove it with --yes"),
     },
     "Anywhere": {
         "report": ("report:report", "Turn the CSV files of a sweep into tables, plots and a page"),
-        "demo": ("demo:demo", "Do the whole job here, on drawn images, in minutes"),
-        "train": ("submit:train", "Train submitted runs here and now, as their job would"),
+        "demo": ("demo:demo", "Run every step on this machine in minutes, on drawn images"),
+        "train": ("submit:train", "Train submitted runs on this machine now, as their job would"),
     },
     "Shell": {
-        "completion": (
-            "completion:completion",
-            "Print the script by which the Tab key completes words",
-        ),
+        "completion": ("completion:completion", "Print a script for completion with the Tab key"),
     },
 }
-"""The commands in the order in which a person meets them: module, function and first sentence."""
+"""The commands by task, in the order of use: module, function, and first sentence of the help."""
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 LIMITS = {
-    errno.EAGAIN: "ulimit -u; ps -L -u $(id -u) | wc -l   # the limit of processes, and how many",
-    errno.EFBIG: "ulimit -f   # the limit on the size of a file",
-    errno.EIO: "df -h; dmesg | tail   # the disk or the file server is at fault",
+    errno.EAGAIN: "ulimit -u; ps -L -u $(id -u) | wc -l   # the process limit, and your processes",
+    errno.EFBIG: "ulimit -f   # the limit of a file's size",
+    errno.EIO: "df -h; dmesg | tail   # the disk or the file server has failed",
     errno.EMFILE: "ulimit -n   # the limit of open files",
     errno.ENFILE: "lsof | wc -l   # the machine has too many files open",
     errno.ENOMEM: "ulimit -v; free -h",
-    errno.ESTALE: "cd; the same command again   # the file server has replaced the folder",
+    errno.ESTALE: "cd; run the same command again   # the file server has replaced the folder",
 }
-"""By error number: a command that shows more, for errors that are about no single file."""
+"""A command that shows more, by error number, for errors that no single file causes."""
 NO_THREAD = "can't start new thread"
-"""Python's words when the system lets the user start no more threads or processes."""
+"""Python's message when the user may start no more threads or processes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits.
 
-    0 done, 1 an error that the user can mend, 2 usage, 130 interrupted.
+    Exit codes: 0 success, 1 an error that the user can fix, 2 wrong usage, 130 interrupted.
     """
     if arguments is None:
         _start_in_utf8()
     escape_unencodable()
-    # numpy's OpenBLAS starts a thread for each core, all idle, and where the system allows fewer it
-    # sends itself a Ctrl-C.
+    # numpy's OpenBLAS starts an idle thread per core. If the system allows fewer, it interrupts
+    # the process.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if _is_in_removed_folder():
-        sys.exit(_print_error("the current folder does not exist any more", "cd", 1))
+        sys.exit(_print_error("the current folder no longer exists", "cd", 1))
     try:
         code = cli.main(args=arguments, prog_name="skinjob", standalone_mode=False)
     except SkinjobError as error:
@@ -96,21 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = error.ctx.command_path if error.ctx else "skinjob"
         code = _print_error(place_of(error) + error.format_message(), f"{command} --help", 2)
     except (click.Abort, KeyboardInterrupt):
-        code = _print_error("interrupted", "the same command again goes on where it stopped", 130)
+        code = _print_error(
+            "interrupted", "run the same command again; it continues where it stopped", 130
+        )
     except OSError as error:
         code = _print_system_error(error)
     except RuntimeError as error:
         if str(error) != NO_THREAD:
             raise
-        words = f"{NO_THREAD}: the system's limit for one user is reached"
-        code = _print_error(words, LIMITS[errno.EAGAIN], 1)
+        message = f"{NO_THREAD}: the system's limit for one user is reached"
+        code = _print_error(message, LIMITS[errno.EAGAIN], 1)
     except MemoryError:
         code = _print_error("not enough memory", "ulimit -v; free -h", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _start_in_utf8() -> None:
-    """Starts this command anew where the locale is not UTF-8: jobs would read other paths."""
+    """Restarts this command in UTF-8 if the locale is not: jobs would read other paths."""
     if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -124,7 +120,7 @@ def _print_error(message: str, fix: str, code: int) -> int:
 def _print_system_error(error: OSError) -> int:
     """Prints what the system refused, and returns the exit code.
 
-    Raises: OSError, the same, if it names no file: then no folder and no disk is the reason.
+    Raises: OSError, the same error, if it names no file: then it is a bug.
     """
     if error.errno in DISK_IS_FULL:
         _drop_output()
@@ -140,21 +136,21 @@ def _print_system_error(error: OSError) -> int:
 
 
 def _is_in_removed_folder() -> bool:
-    """Returns whether the folder in which the command was called does not exist any more."""
+    """Returns whether the folder in which the command was called no longer exists."""
     try:
-        os.getcwd()  # noqa: PTH109  # Path.cwd() may be what the shell remembers
+        os.getcwd()  # noqa: PTH109  # Path.cwd() may come from the shell
     except FileNotFoundError:
         return True
     return False
 
 
 def _drop_output() -> None:
-    """Discards what stdout still holds: Python would try to write it once more when it ends."""
+    """Discards what stdout still buffers: Python would try to write it again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Skinjob(TaskGroup):
-    """The group of all commands. A reader that leaves, as `head` does, ends it without an error."""
+    """The group of all commands. If a reader such as `head` closes the pipe, it ends silently."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -185,7 +181,7 @@ def cli(ctx: click.Context) -> None:
 
     \b
     laptop      skinjob fetch-weights   then scp the file
-    login node  skinjob submit          a job per batch size
+    login node  skinjob submit          one job per batch size
     anywhere    skinjob report          tables and plots
     """
     if ctx.invoked_subcommand is None:

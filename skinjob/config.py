@@ -1,8 +1,8 @@
-"""What to train and where to run it: two records whose fields declare all that is known of them.
+"""What to train and where to run it: two records, whose fields declare everything about an option.
 
-A declaration holds the default, the range, the help, the option, the flag of sbatch and the words
-of the refusal. The command line, job files, `skinjob config`, completion, the documentation and
-the sbatch script derive from it, so a new option is one new field.
+A declaration holds the default, the range, the help, the sbatch flag and the words of the error.
+The command line, job files, `skinjob config`, completion, the documentation and the sbatch script
+derive from it, so a new option is one new field.
 """
 
 from __future__ import annotations
@@ -13,63 +13,63 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, get_args, get_origin, get_type_hints
 
 from skinjob.errors import ConfigError
 
-RECIPE, PLACES, JOB, SITE = "What to train", "Where it lies", "What a job asks for", "Your site"
-SECTIONS = (RECIPE, PLACES, JOB, SITE)
-"""The sections of a long help. An option in none of them concerns this call alone."""
+RECIPE, FILES = "What to train", "Files and folders"
+RESOURCES, SITE = "Resources of a job", "Your site"
+SECTIONS = (RECIPE, FILES, RESOURCES, SITE)
+"""The sections of a long help. Options without a section are about one call of the command."""
 
 VARIABLES = "SKINJOB_SUBMIT"
-"""The variable of an option is this and its name, in capitals."""
+"""An option's environment variable is this prefix and the option's name, in capitals."""
 
 UNITS = {"gb": "GB", "min": "minutes"}
-"""The last word of a field's name is its unit, which the option's name leaves out."""
+"""Units that a field's name may end in. The option's name leaves the unit out."""
 
-LEAST_TIME_MIN = 5
-"""A job needs a minute to start, and is warned up to two and a half before its end."""
+MIN_TIME_MIN = 5
+"""A job needs a minute to start, and gets its warning up to 2.5 minutes before the limit."""
 
 
 class FieldError(ConfigError):
-    """A value that a record refuses, in the words of the command line."""
+    """A value that a record refuses."""
 
     def __init__(self, field: str, message: str, fix: str) -> None:
-        """*field* is the name that the record has for it."""
         super().__init__(message, fix)
-        self.field = field
+        self.field = field  # its name in the record
 
 
 @dataclass(frozen=True)
 class Option:
-    """All that is known of one field of a record. Field, kind and default are the field's own."""
+    """Everything about an option. `field`, `kind`, `is_many` and `default` come from the field."""
 
     help: str
     section: str
 
     field: str = ""
-    kind: type = str  # int, float, bool or str: of the value, or of each of several
-    is_many: bool = False  # whether the value is a tuple, and the option may be repeated
+    kind: type = str  # int, float, bool or str: the type of the value, or of each value of a tuple
+    is_many: bool = False  # the value is a tuple, and the option may be repeated
     default: Any = None
 
-    usual: Any = None  # what the command line takes where the record has no default
-    all_layers: Any = None  # the other default, where all layers are trained
+    cli_default: Any = None  # replaces a missing default of the record
+    default_all: Any = None  # replaces the default if all layers are trained
     default_words: str = ""  # what happens without a value
-    example: str = ""  # a value to show, where there is no default
-    axis: str = ""  # the option's name, if it takes a list: runs of a sweep differ in this field
+    example: str = ""  # a value to show if there is no default
+    axis: str = ""  # the option's name if it takes a list: the runs of a sweep differ in this field
 
     choices: tuple[str, ...] = ()
-    least: float | None = None
-    most: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     pattern: str = ""
     check: Callable[[Any], bool] | None = None
-    rule: str = ""  # what a value must be, in words; choices, least and most need none
+    rule: str = ""  # what a value must be, in words; choices and limits need no words
     metavar: str | None = None
 
-    sbatch: str = ""  # the flag of sbatch that gets the value as it is
-    sets: tuple[str, ...] = ()  # other flags of sbatch that this field decides on
-    only_slurm: bool = False  # whether a value can only be meant for SLURM, never for this machine
+    sbatch: str = ""  # the sbatch flag that gets the value unchanged
+    sets: tuple[str, ...] = ()  # other sbatch flags that this field decides
+    only_slurm: bool = False  # a value makes sense for SLURM only, not for this machine
 
     @property
     def key(self) -> str:
@@ -95,22 +95,22 @@ class Option:
 
     @property
     def command_default(self) -> Any:
-        """What the command line takes without a value; None where that depends on the layers."""
-        if self.all_layers is not None:
+        """The default on the command line; None if it depends on the layers to train."""
+        if self.default_all is not None:
             return None
-        value = self.usual if self.default is MISSING else self.default
+        value = self.cli_default if self.default is MISSING else self.default
         return (value,) if self.axis and not isinstance(value, tuple) else value
 
     @property
     def help_default(self) -> str:
-        """The default in words, where it is no value; the help shows values by itself."""
-        if self.all_layers is not None:
-            return f"{self.default}, or {self.all_layers} with --train all"
+        """The default in words; empty if help can show the value itself."""
+        if self.default_all is not None:
+            return f"{self.default}, or {self.default_all} with --train all"
         return self.default_words
 
     @property
     def sample(self) -> Any:
-        """A value that can be: the default, or else the example. A tuple where several can be."""
+        """A valid value: the default or the example. A tuple if the option takes several."""
         value = self.command_default
         if value in (None, ()):
             value = self.default or self.example or "NAME"
@@ -118,31 +118,30 @@ class Option:
         return value if is_tuple else (value,)
 
     def usage(self, value: Any = None) -> str:
-        """Returns the option as a person types it, with *value* or a sample."""
+        """Returns the option as it is typed, with *value* or a sample."""
         if self.kind is bool:
             return f"--{value}" if value else self.flag
         text = as_text(self.sample if value is None else value).replace(", ", ",")
         return f"{self.flag}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"
 
-    def refusal(self, value: Any, why: str) -> FieldError:
-        """Returns the error for a value; *why* ends the sentence."""
+    def error(self, value: Any, reason: str) -> FieldError:
+        """Returns the error for a value; *reason* ends its sentence."""
         words = self.field.removesuffix(f"_{self._unit}").replace("_", " ")
-        return FieldError(
-            self.field, f"{words} is {value!r}, {why}", f"skinjob submit {self.usage()}"
-        )
+        message = f"{words} is {value!r}, {reason}"
+        return FieldError(self.field, message, f"skinjob submit {self.usage()}")
 
-    def require(self, value: Any) -> None:
-        """Returns when the field may have this value. Raises: FieldError."""
+    def require_valid(self, value: Any) -> None:
+        """Checks that the field may have this value. Raises: FieldError."""
         for item in value if self.is_many else (value,):
-            is_left_out = item is None and self.default is None
-            if not is_left_out and not self._takes(item):
-                raise self.refusal(item, f"and must be {self.rule or self._derived_rule()}")
+            is_unset = item is None and self.default is None
+            if not is_unset and not self._is_valid(item):
+                raise self.error(item, f"and must be {self.rule or self._derived_rule()}")
 
-    def _takes(self, value: Any) -> bool:
+    def _is_valid(self, value: Any) -> bool:
         return (
             (not self.choices or value in self.choices)
-            and (self.least is None or value >= self.least)  # not so of nan
-            and (self.most is None or value <= self.most)
+            and (self.minimum is None or value >= self.minimum)  # False for nan
+            and (self.maximum is None or value <= self.maximum)
             and (not self.pattern or bool(re.fullmatch(self.pattern, value)))
             and (not self.check or self.check(value))
         )
@@ -150,7 +149,8 @@ class Option:
     def _derived_rule(self) -> str:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        limits = f"at least {self.least}" if self.most is None else f"{self.least} to {self.most}"
+        has_end = self.maximum is not None
+        limits = f"{self.minimum} to {self.maximum}" if has_end else f"at least {self.minimum}"
         return f"{limits} ({UNITS[self._unit]})" if self._unit else limits
 
 
@@ -169,9 +169,12 @@ def as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def declare(default: Any, section: str, words: str, **attributes: Any) -> Any:
-    """Returns a field of a record that is an option; *words* are its help."""
-    return field(default=default, metadata={"option": Option(words, section, **attributes)})
+def declare(section: str, default: Any, text: str, **attributes: Any) -> Any:
+    """Returns a field of a record that is an option; *text* is its help."""
+    return field(default=default, metadata={"option": Option(text, section, **attributes)})
+
+
+_recipe, _files, _resources, _site = (partial(declare, section) for section in SECTIONS)
 
 
 def _options_of(record: type) -> dict[str, Option]:
@@ -206,113 +209,100 @@ def _are_shell_words(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run of the recipe. Everything that its numbers depend on is here or named by a digest."""
+    """The recipe of one run. Its results depend on these fields and on the named files only."""
 
-    train: str = declare(
+    train: str = _recipe(
         "head",
-        RECIPE,
-        "The layers to train: the new head on a frozen ResNet18, or all.",
+        "Layers to train: the new head on a frozen ResNet18, or all layers.",
         choices=("head", "all"),
     )
-    data: str = declare(
-        MISSING, PLACES, "Image folder: {train,test}/<class>/*.jpg.", usual="skin_cancer"
+    data: str = _files(
+        MISSING, "Image folder: {train,test}/<class>/*.jpg.", cli_default="skin_cancer"
     )
-    weights: str = declare(
-        MISSING, PLACES, "The fetched weights.", usual="weights/resnet18.safetensors"
+    weights: str = _files(
+        MISSING, "File of the fetched weights.", cli_default="weights/resnet18.safetensors"
     )
-    batch_size: int = declare(
+    batch_size: int = _recipe(
         MISSING,
-        RECIPE,
-        "Images per update; a job for each.",
+        "Images per update; one job per value.",
         axis="batch_sizes",
-        usual=(32, 64, 128, 256),
-        least=1,
+        cli_default=(32, 64, 128, 256),
+        minimum=1,
     )
-    epochs: int = declare(20, RECIPE, "Passes over the training images.", least=1, most=10**6)
-    lr: float = declare(
+    epochs: int = _recipe(20, "Passes over the training images.", minimum=1, maximum=10**6)
+    lr: float = _recipe(
         0.01,
-        RECIPE,
-        "Learning rate, of Adadelta for the head, of AdamW for all layers; a run for each, "
-        "such as 0.01,0.1.",
+        "Learning rate of Adadelta (head) or AdamW (all layers); one run per value (0.01,0.1).",
         axis="lr",
-        all_layers=0.0003,
+        default_all=0.0003,
         check=_is_finite_and_positive,
         rule="a number above 0",
     )
-    schedule: str = declare(
+    schedule: str = _recipe(
         "constant",
-        RECIPE,
         "Learning rate over the updates: constant, or cosine from lr down to 0.",
         choices=("constant", "cosine"),
-        all_layers="cosine",
+        default_all="cosine",
     )
-    seed: int = declare(
+    seed: int = _recipe(
         0,
-        RECIPE,
-        "Draws the head's first values and the order of the images; a run for each, such as 0-4.",
+        "Seeds for the head's first values and the image order; one run per seed (0-4).",
         axis="seeds",
-        least=0,
-        most=2**63 - 1,
+        minimum=0,
+        maximum=2**63 - 1,
         rule="0 to 2**63 - 1",
     )
     augmentation_seed: int = 0
-    """Draws the crops and flips; the same for all runs of a sweep: they see the same images."""
-    positive: str | None = declare(
+    """Draws the crops and flips. All runs of a sweep share it and see the same images."""
+    positive: str | None = _recipe(
         None,
-        RECIPE,
-        "Class that sensitivity, specificity and AUC look for.",
+        "Class that sensitivity, specificity and AUC refer to.",
         default_words="the last by name",
         metavar="CLASS",
         example="malignant",
     )
-    device: str = declare(
+    device: str = _recipe(
         "auto",
-        RECIPE,
-        "Where to train; auto: cuda if the job asks for a GPU.",
+        "Device to train on; auto: cuda if the job asks for a GPU, else cpu.",
         choices=("auto", "cuda", "cpu"),
     )
-    precision: str = declare(
+    precision: str = _recipe(
         "auto",
-        RECIPE,
-        "Arithmetic before the head; auto: bf16 if the hardware has it.",
+        "Arithmetic before the head; auto: bf16 if the hardware supports it.",
         choices=("auto", "fp32", "bf16"),
     )
 
     def __post_init__(self) -> None:
         for name, option in options_of(type(self)).items():
-            option.require(getattr(self, name))
+            option.require_valid(getattr(self, name))
 
     def recipe(self) -> dict[str, Any]:
-        """Returns what the runs of a sweep have in common: all but the axes of its grid."""
+        """Returns what the runs of a sweep have in common: all fields but the sweep's axes."""
         axes = {name for name, option in options_of(type(self)).items() if option.axis}
         return {name: value for name, value in self.record().items() if name not in axes}
 
     def record(self) -> dict[str, Any]:
-        """Returns the fields by name, for a file; without those that are None.
+        """Returns the fields by name, for a file; fields that are None are left out.
 
-        A field that came later is None by default: records from before it stay equal.
+        A newer field is None by default, so records from before it stay equal.
         """
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 SKIP_BAD_IMAGES = Option(
-    field="skip_bad_images",
-    kind=bool,
-    default=False,
-    help="Go on without the images that are faulty.",
-    section=PLACES,
+    "Continue without the bad images.", FILES, field="skip_bad_images", kind=bool, default=False
 )
-"""An option of a sweep that is no field of its runs: their images are named by a digest."""
+"""An option of a sweep, but not a field of its runs: a digest names the images of a run."""
 
 NAMES = r"[\w.:@+=/][\w.,:@+=/-]*"
 NODES = r"\w[\w.-]*(\[[\d,-]+\][\w.-]*)?"
 FLAG = r"--[a-z][a-z-]*(=\S+)?"
 
 
-def declare_word(flag: str, words: str, **attributes: Any) -> Any:
-    """Returns a field that becomes one word of an #SBATCH line, which a line break would end."""
-    form = {"pattern": NAMES, "rule": "a name, or several with commas between"}
-    return declare(None, SITE, words, **{"sbatch": flag, **form, **attributes})
+def declare_word(flag: str, text: str, **attributes: Any) -> Any:
+    """Returns a field that becomes a word of an #SBATCH line, so it may have no line break."""
+    form = {"pattern": NAMES, "rule": "a name, or several names with commas between"}
+    return _site(None, text, **{"sbatch": flag, **form, **attributes})
 
 
 CLUSTERS = ("auto", "slurm", "local")
@@ -321,63 +311,56 @@ CLUSTERS = ("auto", "slurm", "local")
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Where the runs go, and what each of them asks for. Nothing that is None is asked for."""
+    """Where the runs go, and what each job asks for. A field that is None asks for nothing."""
 
-    gpus: int = declare(
-        1, JOB, "GPUs per job, 0 or 1.", least=0, most=1, rule="0 or 1: a job uses one GPU"
+    gpus: int = _resources(
+        1, "GPUs per job, 0 or 1.", minimum=0, maximum=1, rule="0 or 1: a job uses one GPU"
     )
-    gpu_type: str | None = declare(
+    gpu_type: str | None = _resources(
         None,
-        JOB,
         "Type of GPU, as sinfo -o %G names it.",
         default_words="any",
         pattern=r"\w[\w.+-]*",
-        rule="the name of a type of GPU",
+        rule="the name of a GPU type",
         example="a100",
         only_slurm=True,
     )
-    cpus: int = declare(
-        4, JOB, "CPU cores per job.", least=1, sbatch="cpus-per-task", sets=("cpus-per-gpu",)
+    cpus: int = _resources(
+        4, "CPU cores per job.", minimum=1, sbatch="cpus-per-task", sets=("cpus-per-gpu",)
     )
-    mem_gb: float = declare(
+    mem_gb: float = _resources(
         8,
-        JOB,
-        "Memory per job, GB, whichever flag asks for it.",
-        least=0.5,  # torch alone needs as much, and SLURM takes 0 for all the memory of a node
-        most=10**5,
+        "Memory per job, GB.",
+        minimum=0.5,  # torch alone needs it; and for SLURM, 0 means all memory of a node
+        maximum=10**5,
         sets=("mem",),
     )
-    time_min: int = declare(
-        120, JOB, "Time limit per job, minutes.", least=LEAST_TIME_MIN, most=525_600, sbatch="time"
+    time_min: int = _resources(
+        120, "Time limit per job, minutes.", minimum=MIN_TIME_MIN, maximum=525_600, sbatch="time"
     )
-    requeue: bool = declare(
+    requeue: bool = _resources(
         True,
-        JOB,
-        "Whether a job may start again at its time limit, or if SLURM preempts it.",
+        "Restart a job that reached its time limit or was preempted by SLURM.",
         sets=("requeue", "no-requeue"),
     )
-    requeues: int = declare(
-        3, JOB, "Times that a job at its time limit is queued again, to go on.", least=0
+    requeues: int = _resources(3, "Number of restarts at the time limit, for each job.", minimum=0)
+    array_parallelism: int = _resources(
+        256, "Jobs of a sweep that may run at the same time.", minimum=1, sets=("array",)
     )
-    array_parallelism: int = declare(
-        256, JOB, "Jobs of a sweep that may run at the same time.", least=1, sets=("array",)
-    )
-    trust: tuple[str, ...] = declare(
+    trust: tuple[str, ...] = _files(
         (),
-        PLACES,
-        "A user who may own a folder above the runs, such as the project's; may be repeated.",
+        "User who may own a folder above the runs, such as a project account; repeatable.",
         pattern=r"[\w.@+][\w.@+-]*",
         rule="the name of a user",
         metavar="USER",
         example="ada",
     )
-    allow_node_local: bool = declare(
-        False, PLACES, "Allow paths under /tmp and the like, if all nodes share them."
+    allow_node_local: bool = _files(
+        False, "Allow paths under /tmp and similar folders, if all nodes share them."
     )
-    cluster: str = declare(
+    cluster: str = _site(
         "auto",
-        SITE,
-        "Where jobs go; auto: slurm if there is sbatch, else this machine.",
+        "Where jobs go; auto: slurm if sbatch is available, else this machine.",
         choices=CLUSTERS,
     )
     partition: str | None = declare_word(
@@ -395,32 +378,30 @@ class ClusterConfig:
     reservation: str | None = declare_word("reservation", "SLURM reservation to run in.")
     nodelist: str | None = declare_word(
         "nodelist",
-        "The node to run on.",
+        "Node to run on.",
         default_words="any",
-        # sbatch takes a list for nodes that a job gets all of, and refuses it for a job of one.
+        # For sbatch, a list names nodes that the job gets all of. It refuses that for one task.
         pattern=r"\w[\w.-]*",
-        rule="one node; leave others out with --exclude",
+        rule="a single node; --exclude leaves nodes out",
         example="gpu01",
         sets=("nodefile",),
     )
     exclude: str | None = declare_word(
         "exclude",
-        "Nodes not to run on, such as 'gpu[01-04],gpu7'.",
+        "Nodes to avoid, such as 'gpu[01-04],gpu7'.",
         pattern=rf"{NODES}(,{NODES})*",
-        rule="names of nodes, a range in brackets",
+        rule="names of nodes, with ranges in brackets",
         example="gpu[01-04],gpu7",
     )
-    gpu_flag: str = declare(
+    gpu_flag: str = _site(
         "gpus-per-node",
-        SITE,
-        "The sbatch flag that asks for the GPU; none if the partition brings it along.",
+        "sbatch flag that asks for the GPU; none: the partition gives a GPU anyway.",
         choices=("gpus-per-node", "gres", "gpus", "none"),
         sets=("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "gres"),
     )
-    mem_flag: str = declare(
+    mem_flag: str = _site(
         "mem",
-        SITE,
-        "The sbatch flag that asks for memory; the amount stays that of the job.",
+        "sbatch flag that asks for memory; --mem stays the memory of a whole job.",
         choices=("mem", "mem-per-cpu", "mem-per-gpu"),
         sets=("mem-per-cpu", "mem-per-gpu"),
     )
@@ -429,45 +410,41 @@ class ClusterConfig:
     )
     mail: str | None = declare_word(
         "mail-user",
-        "Address that SLURM writes to.",
-        default_words="nobody's",
+        "Address that SLURM sends mail to.",
+        default_words="no mail",
         pattern=r"\w[\w.+%@,-]*",
         rule="an address",
         example="me@example.org",
     )
-    mail_type: str = declare(
+    mail_type: str = _site(
         "END,FAIL",
-        SITE,
-        "What it writes about, if there is an address.",
+        "Events that SLURM sends mail about, if there is an address.",
         pattern=r"[A-Za-z][A-Za-z_\d]*(,[A-Za-z][A-Za-z_\d]*)*",
-        rule="words of sbatch",
+        rule="event names of sbatch",
         sets=("mail-type",),
     )
-    setup: tuple[str, ...] = declare(
+    setup: tuple[str, ...] = _site(
         (),
-        SITE,
-        "A line that the job's shell runs first, as it is (module load cuda); may be repeated.",
+        "Line that the job's shell runs before Python (module load cuda); repeatable.",
         check=lambda line: "\0" not in line,
         rule="shell lines without NUL bytes",
         metavar="LINE",
         example="module load cuda",
         sets=("export", "export-file", "wrap"),
     )
-    python: str | None = declare(
+    python: str | None = _site(
         None,
-        SITE,
-        "Words for the job's shell that start Python.",
+        "Shell command that starts Python in a job.",
         default_words="the Python that submits",
         check=_are_shell_words,
         rule="shell words that start Python",
         example="/path/to/venv/bin/python",
     )
-    sbatch: tuple[str, ...] = declare(
+    sbatch: tuple[str, ...] = _site(
         (),
-        SITE,
-        "Another flag for sbatch (--sbatch=--hint=nomultithread); may be repeated.",
+        "Extra sbatch flag (--sbatch=--hint=nomultithread); repeatable.",
         check=lambda flag: bool(re.fullmatch(FLAG, flag)) and flag.isprintable(),
-        rule="a long flag in one word, as --hint=nomultithread",
+        rule="a long flag in one word, such as --hint=nomultithread",
         metavar="FLAG",
         example="--hint=nomultithread",
         only_slurm=True,
@@ -476,60 +453,52 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         options = options_of(type(self))
         for name, option in options.items():
-            option.require(getattr(self, name))
+            option.require_valid(getattr(self, name))
         if self.gpu_flag == "none" and self.gpu_type is not None:
-            raise options["gpu_type"].refusal(
-                self.gpu_type,
-                "and must be left out with gpu flag none, which asks for no GPU: take --constraint "
-                "for the type",
-            )
+            reason = "but gpu flag none asks for no GPU: use --constraint for the type"
+            raise options["gpu_type"].error(self.gpu_type, reason)
         if self.gpu_flag == "none" and self.mem_flag == "mem-per-gpu":
-            raise options["mem_flag"].refusal(
-                self.mem_flag,
-                "and must be mem or mem-per-cpu with gpu flag none, which asks for no GPU",
-            )
-        _require_other_flags(self)
+            reason = "but gpu flag none asks for no GPU: use mem or mem-per-cpu"
+            raise options["mem_flag"].error(self.mem_flag, reason)
+        _require_free_flags(self)
 
 
-OWN_FLAGS = {
+RESERVED_FLAGS = {
     "chdir": "--runs FOLDER",
     "output": "--runs FOLDER",
     "error": "--runs FOLDER",
     "wait": "--wait",
     "test-only": "--dry-run",
-    **dict.fromkeys(
-        ["nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "job-name", "signal"], ""
-    ),
-    **dict.fromkeys(
-        ["open-mode", "clusters", "parsable", "quiet", "verbose", "help", "usage", "version"], ""
-    ),
+    **dict.fromkeys(["nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "job-name"], ""),
+    **dict.fromkeys(["signal", "open-mode", "clusters", "parsable", "quiet", "verbose"], ""),
+    **dict.fromkeys(["help", "usage", "version"], ""),
 }
-"""Flags of sbatch that skinjob sets besides those of the fields, and the option, if there is any.
+"""sbatch flags that no field sets but skinjob needs, each with the option for it, if there is one.
 
-Jobs on another cluster, or an answer in another form, it would not find again.
+With some of them skinjob would not find its jobs again: on another cluster, or in another output.
 """
 
 
 def reserved_flags(record: type = ClusterConfig) -> dict[str, str]:
-    """Returns the flags of sbatch that skinjob sets, each with the option for it or nothing."""
+    """Returns the sbatch flags that skinjob sets, each with the option for it or ''."""
     of_fields = {
         flag: option.usage(flag if option.kind is bool or flag in option.choices else None)
         for option in options_of(record).values()
         for flag in (option.sbatch, *option.sets)
         if flag
     }
-    return of_fields | OWN_FLAGS
+    return of_fields | RESERVED_FLAGS
 
 
 def sbatch_flags(cluster: ClusterConfig) -> dict[str, Any]:
-    """Returns the flags of sbatch that get a field's value as it is."""
+    """Returns the sbatch flags that get a field's value unchanged."""
     options = options_of(type(cluster)).items()
     values = {option.sbatch: getattr(cluster, name) for name, option in options}
     return {flag: value for flag, value in values.items() if flag and value is not None}
 
 
 def slurm_requests(cluster: ClusterConfig) -> list[str]:
-    """Returns the options that can only be meant for SLURM, as a person types them."""
+    """Returns the options that make sense for SLURM only, as they are typed."""
     return [
         option.usage(value if isinstance(value, str) else value[0])
         for name, option in options_of(type(cluster)).items()
@@ -539,19 +508,19 @@ def slurm_requests(cluster: ClusterConfig) -> list[str]:
     ]
 
 
-def _require_other_flags(cluster: ClusterConfig) -> None:
-    """Returns when flags for sbatch can stand beside those that skinjob sets.
+def _require_free_flags(cluster: ClusterConfig) -> None:
+    """Checks that the extra sbatch flags differ from each other and from those that skinjob sets.
 
-    Raises: FieldError for a flag that is there twice, or that skinjob sets itself.
+    Raises: FieldError.
     """
-    own = options_of(type(cluster))["sbatch"]
+    option = options_of(type(cluster))["sbatch"]
     seen: set[str] = set()
     for flag in cluster.sbatch:
         name = flag[2:].split("=")[0]
         if name in seen:
-            raise own.refusal(flag, f"and --{name} is there twice")
+            raise option.error(flag, f"and --{name} is given twice")
         seen.add(name)
-        # sbatch takes the beginning of a flag for the flag.
+        # sbatch accepts the beginning of a flag for the flag.
         for taken, usage in reserved_flags(type(cluster)).items():
             if taken.startswith(name):
                 raise FieldError(
@@ -564,15 +533,16 @@ def _require_other_flags(cluster: ClusterConfig) -> None:
 def grid(recipe: TrainConfig, **axes: Sequence[Any]) -> list[TrainConfig]:
     """Returns a run of the recipe for each combination of the axes' values.
 
-    *axes* are fields of the recipe with the values that each of them has in turn.
+    *axes* gives the values of some of the recipe's fields.
 
-    Raises: ConfigError when an axis has no value, or one twice.
+    Raises: ConfigError when an axis has no value, or a value twice.
     """
     for name, values in axes.items():
         if not values or len(set(values)) < len(values):
             words = options_of(type(recipe))[name].key.replace("_", " ")
             raise ConfigError(
-                f"{words} {list(values)}: each one once, and at least one", "skinjob submit --help"
+                f"{words} {list(values)}: give each value once, and at least one value",
+                "skinjob submit --help",
             )
     return [
         replace(recipe, **dict(zip(axes, point, strict=True)))

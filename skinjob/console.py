@@ -1,7 +1,7 @@
 """Lines, tables and progress bars for people. Only this module writes to the terminal or uses rich.
 
-Output to a terminal fits its width. Piped output is never cut and has no bars. Strangers may have
-written names, states and logs: this module escapes every character that does not print.
+Output to a terminal fits its width. Piped output is never cut and has no bars. Names, states and
+logs may come from other people, so this module escapes every unprintable character.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from rich.console import OverflowMethod
     from rich.text import Text
 
-LEAST_WRAPPED = 12  # characters of a column that is broken between words
+MIN_WRAPPED = 12  # characters of a column whose cells are wrapped
 
 
 def escape_unencodable() -> None:
-    """Makes stdout and stderr escape characters that their encoding lacks; they raise otherwise."""
+    """Makes stdout and stderr escape characters that their encoding lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(*lines: str, is_error: bool = False, colour: str = "", keeps: str = "") -> None:
-    """Prints lines to stdout, or to stderr with *is_error*; without lines, an empty line.
+    """Prints lines to stdout, or to stderr if *is_error*; without lines, an empty line.
 
-    A line break inside a line is escaped: a value cannot pretend to be another line. Characters in
-    *keeps* are not escaped. On a terminal the first word has the *colour*.
+    A line break inside a line is escaped, because a value must not look like another line.
+    Characters in *keeps* are not escaped. On a terminal the first word has the *colour*.
     """
     text = "\n".join(shown(line, keeps) for line in lines)
     if colour and not is_error:
@@ -55,25 +55,25 @@ def say_as_is(text: str) -> None:
 
 
 def ask(question: str) -> bool:
-    """Asks a question at the terminal; returns True if the answer is yes."""
+    """Asks a question at the terminal. Returns whether the answer is yes."""
     return click.confirm(shown(question))
 
 
 class StatusLine:
-    """One line on stderr about the progress of work; a terminal shows only the newest."""
+    """A line on stderr about the progress of work; a terminal shows only the newest."""
 
     def __init__(self) -> None:
-        self._words = ""
+        self._state = ""
 
-    def show(self, line: str, words: str) -> None:
-        """Replaces the line on a terminal; in a pipe adds it, but only if *words* have changed."""
+    def show(self, line: str, state: str) -> None:
+        """Replaces the line on a terminal; a pipe gets a new line if *state* has changed."""
         line = shown(line)
         if sys.stderr.isatty():
             columns = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{line[:columns]}", end="", file=sys.stderr, flush=True)
-        elif words != self._words:
+        elif state != self._state:
             print(line, file=sys.stderr, flush=True)
-        self._words = words
+        self._state = state
 
     def clear(self) -> None:
         """Removes the line from a terminal."""
@@ -82,7 +82,7 @@ class StatusLine:
 
 
 def print_box(text: str) -> None:
-    """Prints a sentence, in a box if stdout is a terminal, and an empty line."""
+    """Prints a sentence and an empty line; a terminal shows the sentence in a box."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.panel import Panel
@@ -102,13 +102,13 @@ def print_table(
     drop: Sequence[str] = (),
     wrap: str = "",
 ) -> None:
-    """Prints the lines of `table_lines` to stdout, to fit a terminal; piped, all of the table."""
+    """Prints a table to stdout, see `table_lines`; a terminal gets it as wide as it is."""
     print_lines(table_lines(columns, rows, width=width(), left=left, drop=drop, wrap=wrap), {})
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes the number of units done; only a terminal shows the bar.
+    """Yields a function that takes the number of finished units. Only a terminal shows the bar.
 
     The *unit* "bytes" is shown as MB and MB/s.
     """
@@ -141,7 +141,7 @@ def progress(label: str, total: int, *, unit: str = "") -> Iterator[Callable[[in
 
 
 def shown(text: str, keeps: str = "") -> str:
-    """Returns a text with every character escaped that does not print and is not in *keeps*.
+    """Returns a text with escapes for all unprintable characters, except for those in *keeps*.
 
     File names may contain line breaks, terminal colours, and bytes that are not text. Escaping a
     text twice changes nothing.
@@ -165,15 +165,15 @@ def width() -> int | None:
 
 
 def print_sentence(text: str) -> None:
-    """Prints a sentence to stdout; a terminal gets it broken between words."""
+    """Prints a sentence to stdout; a terminal gets it in lines that fit."""
     say(*wrapped(text, width(), hanging=""))
 
 
 def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = "  ") -> list[str]:
-    """Returns a sentence in lines of at most *columns* characters; None means one line.
+    """Returns a sentence in lines of at most *columns* characters; for None in a single line.
 
-    Lines are broken between words only, so that paths and commands can be copied. The first line
-    starts with *indent*, the others with *hanging*.
+    Lines are broken only between words, because paths and commands must stay whole for copying.
+    The first line starts with *indent*, the others with *hanging*.
 
     >>> wrapped("see runs/a-long/path", 8)
     ['see', '  runs/a-long/path']
@@ -204,11 +204,11 @@ def table_lines(
     drop: Sequence[str] = (),
     wrap: str = "",
 ) -> list[str]:
-    """Returns the lines of a table, escaped; with a *width*, as narrow as that if it can be.
+    """Returns the lines of a table, escaped, and of at most *width* characters if possible.
 
     The first column and those in *left* are aligned to the left, the others to the right. A heading
-    may have line breaks. A table that is too wide loses the columns in *drop*, one after the other,
-    then the column *wrap* is broken between words. Rich takes a second for 1,000 rows, this 5 ms.
+    may have line breaks. A table that is too wide loses the columns in *drop*, one by one; then the
+    cells of the column *wrap* are wrapped. 1,000 rows take 5 ms here, and a second with rich.
 
     >>> table_lines(("run", "epoch"), [("bs32", "1/20"), ("bs1024", "10/20")])
     ['run     epoch', 'bs32     1/20', 'bs1024  10/20']
@@ -221,7 +221,7 @@ def table_lines(
         sizes.pop(name, None)
     breaks: dict[str, int] = {}
     if width is not None and wrap in sizes and (excess := table_width(sizes) - width) > 0:
-        sizes[wrap] = breaks[wrap] = max(LEAST_WRAPPED, sizes[wrap] - excess)
+        sizes[wrap] = breaks[wrap] = max(MIN_WRAPPED, sizes[wrap] - excess)
     height = max(name.count("\n") for name in sizes)
     blocks = [[("\n" * (height - name.count("\n")) + name).split("\n") for name in sizes]]
     for row in zip(*(cells[name] for name in sizes), strict=True):
@@ -236,12 +236,12 @@ def table_lines(
 
 
 def table_width(widths: Mapping[str, int]) -> int:
-    """Returns the width of a table from those of its columns."""
+    """Returns the width of a table, from the widths of its columns."""
     return sum(widths.values()) + 2 * (len(widths) - 1)
 
 
 def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
-    """Prints lines to stdout; on a terminal the words in *colours* are coloured."""
+    """Prints lines to stdout; a terminal shows the words in *colours* in their colour."""
     if not lines:
         return
     if not sys.stdout.isatty():
@@ -254,7 +254,7 @@ def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def redrawn(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], None]]:
-    """Yields a function that replaces, on a terminal, the lines of its last call by new ones.
+    """Yields a function that prints lines to a terminal in place of the lines of its last call.
 
     The cursor is hidden until the end; the last lines stay.
     """
@@ -269,7 +269,7 @@ def redrawn(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], No
 def _coloured(
     lines: Sequence[str], colours: Mapping[str, str], overflow: OverflowMethod = "ignore"
 ) -> Text:
-    """Returns lines for rich, with every word of *colours* in its colour."""
+    """Returns lines for rich, with the words of *colours* in their colour."""
     from rich.text import Text
 
     text = Text("\n".join(map(shown, lines)), no_wrap=True, overflow=overflow)
@@ -279,5 +279,5 @@ def _coloured(
 
 
 def tell_waiting(lock: Path) -> None:
-    """Says on stderr that another command of the user must end first."""
+    """Prints to stderr that another command of the user must end first."""
     say(f"waiting for another submit, cancel or clean of yours (it holds {lock})", is_error=True)

@@ -1,6 +1,6 @@
-"""Downloads a file over HTTP(S), through the proxy that is set, and resumes after a break.
+"""Downloads a file over HTTP(S), through the user's proxy, and resumes a broken transfer.
 
-The standard library's urllib does what is needed (http_proxy, https_proxy, no_proxy, redirects,
+The standard library's urllib is enough (http_proxy, https_proxy, no_proxy, redirects,
 certificates), so the laptop needs no other package.
 """
 
@@ -25,32 +25,32 @@ from skinjob.console import progress
 from skinjob.errors import DownloadError
 from skinjob.files import sha256_file
 
-TIMEOUT_S = 20.0  # to connect, and for silence within a transfer
-PAUSES_S = (0.5, 2.0, 5.0)  # after a broken transfer; any new byte starts this list again
+TIMEOUT_S = 20.0  # for a connection, and for each block of a transfer
+PAUSES_S = (0.5, 2.0, 5.0)  # after broken transfers without a new byte
 BLOCK_BYTES = 1 << 18
 
-_TEMPORARY = {408, 416, 425, 429, 500, 502, 503, 504}  # answers that may differ next time
+_TEMPORARY = {408, 416, 425, 429, 500, 502, 503, 504}  # the next try may succeed
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class _BrokenError(Exception):
-    """A transfer that stopped before its end, and can be resumed."""
+    """A transfer that stopped before its end and can be resumed."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file on a server, where it goes, and what errors advise."""
+    """A file on a server, its path here, and the fixes that errors show."""
 
     url: str
     path: Path
-    """Of the bytes that have come. Named by the digest and not by the server, it can be begun from
-    one mirror and finished from another."""
+    """The file with the received bytes. If it is named by the digest and not by the server, another
+    server can finish the download."""
     sha256: str
-    """64 hex digits, or the first of them where no more are known."""
+    """64 hex digits, or the first of them if no more are known."""
     again: str
-    """The command that begins the download again."""
+    """The command that starts the download again."""
     elsewhere: str
-    """The command that does without this address."""
+    """The command that does not need this address."""
     size_bytes: int | None = None
 
     @property
@@ -59,20 +59,20 @@ class Download:
 
 
 def download(file: Download) -> None:
-    """Completes `file.path`, resuming after the bytes that it already has, and checks its digest.
+    """Downloads the bytes that `file.path` does not have yet, and checks its digest.
 
-    Shows a progress bar. A broken transfer is resumed up to three times without a new byte.
-    Whatever is raised, Ctrl-C included, the bytes that have come are kept, unless they are wrong.
+    Shows a progress bar. Resumes a broken transfer, up to three times without a new byte. After any
+    exception, also Ctrl-C, `file.path` keeps the received bytes, unless they are wrong.
 
     Raises:
-        DownloadError: the server cannot be reached, refuses, serves an HTML page or another file,
-            or breaks off again and again; or the disk is full.
+        DownloadError: the server cannot be reached, refuses, sends an HTML page or another file, or
+            the transfer breaks repeatedly; or the disk is full.
     """
     if file.done_bytes and not find_mismatch(file.path, file.sha256, file.size_bytes):
         return
     in_pieces = _transfer(file)
     problem = find_mismatch(file.path, file.sha256, file.size_bytes)
-    if problem and in_pieces:  # pieces of two versions, or of a bad file from before
+    if problem and in_pieces:  # pieces of two versions, or of an older bad file
         file.path.unlink()
         _transfer(file)
         problem = find_mismatch(file.path, file.sha256, file.size_bytes)
@@ -82,28 +82,28 @@ def download(file: Download) -> None:
 
 
 def find_mismatch(path: Path, sha256: str, size_bytes: int | None = None) -> str:
-    """Returns in words how a file differs from what was promised; nothing if it does not.
+    """Returns how a file differs from the expected file; '' if it does not.
 
-    Raises: OSError when it cannot be read.
+    Raises: OSError if it cannot be read.
     """
     actual = sha256_file(path)
     if actual.startswith(sha256):
         return ""
     with path.open("rb") as content:
         if looks_like_html(content.read(512)):
-            return "an HTML page in place of the file"
+            return "an HTML page instead of the file"
     size = f"{path.stat().st_size:,}{f' of {size_bytes:,}' if size_bytes else ''} bytes"
-    return f"damaged, cut off or another file: {size} with SHA-256 {actual}, {sha256} expected"
+    return f"damaged, incomplete or another file: {size} with SHA-256 {actual}, {sha256} expected"
 
 
 def looks_like_html(head: bytes) -> bool:
-    """Returns whether a file that begins so is a web page."""
+    """Returns whether a file is a web page, by its first bytes."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
 @contextlib.contextmanager
 def explain_full_disk(folder: Path, needed_bytes: int | None, again: str) -> Iterator[None]:
-    """Turns "no space left" in the block into a DownloadError with the free and needed bytes."""
+    """Turns an error of a full disk in the block into a DownloadError with the free bytes."""
     try:
         yield
     except OSError as error:
@@ -113,12 +113,12 @@ def explain_full_disk(folder: Path, needed_bytes: int | None, again: str) -> Ite
         free_bytes = shutil.disk_usage(folder).free
         raise DownloadError(
             f"{folder}: {error.strerror}: {needed}, {free_bytes:,} free",
-            f"df -h {shlex.quote(str(folder))}; {again}   # once there is room; it resumes",
+            f"df -h {shlex.quote(str(folder))}; {again}   # when there is space; it resumes",
         ) from error
 
 
 def _transfer(file: Download) -> bool:
-    """Completes the file; returns whether it came in more than one piece."""
+    """Downloads the remaining bytes; returns whether the file came in several pieces."""
     in_pieces, tries, most_bytes = file.done_bytes > 0, 0, file.done_bytes
     while True:
         try:
@@ -142,12 +142,12 @@ def _transfer(file: Download) -> bool:
 
 
 def _open(file: Download) -> Any:
-    """Returns the server's answer, its body not yet read: the file from where ours ends."""
+    """Returns the response of the server, for the bytes that are still needed."""
     headers = {"User-Agent": "skinjob", "Accept-Encoding": "identity"}
     if file.done_bytes:
         headers["Range"] = f"bytes={file.done_bytes}-"
     try:
-        # a new opener each time: urlopen keeps the proxies it saw first for as long as it lives
+        # A new opener each time: urlopen remembers the proxies of its first call.
         opener = urllib.request.build_opener()
         return opener.open(urllib.request.Request(file.url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as answer:
@@ -157,13 +157,13 @@ def _open(file: Download) -> Any:
         raise _unreachable(error.reason, file) from error
     except (ValueError, http.client.InvalidURL) as error:
         raise DownloadError(f"{file.url}: not an address: {error}", file.elsewhere) from error
-    except (OSError, http.client.HTTPException) as error:  # connected, then cut off or silent
+    except (OSError, http.client.HTTPException) as error:  # after the connection
         raise _BrokenError(str(error) or type(error).__name__) from error
 
 
 def _refused(answer: urllib.error.HTTPError, file: Download) -> Exception:
     words = f"the server answered {answer.code} {answer.reason}"
-    if answer.code == 416:  # no bytes there: the file is not longer than ours
+    if answer.code == 416:  # the server's file is not longer than ours
         file.path.unlink()
     if answer.code in _TEMPORARY:
         return _BrokenError(words)
@@ -179,7 +179,7 @@ def _unreachable(reason: Any, file: Download) -> DownloadError:
         return DownloadError(
             f"{file.url}: its certificate cannot be verified: {reason.verify_message}",
             f"export SSL_CERT_FILE=SITE_CA.pem; {file.again}"
-            "   # if your site has its own; a login page in between looks the same",
+            "   # if your site has its own certificates; a network login has the same effect",
         )
     explained = getattr(reason, "strerror", None) or reason
     return DownloadError(
@@ -189,7 +189,7 @@ def _unreachable(reason: Any, file: Download) -> DownloadError:
 
 
 def _through_proxy(url: str) -> str:
-    """Returns " through the proxy HOST:PORT" when one is set for *url*; never its password."""
+    """Returns " through the proxy HOST:PORT" if *url* has a proxy; never its password."""
     address = urlsplit(url)
     proxy = urllib.request.getproxies().get(address.scheme)
     if not proxy or urllib.request.proxy_bypass(address.netloc):
@@ -201,18 +201,18 @@ def _through_proxy(url: str) -> str:
 
 
 def _receive(response: Any, file: Download) -> None:
-    """Writes the body to the file: appended to it (206), or in its place (200)."""
+    """Appends the body to the file (206), or replaces the file by it (200)."""
     start = _start(response, file)
     length = response.headers.get("Content-Length", "")
     total = start + int(length) if length.isdecimal() else file.size_bytes
     done_bytes, block = start, _read(response)
-    # before the file is opened: a login page or a wrong file must not cost the bytes that have come
+    # Before the file is opened: a login page must not replace the bytes that it already has.
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml") or (
         start == 0 and looks_like_html(block)
     ):
-        landed = f" (from {response.url})" if response.url != file.url else ""
+        origin = f" (from {response.url})" if response.url != file.url else ""
         raise DownloadError(
-            f"{file.url}: an HTML page came in place of the file{landed}: a network login page?",
+            f"{file.url}: an HTML page came instead of the file{origin}: a network login page?",
             f"{file.again}   # after logging in to this network with a browser",
         )
     _require_size(file, total)
@@ -234,13 +234,13 @@ def _receive(response: Any, file: Download) -> None:
 
 
 def _start(response: Any, file: Download) -> int:
-    """Returns the byte of the file that the body begins with; 0 from a server without Range."""
+    """Returns the position of the body in the file; 0 if the server does not know ranges."""
     if response.status != 206:
         return 0
     span = response.headers.get("Content-Range", "")
     if not span.startswith(f"bytes {file.done_bytes}-"):
-        file.path.unlink(missing_ok=True)  # asking for a part is no use here
-        raise _BrokenError(f"another part than asked for: {span}")
+        file.path.unlink(missing_ok=True)  # the next request is for the whole file
+        raise _BrokenError(f"the server sent another part: {span}")
     return file.done_bytes
 
 

@@ -1,11 +1,11 @@
-"""What can go wrong for a user, each with the command that mends it.
+"""Errors that a user can fix, each with the command for it.
 
-The library raises these; `skinjob.cli.main` alone prints them, as two lines:
+The library raises them. Only `skinjob.cli.main` prints them, as two lines:
 
     error: weights/resnet18.safetensors: no such file
     fix:   make fetch-weights
 
-Anything else that is raised is a bug and shows its traceback.
+Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 
 class SkinjobError(Exception):
-    """A fault that the user can mend: what was found, and the command that mends it."""
+    """An error that the user can fix: what is wrong, and the command that fixes it."""
 
     def __init__(self, message: str, fix: str, details: Sequence[str] = ()) -> None:
-        """*details* are lines for stdout, where the fault has more parts than fit a sentence."""
+        """*details* are more lines, for stdout."""
         super().__init__(message)
         self.message = message
         self.fix = fix
@@ -29,20 +29,20 @@ class ConfigError(SkinjobError):
 
 
 class DownloadError(SkinjobError):
-    """A file that a server does not give, or not as it was promised."""
+    """A file that cannot be downloaded, or that is not the expected file."""
 
 
 class WeightsError(SkinjobError):
-    """Weights that are missing, damaged, of another architecture or not to be trusted."""
+    """Weights that are missing, damaged, untrusted, or of another architecture."""
 
 
 class ImagesError(SkinjobError):
-    """An image tree that cannot be trained on."""
+    """Images that cannot be used for training."""
 
 
 class ClusterError(SkinjobError):
-    """A cluster that refuses, or does not answer."""
+    """A cluster that refuses a request or does not answer."""
 
 
 class RunError(SkinjobError):
-    """A sweep or a run that is missing, in the way, or cannot go on."""
+    """A sweep or a run that is missing, damaged, in use, or cannot continue."""

@@ -1,4 +1,4 @@
-"""Files that are never seen half written, whatever kills the writer."""
+"""Files that are replaced in a single step, so that no reader sees a half-written file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from urllib.parse import quote
 
 from skinjob.locks import lock, try_lock
 
-TAIL_BYTES = 20_000  # of a log, of which only the end is read
-LOOK_S = 10
-"""So long a writer waits for somebody who looks at its lock, which takes a moment."""
+TAIL_BYTES = 20_000  # of a log
+LOOK_S = 10  # the longest wait for a process that only tests a lock, which takes a moment
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def pointer_kind(head: bytes) -> str:
-    """Returns in words which pointer of Git begins so, in the place of a file that is elsewhere.
+    """Returns the kind of a file that Git keeps in place of the real file; '' for other files.
 
     >>> pointer_kind(b"version https://git-lfs.github.com/spec/v1"), pointer_kind(b"GIF89a")
     ('a Git LFS pointer', '')
@@ -39,17 +38,16 @@ def pointer_kind(head: bytes) -> str:
 def replacing(path: Path, *, is_durable: bool = True, is_locked: bool = False) -> Iterator[Path]:
     """Yields a path beside *path* to write to; renames it over *path* when the block succeeds.
 
-    A reader sees the old content or the whole new one; so does whoever comes after a crash of the
-    machine, as the new file is flushed to disk before the rename, unless it is not *is_durable*.
-    When the block raises, *path* is untouched and the partial file is removed. With *is_locked*
-    the partial file is locked during the block, so that `remove_abandoned` can tell that somebody
-    writes it.
+    A reader sees the old content or the complete new content. With *is_durable* this is also true
+    after a crash of the machine, because the file is flushed to disk before the rename. If the
+    block raises, *path* does not change and the partial file is removed. With *is_locked* the
+    partial file is locked during the block, so `remove_abandoned` does not remove it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = _locked_partial(path) if is_locked else _new_partial(path)
     try:
         yield partial
-        partial.chmod(0o666 & ~_umask())  # mkstemp makes it 0600; the user's umask decides instead
+        partial.chmod(0o666 & ~_umask())  # mkstemp made it 0600
         if is_durable:
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
@@ -66,33 +64,30 @@ def _new_partial(path: Path, host: str = "") -> tuple[int, Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
     except OSError as error:
-        error.filename = str(path)  # the name that a person knows
+        error.filename = str(path)  # the name that the user knows
         raise
     return handle, Path(name)
 
 
 def _locked_partial(path: Path) -> tuple[int, Path]:
-    """Returns a new partial file with this host in its name, and the lock on it if there are any.
-
-    Between the two somebody may have removed it as abandoned: then it is made again.
-    """
+    """Returns a new partial file with this host in its name, locked if the file system can."""
     while True:
         handle, partial = _new_partial(path, _host())
         lock(handle, LOOK_S)
-        if partial.exists():
+        if partial.exists():  # before the lock, another process may remove it as abandoned
             return handle, partial
         os.close(handle)
 
 
 def _host() -> str:
-    """Returns this host's name, without the dots that separate the parts of a file's name."""
+    """Returns the name of this host without dots, which separate the parts of a file name."""
     return quote(socket.gethostname(), safe="").replace(".", "%2E")
 
 
 def absolute(path: Path) -> Path:
-    """Returns a path from the root, by the names that the user's shell shows.
+    """Returns an absolute path, with the names that the user's shell shows.
 
-    No link is resolved: what it leads to here need not be there on another machine.
+    No link is resolved, because its target may not exist on another machine.
     """
     here = Path(os.environ.get("PWD", ""))
     try:
@@ -103,26 +98,25 @@ def absolute(path: Path) -> Path:
 
 
 def is_full(folder: Path) -> bool:
-    """Says whether the disk of a folder has no room for a file of a megabyte."""
+    """Returns whether the disk of a folder has less than a megabyte free."""
     free: int = shutil.disk_usage(folder).free
     return free < 1_000_000
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes the partial files in a folder; a writer that is at work there fails."""
+    """Removes all partial files in a folder. A process that is writing such a file fails."""
     for partial in folder.glob(".*.part"):
         partial.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path, now: float, after_s: float) -> None:
-    """Removes the partial files in a folder that no living process writes.
+    """Removes the partial files in a folder that no process is writing.
 
-    Those of this host go if nobody has the lock on them. Some file systems keep locks to a host,
-    and some have none: other files go when they have been silent for *after_s* by the clock *now*,
-    in seconds since 1970.
+    A file of this host is removed if it is not locked. Locks of other hosts may be invisible, so
+    other files are removed *after_s* after their last change. *now* is in seconds since 1970.
     """
     for partial in folder.glob(".*.part"):
-        # Passed over: what is gone, another user's, or locked by its writer.
+        # Skipped: files that have gone, of other users, or locked by their writer.
         with contextlib.suppress(OSError), partial.open("r+b") as file:
             is_free = try_lock(file.fileno())
             is_own = is_free is not None and partial.name.split(".")[-3] == _host()
@@ -132,21 +126,21 @@ def remove_abandoned(folder: Path, now: float, after_s: float) -> None:
 
 
 def write_text(path: Path, text: str, *, is_durable: bool = True) -> None:
-    """Replaces *path* by *text* in one step."""
+    """Replaces *path* by *text* in a single step."""
     with replacing(path, is_durable=is_durable) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, is_durable: bool = True) -> None:
-    """Replaces *path* by *value* as indented JSON in one step."""
+    """Replaces *path* by *value* as indented JSON in a single step."""
     write_text(path, json.dumps(value, indent=2) + "\n", is_durable=is_durable)
 
 
 def sorted_safetensors(content: bytes) -> bytes:
-    """Returns a safetensors file with its header sorted: equal content gives equal bytes.
+    """Returns a safetensors file with a sorted header: equal content gives equal bytes.
 
-    The library writes the metadata in a new order each time. The header is 8 bytes of length, then
-    JSON, then spaces, so that the numbers begin at a multiple of 8.
+    The library writes the metadata in any order. The header is 8 bytes of length, then
+    JSON, then spaces, because the numbers must begin at a multiple of 8.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
@@ -155,7 +149,7 @@ def sorted_safetensors(content: bytes) -> bytes:
 
 
 def tail(file: Path, count: int) -> list[str]:
-    """Returns the last lines of a file that are not empty; none where it cannot be read."""
+    """Returns the last lines of a file that are not empty; [] if it cannot be read."""
     try:
         with file.open("rb") as content:
             content.seek(0, os.SEEK_END)
@@ -167,9 +161,9 @@ def tail(file: Path, count: int) -> list[str]:
 
 
 def csv_text(text: str) -> str:
-    """Returns a CSV cell's text, with an apostrophe before what a spreadsheet would execute.
+    """Returns the text of a CSV cell, with an apostrophe before a spreadsheet's formula.
 
-    A plain number is left alone.
+    A plain number does not change.
 
     >>> csv_text("=cmd|x"), csv_text("@sum(a1)"), csv_text("-1"), csv_text("nevus")
     ("'=cmd|x", "'@sum(a1)", '-1', 'nevus')
@@ -188,11 +182,11 @@ def sha256_file(path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename in a folder outlast a crash of the machine."""
+    """Flushes a rename in a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:  # some file systems cannot; the rename is theirs to keep
+    except OSError:  # some file systems cannot
         pass
     finally:
         os.close(handle)

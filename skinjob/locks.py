@@ -1,4 +1,4 @@
-"""Locks between the processes of a user, and whether a process is still there."""
+"""Locks between the processes of a user, and whether a process still exists."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def locked(
     wait_s: float = math.inf,
     tell_waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[bool]:
-    """Holds a lock on *file*, which is made if need be, once no other process holds it.
+    """Locks *file* during the block; makes the file if it does not exist.
 
-    Calls *tell_waiting* once where another process holds it for long. Yields whether there is a
-    lock: after *wait_s* there is none, nor on some file systems that clusters share. The file is
-    readable by the user alone, because anyone who can read a file can lock it.
+    Waits up to *wait_s* for another process, and calls *tell_waiting* once if that takes long.
+    Yields whether the file is locked; some file systems of clusters have no locks. Only the user
+    can read the file, because everybody who can read a file can lock it.
 
-    Raises: RunError when the file belongs to another user, OSError when it cannot be opened.
+    Raises: RunError if the file belongs to another user, OSError if it cannot be opened.
     """
     try:
         handle = os.open(file, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_RDWR, 0o600)
@@ -52,24 +52,24 @@ def _foreign_lock(file: Path) -> RunError:
 
 
 def lock(handle: int, wait_s: float, tell_waiting: Callable[[], None] = lambda: None) -> bool:
-    """Locks an open file, for as long as it is open; returns whether it is locked.
+    """Locks an open file until it is closed; returns whether it is locked.
 
-    Waits up to *wait_s* for another process, and returns False at once without locks there.
+    Waits up to *wait_s* for another process. Returns False at once if the file system has no locks.
     """
-    start, is_told = time.monotonic(), False
-    while (answer := try_lock(handle)) is False:
+    start, has_told = time.monotonic(), False
+    while (is_free := try_lock(handle)) is False:
         waited_s = time.monotonic() - start
         if waited_s > wait_s:
             return False
-        if not is_told and waited_s > PATIENCE_S:
+        if not has_told and waited_s > PATIENCE_S:
             tell_waiting()
-            is_told = True
+            has_told = True
         time.sleep(0.05)
-    return bool(answer)
+    return bool(is_free)
 
 
 def try_lock(handle: int) -> bool | None:
-    """Locks an open file; returns False when another process has the lock, None without locks."""
+    """Locks an open file. Returns False if another process has the lock, None without locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -80,19 +80,19 @@ def try_lock(handle: int) -> bool | None:
 
 
 def is_locked(file: Path) -> bool | None:
-    """Says whether another process has the lock on a file; None where that cannot be seen."""
+    """Returns whether another process has locked a file; None if that cannot be known."""
     try:
-        with file.open("r+b") as content:  # to be written: else NFS gives no lock
-            answer = try_lock(content.fileno())
+        with file.open("r+b") as content:  # NFS locks only files that are open for writing
+            is_free = try_lock(content.fileno())
     except OSError:
         return None
-    return None if answer is None else not answer
+    return None if is_free is None else not is_free
 
 
 def process_exists(host: str | None, pid: int | None, words: str = "") -> bool | None:
-    """Says whether a process is there; None where this machine cannot see it.
+    """Returns whether a process exists; None if this machine cannot know.
 
-    *words* have to stand in its command line: numbers of processes are used again.
+    Its command line must contain *words*, because process ids are used again.
     """
     if pid is None or host != socket.gethostname():
         return None
@@ -104,5 +104,5 @@ def process_exists(host: str | None, pid: int | None, words: str = "") -> bool |
         return not words
     try:
         return os.fsencode(words) in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # a system without /proc, or it has just ended
+    except OSError:  # a system without /proc, or the process has just ended
         return None if words else True

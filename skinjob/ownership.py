@@ -1,7 +1,7 @@
-"""Whose a file is, and who could put another in its place.
+"""Who owns a file, and who could replace it.
 
-Jobs execute pickles from a sweep's folder and compiled code from the cache. Whoever can write
-there, or can rename a folder on the way there, can run code as the user.
+Jobs execute pickles from a sweep's folder and compiled code from the cache. A user who can write to
+these folders, or can rename one of their parents, can execute code as the user of the jobs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,9 @@ ACL_WRITE = 0x02
 
 
 def owner(path: Path) -> str | None:
-    """Returns the name of the user that a file belongs to; None for the user's own.
+    """Returns the name of a file's owner; None if both it and the target of a link are the user's.
 
-    A link of the user's to a file of another user is not the user's own.
-
-    Raises: OSError when it cannot be seen.
+    Raises: OSError if the file cannot be examined.
     """
     for number in (path.lstat().st_uid, path.stat().st_uid):
         if number != os.geteuid():
@@ -42,7 +40,7 @@ def owner(path: Path) -> str | None:
 
 
 def user_name(number: int) -> str:
-    """Returns a user's name, or the number where there is no name."""
+    """Returns a user's name, or "user" and the number if there is no name."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:
@@ -50,9 +48,9 @@ def user_name(number: int) -> str:
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder, if it is not there, that nobody but the user can put files into.
+    """Makes a folder in which only the user can create files, if it does not exist.
 
-    Raises: RunError when it belongs to another user, or others may write to it.
+    Raises: RunError as `require_private`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -61,57 +59,56 @@ def make_private(folder: Path) -> None:
 
 
 def require_private(folder: Path) -> None:
-    """Returns when nobody but the user can put files into a folder.
+    """Checks that only the user can create files in a folder.
 
-    Raises: RunError when it belongs to another user, is a link, or others may write to it.
+    Raises: RunError if it belongs to another user, is a link, or others may write to it.
     """
-    seen = folder.lstat()
-    is_own = stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.geteuid()
-    if not is_own or seen.st_mode & 0o022:  # with an ACL the group's bits are its mask
+    info = folder.lstat()
+    is_own = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+    if not is_own or info.st_mode & 0o022:  # with an ACL the group's bits are its mask
         raise RunError(
             f"{folder} is not a private folder of yours", f"ls -ld {shlex.quote(str(folder))}"
         )
 
 
 def require_safe(folder: Path, trusted: Collection[str] = ()) -> None:
-    """Returns when no stranger can put another folder in the place of this one.
+    """Checks that no stranger can replace a folder.
 
-    Root, the user's own groups and the users named in *trusted* are no strangers. The folder, or
-    the last part of its path, need not be there yet. A sticky bit, as /tmp has it, keeps others
-    from renaming what is not theirs.
+    Root, the user's own groups and the users in *trusted* are not strangers. The folder may not
+    exist yet. In a folder with a sticky bit, such as /tmp, strangers cannot rename a user's files.
 
-    Raises: RunError that names the first place on the way where a stranger can.
+    Raises: RunError that names the first parent folder where a stranger can write.
     """
-    ways = (absolute(folder), folder.resolve())  # a link on the way can be replaced too
-    for place in sorted({place for way in ways for place in (way, *way.parents)}):
+    paths = (absolute(folder), folder.resolve())  # a link in the path can be replaced too
+    for place in sorted({place for path in paths for place in (path, *path.parents)}):
         for who, fix in _strangers(place, {ROOT, os.geteuid(), *_numbers(trusted)}):
             raise RunError(
-                f"{place} {who}, who could replace {folder}, and jobs execute code from there",
+                f"{place} {who}, who could replace {folder}, and jobs execute code in it",
                 f"{fix}; or choose another --runs",
             )
 
 
 def _strangers(place: Path, trusted: Collection[int]) -> Iterator[tuple[str, str]]:
-    """Yields who else can rename what is in a place, in words, and how to change it."""
+    """Yields a phrase for each stranger that can rename the files in a folder, and a fix."""
     try:
-        link, there = place.lstat(), place.stat()
+        link, target = place.lstat(), place.stat()
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno != errno.EACCES:
             raise
-        return  # a folder that the user cannot enter holds nothing of the user's
+        return  # the user cannot have files in a folder that the user cannot enter
     quoted = shlex.quote(str(place))
-    for seen in (link, there):
-        if seen.st_uid not in trusted and not _is_unmapped(seen.st_uid):
-            name = user_name(seen.st_uid)
+    for number in (link.st_uid, target.st_uid):
+        if number not in trusted and not _is_unmapped(number):
+            name = user_name(number)
             trust = f"the same command with --trust {name.removeprefix(NAMELESS)}"
             yield f"belongs to {name}", f"if you trust {name}: {trust}"
-    if not stat.S_ISDIR(there.st_mode) or there.st_mode & stat.S_ISVTX:
+    if not stat.S_ISDIR(target.st_mode) or target.st_mode & stat.S_ISVTX:
         return
-    if there.st_mode & stat.S_IWOTH:
+    if target.st_mode & stat.S_IWOTH:
         yield "can be written by everybody", f"chmod o-w {quoted}"
-    for tag, number in _writers(place, there):
+    for tag, number in _writers(place, target):
         if tag == ACL_USER and number not in trusted:
             name = user_name(number)
             revoke = f"setfacl -x u:{number} {quoted}"
@@ -120,25 +117,25 @@ def _strangers(place: Path, trusted: Collection[int]) -> Iterator[tuple[str, str
             yield f"can be written by the group {_group_name(number)}", f"chmod g-w {quoted}"
 
 
-def _writers(place: Path, seen: os.stat_result) -> list[tuple[int, int]]:
+def _writers(place: Path, info: os.stat_result) -> list[tuple[int, int]]:
     """Returns tag and number of the other users and the groups that may write to a folder."""
-    if not seen.st_mode & stat.S_IWGRP:  # with an ACL these bits are its mask
+    if not info.st_mode & stat.S_IWGRP:  # with an ACL these bits are its mask
         return []
     try:
         content = os.getxattr(place, ACL)
     except (OSError, AttributeError):  # no ACL, or a system without them
-        return [(ACL_GROUP, seen.st_gid)]
+        return [(ACL_GROUP, info.st_gid)]
     entries = [ACL_ENTRY.unpack_from(content, at) for at in range(4, len(content), ACL_ENTRY.size)]
     writers = [(tag, number) for tag, permissions, number in entries if permissions & ACL_WRITE]
     return [
-        (ACL_GROUP, seen.st_gid) if tag == ACL_OWNING_GROUP else (tag, number)
+        (ACL_GROUP, info.st_gid) if tag == ACL_OWNING_GROUP else (tag, number)
         for tag, number in writers
         if tag in (ACL_USER, ACL_OWNING_GROUP, ACL_GROUP)
     ]
 
 
 def _numbers(names: Collection[str]) -> set[int]:
-    """Returns the user numbers of some names; a name that is unknown here stands for nobody."""
+    """Returns the user numbers of some names; ignores names that this machine does not know."""
     numbers = set()
     for name in names:
         with contextlib.suppress(KeyError):
@@ -147,9 +144,9 @@ def _numbers(names: Collection[str]) -> set[int]:
 
 
 def _is_unmapped(number: int) -> bool:
-    """Says whether a number stands for all users that a container does not know.
+    """Returns whether a number stands for all users that a container does not know.
 
-    In a user namespace, as containers have it, root's folders on the host seem to be nobody's.
+    In the user namespace of a container, the folders of the host's root seem to belong to nobody.
     """
     try:
         mapped = Path("/proc/self/uid_map").read_text().split()

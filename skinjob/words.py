@@ -1,4 +1,4 @@
-"""Numbers, times and lists in words. Nothing here prints."""
+"""Numbers, times and lists as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pluralize(number: int, noun: str) -> str:
 def list_first(
     items: Sequence[str], most: int = 3, *, separator: str = ", ", noun: str = ""
 ) -> str:
-    """Returns the first *most* items in one line, and how many there are beyond them.
+    """Returns a line with the first *most* items and the number of the others.
 
     >>> list_first(["a", "b"]), list_first(["a", "b", "c", "d", "e"])
     ('a, b', 'a, b, c and 2 more')
@@ -33,7 +33,7 @@ def list_first(
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in its largest unit, as a sentence says it.
+    """Returns a time in its largest unit.
 
     >>> duration(42.4), duration(190), duration(3725)
     ('42 s', '3.2 min', '1 h 02 min')
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Returns a time to the second, as a clock shows it.
+    """Returns a time in hours, minutes and seconds.
 
     >>> clock(3725.4)
     '1:02:05'

@@ -16,6 +16,8 @@ from untrained import write_untrained
 
 GOLDENS = Path(__file__).parent / "golden"
 
+collect_ignore = ["support"]  # pytest would put no_torch, which stands in for torch, on the path
+
 # Two test files run at the same time: jobs with a thread for every core would thrash.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

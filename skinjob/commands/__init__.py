@@ -1,1 +1,1 @@
-"""The commands by theme: each parses, calls one function, prints, and suggests the next."""
+"""The commands. Each parses its options, calls one function, prints, and suggests the next."""

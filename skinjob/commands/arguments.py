@@ -1,4 +1,4 @@
-"""What commands share: arguments that name a sweep or a run, and a path as a person types it."""
+"""Arguments that name a sweep or a run, which several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from skinjob.commands.help import SectionOption
-from skinjob.config import PLACES
+from skinjob.config import FILES
 from skinjob.errors import RunError
 from skinjob.files import absolute
 from skinjob.sweeps.layout import Run, Sweep, sweeps
@@ -19,7 +19,7 @@ from skinjob.sweeps.layout import Run, Sweep, sweeps
 runs_option = click.option(
     "--runs",
     cls=SectionOption,
-    section=PLACES,
+    section=FILES,
     type=click.Path(path_type=Path),
     default="runs",
     show_default=True,
@@ -46,15 +46,15 @@ def _complete_run(
 
 
 def _completes(name: str, incomplete: str) -> bool:
-    """Returns whether a name may be offered: a shell prints it to the terminal as it is."""
+    """Returns whether a name completes the word and is safe: a shell prints it unescaped."""
     return name.startswith(incomplete) and name.isprintable()
 
 
 sweep_argument = click.argument("sweep", required=False, shell_complete=_complete_sweep)
-"""A sweep's folder or name, for `find_sweep`. The default is the newest sweep."""
+"""A sweep's folder or name, for `find_sweep`; the default is the newest sweep."""
 
 needed_sweep_argument = click.argument("sweep", shell_complete=_complete_sweep)
-"""The same, required: for commands that change something."""
+"""The same, but required: for commands that change something."""
 
 sweeps_argument = click.argument("sweep", nargs=-1, shell_complete=_complete_sweep)
 
@@ -62,13 +62,13 @@ run_argument = click.argument("run", shell_complete=_complete_run)
 """A run's folder, or its name in the newest sweep, for `find_run`."""
 
 runs_argument = click.argument("run", nargs=-1, shell_complete=_complete_run)
-"""Runs of the sweep that the argument before names, for `runs_of`."""
+"""Runs of the sweep that the previous argument names, for `runs_of`."""
 
 
 def find_sweep(sweep: str | None, runs: Path) -> Sweep:
-    """Returns the sweep of this folder, or of this name below *runs*; of None the newest.
+    """Returns the sweep with this folder, or with this name in *runs*; for None the newest.
 
-    Raises: RunError when there is none.
+    Raises: RunError when there is no such sweep.
     """
     if sweep is None:
         return newest(runs)
@@ -82,9 +82,9 @@ def find_sweep(sweep: str | None, runs: Path) -> Sweep:
 
 
 def find_run(run: str, runs: Path) -> Run:
-    """Returns the run of this folder, of SWEEP/RUN below *runs*, or of a name in the newest sweep.
+    """Returns the run with this folder, SWEEP/RUN in *runs*, or a name in the newest sweep.
 
-    Raises: RunError when there is none.
+    Raises: RunError when there is no such run.
     """
     for folder in (Path(run), runs / run):
         if Run(folder).config_file.exists():
@@ -93,7 +93,7 @@ def find_run(run: str, runs: Path) -> Run:
 
 
 def runs_of(sweep: Sweep, names: Sequence[str]) -> list[Run]:
-    """Returns the sweep's runs of these names (or folders), each once.
+    """Returns the sweep's runs with these names or folders, without repeats.
 
     Raises: RunError when the sweep has no such run.
     """
@@ -101,24 +101,24 @@ def runs_of(sweep: Sweep, names: Sequence[str]) -> list[Run]:
     return list(dict.fromkeys(_run_of(sweep, name, runs) for name in names))
 
 
-def _run_of(sweep: Sweep, word: str, runs: Mapping[str, Run]) -> Run:
-    """Returns the run of a sweep whose name, SWEEP/RUN, or folder the word is.
+def _run_of(sweep: Sweep, name: str, runs: Mapping[str, Run]) -> Run:
+    """Returns the run of a sweep that *name* means: its name, SWEEP/RUN, or its folder.
 
-    Runs of other sweeps have the same names.
+    Runs of other sweeps may have the same name, so the whole folder is compared.
     """
-    if word in runs:
-        return runs[word]
-    for folder in (Path(word).resolve(), (sweep.folder.parent / word).resolve()):
+    if name in runs:
+        return runs[name]
+    for folder in (Path(name).resolve(), (sweep.folder.parent / name).resolve()):
         run = runs.get(folder.name)
         if run and run.folder.resolve() == folder:
             return run
     raise RunError(
-        f"{word}: no run of {sweep.folder}", f"skinjob status {shlex.quote(str(sweep.folder))}"
+        f"{name}: no run of {sweep.folder}", f"skinjob status {shlex.quote(str(sweep.folder))}"
     )
 
 
 def _with_a_name(folder: Path) -> Path:
-    """Returns the folder by a path that ends in its name: `.` and `..` do not."""
+    """Returns a path of the folder that ends in its name, unlike `.` and `..`."""
     if folder.name not in ("", ".."):
         return folder
     plain = Path(os.path.normpath(absolute(folder)))
@@ -126,7 +126,7 @@ def _with_a_name(folder: Path) -> Path:
 
 
 def newest(runs: Path) -> Sweep:
-    """Returns the sweep that was made last. Raises: RunError when there is none."""
+    """Returns the newest sweep. Raises: RunError when there is no sweep."""
     by_age = sweeps(runs)
     if not by_age:
         raise RunError(f"no sweep in {runs}/", "skinjob submit")
@@ -134,6 +134,6 @@ def newest(runs: Path) -> Sweep:
 
 
 def typed(path: Path) -> Path:
-    """Returns the path as a person types it here."""
-    here = absolute(Path())
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    """Returns the path relative to the current folder, if it is inside."""
+    current = absolute(Path())
+    return path.relative_to(current) if path.is_relative_to(current) else path

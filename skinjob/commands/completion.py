@@ -1,4 +1,4 @@
-"""In the shell: `skinjob completion`, after which Tab completes commands, options and runs."""
+"""`skinjob completion`: lets the Tab key complete commands, options, sweeps and runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSTALL = {
     "echo 'autoload -Uz compinit && compinit; . ~/.skinjob-completion' >> ~/.zshrc",
     "fish": "skinjob completion fish > ~/.config/fish/completions/skinjob.fish",
 }
-"""What puts the script into every new shell. A file, as a shell should not wait for Python."""
+"""Commands that load the script in every new shell, from a file: starting Python takes longer."""
 
 
 @click.command(cls=TaskCommand)
@@ -27,10 +27,10 @@ INSTALL = {
 )
 @click.pass_context
 def completion(ctx: click.Context, shell: str | None) -> None:
-    """Print the script by which the Tab key completes words.
+    """Print a script for completion with the Tab key.
 
-    Commands, options, sweeps and runs are completed. Without a SHELL, it is the one that you use.
-    The last line of the script says how to keep it.
+    It completes commands, options, sweeps and runs. The default is the shell that you use. The last
+    line of the script says how to load it in every new shell.
 
     \b
     Example:
@@ -42,13 +42,13 @@ def completion(ctx: click.Context, shell: str | None) -> None:
 
 
 def completion_script(cli: click.Command, shell: str) -> str:
-    """Returns the script for a shell; when sourced, it asks skinjob itself for the words."""
+    """Returns the script for a shell; the script asks skinjob for the possible words."""
     script = get_completion_class(shell)
-    assert script is not None, shell  # click has all of INSTALL
+    assert script is not None, shell  # click knows all of INSTALL
     return script(cli, {}, "skinjob", "_SKINJOB_COMPLETE").source().strip()
 
 
 def _own_shell() -> str:
-    """Returns the user's shell, or bash where it is one that cannot complete words."""
+    """Returns the user's shell; bash if skinjob has no script for that shell."""
     name = Path(os.environ.get("SHELL", "")).name
     return name if name in INSTALL else "bash"

@@ -1,4 +1,4 @@
-"""The whole job on this machine: `skinjob demo`."""
+"""`skinjob demo`: every step on this machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import click
 
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.report import report_on
-from skinjob.commands.submit import print_plan, submit_and_tell
+from skinjob.commands.submit import print_plan, submit_and_print
 from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.console import say
 from skinjob.errors import DownloadError, SkinjobError, WeightsError
 
-DEMO_TRAIN, DEMO_TEST = 160, 100  # images of each class
+DEMO_TRAIN, DEMO_TEST = 160, 100  # images per class
 DEMO_BATCH_SIZES, DEMO_SEEDS = (32, 64, 128, 256), (0, 1, 2)
 DEMO_EPOCHS, DEMO_LR = 15, 0.05
 
@@ -28,13 +28,13 @@ DEMO_EPOCHS, DEMO_LR = 15, 0.05
     type=click.Path(path_type=Path),
     default="demo",
     show_default=True,
-    help="Folder to make it all in.",
+    help="Folder for everything that the demo makes.",
 )
 def demo(folder: Path) -> None:
-    """Do the whole job here, on drawn images, in minutes.
+    """Run every step on this machine in minutes, on drawn images.
 
-    It fetches, submits, trains and reports, and needs no SLURM and no GPU. Without internet it
-    pretrains a backbone of its own, in a minute.
+    The demo fetches, submits, trains and reports. It needs no SLURM and no GPU. Without internet it
+    pretrains a small backbone, which takes about a minute.
 
     \b
     Example:
@@ -58,25 +58,25 @@ def demo(folder: Path) -> None:
         runs=folder / "runs",
     )
     print_plan(plan)
-    submit_and_tell(plan, is_waiting=True)
+    submit_and_print(plan, is_waiting=True)
     say()
     report_on([plan.sweep], None)
 
 
 def _require_writable(folder: Path) -> None:
-    """Makes *folder* if need be; raises WeightsError where no file can be made in it."""
+    """Makes *folder* if it is missing. Raises: WeightsError if no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise WeightsError(
             f"{folder}: cannot write there: {error.strerror}",
-            "skinjob demo --folder FOLDER   # one that you may write to",
+            "skinjob demo --folder FOLDER   # a folder that you may write to",
         ) from error
 
 
 def _demo_weights(file: Path) -> None:
-    """Fetches the weights, or pretrains some here where they cannot be fetched."""
+    """Fetches the weights; if that fails, pretrains a backbone on this machine."""
     from skinjob.weights.backbones import DEFAULT
     from skinjob.weights.fetch import fetch_weights
     from skinjob.weights.file import find_weights
@@ -87,23 +87,23 @@ def _demo_weights(file: Path) -> None:
     except (DownloadError, WeightsError) as error:
         say(f"weights could not be fetched: {error.message}", is_error=True)
         reason = "no internet: " if _is_offline(error) else ""
-        if (made := find_weights(file, "demo")) and made.listed:
+        if (earlier := find_weights(file, "demo")) and earlier.listed:
             say(f"{reason}using the {DEFAULT.title} that an earlier demo pretrained here")
             return
         from skinjob.train.pretrain import pretrain
 
-        say(f"pretraining a {DEFAULT.title} here instead, on drawn shapes; it takes about a minute")
+        say(f"pretraining a {DEFAULT.title} on drawn shapes instead; this takes about a minute")
         start = time.monotonic()
         pretrain(file)
         say(
-            f"{reason}pretrained {DEFAULT.title} here for {time.monotonic() - start:.0f} s on "
-            "drawn shapes (the published weights are better)"
+            f"{reason}pretrained {DEFAULT.title} for {time.monotonic() - start:.0f} s on drawn "
+            "shapes (the published weights are better)"
         )
 
 
 def _is_offline(error: SkinjobError) -> bool:
-    """Returns whether the name look-up or the connection failed, so that no server answered."""
-    reason = getattr(error.__cause__, "reason", None)  # of an URLError
+    """Returns whether no server answered: the name look-up or the connection failed."""
+    reason = getattr(error.__cause__, "reason", None)  # of a URLError
     return isinstance(reason, (socket.gaierror, ConnectionError, TimeoutError)) or (
         isinstance(reason, OSError) and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
     )

@@ -1,4 +1,4 @@
-"""Before the queue: `skinjob doctor`."""
+"""`skinjob doctor`: checks before the queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from skinjob.doctor.finding import Finding
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "bright_black"}
-INDENT = 21  # columns before what was found
+INDENT = 21  # columns before the result of a check
 
 
 @click.command(cls=FileCommand)
@@ -33,14 +33,16 @@ INDENT = 21  # columns before what was found
 @cluster_options
 @runs_option
 @name_option
-@click.option("--probe", is_flag=True, help="Queue a job of some seconds that looks from a node.")
+@click.option(
+    "--probe", is_flag=True, help="Also queue a job of a few seconds that checks a compute node."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) -> None:
-    """Check all that can be known before the queue.
+    """Check SLURM, limits, files and Python before you submit.
 
-    SLURM, limits, files, Python, and with --probe a compute node. It takes what submit takes.
-    Exit code 1 when a check failed; after warnings jobs work all the same.
+    The doctor takes the options of submit and checks what they would queue. Exit code 1: a check
+    failed. After warnings, jobs can still run.
 
     \b
     Example:
@@ -55,12 +57,12 @@ def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) ->
         say_as_is(json.dumps({"checks": [finding.to_json() for finding in findings]}, indent=2))
     else:
         findings = list(_printed(findings))
-        _print_sum(findings)
+        _print_totals(findings)
     ctx.exit(1 if any(finding.verdict == "fail" for finding in findings) else 0)
 
 
 def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
-    """Yields the findings, each printed as it comes."""
+    """Prints each finding as soon as it is known, and yields it."""
     for finding in findings:
         first, *others = _lines(finding.text)
         say(f"{finding.verdict:<9}{finding.name:<12}{first}", colour=COLOURS[finding.verdict])
@@ -72,12 +74,12 @@ def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
 
 
 def _lines(text: str) -> list[str]:
-    """Returns a sentence in lines that fit the terminal; a pipe gets one line."""
+    """Returns a sentence in lines that fit the terminal; in a pipe it stays whole."""
     columns = width()
     return wrapped(text, columns and max(columns - INDENT, 30), hanging="")
 
 
-def _print_sum(findings: Iterable[Finding]) -> None:
+def _print_totals(findings: Iterable[Finding]) -> None:
     counts = Counter(finding.verdict for finding in findings)
     say("", ", ".join(f"{number} {verdict}" for verdict, number in counts.items()))
     if not counts["fail"]:

@@ -1,4 +1,4 @@
-"""On the laptop: `skinjob fetch-weights`."""
+"""`skinjob fetch-weights`, for the laptop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skinjob.weights.backbones import DEFAULT
     cls=TaskCommand,
     help=f"""Download and check the pretrained {DEFAULT.title}. Needs no torch.
 
-    A download that broke off is resumed. The file that this makes is ready for scp.
+    An interrupted download is resumed. The weights are then ready for scp.
 
     \b
     Example:
@@ -34,20 +34,20 @@ from skinjob.weights.backbones import DEFAULT
 @click.option(
     "--source",
     show_default="download.pytorch.org",
-    help="A mirror's URL, or a file that is there already.",
+    help="URL of a mirror, or a file on this machine.",
 )
 @click.option(
-    "--sha256", help="Digest of the source, 64 hex digits; needed when its name carries none."
+    "--sha256", help="SHA-256 of the source, 64 hex digits; needed if its name has no digest."
 )
 def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
     from skinjob.weights.fetch import fetch_weights as fetch
     from skinjob.weights.file import SUMS_NAME
 
-    weights, was_there = fetch(out, source, sha256)
+    weights, is_old = fetch(out, source, sha256)
     files = shlex.join([str(weights.path), str(weights.path.with_name(SUMS_NAME))])
-    say(f"{weights.path} {'is there already, and whole' if was_there else 'written'}")
+    say(f"{weights.path} {'is already complete' if is_old else 'written'}")
     say(f"sha256  {weights.sha256}")
     say(f"size    {weights.size_bytes:,} bytes")
     say(f"source  {weights.source}")
     say("", f"next:  scp {files} USER@LOGIN_NODE:skinjob/weights/")
-    say(f"there: (cd skinjob/weights && sha256sum -c {SUMS_NAME})")
+    say(f"check: (cd skinjob/weights && sha256sum -c {SUMS_NAME})")

@@ -1,4 +1,4 @@
-"""How commands look: grouped by their task, options by section, defaults with their source."""
+"""The layout of help: commands by task, options by section, defaults with their source."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from click.core import ParameterSource
 from skinjob.console import shown
 
 THIS_CALL = "This call"
-FEW = 8
-"""A list of no more options needs no sections."""
+MAX_UNGROUPED = 8  # a longer list of options gets sections
 
 
 class TaskGroup(click.Group):
@@ -23,10 +22,9 @@ class TaskGroup(click.Group):
     def __init__(
         self, *args: Any, tasks: Mapping[str, Mapping[str, tuple[str, str]]], **kwargs: Any
     ) -> None:
-        """*tasks* are the sections of the help, with commands by name.
+        """*tasks* are the sections of the help, each with its commands by name.
 
-        Of a command it has module and function, below skinjob.commands, and the first sentence of
-        its help.
+        A command is given as MODULE:FUNCTION in skinjob.commands, and its help's first sentence.
         """
         super().__init__(*args, **kwargs)
         self.tasks = tasks
@@ -45,14 +43,14 @@ class TaskGroup(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes a line for each command: the first sentence of its help, never cut off."""
+        """Writes a line for each command: the first sentence of its help, never cut."""
         for task, commands in self.tasks.items():
             with formatter.section(task):
                 formatter.write_dl([(name, words) for name, (_, words) in commands.items()])
 
 
 class SectionOption(click.Option):
-    """An option with the section of the help that it belongs to."""
+    """An option that knows its section of the help."""
 
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -63,14 +61,14 @@ class TaskCommand(click.Command):
     """A command whose help groups a long list of options, and names each default's source."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options, in sections where they are many."""
+        """Writes the options; a long list in sections."""
         from skinjob.config import SECTIONS
 
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         sections: dict[str, list[click.Option]] = {title: [] for title in (*SECTIONS, THIS_CALL)}
         for option in options:
             sections[getattr(option, "section", THIS_CALL)].append(option)
-        if len(options) <= FEW:
+        if len(options) <= MAX_UNGROUPED:
             sections = {"Options": options}
         for title, group in sections.items():
             if group:
@@ -83,7 +81,7 @@ class TaskCommand(click.Command):
 
 
 def _with_source(ctx: click.Context, option: click.Option) -> click.Option:
-    """Returns the option; if a file or a variable sets its default, a copy whose help says so."""
+    """Returns the option; if a file or a variable sets its default, a copy that names it."""
     from skinjob.commands.sources import source
     from skinjob.config import as_text
 

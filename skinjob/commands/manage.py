@@ -1,4 +1,4 @@
-"""Change what was submitted: `skinjob retry`, `skinjob cancel`, `skinjob clean`."""
+"""`skinjob retry`, `skinjob cancel` and `skinjob clean` change what was submitted."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from skinjob.submit.cancel import Cancellation
     from skinjob.submit.clean import Clearing
 
-WITHOUT = {
-    "caches": "will be computed again when needed, which takes time",
+CONSEQUENCES = {
+    "caches": "are computed again when needed, which takes time",
     "failed": "a run without a checkpoint starts again at its first epoch",
     "submission": "logs of jobs that ended well; the output of failed jobs is kept",
 }
-"""What is lost with each kind."""
+"""What removing each kind means."""
 
-MOST_NAMED = 3  # runs with the same status; a sweep may have a thousand
+MAX_NAMED = 3  # runs with the same status; a sweep may have a thousand
 
 
 @click.command(cls=TaskCommand)
 @needed_sweep_argument
 @runs_argument
-@click.option("--cancelled", is_flag=True, help="Queue cancelled runs again, too.")
+@click.option("--cancelled", is_flag=True, help="Also queue cancelled runs again.")
 @changed_cluster_options
 @runs_option
 @dry_run_option
@@ -65,8 +65,8 @@ def retry(
 ) -> None:
     """Queue failed and lost runs again.
 
-    Each goes on after its last finished epoch. Runs that you cancelled are queued only if they are
-    named, or with --cancelled. Everything else is as in the sweep, except for options given here.
+    Each run continues after its last finished epoch. Cancelled runs are queued only if you name
+    them or add --cancelled. Options given here replace those of the sweep.
 
     \b
     Example:
@@ -88,11 +88,11 @@ def retry(
 
 
 def _print_left(left: Sequence[RunStatus]) -> None:
-    """Prints which runs are left alone, a line for each status."""
+    """Prints which runs stay as they are, a line for each status."""
     for status in sorted({run.status for run in left}):
         names = [run.run for run in left if run.status == status]
         hint = "; add --cancelled to queue them" if status == Status.CANCELLED else ""
-        print_sentence(f"left alone, {status}{hint}: {list_first(names, MOST_NAMED)}")
+        print_sentence(f"left alone, {status}{hint}: {list_first(names, MAX_NAMED)}")
 
 
 @click.command(cls=TaskCommand)
@@ -101,7 +101,7 @@ def _print_left(left: Sequence[RunStatus]) -> None:
 @runs_option
 @click.option("--yes", is_flag=True, help="Cancel a whole sweep without asking.")
 def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
-    """Cancel the unfinished runs of a sweep, or only the named ones.
+    """Cancel all unfinished runs of a sweep, or the named runs.
 
     Results stay. `skinjob retry SWEEP RUN` continues a cancelled run after its last finished epoch.
 
@@ -121,7 +121,7 @@ def cancel(sweep: str, run: tuple[str, ...], runs: Path, yes: bool) -> None:
 
 
 def _is_sure(sweep: Sweep) -> bool:
-    """Asks if runs are running; returns True if they may be cancelled."""
+    """Returns whether all runs may be cancelled; asks the user if some are running."""
     from skinjob.status.status import run_statuses
 
     num = sum(run.status == Status.RUNNING for run in run_statuses(sweep))
@@ -129,20 +129,17 @@ def _is_sure(sweep: Sweep) -> bool:
 
 
 def _print_cancelled(sweep: Sweep, result: Cancellation) -> None:
-    """Prints what became of each run and job, and how to continue the runs."""
+    """Prints what happened to each run and job, and how to continue the runs."""
     rows = [(name, "cancelled") for name in result.cancelled]
     rows += [(run.run, f"left alone: {run.status}") for run in result.left]
     print_table(("run", "status"), rows, left=("status",))
-    for words, jobs in (
-        ("told to end", result.ended),
-        ("goes on, with other runs", result.going_on),
-    ):
+    for words, jobs in (("ending", result.ended), ("continues with other runs", result.going_on)):
         if jobs:
             say()
             print_sentence(f"{words}: job {', '.join(jobs)}")
     say()
     if result.cancelled:
-        is_few = len(result.cancelled) <= MOST_NAMED
+        is_few = len(result.cancelled) <= MAX_NAMED
         say(f"back:  {sweep.retry_command(*(result.cancelled if is_few else ['--cancelled']))}")
     say(f"next:  skinjob status {shlex.quote(str(sweep.folder))}")
 
@@ -153,12 +150,12 @@ def _print_cancelled(sweep: Sweep, result: Cancellation) -> None:
 @click.option("--caches", is_flag=True, help="Views and compiled code, which all sweeps share.")
 @click.option("--failed", is_flag=True, help="Checkpoints of failed runs, and half-written files.")
 @click.option("--submission", is_flag=True, help="Job scripts, pickles and output of past jobs.")
-@click.option("--yes", is_flag=True, help="Remove it. The default is to show it only.")
+@click.option("--yes", is_flag=True, help="Remove them. The default is to show them only.")
 def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
-    """Show what can be removed, or remove it with --yes.
+    """Show what can be removed, and remove it with --yes.
 
-    It looks at all sweeps, or only at SWEEP. Results stay. Sweeps with waiting or running runs stay
-    as they are. Default: all three kinds, or --failed and --submission if a SWEEP is given.
+    The default is all sweeps. Results stay, and so do sweeps with waiting or running runs. Without
+    an option it means all three kinds; for a SWEEP only --failed and --submission.
 
     \b
     Example:
@@ -176,7 +173,7 @@ def clean(sweep: str | None, runs: Path, yes: bool, **kinds: bool) -> None:
 
 
 def _print_cleared(what: Clearing, is_done: bool) -> None:
-    """Prints a line for each kind and folder, what is left alone, and how to go on."""
+    """Prints a line for each kind and folder, what stays, and how to continue."""
     rows = [
         (part.kind, str(part.folder), str(part.num_files), f"{part.num_bytes:,}")
         for part in what.parts
@@ -185,7 +182,7 @@ def _print_cleared(what: Clearing, is_done: bool) -> None:
         print_table(("what", "where", "files", "bytes"), rows, left=("where",))
         say()
         for kind in dict.fromkeys(part.kind for part in what.parts):
-            print_sentence(f"{kind}: {WITHOUT[kind]}")
+            print_sentence(f"{kind}: {CONSEQUENCES[kind]}")
     for folder, reason in what.left:
         print_sentence(f"left alone: {folder}: {reason}")
     size = f"{what.num_bytes:,} bytes ({what.num_bytes / 1e6:,.1f} MB)"

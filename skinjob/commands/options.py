@@ -1,4 +1,4 @@
-"""The options that `submit`, `doctor` and `config` share, made from what the records declare."""
+"""The options of `submit`, `doctor` and `config`, made from the fields of the two records."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 
 from skinjob.commands.help import SectionOption
 from skinjob.commands.sources import DEFAULT_JOB, DEFAULT_SITE, JOB_TABLES, SITES
-from skinjob.config import PLACES, SITE, ClusterConfig, Option, TrainConfig, grid, options_of
+from skinjob.config import FILES, SITE, ClusterConfig, Option, TrainConfig, grid, options_of
 
-MOST = 10_000  # numbers that a range may stand for; more is a slip, and fills the memory
+MAX_RANGE = 10_000  # numbers in a range; more is a typing error, and would fill the memory
 
 
 class Line(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A line as it is; a variable may hold several lines."""
+    """A line, unchanged; a variable may hold several lines."""
 
     name = "line"
     envvar_list_splitter = "\n"
@@ -26,7 +26,7 @@ class Line(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
 
 
 class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """Whole numbers: 32,64 or 0-9 or both; in a job file also a list."""
+    """Whole numbers, such as 32,64 or 0-9; a job file may also have a list."""
 
     name = "list"
 
@@ -39,9 +39,10 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
         for part in str(value).split(","):
             match = re.fullmatch(r"\s*(\d{1,30})(?:-(\d{1,30}))?\s*", part)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if not first <= last < first + MOST:
+            if not first <= last < first + MAX_RANGE:
+                example = "(such as 32,64 or 0-9)"
                 self.fail(
-                    f"{part.strip()!r} in {value!r} is no list of whole numbers (as 32,64 or 0-9)",
+                    f"{part.strip()!r} in {value!r} is no list of whole numbers {example}",
                     param,
                     ctx,
                 )
@@ -50,7 +51,7 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]  # generic from cl
 
 
 class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """Numbers: 0.01 or 0.01,0.1; in a job file also a list."""
+    """Numbers, such as 0.01 or 0.01,0.1; a job file may also have a list."""
 
     name = "list"
 
@@ -62,11 +63,11 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         try:
             return tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of numbers (as 0.01,0.1)", param, ctx)
+            self.fail(f"{value!r} is no list of numbers (such as 0.01,0.1)", param, ctx)
 
 
 def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Returns one decorator that does what all of them do, the first on top in the help."""
+    """Returns a decorator that applies all of them; help lists their options in this order."""
 
     def decorate(command: Any) -> Any:
         for decorator in reversed(decorators):
@@ -79,12 +80,12 @@ def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def click_option(option: Option, *, is_change: bool = False) -> Callable[[Any], Any]:
     """Returns the decorator that adds an option to a command.
 
-    Where it *is_change* of what a sweep has recorded, it has no default and no variable.
+    If it *is_change* of a recorded value of a sweep, it has no default and no variable.
     """
     default = option.command_default
-    both = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
+    flags = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
     return click.option(
-        both,
+        flags,
         option.key,
         cls=SectionOption,
         section=option.section,
@@ -107,7 +108,9 @@ def _click_type(option: Option) -> Any:
         return IntegerList() if option.kind is int else NumberList()
     if option.choices:
         return click.Choice(option.choices)
-    return Line() if option.is_many and not option.pattern else option.kind  # blanks may be in it
+    return (
+        Line() if option.is_many and not option.pattern else option.kind
+    )  # a line may have spaces
 
 
 recipe_options = stacked(*map(click_option, JOB_TABLES["train"].values()))
@@ -120,7 +123,7 @@ changed_cluster_options = stacked(
         if name != "cluster"
     )
 )
-"""What `retry` may change of what a sweep's jobs asked for."""
+"""Options of `retry` that change what a sweep's jobs ask for."""
 
 file_options = stacked(
     click.option(
@@ -137,33 +140,33 @@ file_options = stacked(
         metavar="FILE|NAME",
         expose_value=False,
         show_default=str(DEFAULT_SITE),
-        help=f"Site profile: a file, or the name of one in {SITES}/.",
+        help=f"Site profile: a file, or a name in {SITES}/.",
     ),
 )
 
 name_option = click.option(
     "--name",
     cls=SectionOption,
-    section=PLACES,
-    show_default="made of date and recipe",
-    help="Folder of this sweep in it.",
+    section=FILES,
+    show_default="made from date and recipe",
+    help="Name of the sweep's folder.",
 )
 
 
 def with_layer_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of options with the defaults that depend on the layers to train."""
+    """Returns options' values, with the defaults that depend on the layers to train."""
     filled = dict(values)
     for option in options_of(TrainConfig).values():
-        if option.all_layers is not None and values[option.key] is None:
-            default = option.all_layers if values["train"] == "all" else option.default
+        if option.default_all is not None and values[option.key] is None:
+            default = option.default_all if values["train"] == "all" else option.default
             filled[option.key] = (default,) if option.axis else default
     return filled
 
 
 def configs(values: dict[str, Any]) -> tuple[list[TrainConfig], ClusterConfig]:
-    """Returns the runs and the cluster that the values of options mean.
+    """Returns the runs and the cluster that options' values describe.
 
-    Raises: ConfigError when one of them cannot work.
+    Raises: ConfigError when a value cannot work.
     """
     values = with_layer_defaults(values)
     cluster = ClusterConfig(**{name: values[name] for name in options_of(ClusterConfig)})
@@ -174,9 +177,9 @@ def configs(values: dict[str, Any]) -> tuple[list[TrainConfig], ClusterConfig]:
 
 
 def plan_arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `make_plan` for the values of options.
+    """Returns the arguments of `make_plan` for options' values.
 
-    Raises: ConfigError when one of them cannot work.
+    Raises: ConfigError when a value cannot work.
     """
     runs, cluster = configs(values)
     others = {name: values[name] for name in ("runs", "name", "skip_bad_images")}

@@ -1,4 +1,4 @@
-"""Anywhere: `skinjob report`."""
+"""`skinjob report`, on any machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
 
 
 def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:
-    """Writes the report of these sweeps, and prints what it says and where it is."""
+    """Writes the report of these sweeps; prints its table, its notes and its folder."""
     from skinjob.report.build import build_report
     from skinjob.report.summary import DROP, readable
 

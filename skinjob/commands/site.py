@@ -28,20 +28,21 @@ from skinjob.files import write_text
 @file_options
 @recipe_options
 @cluster_options
-@click.option("--json", "is_json", is_flag=True, help="Print it as JSON, for programs.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON for other programs.")
 @click.pass_context
 def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
-    """Show what submit would take, and where each value is from.
+    """Show each value that submit would use, and its source.
 
-    It takes submit's options, variables and files. The earlier wins: a flag, a SKINJOB_SUBMIT_
-    variable, the job file, the site profile, your own profile (~/.config/skinjob/site.toml).
+    It takes the options of submit. The first source with a value wins: the option, its
+    SKINJOB_SUBMIT_ variable, the job file, the site profile, your own profile
+    (~/.config/skinjob/site.toml), the built-in default.
 
     \b
     Example:
       skinjob config
       skinjob config --site gres --time 60
     """
-    configs(values)  # what submit would refuse is refused here
+    configs(values)  # raises what submit would raise
     values = with_layer_defaults(values)
     tables = {
         table: {key: {"value": values[key], "source": source(ctx, key)} for key in options}
@@ -60,20 +61,20 @@ def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
 
 @click.command("init-site", cls=TaskCommand)
 @click.option(
-    "--partition", show_default="one with GPUs that is up", help="The partition to choose."
+    "--partition", show_default="a partition with GPUs that is up", help="Partition for the jobs."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=DEFAULT_SITE,
     show_default=True,
-    help="The profile to write.",
+    help="Profile to write.",
 )
-@click.option("--force", is_flag=True, help="Write over a profile that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing profile.")
 def init_site(partition: str | None, out: Path, force: bool) -> None:
-    """Ask SLURM what there is, and write a site profile of it.
+    """Ask SLURM what is available and write a site profile.
 
-    It asks for partitions, types of GPU, features, accounts and limits.
+    It asks for partitions, GPU types, features, accounts and limits.
 
     \b
     Example:
@@ -81,17 +82,17 @@ def init_site(partition: str | None, out: Path, force: bool) -> None:
       skinjob init-site --partition short --out jobs/sites/short.toml
     """
     from skinjob.doctor.profile import choose, profile_text
-    from skinjob.doctor.slurm_site import ask_site
+    from skinjob.queues.slurm.site import ask_site
 
     if out.exists() and not force:
-        raise ConfigError(f"{out} is there already", f"skinjob init-site --force{_out_words(out)}")
+        raise ConfigError(f"{out} exists already", f"skinjob init-site --force{_out_option(out)}")
     choice = choose(ask_site(), partition)
     write_text(out, profile_text(choice))
     rows = [(name, as_text(value), why) for name, (value, why) in choice.entries.items()]
     print_table(("", "value", "why"), rows, left=("value", "why"), wrap="why")
-    say("", f"wrote {out}; its comments say what else there is")
+    say("", f"wrote {out}; its comments list the alternatives")
     say(f"next:  skinjob doctor{'' if out == DEFAULT_SITE else f' --site {shlex.quote(str(out))}'}")
 
 
-def _out_words(out: Path) -> str:
+def _out_option(out: Path) -> str:
     return "" if out == DEFAULT_SITE else f" --out {shlex.quote(str(out))}"

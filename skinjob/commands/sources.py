@@ -1,7 +1,7 @@
-"""Where the value of an option comes from. The earlier in this list wins:
+"""Where the value of an option comes from. The first source that has a value wins:
 
-a flag; its SKINJOB_SUBMIT_* variable; the job file; the project's site profile; the user's own
-profile; and what is built in.
+the command line; the option's SKINJOB_SUBMIT_* variable; the job file; the project's site profile;
+the user's own profile; the built-in default.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ else:
 
 DEFAULT_JOB = Path("jobs/default.toml")
 DEFAULT_SITE = Path("jobs/site.toml")
-SITES = Path("jobs/sites")  # profiles that --site takes by their names
-FILES = "skinjob.files"  # click's context keeps the files that were read under this name
-BROKEN = "skinjob.broken"  # and an error of one that could not be read
+SITES = Path("jobs/sites")  # --site accepts the names of the profiles in it
+FILES = "skinjob.files"  # key in the meta of click's context: the files that were read
+BROKEN = "skinjob.broken"  # key in the same: the error of a file that could not be read
 BUILT_IN = "built in"
 
 CLUSTER_TABLE = {option.key: option for option in options_of(ClusterConfig).values()}
@@ -49,7 +49,7 @@ JOB_TABLES = {
     "train": {o.key: o for o in (*options_of(TrainConfig).values(), SKIP_BAD_IMAGES)},
     "cluster": CLUSTER_TABLE,
 }
-"""The tables of a job file and the options in each, by key."""
+"""The tables of a job file, and the options in each table by key."""
 SITE_TABLES = {"cluster": CLUSTER_TABLE}
 
 KINDS = {
@@ -58,38 +58,37 @@ KINDS = {
     bool: ((bool,), "true or false", ""),
     str: ((str,), "text in quotes", "texts in quotes"),
 }
-"""TOML's types for each kind of option, and the words for a value and for several."""
+"""By kind of option: the types of TOML, and the words for a value and for several values."""
 
 
 @dataclass(frozen=True)
 class ValueFile:
-    """A file with values of options."""
+    """A file that sets options."""
 
     kind: str
     path: Path
-    values: Mapping[str, Any]
-    """By the key of the option."""
+    values: dict[str, Any]  # by the key of the option
 
     def __str__(self) -> str:
         return f"{self.kind} {self.path}"
 
 
 class FileCommand(TaskCommand):
-    """A command that takes the options of `submit`: files and variables set their defaults."""
+    """A command with the options of `submit`: files and variables set their defaults."""
 
     def __init__(self, name: str | None, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
         self.context_settings["auto_envvar_prefix"] = VARIABLES
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads the files, then the options.
+        """Reads the files, then the options: click handles --help before it would read files.
 
-        A broken file is no error where help was asked for, which a person needs who mends it.
+        A broken file does not stop --help, which the user needs to mend the file.
         """
         given = self._given(ctx, args)
         files: list[ValueFile] = []
-        words = (self._word(ctx, given, name) for name in ("job", "site"))
-        for kind, path, tables in value_files(*words):
+        job, site = (self._set_value(ctx, given, name) for name in ("job", "site"))
+        for kind, path, tables in value_files(job, site):
             try:
                 files.append(read_file(kind, path, tables))
             except ConfigError as error:
@@ -101,21 +100,21 @@ class FileCommand(TaskCommand):
         return super().parse_args(ctx, args)
 
     def _given(self, ctx: click.Context, args: Sequence[str]) -> Mapping[str, Any]:
-        """Returns the words of the command line, by option. Click refuses wrong ones later."""
+        """Returns the values of the command line by option, unchecked: click checks them later."""
         was_resilient, ctx.resilient_parsing = ctx.resilient_parsing, True
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
         ctx.resilient_parsing = was_resilient
         return given
 
-    def _word(self, ctx: click.Context, given: Mapping[str, Any], name: str) -> str | None:
-        """Returns the word for the option --job or --site, if there is any."""
+    def _set_value(self, ctx: click.Context, given: Mapping[str, Any], name: str) -> str | None:
+        """Returns the value of --job or --site, if the command line or a variable sets it."""
         (option,) = (param for param in self.params if param.name == name)
         value, origin = option.consume_value(ctx, given)
         is_set = origin in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
         return str(value) if is_set else None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Calls the command. Raises: ConfigError that names the file or variable of its value."""
+        """Calls the command. An error about a value names the file or the variable that set it."""
         try:
             return super().invoke(ctx)
         except FieldError as error:
@@ -125,15 +124,20 @@ class FileCommand(TaskCommand):
         super().format_options(ctx, formatter)
         if error := ctx.meta.get(BROKEN):
             formatter.write_paragraph()
-            formatter.write_text(f"Without the defaults of a broken file: {shown(error.message)}")
+            formatter.write_text(
+                f"The defaults of a broken file are missing: {shown(error.message)}"
+            )
 
 
 def value_files(job: str | None, site: str | None) -> Iterator[tuple[str, Path, Any]]:
-    """Yields each file's kind, path and tables; the earlier wins.
+    """Yields the kind, path and tables of each file; a value in an earlier file wins.
 
-    *job* and *site* are the words of the options; without them files are read where they exist.
+    *job* and *site* are the values of the options. A default file is left out if it is missing.
     """
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "skinjob/site.toml"
+    config_home = os.environ.get("XDG_CONFIG_HOME", "")
+    if not config_home.startswith("/"):  # its specification says to ignore a relative path
+        config_home = "~/.config"
+    own = Path(config_home).expanduser() / "skinjob/site.toml"
     for kind, path, is_given, tables in (
         ("job file", Path(job) if job else DEFAULT_JOB, job, JOB_TABLES),
         ("site profile", site_file(site) if site else DEFAULT_SITE, site, SITE_TABLES),
@@ -143,62 +147,64 @@ def value_files(job: str | None, site: str | None) -> Iterator[tuple[str, Path, 
             yield kind, path, tables
 
 
-def site_file(word: str) -> Path:
-    """Returns the profile that a path means, or the name of one in jobs/sites/.
+def site_file(profile: str) -> Path:
+    """Returns the file of a profile, given as a path or as a name in jobs/sites/.
 
     >>> str(site_file("gres")), str(site_file("my.toml")), str(site_file("../site"))
     ('jobs/sites/gres.toml', 'my.toml', '../site')
     """
-    return Path(word) if "/" in word or word.endswith(".toml") else SITES / f"{word}.toml"
+    return (
+        Path(profile) if "/" in profile or profile.endswith(".toml") else SITES / f"{profile}.toml"
+    )
 
 
 def read_file(kind: str, path: Path, tables: Mapping[str, Mapping[str, Option]]) -> ValueFile:
-    """Returns a TOML file's values, flat. *kind* is what errors call the file.
+    """Returns a TOML file's values, without its tables. Errors call the file *kind*.
 
-    Raises: ConfigError when the file is missing, is not TOML, or has an unknown table or key, or
-    a value that is not of its option's type.
+    Raises: ConfigError when the file is missing, is not TOML, has an unknown table or key, or has
+    a value of the wrong type.
     """
-    where, values = f"{kind} {path}", {}
-    for table, content in _read_toml(where, path).items():
-        _require_known(where, table, tables, "table")
+    file = ValueFile(kind, path, {})
+    for table, content in _read_toml(file).items():
+        _require_known(file, table, tables, "table")
         if not isinstance(content, dict):
             raise ConfigError(
-                f"{where}: {table} is a value, not a table", f"write [{table}] in {path}"
+                f"{file}: {table} is a value, not a table", f"write [{table}] in {path}"
             )
         for key, value in content.items():
-            _require_known(where, key, tables[table], f"key in [{table}]")
-            values[key] = _checked(tables[table][key], value, where, path)
-    return ValueFile(kind, path, values)
+            _require_known(file, key, tables[table], f"key in [{table}]")
+            file.values[key] = _checked(tables[table][key], value, file)
+    return file
 
 
-def _read_toml(where: str, path: Path) -> dict[str, Any]:
+def _read_toml(file: ValueFile) -> dict[str, Any]:
     try:
-        with path.open("rb") as content:
+        with file.path.open("rb") as content:
             return tomllib.load(content)
     except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file", f"ls {shlex.quote(str(path.parent))}") from None
+        fix = f"ls {shlex.quote(str(file.path.parent))}"
+        raise ConfigError(f"{file}: no such file", fix) from None
     except OSError as error:
-        raise ConfigError(
-            f"{where}: {error.strerror}", f"ls -ld {shlex.quote(str(path))}"
-        ) from None
-    # Not only TOMLDecodeError: impossible dates, numbers of 5,000 digits and deep nests.
+        fix = f"ls -ld {shlex.quote(str(file.path))}"
+        raise ConfigError(f"{file}: {error.strerror}", fix) from None
+    # Also for impossible dates, numbers of 5,000 digits and deep nesting.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: {error}", _edit(path)) from None
+        raise ConfigError(f"{file}: {error}", _edit(file.path)) from None
 
 
-def _require_known(where: str, name: str, valid: Collection[str], kind: str) -> None:
+def _require_known(file: ValueFile, name: str, valid: Collection[str], kind: str) -> None:
     if name not in valid:
-        near = difflib.get_close_matches(name, valid, n=1)
-        hint = f"use {near[0]!r}; " if near else ""
+        similar = difflib.get_close_matches(name, valid, n=1)
+        hint = f"use {similar[0]!r}; " if similar else ""
         raise ConfigError(
-            f"{where}: unknown {kind}: {name!r}", f"{hint}valid ones are {', '.join(sorted(valid))}"
+            f"{file}: unknown {kind}: {name!r}", f"{hint}valid: {', '.join(sorted(valid))}"
         )
 
 
-def _checked(option: Option, value: Any, where: str, path: Path) -> Any:
-    """Returns the value if it is of its option's type: click would take 2.9 for 2, and true for 1.
+def _checked(option: Option, value: Any, file: ValueFile) -> Any:
+    """Returns the value, if its type is that of the option: click would read 2.9 as 2, true as 1.
 
-    Text in a list of numbers is read as on the command line.
+    A text in a list of numbers is read as on the command line.
     """
     types, words, several = KINDS[option.kind]
     if option.axis or option.is_many:
@@ -206,17 +212,15 @@ def _checked(option: Option, value: Any, where: str, path: Path) -> Any:
         types = (*types, str)
     items = value if isinstance(value, list) and words.startswith("a list") else [value]
     if not all(type(item) in types for item in items):
-        raise ConfigError(f"{where}: {option.key} is {value!r}, and must be {words}", _edit(path))
+        message = f"{file}: {option.key} is {value!r}, and must be {words}"
+        raise ConfigError(message, _edit(file.path))
     if any("\0" in str(item) for item in items):
-        raise ConfigError(f"{where}: {option.key} has a NUL in it", _edit(path))
+        raise ConfigError(f"{file}: {option.key} has a NUL byte in it", _edit(file.path))
     return items if option.is_many else value
 
 
 def source(ctx: click.Context, name: str) -> str:
-    """Returns where an option's value comes from: its flag, variable, file, or that it is built in.
-
-    *name* is the option's key, as the commands take it.
-    """
+    """Returns the source of an option's value: its flag, its variable, a file, or "built in"."""
     if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
         return max(_param(ctx, name).opts, key=len)
     place = _place(ctx, name)
@@ -228,7 +232,7 @@ def _param(ctx: click.Context, name: str) -> click.Parameter:
 
 
 def _place(ctx: click.Context, name: str) -> ValueFile | str | None:
-    """Returns the file or the variable that an option's value comes from, if it is one of them."""
+    """Returns the file or the variable that set an option's value; None for any other source."""
     origin = ctx.get_parameter_source(name)
     if origin == ParameterSource.ENVIRONMENT:
         return str(_param(ctx, name).envvar or f"{ctx.auto_envvar_prefix}_{name}".upper())
@@ -239,7 +243,7 @@ def _place(ctx: click.Context, name: str) -> ValueFile | str | None:
 
 
 def place_of(error: click.UsageError) -> str:
-    """Returns where the wrong value was written, with a colon, unless on the command line."""
+    """Returns the file or variable with the wrong value and a colon; '' for the command line."""
     if not isinstance(error, click.BadParameter) or not error.ctx or not error.param:
         return ""
     place = _place(error.ctx, error.param.name or "")
@@ -247,9 +251,9 @@ def place_of(error: click.UsageError) -> str:
 
 
 def with_source(ctx: click.Context, error: FieldError) -> ConfigError:
-    """Returns the error with where its value was written, and how to change it there.
+    """Returns the error with the place of its value in front, and how to change it there.
 
-    An error about a value of the command line stays as it is.
+    An error about a value of the command line stays the same.
     """
     place = _place(ctx, (options_of(TrainConfig) | options_of(ClusterConfig))[error.field].key)
     if place is None:
@@ -257,7 +261,7 @@ def with_source(ctx: click.Context, error: FieldError) -> ConfigError:
     fix = (
         _edit(place.path)
         if isinstance(place, ValueFile)
-        else f"unset {place}   # or give it another value"
+        else f"unset {place}   # or set another value"
     )
     return ConfigError(f"{place}: {error.message}", fix)
 

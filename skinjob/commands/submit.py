@@ -1,4 +1,4 @@
-"""`skinjob submit`, and `skinjob train`, which does on this machine what a job does."""
+"""`skinjob submit` queues jobs; `skinjob train` does on this machine what a job does."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from skinjob.submit.submit import Submission
 
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Print configuration and sbatch script; make nothing."
+    "--dry-run", is_flag=True, help="Print the configuration and the sbatch script; write nothing."
 )
 wait_option = click.option(
     "--wait",
     envvar="SKINJOB_SUBMIT_WAIT",
     is_flag=True,
-    help="Return when all runs have ended; exit 1 if one failed.",
+    help="Wait until all runs have ended; exit code 1 if a run failed.",
 )
 
 
-MOST_SHOWN = 5  # runs that are queued again, a line for each; a job that fails takes many along
+MAX_SHOWN = 5  # runs that are queued again; a job that fails takes many runs with it
 
 
 @click.command(cls=FileCommand)
@@ -52,7 +52,7 @@ MOST_SHOWN = 5  # runs that are queued again, a line for each; a job that fails 
 def submit(dry_run: bool, wait: bool, **options: Any) -> None:
     """Check everything, then queue one GPU job per batch size.
 
-    Submitted again, the same sweep queues only what failed, was lost or cancelled.
+    If you submit the same sweep again, only failed, lost and cancelled runs are queued.
 
     \b
     Example:
@@ -65,12 +65,12 @@ def submit(dry_run: bool, wait: bool, **options: Any) -> None:
 
 
 def print_and_submit(plan: Plan, is_dry: bool, is_waiting: bool) -> None:
-    """Prints what is going to run and queues it; if *is_dry*, prints the script instead."""
+    """Prints the plan and queues its jobs; if *is_dry*, prints the script instead."""
     print_plan(plan)
     if is_dry:
         _print_dry_run(plan)
     else:
-        submit_and_tell(plan, is_waiting)
+        submit_and_print(plan, is_waiting)
 
 
 def print_plan(plan: Plan) -> None:
@@ -89,18 +89,18 @@ def _print_dry_run(plan: Plan) -> None:
     say("", "nothing was made or queued (--dry-run)")
 
 
-def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
+def submit_and_print(plan: Plan, is_waiting: bool) -> None:
     """Submits, prints the runs and the next command, and waits if *is_waiting*."""
     from skinjob.submit.submit import submit as submit_plan
     from skinjob.submit.submit import wait
 
     submission = submit_plan(plan)
     say()
-    again = [old for name, old in submission.before.items() if name in submission.queued]
-    for old in again[:MOST_SHOWN]:
-        _print_standing(old)
-    if len(again) > MOST_SHOWN:
-        say(f"and {len(again) - MOST_SHOWN} more that ended so")
+    again = [run for name, run in submission.before.items() if name in submission.queued]
+    for run in again[:MAX_SHOWN]:
+        _print_status(run)
+    if len(again) > MAX_SHOWN:
+        say(f"and {len(again) - MAX_SHOWN} more")
     if again:
         say()
     print_table(
@@ -109,11 +109,11 @@ def submit_and_tell(plan: Plan, is_waiting: bool) -> None:
     )
     folder = shlex.quote(str(submission.sweep.folder))
     if is_waiting:
-        say("", "waiting; Ctrl-C leaves the jobs at work")
+        say("", "waiting; after Ctrl-C the jobs continue")
         say(f"watch: skinjob status {folder} --watch")
-        ok = wait(submission.sweep, tuple(plan.configs), _print_standing)
+        are_done = wait(submission.sweep, tuple(plan.configs), _print_status)
         say("", f"next: skinjob report {folder}")
-        if not ok:
+        if not are_done:
             raise RunError(f"not every run of {folder} is done", f"skinjob status {folder}")
         return
     first = shlex.quote(str(submission.sweep.folder / next(iter(plan.configs))))
@@ -133,18 +133,18 @@ def _row(plan: Plan, submission: Submission, name: str) -> tuple[str, ...]:
     return (name, *map(str, numbers), *status)
 
 
-def _print_standing(run: RunStatus) -> None:
-    """Prints a run's status in a line."""
-    words = f"{run.status}, {run.failure}" if run.failure else f"{run.status}"
-    say(f"{run.run} {words}{f': {run.reason}' if run.reason else ''}")
+def _print_status(run: RunStatus) -> None:
+    failure = f", {run.failure}" if run.failure else ""
+    reason = f": {run.reason}" if run.reason else ""
+    say(f"{run.run} {run.status}{failure}{reason}")
 
 
 @click.command(cls=TaskCommand)
 @click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path))
 def train(run: tuple[Path, ...]) -> None:
-    """Train submitted runs here and now, as their job would.
+    """Train submitted runs on this machine now, as their job would.
 
-    All of them belong to one sweep. A run goes on after its last finished epoch.
+    All runs must belong to the same sweep. A run continues after its last finished epoch.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Look at sweeps and runs: `skinjob status`, `skinjob list`, `skinjob logs`."""
+"""`skinjob status`, `skinjob list` and `skinjob logs` show sweeps and runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -20,100 +19,102 @@ from skinjob.commands.arguments import (
     sweep_argument,
 )
 from skinjob.commands.help import TaskCommand
+from skinjob.commands.status_lines import (
+    COLOURS,
+    change_line,
+    failure_lines,
+    overview_lines,
+    queue_line,
+    run_table,
+    screen_lines,
+    summary_lines,
+)
 from skinjob.console import print_lines, redrawn, say, say_as_is, width
 from skinjob.files import absolute
+from skinjob.status.status import RunStatus, SweepStatus, sweep_status
 from skinjob.sweeps.records import Status
-
-if TYPE_CHECKING:
-    from skinjob.status.status import RunStatus, SweepStatus
 
 
 @click.command(cls=TaskCommand)
 @sweep_argument
 @runs_option
-@click.option("--watch", is_flag=True, help="Look again every 2 s until no run waits or runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print an object for other programs.")
+@click.option("--watch", is_flag=True, help="Update every 2 s until no run is waiting or running.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
 @click.pass_context
 def status(ctx: click.Context, sweep: str | None, runs: Path, watch: bool, as_json: bool) -> None:
-    """Show the status of a sweep's runs, and what ended them.
+    """Show the status of each run, and why runs failed.
 
     The default is the newest sweep. Exit code 0: all runs are done. 3: some are waiting or running.
-    1: none is, and some are not done.
+    1: all have ended, and some are not done.
 
     \b
     Example:
       skinjob status
       skinjob status --watch
     """
-
     from skinjob.status.poll import watch as watch_sweep
-    from skinjob.status.status import sweep_status
 
     if watch and as_json:
-        raise click.UsageError("--json prints once; it does not go with --watch")
+        raise click.UsageError("--json prints once; it cannot be used with --watch")
     chosen = find_sweep(sweep, runs)
     last = _watch(watch_sweep(chosen)) if watch else sweep_status(chosen)
     _print_json(last) if as_json else _print_status(last, is_drawn=watch)
     ctx.exit(_exit_code(last))
 
 
-def _exit_code(survey: SweepStatus) -> int:
-    statuses = {run.status for run in survey.runs}
+def _exit_code(snapshot: SweepStatus) -> int:
+    statuses = {run.status for run in snapshot.runs}
     is_over = all(status.is_final for status in statuses)
     return (0 if statuses <= {Status.DONE} else 1) if is_over else 3
 
 
-def _print_status(survey: SweepStatus, *, is_drawn: bool) -> None:
-    """Prints summary, table and failures; only the failures if the others are drawn already."""
-    from skinjob.commands.standings import COLOURS, faults, summary, table
-
+def _print_status(snapshot: SweepStatus, *, is_drawn: bool) -> None:
+    """Prints summary, table and failures; only the failures if the rest is on the screen."""
     if not is_drawn:
-        lines = [*summary(survey, width()), "", *table(survey.runs, width())]
+        lines = [*summary_lines(snapshot, width()), "", *run_table(snapshot.runs, width())]
         print_lines(lines, COLOURS)
-    print_lines(faults(survey.sweep, survey.runs, width()), COLOURS)
+    print_lines(failure_lines(snapshot.sweep, snapshot.runs, width()), COLOURS)
 
 
-def _print_json(survey: SweepStatus) -> None:
-    sweep = {"sweep": survey.sweep.name, "folder": str(absolute(survey.sweep.folder))}
-    runs = [asdict(run) for run in survey.runs]
-    say_as_is(json.dumps(sweep | {"slurm": survey.answer, "runs": runs}, indent=2))
+def _print_json(snapshot: SweepStatus) -> None:
+    sweep = {"sweep": snapshot.sweep.name, "folder": str(absolute(snapshot.sweep.folder))}
+    runs = [asdict(run) for run in snapshot.runs]
+    say_as_is(json.dumps(sweep | {"slurm": snapshot.answer, "runs": runs}, indent=2))
 
 
-def _watch(surveys: Iterable[SweepStatus]) -> SweepStatus:
-    """Shows each survey of the runs, and returns the last one."""
-    from skinjob.commands.standings import COLOURS, change, picture, slurm_words, summary
-
+def _watch(snapshots: Iterable[SweepStatus]) -> SweepStatus:
+    """Shows each of these snapshots of a sweep, and returns the last."""
     if sys.stdout.isatty():
         with redrawn(COLOURS) as draw:
-            for survey in surveys:
+            for snapshot in snapshots:
                 size = shutil.get_terminal_size()
-                draw(picture(survey, size.columns, size.lines))
-        return survey
+                draw(screen_lines(snapshot, size.columns, size.lines))
+        return snapshot
     before: dict[str, RunStatus] = {}
-    slurm = None
-    for survey in surveys:  # a pipe gets a line for each change
-        lines = [] if before else summary(survey, None)
-        if before and survey.answer != slurm and (words := slurm_words(survey)):
-            lines.append(words)
-        lines += [line for run in survey.runs if (line := change(before.get(run.run), run))]
+    answer = None
+    for snapshot in snapshots:  # a pipe gets a line for each change
+        lines = [] if before else summary_lines(snapshot, None)
+        if before and snapshot.answer != answer and (line := queue_line(snapshot)):
+            lines.append(line)
+        changes = (change_line(before.get(run.run), run) for run in snapshot.runs)
+        lines += [change for change in changes if change]
         print_lines(lines, {})
-        before, slurm = {run.run: run for run in survey.runs}, survey.answer
-    return survey
+        before, answer = {run.run: run for run in snapshot.runs}, snapshot.answer
+    return snapshot
 
 
 @click.command("list", cls=TaskCommand)
 @runs_option
 def list_sweeps(runs: Path) -> None:
-    """List the sweeps: recipe, status of the runs, accuracy.
+    """List all sweeps with recipe, status and accuracy.
 
-    The newest is the last. The accuracy is that of the best run on the test images, after its last
+    The newest sweep is the last. The accuracy is the best run's, on the test images, after its last
     epoch.
 
     \b
     Example:
       skinjob list
     """
-    from skinjob.commands.standings import COLOURS, overview_lines
     from skinjob.status.overview import overviews
 
     sweeps = overviews(runs)
@@ -132,13 +133,13 @@ def list_sweeps(runs: Path) -> None:
     type=click.IntRange(min=1),
     default=40,
     show_default=True,
-    help="Print that many lines.",
+    help="Number of lines to print.",
 )
 def logs(run: str, runs: Path, follow: bool, lines: int) -> None:
     """Print the end of a run's log, or follow it.
 
-    The output of its job follows, and on stderr the status of the run. RUN is a folder, SWEEP/RUN,
-    or a run of the newest sweep.
+    After the log it prints the output of the run's job, and on stderr the run's status. RUN is a
+    folder, SWEEP/RUN, or a run of the newest sweep.
 
     \b
     Example:

@@ -1,8 +1,8 @@
-"""Images: how a file becomes pixels, and the list of files that a sweep trains on.
+"""Images: how a file becomes pixels, and the list of the images of a sweep.
 
     <root>/train/<class>/*.jpg        <root>/test/<class>/*.jpg
 
-Only Pillow is needed, so this runs on a login node without torch.
+This module needs only Pillow, so it runs on a login node without torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from skinjob.files import csv_text, replacing
 
 
 class Split(str, Enum):
-    """A part of the images: a folder beside the others, with a folder for each class in it."""
+    """A part of the images, in the order of legends. images.csv says which split an image is in."""
 
     TRAIN = "train"
     TEST = "test"
@@ -39,20 +39,21 @@ class Split(str, Enum):
         return self.value
 
 
-SPLITS = tuple(split.value for split in Split)
+FOLDERS = ("train", "test")
+"""The folders of a data set. Each has a folder for each class, and is the split of this name."""
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
-"""What a file may hold, whatever its suffix. Pillow knows more; one of them starts Ghostscript."""
+"""The formats that are read, with any suffix. One of Pillow's others starts Ghostscript."""
 
-MIN_SIDE = 16  # pixels; a smaller image is a placeholder, such as the 1 x 1 of a web page
-MAX_RATIO = 16  # of the sides; a longer image fills the memory once its short side is scaled up
+MIN_SIDE = 16  # pixels; a smaller image is a placeholder, such as 1 x 1 in a web page
+MAX_RATIO = 16  # of the sides; a longer image fills the memory after its short side is scaled up
 MAX_PIXELS = 2**28 // 3  # 256 MiB in RGB; above this Pillow warns of a decompression bomb
 MAX_BYTES = 2**30  # of a file
-FLAT_LEVELS = 16  # of 256: an image with fewer shows nothing
+FLAT_LEVELS = 16  # of 256; an image with fewer shows nothing
 
 KEPT_MOST_BYTES = 4 << 30
 KEPT_SHARE = 8
-"""Decoded images that a job keeps on disk while at work, of each split: so many bytes, 28,000
-images of 224 x 224, and no more than this part of what is free."""
+"""A job keeps the decoded images of a split on disk: at most so many bytes (28,000 images at
+ResNet18's size), and at most an eighth of the free space."""
 
 COLUMNS = ("path", "split", "label", "bytes", "sha256")
 
@@ -61,20 +62,20 @@ KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "soc
 
 @dataclass(frozen=True, slots=True)  # there may be 400,000 of them
 class ImageFile:
-    """One image: where it is, what it shows, and the digest of its bytes."""
+    """An image: its path, its class, and the digest of its bytes."""
 
     path: str
-    """Below the root, with forward slashes: train/benign/1.jpg."""
+    """Relative to the root, with forward slashes: train/benign/1.jpg."""
     split: str
     label: int
-    """Position of its class in the sorted class names."""
+    """The position of its class in the sorted class names."""
     bytes: int
     sha256: str
 
     def read(self, root: Path) -> Image.Image:
         """Returns the image in RGB.
 
-        Raises: ImagesError when its bytes are not those of the scan.
+        Raises: ImagesError if its bytes have changed since the scan.
         """
         name = shown(str(root / self.path))
         try:
@@ -85,73 +86,74 @@ class ImageFile:
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise ImagesError(
                 f"{name} has changed since the sweep was submitted",
-                "submit again, under another --name, to train on the images as they are now",
+                "submit again with another --name, to train on the images as they are now",
             )
         return decode(content)
 
 
 @dataclass(frozen=True, slots=True)
 class BadFile:
-    """A file or folder that cannot be used, and why. sweep.json has it with these keys."""
+    """A file or folder that cannot be used, and why. sweep.json uses these keys."""
 
     path: str
-    """Below the root, with forward slashes."""
+    """Relative to the root, with forward slashes."""
     fault: str
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of a tree, in the order of their paths."""
+    """The images of a data set, in the order of their paths."""
 
     root: Path
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
     left_out: tuple[str, ...] = field(default=(), compare=False)
-    """A phrase for each kind of thing below the root that is not used."""
+    """A phrase for each kind of file or folder that is not used."""
     skipped: tuple[BadFile, ...] = field(default=(), compare=False)
-    """Images that were left out because they cannot be used."""
+    """Images that cannot be used."""
     flat: tuple[str, ...] = field(default=(), compare=False)
-    """Paths of the images that have a single grey level or colour, or nearly so."""
+    """Paths of the images with almost a single grey level or colour."""
 
     def split(self, name: str) -> tuple[ImageFile, ...]:
         return tuple(file for file in self.files if file.split == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Returns the number of images by split and class."""
+        """Returns the number of images by split and class; splits without images are left out."""
         counts = Counter((file.split, file.label) for file in self.files)
         return {
-            split: {name: counts[split, label] for label, name in enumerate(self.classes)}
-            for split in SPLITS
+            split.value: {name: counts[split, label] for label, name in enumerate(self.classes)}
+            for split in Split
+            if any(used == split for used, _ in counts)
         }
 
     def positive_label(self, name: str | None) -> int:
-        """Returns the label of the positive class: of *name*, or by default the last.
+        """Returns the label of the positive class: the class *name*, by default the last class.
 
-        Raises: FieldError when there is no such class.
+        Raises: FieldError if there is no such class.
         """
         if name is None:
             return len(self.classes) - 1
         if name not in self.classes:
             raise FieldError(
                 "positive",
-                f"positive class {name!r} is none of {', '.join(map(shown, self.classes))}",
+                f"positive class {name!r} is not one of {', '.join(map(shown, self.classes))}",
                 f"skinjob submit --positive {shown(shlex.quote(self.classes[-1]))}",
             )
         return self.classes.index(name)
 
     def in_train_too(self) -> tuple[ImageFile, ...]:
-        """Returns the test images that are, byte for byte, training images too."""
+        """Returns the test images that are also training images, byte for byte."""
         train = {file.sha256 for file in self.split("train")}
         return tuple(file for file in self.split("test") if file.sha256 in train)
 
     def in_two_classes(self) -> tuple[ImageFile, ...]:
-        """Returns the images that are, byte for byte, in another class too."""
+        """Returns the images that are also in another class, byte for byte."""
         labels = {file.sha256: file.label for file in self.files}
         in_two = {file.sha256 for file in self.files if file.label != labels[file.sha256]}
         return tuple(file for file in self.files if file.sha256 in in_two)
 
     def fingerprint(self, split: str | None = None) -> str:
-        """Returns a SHA-256 over every path below the root and its content, of one split or all."""
+        """Returns a SHA-256 over the path and content of all images, or of those of a split."""
         digest = hashlib.sha256()
         for file in self.files if split is None else self.split(split):
             digest.update(f"{file.path}\0{file.sha256}\n".encode("utf-8", "surrogateescape"))
@@ -159,36 +161,38 @@ class ImageSet:
 
 
 def decode(content: bytes) -> Image.Image:
-    """Returns an image file's first frame in RGB, upright, without its transparency.
+    """Returns the first frame of an image file in RGB, upright, without transparency.
 
-    Raises: ValueError for a size that is not trained on, before a pixel is decoded, and what Pillow
-    raises for bytes that are not a whole image.
+    Raises: ValueError for a size that cannot be used, before a pixel is decoded; for bytes that are
+    not a complete image, the exceptions of Pillow.
     """
     image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     _require_size(*image.size)
     image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF turns nothing, as in a viewer
+    with contextlib.suppress(
+        Exception
+    ):  # with damaged EXIF, the image is not rotated, as in a viewer
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _to_eight_bits(image).convert("L").convert("RGB")
     if image.mode == "P":
-        image = image.convert("RGBA")  # of a palette with a transparent colour RGB would warn
+        image = image.convert("RGBA")  # to RGB, a palette with a transparent colour would warn
     return image.convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Returns a grey image of 16 or 32 bits with its values scaled to the range 0 to 255.
 
-    Pillow would clip them to 255: 16-bit images get white, and floats of 0 to 1 black.
+    Pillow would clip them to 255: 16-bit images would be white, and floats of 0 to 1 black.
 
-    Raises: ValueError when the values are not of one of the usual ranges.
+    Raises: ValueError if the values have an unknown range.
     """
-    import numpy as np  # at the top it would slow down every command
+    import numpy as np  # an import at the top would slow down every command
 
     values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())  # NaN where one value is NaN
+    low, high = float(values.min()), float(values.max())  # NaN if any value is NaN
     scales = [1, 255, 65535] if image.mode == "F" else [255, 65535]
-    # A filter may leave values a little beyond the range; they are clipped.
+    # After a filter, some values may be outside the range. They are clipped.
     scale = next((scale for scale in scales if high <= 1.1 * scale), None)
     if scale is None or low < -0.1 * scale:
         usual = " or ".join(f"0 to {scale}" for scale in scales)
@@ -202,7 +206,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def is_flat(image: Image.Image) -> bool:
-    """Returns whether an RGB image has a single grey level or colour, or nearly so."""
+    """Returns whether an RGB image has almost a single grey level or colour."""
     extrema = cast(Sequence[tuple[float, float]], image.getextrema())  # of each channel
     return all(high - low < FLAT_LEVELS for low, high in extrema)
 
@@ -224,11 +228,11 @@ def write_index(images: ImageSet, file: Path) -> None:
 def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
     """Returns the image set that `write_index` wrote; *classes* are sweep.json's.
 
-    The fingerprint detects missing or changed rows.
+    The caller checks the fingerprint, which detects missing or changed rows.
 
-    Raises: ImagesError, naming file and line, when it cannot be read or a row is impossible.
+    Raises: ImagesError with file and line if the file cannot be read or a row is impossible.
     """
-    line = 0
+    line, splits = 0, {split.value for split in Split}
     try:
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as content:
             rows = csv.reader(content)
@@ -238,8 +242,8 @@ def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
                 line = rows.line_num
                 top, _, below = path.partition("/")
                 folder, has_file, _ = below.partition("/")
-                is_sound = has_file and top == split and name in (folder, csv_text(folder))
-                if split not in SPLITS or not is_sound:
+                is_sound = has_file and top in FOLDERS and name in (folder, csv_text(folder))
+                if split not in splits or not is_sound:
                     raise ValueError(f"{path!r:.80} in {split!r:.80}, {name!r:.80}")
                 files.append(ImageFile(path, split, classes.index(folder), int(num_bytes), sha256))
     except OSError as error:
@@ -254,18 +258,18 @@ def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
 def read_content(path: Path) -> bytes:
     """Returns an image file's bytes.
 
-    Raises: OSError, also where *path* is not a file, or too large for an image.
+    Raises: OSError, also if *path* is not a file, or is too large for an image.
     """
-    info = path.stat()  # first, because opening a pipe waits until another process writes to it
+    info = path.stat()  # first: opening a pipe would wait until another process writes to it
     if not stat.S_ISREG(info.st_mode):
         raise OSError(f"a {KINDS.get(stat.S_IFMT(info.st_mode), 'device')}, not a file")
     if info.st_size > MAX_BYTES:
-        raise OSError(f"{info.st_size:,} bytes, and at most {MAX_BYTES:,} are read")
+        raise OSError(f"{info.st_size:,} bytes, but at most {MAX_BYTES:,} are read")
     return path.read_bytes()
 
 
 def explain(error: Exception) -> str:
-    """Returns why an image cannot be used, in words that end a line."""
+    """Returns a phrase for why an image cannot be used."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, Image.DecompressionBombError):
@@ -283,11 +287,12 @@ def _require_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError
     if short < MIN_SIDE:
-        raise ValueError(f"{width} x {height} pixels, and at least {MIN_SIDE} a side are needed")
+        raise ValueError(f"{width} x {height} pixels, but each side must have at least {MIN_SIDE}")
     if long > MAX_RATIO * short:
-        words = f"one side is more than {MAX_RATIO} times the other"
+        words = f"the long side is more than {MAX_RATIO} times the short side"
         raise ValueError(f"{width} x {height} pixels: {words}")
 
 
 def quoted(path: Path) -> str:
+    """Returns a path for a shell command, with the characters escaped that do not print."""
     return shown(shlex.quote(str(path)))

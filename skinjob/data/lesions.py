@@ -3,9 +3,9 @@
 The two classes differ as lesions do by the ABC of the ABCD rule (Nachbar et al. 1994, "The ABCD
 rule of dermatoscopy"): asymmetry, border irregularity, colour variegation. Each lesion has one
 hidden severity, and its three traits scatter around it. The severities of the classes overlap: some
-benign lesions are irregular, some malignant ones are neat.
+benign lesions are irregular, and some malignant lesions are regular.
 
-They are drawings. Nothing learnt from them says anything about skin.
+They are drawings. What a network learns from them says nothing about skin.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ import numpy as np
 from PIL import Image
 
 from skinjob.console import progress
+from skinjob.data.images import FOLDERS
 from skinjob.data.shapes import grid, noise, to_pixels, wavy
 from skinjob.errors import ImagesError
 
 CLASSES = ("benign", "malignant")
-SPLITS = ("train", "test")
-DRAWING = 3  # raise it when the drawing changes, so that an older tree is not taken for a new one
+DRAWING = 3  # raise it when the drawing changes: then images of an older skinjob are refused
 
 # Beta parameters of the severity. Means 0.18 and 0.82: the classes overlap a little.
 SEVERITY = {"benign": (2.0, 9.0), "malignant": (9.0, 2.0)}
 TRAIT_SPREAD = 0.10  # standard deviation of a trait around its lesion's severity
 
-SKIN = np.array([(238, 203, 186), (165, 117, 92)], np.float32)  # RGB, between which a tone lies
-# What pigment lets through: factors on the RGB of the skin under it.
+SKIN = np.array(
+    [(238, 203, 186), (165, 117, 92)], np.float32
+)  # RGB of the lightest and the darkest tone
+# The light that passes through pigment: factors on the RGB of the skin under it.
 BROWN = np.array([(0.72, 0.58, 0.49), (0.46, 0.33, 0.28)], np.float32)
 PATCHES = np.array(
     [
@@ -51,11 +53,11 @@ def make_images(
 ) -> None:
     """Writes `root/{train,test}/{benign,malignant}/NNNN.jpg`, num_train and num_test of each class.
 
-    Image i of a class depends on (seed, split, class, i) and *size* (pixels a side) alone, so a
-    larger tree begins with the smaller one. The tree is built beside *root* and renamed, so *root*
-    is whole or absent; one that this same request made is left as it is.
+    Image i of a class depends only on (seed, split, class, i) and *size*, in pixels per side. So a
+    larger data set begins with the images of a smaller data set. The folder is built beside *root*
+    and then renamed. If *root* already has the images of an equal call, nothing changes.
 
-    Raises: ImagesError when *root* holds anything else.
+    Raises: ImagesError if *root* has other content.
     """
     readme = f"""Generated images: drawings, not photographs, of no one's skin.
 Made by skinjob to try its commands. Good for nothing else.
@@ -75,7 +77,7 @@ test: {num_test} of each class
         (partial / "README.txt").write_text(readme, encoding="utf-8")
         try:
             partial.rename(root)
-        except OSError:  # not empty any more: another process was faster
+        except OSError:  # another process has just made it
             if not _is_made(root, readme):
                 raise
     finally:
@@ -83,21 +85,21 @@ test: {num_test} of each class
 
 
 def _is_made(root: Path, readme: str) -> bool:
-    """Returns whether *root* holds what was asked for; raises when it holds anything else."""
+    """Returns whether *root* has these images. Raises: ImagesError if it has other content."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     marker = root / "README.txt"
     if marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == readme:
         return True
     raise ImagesError(
-        f"{root}: demo images belong there, but it holds something else already",
+        f"{root}: the demo writes its images to this folder, but it has other content",
         f"mv {root} {root}.old",
     )
 
 
 def _write_tree(root: Path, counts: tuple[int, int], *, seed: int, size: int) -> None:
     wanted = []
-    for (s, split), (c, label) in product(enumerate(SPLITS), enumerate(CLASSES)):
+    for (s, split), (c, label) in product(enumerate(FOLDERS), enumerate(CLASSES)):
         folder = root / split / label
         folder.mkdir(parents=True)
         wanted += [(folder / f"{i:04d}.jpg", label, (seed, s, c, i)) for i in range(counts[s])]
@@ -106,7 +108,7 @@ def _write_tree(root: Path, counts: tuple[int, int], *, seed: int, size: int) ->
         path, label, seeds = image
         draw_lesion(np.random.default_rng(seeds), label, size).save(path, quality=90)
 
-    # numpy and Pillow let go of the interpreter lock: threads help, without a process's start-up.
+    # Threads are enough, because numpy and Pillow release the interpreter lock.
     with (
         progress("drawing images", len(wanted), unit="images") as report,
         ThreadPoolExecutor(max_workers=4) as pool,
@@ -116,7 +118,7 @@ def _write_tree(root: Path, counts: tuple[int, int], *, seed: int, size: int) ->
 
 
 def draw_lesion(rng: np.random.Generator, label: str, size: int = 256) -> Image.Image:
-    """Returns one drawn lesion of class *label*, RGB, *size* pixels a side."""
+    """Returns a drawn lesion of class *label*, RGB, *size* pixels per side."""
     severity = rng.beta(*SEVERITY[label])
     asymmetry, border, colour = np.clip(severity + rng.normal(0, TRAIT_SPREAD, 3), 0, 1)
 
@@ -126,7 +128,7 @@ def draw_lesion(rng: np.random.Generator, label: str, size: int = 256) -> Image.
     depth = radius - np.hypot(x, y) + np.float32(0.04 * border) * noise(rng, size, 20)
     cover = np.clip(depth / np.float32(rng.uniform(0.06, 0.15)) + np.float32(0.5), 0, 1)
 
-    # Brown, darker inwards, and darker to one side of an asymmetric lesion.
+    # Brown, darker in the middle; an asymmetric lesion is also darker on a side.
     side = rng.uniform(0, 2 * np.pi)
     lean = np.float32(0.8 * asymmetry) * (
         np.cos(side, dtype=np.float32) * x + np.float32(np.sin(side)) * y
@@ -139,6 +141,6 @@ def draw_lesion(rng: np.random.Generator, label: str, size: int = 256) -> Image.
 
     tone = SKIN[0] + np.float32(rng.beta(1.3, 2.2)) * (SKIN[1] - SKIN[0])
     shade = 1 + np.float32(0.03) * (noise(rng, size, 6) + noise(rng, size, size // 3))
-    shade += np.float32(rng.uniform(-0.1, 0.1)) * x  # light from one side
+    shade += np.float32(rng.uniform(-0.1, 0.1)) * x  # light from a side
     picture = tone[:, None, None] * shade * (1 + cover * (pigment - 1))  # (3, size, size)
     return Image.fromarray(to_pixels(picture))

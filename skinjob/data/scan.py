@@ -1,4 +1,4 @@
-"""Scans a folder of images: what is in it, and all that is wrong with it."""
+"""Scans a folder of images, and reports everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import _imaging
 
 from skinjob.console import progress, shown
 from skinjob.data.images import (
-    SPLITS,
+    FOLDERS,
     BadFile,
     ImageFile,
     ImageSet,
@@ -38,32 +38,32 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     *(".jfif", ".jpe"),
 )
-"""The file types that torchvision's ImageFolder takes, and two more names of JPEG."""
+"""The suffixes of torchvision's ImageFolder, and two more of JPEG."""
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
-AT_ONCE = 1000  # images given to the threads: they keep the results until these are taken
-NUM_NAMED = 3  # bad files in an error; the lines before it name all
+AT_ONCE = 1000  # images in the threads, whose results are in memory
+NUM_NAMED = 3  # bad files in the error; the lines before it name all
 OTHER_FORM = "another Unicode form"
 RENAME_TO_ONE_FORM = (
     "import os, unicodedata as u; [os.rename(s + n, s + u.normalize('NFC', n))"
     " for s in ('train/', 'test/') for n in os.listdir(s)]"
 )
-"""A program that gives all classes names of one Unicode form, in the image folder."""
-MAX_KINDS = 5  # of what is left out, named one by one
+"""A program that renames all classes of an image folder to the same Unicode form."""
+MAX_KINDS = 5  # of unused files that are named
 
 
 def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
-    """Returns the images below *root*, each opened and decoded; shows a bar on a terminal.
+    """Returns the images in *root*, after decoding each; shows a progress bar on a terminal.
 
-    With *skips_bad* it leaves out images that cannot be used; the folders must be right anyway.
+    *skips_bad* leaves out images that cannot be used. It does not allow wrong folders.
 
-    Raises: ImagesError that lists all problems at once: of the folders, where classes are missing,
-    empty or not the same in train and test; and each image that cannot be used.
+    Raises: ImagesError with all problems: classes that are missing, empty or not the same in each
+    folder, and images that cannot be used.
     """
     classes, bad_folders = _classes(root)
     entries: list[Entry] = []
     others: list[Path] = []
-    for split in SPLITS:
+    for split in FOLDERS:
         for label, name in enumerate(classes):
             paths, closed = _list_files(root / split / name)
             entries += [Entry(root, split, label, path) for path in paths if _is_image(path)]
@@ -87,22 +87,22 @@ def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
 def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
     """Returns the names of all class folders, sorted, and what is wrong with them.
 
-    Raises: ImagesError when *root* is not a folder that can be read.
+    Raises: ImagesError if *root* is not a readable folder.
     """
     try:
         top_folders = sorted(_subfolders(root))
     except OSError as error:
         words = f"image folder {shown(str(root))}: {explain(error)}"
         raise ImagesError(words, "skinjob submit --data FOLDER") from None
-    for name in top_folders if not set(SPLITS) & set(top_folders) else ():
-        if all((root / name / split).is_dir() for split in SPLITS):  # an archive's own folder
+    for name in top_folders if not set(FOLDERS) & set(top_folders) else ():
+        if all((root / name / split).is_dir() for split in FOLDERS):  # the folder of an archive
             raise ImagesError(
                 f"image folder {shown(str(root))}: train/ and test/ are in its {shown(name)}/",
                 f"skinjob submit --data {quoted(root / name)}",
             )
     names: dict[str, set[str]] = {}
     bad = []
-    for split in SPLITS:
+    for split in FOLDERS:
         try:
             names[split] = {name for name in _subfolders(root / split) if not _is_hidden(name)}
         except OSError as error:
@@ -111,7 +111,7 @@ def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
             bad.append(BadFile(split, explain(error) + hint))
     for split, classes in names.items():
         if len(classes) < 2:
-            bad.append(BadFile(split, f"{len(classes)} found of 2 or more class folders"))
+            bad.append(BadFile(split, f"{len(classes)} class folders, 2 or more expected"))
         for other in names:
             for name in classes - names[other]:
                 words = f"no such class in {other}{_spelling(name, names[other])}"
@@ -120,13 +120,13 @@ def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
             if _lookalikes(name, classes):
                 words = f"another class looks the same{_spelling(name, classes)}"
                 bad.append(BadFile(f"{split}/{name}", words))
-            if not name.isprintable():  # plots and tables show the names of classes
+            if not name.isprintable():  # plots and tables show it
                 bad.append(BadFile(f"{split}/{name}", "its name is not printable text"))
     return tuple(sorted(set().union(*names.values()))), bad
 
 
 def _spelling(name: str, others: AbstractSet[str]) -> str:
-    """Returns how a class is written where that cannot be seen, and its lookalike in *others*."""
+    """Returns the exact name of a class, if it is not plain ASCII, and its lookalike."""
     if name.isascii() and name == name.strip():
         return ""
     like = _lookalikes(name, others)
@@ -141,7 +141,7 @@ def _lookalikes(name: str, others: AbstractSet[str]) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    """Returns the names of a folder's folders, also of linked ones. Raises: OSError."""
+    """Returns the names of the folders in a folder; links to folders count. Raises: OSError."""
 
     def fail(error: OSError) -> None:
         raise OSError("no such folder") if isinstance(error, FileNotFoundError) else error
@@ -150,16 +150,16 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _list_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Returns the files below a class folder, sorted, and the folders that cannot be opened.
+    """Returns the files in a class folder, sorted, and the folders that cannot be opened.
 
-    A folder that is hidden or named as an image counts as a file. Links may run in circles: each
-    folder is entered once, and a folder that holds the class folder never.
+    A folder that is hidden or named like an image counts as a file. Links may form circles, so each
+    folder is entered once, and a parent of the class folder never.
     """
     paths: list[Path] = []
     closed: list[tuple[Path, str]] = []
 
     def note(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # that only the other split has
+        if not isinstance(error, FileNotFoundError):  # only the other folder has this class
             closed.append((Path(error.filename), explain(error)))
 
     real = _real(folder)
@@ -179,7 +179,7 @@ def _list_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # Path.resolve raises where links run in circles
+    return Path(os.path.realpath(path))  # Path.resolve raises if links form circles
 
 
 def _is_hidden(name: str) -> bool:
@@ -187,12 +187,12 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    """Returns whether a file is an image by its name; a space after the suffix is a slip."""
+    """Returns whether a file is an image by its name; a space after the suffix is ignored."""
     return path.suffix.strip().lower() in SUFFIXES and not _is_hidden(path.name)
 
 
 def _count_kinds(files: Sequence[Path], where: str = "") -> list[str]:
-    """Returns how many files have each suffix, in words; .DS_Store is not counted."""
+    """Returns a phrase for each suffix, with the number of files; .DS_Store does not count."""
     counts = Counter(_kind(path) for path in files if path.name != ".DS_Store")
     words = [f"{number} {kind}{where}" for kind, number in counts.most_common(MAX_KINDS)]
     num_other = counts.total() - sum(number for _, number in counts.most_common(MAX_KINDS))
@@ -206,9 +206,9 @@ def _kind(path: Path) -> str:
 
 
 def _beside(root: Path) -> list[str]:
-    """Returns what is outside the class folders and may have been meant for training, in words."""
+    """Returns a phrase for each kind of file outside the class folders that may be an error."""
     words = []
-    for split in ("", *SPLITS):
+    for split in ("", *FOLDERS):
         _, folders, names = next(os.walk(root / split), ("", [], []))
         files = [Path(name) for name in names]
         where = f" in {split}/ itself" if split else " beside train/ and test/"
@@ -218,7 +218,7 @@ def _beside(root: Path) -> list[str]:
         if split:
             words += _count_kinds([Path(name) for name in folders if _is_hidden(name)], where)
         else:
-            unused = sorted(n for n in folders if n not in SPLITS and not _is_hidden(n))
+            unused = sorted(n for n in folders if n not in FOLDERS and not _is_hidden(n))
             words += [f"{shown(name)}/ is not used" for name in unused[:MAX_KINDS]]
             more = len(unused) - MAX_KINDS
             words += [f"{pluralize(more, 'more folder')} not used"] if more > 0 else []
@@ -230,7 +230,7 @@ def _below(root: Path, path: Path) -> str:
 
 
 class Entry(NamedTuple):
-    """A file that is an image by its name, and where it belongs."""
+    """A file that is an image by its name, with its split and class."""
 
     root: Path
     split: str
@@ -239,14 +239,14 @@ class Entry(NamedTuple):
 
 
 def _examine_all(entries: Sequence[Entry]) -> Iterator[tuple[ImageFile | BadFile, bool]]:
-    """Yields what `_examine` returns of each entry, in order; shows a bar on a terminal."""
+    """Yields the result of `_examine` for each entry, in order; shows a progress bar."""
     _silence_decoders()
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
         progress("checking images", len(entries)) as draw,
     ):
-        warnings.simplefilter("ignore")  # a damaged image is in the list of bad files
+        warnings.simplefilter("ignore")  # the list of bad files has the damaged images
         for first in range(0, len(entries), AT_ONCE):
             part = entries[first : first + AT_ONCE]
             for num_done, result in enumerate(pool.map(_examine, part), first + 1):
@@ -255,7 +255,7 @@ def _examine_all(entries: Sequence[Entry]) -> Iterator[tuple[ImageFile | BadFile
 
 
 def _examine(entry: Entry) -> tuple[ImageFile | BadFile, bool]:
-    """Returns the image, or what is wrong with it, and whether it shows nothing."""
+    """Returns the image or what is wrong with it, and whether it is flat."""
     path, below = entry.path, _below(entry.root, entry.path)
     try:
         content = read_content(path)
@@ -277,9 +277,9 @@ def _examine(entry: Entry) -> tuple[ImageFile | BadFile, bool]:
 
 
 def _silence_decoders() -> None:
-    """Makes Pillow and libtiff print nothing: Pillow raises the same as an exception."""
+    """Stops messages of Pillow and libtiff, as Pillow also raises an exception."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    with contextlib.suppress(OSError, AttributeError):  # this Pillow was built in another way
+    with contextlib.suppress(OSError, AttributeError):  # in another build of Pillow
         library = ctypes.CDLL(_imaging.__file__)
         library.TIFFSetErrorHandler(None)
         library.TIFFSetWarningHandler(None)
@@ -290,12 +290,12 @@ def _empty_classes(
 ) -> list[BadFile]:
     """Returns the class folders without an image, except *bad_folders*.
 
-    *others* are the files that are not images by their names.
+    *others* are the files without an image's name.
     """
     with_image = {(file.split, file.label) for file in images.files}
     with_bad_image = {tuple(file.path.split("/")[:2]) for file in images.skipped}
     empty = []
-    for split in SPLITS:
+    for split in FOLDERS:
         for label, name in enumerate(images.classes):
             folder, below = images.root / split / name, f"{split}/{name}"
             if (split, label) in with_image or below in bad_folders or not folder.is_dir():
@@ -320,7 +320,7 @@ def _error(
     if any(OTHER_FORM in folder.fault for folder in folders):
         fix = f'cd {quoted(root)} && python3 -c "{RENAME_TO_ONE_FORM}"'
     elif folders:
-        fix = f"ls {quoted(root)}/*   # wanted: train/<class>/*.jpg and test/<class>/*.jpg"
+        fix = f"ls {quoted(root)}/*   # expected: train/<class>/*.jpg and test/<class>/*.jpg"
     else:
-        fix = "skinjob submit --skip-bad-images   # goes on without them; or copy them again"
+        fix = "skinjob submit --skip-bad-images   # leaves them out; or copy them again"
     return ImagesError(f"{', '.join(counts)}: {list_first(named, NUM_NAMED)}", fix, details)

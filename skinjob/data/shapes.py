@@ -1,7 +1,7 @@
-"""Drawn shapes, to pretrain a backbone on where the published weights cannot be fetched.
+"""Drawn shapes, on which the demo pretrains a backbone, without the published weights.
 
-A class is an outline and a fill; place, size, turn and colours are random. Nothing in the pictures
-is a lesion: what a network learns from them is transferred. `lesions` draws with the same parts.
+A class is an outline and a fill. Position, size, angle and colours are random. The pictures show no
+lesions, so the network must transfer what it learns. `lesions` uses the same functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KINDS = tuple(product(OUTLINES, FILLS))
 
 
 def draw_shape(rng: np.random.Generator, kind: int, size: int) -> NDArray[np.uint8]:
-    """Returns one picture of the kind at this place in KINDS, (size, size, 3)."""
+    """Returns a picture of the kind at position *kind* of KINDS, (size, size, 3)."""
     outline, fill = KINDS[kind]
     x, y = grid(size, rng.uniform(-0.2, 0.2, 2))
     angle = np.arctan2(y, x) + np.float32(rng.uniform(0, 2 * np.pi))
@@ -35,7 +35,7 @@ def draw_shape(rng: np.random.Generator, kind: int, size: int) -> NDArray[np.uin
         share = np.sin((np.cos(turn) * x + np.sin(turn) * y) * rng.uniform(12, 24)) > 0
     elif fill == "blotched":
         share = np.clip(2 * noise(rng, size, int(rng.integers(6, 10))), 0, 1)
-    # Each differs from the one before by a quarter of the scale or more, in every channel.
+    # In every channel, consecutive colours differ by at least a quarter of the scale.
     ground, body, other = np.cumsum(rng.uniform(64, 192, (3, 3, 1, 1)), axis=0) % 256
     picture = ground + cover * (body + share * (other - body) - ground)
     picture = picture * (1 + 0.12 * noise(rng, size, 4)) + 6 * rng.standard_normal((size, size))
@@ -43,19 +43,19 @@ def draw_shape(rng: np.random.Generator, kind: int, size: int) -> NDArray[np.uin
 
 
 def grid(size: int, middle: NDArray[np.float64]) -> tuple[Array, Array]:
-    """Returns x and y of every pixel, (size, size) each: the picture goes from -1 to 1."""
+    """Returns x and y of every pixel, (size, size) each, from -1 to 1 minus *middle*."""
     x, y = np.meshgrid(*2 * [np.linspace(-1, 1, size, dtype=np.float32)])
     return x - np.float32(middle[0]), y - np.float32(middle[1])
 
 
 def noise(rng: np.random.Generator, size: int, cells: int) -> Array:
-    """Returns smooth noise (size, size) of about unit variance with *cells* bumps a side."""
+    """Returns smooth noise (size, size) of about unit variance, with *cells* bumps per side."""
     coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def wavy(rng: np.random.Generator, angle: Array, strengths: NDArray[np.float64]) -> Array:
-    """Returns the radius of an outline at each angle, about 1: waves, of 2 to a turn and up."""
+    """Returns the radius of an outline at each angle, about 1, with 2 and more waves per turn."""
     radius = np.ones_like(angle)
     for waves, strength in enumerate(strengths, start=2):
         height, phase = rng.normal(0, strength), rng.uniform(0, 2 * np.pi)

@@ -1,10 +1,11 @@
-"""All that can be known before the queue: a page of the queue's checks, the files, a probe."""
+"""The checks before the queue: a page about the queue, a page about files, a probe job."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
@@ -34,11 +35,12 @@ from skinjob.weights.file import SUMS_NAME, WeightsInfo, read_weights_info
 from skinjob.words import pluralize
 
 HERE = "jobs run on this machine"
+NOT_NEEDED_BY_PROBE = ("weights", "images", "Python", "sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user would submit: the arguments of `make_plan`."""
+    """What the user would submit, as the arguments of `make_plan`."""
 
     configs: Sequence[TrainConfig]
     cluster: ClusterConfig
@@ -52,39 +54,34 @@ class Request:
 
 
 def examine(request: Request, *, is_probing: bool) -> Iterator[Finding]:
-    """Yields what each check says, as soon as it is known; none stops those after it.
+    """Yields the finding of each check as soon as it is known. A failure does not stop the others.
 
-    With *is_probing* a small job is queued last, which looks from a compute node.
+    If *is_probing*, a small job is queued last, to check a compute node.
     """
     request = _resolved(request)
     page, can_probe = PAGES[request.cluster.cluster]
-    failures = set()
-    for finding in page(request):
-        if finding.verdict == "fail":
-            failures.add(finding.name)
-        yield finding
-    for finding in _file_page(request):
-        if finding.verdict == "fail" and finding.name == "run folder":
-            failures.add(finding.name)
+    is_blocked = False
+    for finding in chain(page(request), _file_page(request)):
+        is_blocked |= finding.verdict == "fail" and finding.name not in NOT_NEEDED_BY_PROBE
         yield finding
     if not can_probe:
         yield from skip(["probe"], HERE)
     elif not is_probing:
-        yield from skip(["probe"], "a compute node was not asked; --probe does, with a job")
-    elif failures:
-        yield from skip(["probe"], "its job could not work before the above is mended")
+        yield from skip(["probe"], "--probe checks a compute node, with a small job")
+    elif is_blocked:
+        yield from skip(["probe"], "its job would fail; fix the failures above first")
     else:
         config = request.configs[0]
         yield from probe(request.runs, request.cluster, [Path(config.data), Path(config.weights)])
 
 
 def _resolved(request: Request) -> Request:
-    """Returns the request with the queue that auto stands for, and no GPU for the CPU."""
+    """Returns the request with a queue instead of auto, and without a GPU if the CPU trains."""
     cluster = request.cluster
     if cluster.cluster == "auto":
         try:
             cluster = replace(cluster, cluster=choose_queue(cluster).name)
-        except ConfigError:  # the check of the commands says what is missing
+        except ConfigError:  # the check of the commands names what is missing
             cluster = replace(cluster, cluster="slurm")
     if request.configs[0].device == "cpu":
         cluster = replace(cluster, gpus=0)
@@ -97,18 +94,18 @@ def _slurm_page(request: Request) -> Iterator[Finding]:
 
 
 def _local_page(request: Request) -> Iterator[Finding]:
-    return skip(["SLURM"], f"{HERE} (--cluster local, or no sbatch)")
+    return skip(["SLURM"], f"{HERE} (--cluster local, or no SLURM)")
 
 
 PAGES: dict[str, tuple[Callable[[Request], Iterator[Finding]], bool]] = {
     "slurm": (_slurm_page, True),
     "local": (_local_page, False),
 }
-"""The checks of each queue, and whether a probe can be queued in it."""
+"""The page of each queue, and whether the queue can run a probe job."""
 
 
 def _file_page(request: Request) -> Iterator[Finding]:
-    """Yields what is to be said of folders, files and Python, and of the sweep that they make."""
+    """Yields the findings about folders, files and Python, and about the sweep from them."""
     read: dict[str, WeightsInfo | ImageSet] = {}
     findings = [
         check("run folder", lambda: _check_folder(request)),
@@ -118,13 +115,13 @@ def _file_page(request: Request) -> Iterator[Finding]:
     ]
     yield from findings
     if any(finding.verdict == "fail" for finding in findings):
-        yield from skip(["sweep"], "not worked out: it needs what failed above")
+        yield from skip(["sweep"], "it needs what failed above")
     else:
         yield check("sweep", lambda: _check_sweep(request, read))
 
 
 def _check_folder(request: Request) -> Finding:
-    """Says whether sweeps can lie in the folder of runs. Raises: SkinjobError when they cannot."""
+    """Checks that sweeps can be made in the folder of runs. Raises: SkinjobError."""
     runs, queue = request.runs, open_queue(request.cluster.cluster)
     require_usable("--runs", runs, request.cluster, queue)
     require_writable(runs)
@@ -132,27 +129,27 @@ def _check_folder(request: Request) -> Finding:
     require_safe(runs, request.cluster.trust)
     kind = file_system(nearest(runs).resolve())
     free = f"{free_bytes(runs) / 1e9:,.0f} GB free"
-    return ok(f"{shown(str(runs))}: yours to write, {free}{f', on {kind}' if kind else ''}")
+    return ok(f"{shown(str(runs))}: writable, {free}{f', on {kind}' if kind else ''}")
 
 
 def _check_weights(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> Finding:
-    """Says what the weights are, and adds them to *read*. Raises: SkinjobError if unusable."""
+    """Checks the weights and adds them to *read*. Raises: SkinjobError."""
     path = Path(request.configs[0].weights)
     require_usable("--weights", path, request.cluster, open_queue(request.cluster.cluster))
     info = read["weights"] = read_weights_info(path)
     text = f"{info.backbone.name}, sha256 {info.sha256[:16]}..."
     if info.note:
         return warn(f"{text}; {info.note.strip()}")
-    return ok(text) if info.listed else warn(f"{text}; no {SUMS_NAME} beside it names it")
+    return ok(text) if info.listed else warn(f"{text}; no {SUMS_NAME} beside it lists it")
 
 
 def _check_images(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> Finding:
-    """Counts the images, and adds them to *read*. Raises: SkinjobError if unusable."""
+    """Counts the images and adds them to *read*. Raises: SkinjobError."""
     path = Path(request.configs[0].data)
     require_usable("--data", path, request.cluster, open_queue(request.cluster.cluster))
     images = read["images"] = scan(path, skips_bad=request.skip_bad_images)
     parts = [
-        f"{', '.join(f'{count} {name}' for name, count in classes.items())} to {split}"
+        f"{split}: {', '.join(f'{count} {name}' for name, count in classes.items())}"
         for split, classes in images.counts().items()
     ]
     parts += [f"left out: {', '.join(images.left_out)}"] if images.left_out else []
@@ -160,21 +157,21 @@ def _check_images(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> 
 
 
 def _check_python(cluster: ClusterConfig) -> Finding:
-    """Says whether the Python that jobs start has what a run needs, as far as seen from here.
+    """Checks that the Python of the jobs has all packages, as far as this machine can tell.
 
-    Raises: ConfigError when it can be started here, and lacks a package.
+    Raises: ConfigError when it starts on this machine and lacks a package.
     """
     queue = open_queue(cluster.cluster)
     require_shared_python(cluster, queue)
     if queue.is_this_machine and lacks_torch(cluster):
         return fail(f"no torch in {sys.executable}", "pip install 'skinjob[train]'")
     note = python_note(cluster, queue)
-    return warn(note) if note else ok(f"{python_words(cluster)} has what a run needs")
+    return warn(note) if note else ok(f"{python_words(cluster)} has all packages that a run needs")
 
 
 def _check_sweep(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> Finding:
-    """Says what submit would make. Raises: SkinjobError where it would refuse."""
-    plan = make_plan(**vars(request), **read)  # type: ignore[arg-type]  # each under its own name
+    """Checks that submit would make this sweep. Raises: SkinjobError."""
+    plan = make_plan(**vars(request), **read)  # type: ignore[arg-type]  # by name
     text = (
         f"{pluralize(len(plan.configs), 'run')} in "
         f"{pluralize(len(group_runs(plan.configs)), 'job')}, in {shown(str(plan.sweep.folder))}"

@@ -1,4 +1,4 @@
-"""A line of the checklist of `skinjob doctor`: what one check says."""
+"""A line of the checklist of `skinjob doctor`: the result of a check."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from typing import Any, Literal
 from skinjob.errors import SkinjobError
 
 AGAIN = "the same command with"
-"""How a fix begins that is another option: those that were given have to stay."""
+"""The beginning of a fix that changes an option: the other options of the command must stay."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check says, with a command that mends it where it failed."""
+    """The result of a check, with a command that fixes a failure."""
 
-    verdict: Literal["ok", "warn", "fail", "skipped"]
-    """After a warning jobs work all the same."""
+    verdict: Literal["ok", "warn", "fail", "skipped"]  # after a warning, jobs can still run
     text: str
     fix: str | None = None
-    details: tuple[str, ...] = ()
-    """Lines for what has more parts than fit a sentence."""
-    name: str = ""
-    """What was looked at."""
+    details: tuple[str, ...] = ()  # lines that do not fit into the text
+    name: str = ""  # of the check
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -53,16 +50,13 @@ def skipped(text: str) -> Finding:
 
 
 def failed(error: SkinjobError) -> Finding:
-    """Returns an error as a line of the checklist.
-
-    What submit would be called with instead, doctor takes too.
-    """
+    """Returns an error as a failed check. The doctor takes the same options as submit."""
     fix = re.sub(r"skinjob submit (?=--(?!dry-run|help))", f"{AGAIN} ", error.fix)
     return fail(error.message, fix, error.details)
 
 
 def check(name: str, look: Callable[[], Finding]) -> Finding:
-    """Returns what a check says; an error that it raises is a failure with its fix."""
+    """Returns the result of a check; an error that it raises is a failure with its fix."""
     try:
         finding = look()
     except SkinjobError as error:
@@ -70,7 +64,7 @@ def check(name: str, look: Callable[[], Finding]) -> Finding:
     return replace(finding, name=name)
 
 
-def skip(names: Iterable[str], why: str) -> Iterator[Finding]:
-    """Yields a line for each check that cannot be done."""
+def skip(names: Iterable[str], reason: str) -> Iterator[Finding]:
+    """Yields a finding for each check that cannot be done."""
     for name in names:
-        yield replace(skipped(why), name=name)
+        yield replace(skipped(reason), name=name)

@@ -1,7 +1,7 @@
-"""What a compute node has for a run: a script of its own, which `skinjob doctor --probe` queues.
+"""Looks at a compute node: a script that `skinjob doctor --probe` queues as a job.
 
-It is copied to the shared file system and started as a run's job is. It needs the standard library
-alone, so that it can say what is missing. What it finds goes into found.json beside it.
+It is copied to the shared file system and started like a run's job. It needs only the standard
+library, because it must be able to say what is missing. It writes result.json beside itself.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 MODULES = ("skinjob", "submitit", "safetensors", "torch", "torchvision")
-ADDRESS = ("1.1.1.1", 443)  # a public name server: that it answers means that the internet does
+ADDRESS = ("1.1.1.1", 443)  # a public name server: if it answers, the internet can be reached
 NETWORK_S = 3
 
 
 def look(folder: Path) -> dict[str, Any]:
-    """Returns what there is on this machine for a run, by name."""
+    """Returns what a run needs to know about this machine."""
     return {
         "node": socket.gethostname(),
         "python": sys.executable,
@@ -42,20 +42,20 @@ def look(folder: Path) -> dict[str, Any]:
 
 
 def unseen(paths: list[str]) -> list[str]:
-    """Returns those of the paths that a job would open and that cannot be read from here."""
+    """Returns the paths that cannot be read on this machine."""
     return [path for path in paths if not os.access(path, os.R_OK)]
 
 
 def version_of(name: str) -> dict[str, str]:
-    """Returns a module's version, or the error that its import ends in."""
+    """Returns a module's version, or the error of its import."""
     try:
         return {"version": str(getattr(importlib.import_module(name), "__version__", "there"))}
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 def driver_cuda() -> str:
-    """Returns the newest CUDA that this machine's driver knows, such as 12.4; '' without one."""
+    """Returns the newest CUDA that the driver supports, such as 12.4; '' without a driver."""
     try:
         number = ctypes.c_int()
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
@@ -65,7 +65,7 @@ def driver_cuda() -> str:
 
 
 def gpu() -> dict[str, Any]:
-    """Returns the GPU that torch has computed on, with its memory in bytes, or the error."""
+    """Returns the GPU that torch computed on, with its memory in bytes, or the error."""
     try:
         import torch
 
@@ -74,7 +74,7 @@ def gpu() -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}", "built": None}
     try:
         name = torch.cuda.get_device_name()
-        # A GPU too old or too new for this torch is seen, and fails at its first kernel.
+        # A GPU that is too old or too new for this torch is listed, but its first kernel fails.
         int((torch.ones(1, device="cuda") + 1).item())
         memory = torch.cuda.get_device_properties(0).total_memory
     except Exception as error:
@@ -83,7 +83,7 @@ def gpu() -> dict[str, Any]:
 
 
 def network() -> str:
-    """Returns why the internet cannot be reached from here; '' where it can."""
+    """Returns why the internet cannot be reached; '' if it can."""
     try:
         socket.create_connection(ADDRESS, timeout=NETWORK_S).close()
     except OSError as error:
@@ -92,10 +92,10 @@ def network() -> str:
 
 
 def main(folder: Path) -> None:
-    """Writes found.json in one step: whoever waits for it never reads a half."""
-    partial = folder / "found.part"
+    """Writes result.json in one step, because the doctor must never read half of it."""
+    partial = folder / "result.part"
     partial.write_text(json.dumps(look(folder)), encoding="utf-8")
-    partial.replace(folder / "found.json")
+    partial.replace(folder / "result.json")
 
 
 if __name__ == "__main__":

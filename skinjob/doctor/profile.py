@@ -1,4 +1,4 @@
-"""A site profile, chosen from what SLURM says of the cluster: `skinjob init-site`."""
+"""Chooses a site profile from what SLURM says about the cluster: `skinjob init-site`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skinjob.config import LEAST_TIME_MIN, ClusterConfig
-from skinjob.doctor.slurm_site import Partition, Rights, Site
+from skinjob.config import MIN_TIME_MIN, ClusterConfig
 from skinjob.errors import ClusterError, ConfigError
+from skinjob.queues.slurm.site import LIST_PARTITIONS, Partition, Rights, Site
 from skinjob.words import pluralize
 
-USUAL = ClusterConfig()
+DEFAULT = ClusterConfig()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A profile: values of ClusterConfig, and the reason of each."""
+    """A profile: values of ClusterConfig, and the reason for each."""
 
     site: Site
     partition: Partition
-    entries: dict[str, tuple[Any, str]]
-    """Value and reason, by the name of the field."""
+    entries: dict[str, tuple[Any, str]]  # value and reason, by the name of the field
 
     @property
     def values(self) -> dict[str, Any]:
@@ -31,7 +30,7 @@ class Choice:
 
 
 def choose(site: Site, name: str | None = None) -> Choice:
-    """Returns a profile for the partition of this name, or for the best that has GPUs and is up.
+    """Returns a profile for the partition of this name, or for the best that is up.
 
     Raises: ConfigError when there is no partition of that name, ClusterError when none is up.
     """
@@ -43,41 +42,41 @@ def choose(site: Site, name: str | None = None) -> Choice:
         partition = _best(usable)
         reason = _why(partition, usable)
     entries = {
-        "cluster": ("slurm", "jobs go to SLURM, and never to this machine for want of sbatch"),
+        "cluster": ("slurm", "without SLURM, submit fails instead of training on this machine"),
         "partition": (partition.name, reason),
         **_rights(partition, site.rights),
         **_gpus(partition, site),
         **_limits(partition),
     }
     choice = Choice(site, partition, entries)
-    ClusterConfig(**choice.values)  # what submit would refuse is refused here
+    ClusterConfig(**choice.values)  # raises what submit would raise
     return choice
 
 
 def profile_text(choice: Choice) -> str:
-    """Returns the profile as TOML, with what else there is in comments."""
+    """Returns the profile as TOML, with the alternatives in comments."""
     lines = [
-        "# What `skinjob init-site` found on this cluster. Change it as you like: `skinjob config`",
-        "# shows which values hold and why, `skinjob doctor` whether they can work.",
+        "# Written by `skinjob init-site` for this cluster. You may change it: `skinjob config`",
+        "# shows which values are used and why, `skinjob doctor` whether they can work.",
         "",
         "[cluster]",
     ]
     for name, (value, reason) in choice.entries.items():
         lines += [f"# {reason}", f"{name} = {json.dumps(value, ensure_ascii=False)}"]
     site, features = choice.site, choice.partition.features
-    lines += ["", "# What else there is here"]
+    lines += ["", "# The alternatives"]
     lines += [f"# partition = {json.dumps(p.name)}: {_describe(p)}" for p in site.partitions]
     lines += [f"# constraint: {', '.join(features)}"] if features else []
     for name, words in (("account", site.rights.accounts), ("qos", site.rights.qos)):
-        lines += [f"# {name}: {', '.join(words)}; without a word the first"] if words else []
+        lines += [f"# {name}: {', '.join(words)}; the first is the default"] if words else []
     return "\n".join(lines) + "\n"
 
 
 def _is_usable(partition: Partition, rights: Rights) -> bool:
-    """Says whether a partition takes jobs of this user."""
-    theirs, mine = set(partition.accounts), set(rights.accounts)
-    is_mine = not (theirs and mine) or bool(theirs & mine)
-    return partition.takes_jobs and partition.time_min >= LEAST_TIME_MIN and is_mine
+    """Returns whether a partition takes jobs of this user."""
+    allowed, mine = set(partition.accounts), set(rights.accounts)
+    is_allowed = not (allowed and mine) or bool(allowed & mine)
+    return partition.takes_jobs and partition.time_min >= MIN_TIME_MIN and is_allowed
 
 
 def _named(site: Site, usable: Sequence[Partition], name: str) -> Partition:
@@ -95,14 +94,13 @@ def _best(usable: Sequence[Partition]) -> Partition:
     """Returns the best partition for GPU jobs: the default if it has GPUs, else the largest."""
     if not usable:
         raise ClusterError(
-            f"no partition is up that would take a job of yours of {LEAST_TIME_MIN} minutes",
-            "sinfo --summarize",
+            f"no partition that is up takes your jobs of {MIN_TIME_MIN} minutes", LIST_PARTITIONS
         )
     return max(
         usable,
         key=lambda partition: (
             partition.num_gpus > 0,
-            partition.time_min >= USUAL.time_min,
+            partition.time_min >= DEFAULT.time_min,
             partition.is_default,
             partition.num_gpus,
             partition.num_nodes,
@@ -111,20 +109,20 @@ def _best(usable: Sequence[Partition]) -> Partition:
 
 
 def _why(best: Partition, usable: Sequence[Partition]) -> str:
-    """Returns why a partition was chosen of the usable ones."""
+    """Returns why this partition was chosen from the usable partitions."""
     alike = [partition for partition in usable if bool(partition.num_gpus) == bool(best.num_gpus)]
-    what = "has GPUs and is up" if best.num_gpus else "is up; none that is has GPUs"
+    what = "has GPUs and is up" if best.num_gpus else "is up; no partition has GPUs"
     if len(alike) == 1:
-        beginning = "the only one that"
+        beginning = "the only partition that"
     elif best.is_default:
-        beginning = "the cluster's own choice, and it"
+        beginning = "the default of the cluster, and it"
     else:
-        beginning = "of several the one that suits:"
+        beginning = "the best partition that"
     return f"{beginning} {what}: {_describe(best)}"
 
 
 def _rights(partition: Partition, rights: Rights) -> dict[str, tuple[Any, str]]:
-    """Returns account and QOS where the partition does not take the user's default."""
+    """Returns account and QOS, if the partition does not take the user's defaults."""
     entries = {}
     for name, mine, allowed in (
         ("account", rights.accounts, partition.accounts),
@@ -132,51 +130,51 @@ def _rights(partition: Partition, rights: Rights) -> dict[str, tuple[Any, str]]:
     ):
         if allowed and not set(mine[:1]) <= set(allowed):
             value = next((word for word in mine if word in allowed), allowed[0])
-            reason = f"{partition.name} takes {', '.join(allowed)}; yours: {_listed(mine)}"
+            reason = f"{partition.name} takes {', '.join(allowed)}; you have {_listed(mine)}"
             entries[name] = (value, reason)
     return entries
 
 
 def _gpus(partition: Partition, site: Site) -> dict[str, tuple[Any, str]]:
-    """Returns what asks for a GPU: of one type, so that all runs of a sweep are on GPUs alike."""
+    """Returns what asks for a GPU of a single type, to give all runs of a sweep the same GPU."""
     if not partition.num_gpus:
         reason = f"no node of {partition.name} that is up has a GPU: runs train on the CPU"
         return {"gpus": (0, reason)}
     entries: dict[str, tuple[Any, str]] = {}
     if not site.has_gpu_flags:
-        reason = "this SLURM shares nodes in a way that knows --gres alone"
+        reason = "this SLURM selects resources in a way that knows only --gres"
         entries["gpu_flag"] = ("gres", reason)
     kinds = sorted(((count, kind) for kind, count in partition.gpus if kind), reverse=True)
     if kinds:
         others = ", ".join(f"{kind} ({count})" for count, kind in kinds[1:])
         more = f"; others: {others}" if others else ""
-        entries["gpu_type"] = (kinds[0][1], f"there are {kinds[0][0]} of them{more}")
+        entries["gpu_type"] = (kinds[0][1], f"{kinds[0][0]} in this partition{more}")
     return entries
 
 
 def _limits(partition: Partition) -> dict[str, tuple[Any, str]]:
-    """Returns time, memory and cores, each as built in or as much as the partition has."""
+    """Returns time, memory and cores: the built-in defaults, or what the partition has if less."""
     name, limit_min = partition.name, partition.time_min
     limit = "has no limit" if math.isinf(limit_min) else f"ends a job at {limit_min:g}"
     entries: dict[str, tuple[Any, str]] = {
-        "time_min": (int(min(USUAL.time_min, limit_min)), f"minutes; {name} {limit}")
+        "time_min": (int(min(DEFAULT.time_min, limit_min)), f"minutes; {name} {limit}")
     }
     if partition.memory_mb:
-        # A tenth is left to the node; in halves, so that no rounding asks for more than there is.
+        # A tenth stays free for the node. Rounded down to half a GB.
         most_gb = math.floor(partition.memory_mb * 0.9 / 1024 * 2) / 2
         reason = f"GB; the largest node of {name} has {partition.memory_mb / 1024:.0f}"
-        entries["mem_gb"] = (max(0.5, min(USUAL.mem_gb, most_gb)), reason)
+        entries["mem_gb"] = (max(0.5, min(DEFAULT.mem_gb, most_gb)), reason)
     if partition.cpus:
         share = partition.cpus // max(partition.most_gpus, 1)
         has_more = partition.most_gpus > 1
         each = f", {share} for each of its {partition.most_gpus} GPUs" if has_more else ""
         reason = f"cores; the largest node of {name} has {partition.cpus}{each}"
-        entries["cpus"] = (max(1, min(USUAL.cpus, share)), reason)
+        entries["cpus"] = (max(1, min(DEFAULT.cpus, share)), reason)
     return entries
 
 
 def _describe(partition: Partition) -> str:
-    """Returns a partition in a line of words."""
+    """Returns a partition in words."""
     if not partition.is_up:
         return "is down"
     gpus = f"GPUs: {', '.join(partition.gpu_words)}" if partition.gpus else "no GPU"

@@ -170,8 +170,12 @@ class Queue(ABC):
         return None
 
     def is_restart(self) -> bool:
-        """Says whether the queue has started the job that asks once before."""
+        """Returns whether the queue has started the job that asks before."""
         return False
+
+    def num_cpus(self) -> int | None:
+        """Returns how many CPU cores the job that asks may use; None for all that it can use."""
+        return None
 
 
 def open_queue(name: str) -> Queue:

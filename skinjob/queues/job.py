@@ -60,7 +60,8 @@ class Task:
         self.ended_by: Failure | None = None
 
     def __call__(self) -> None:
-        if open_queue(self.queue).is_this_machine:
+        queue = open_queue(self.queue)
+        if queue.is_this_machine:
             # On a cluster it is ignored, as submitit has it: a job that SLURM preempts with a
             # grace time is requeued at its end, and ended for good if it leaves before.
             signal.signal(signal.SIGTERM, _leave)
@@ -77,7 +78,13 @@ class Task:
                 )
             raise
         try:
-            run_job(self.folders, submitit.JobEnvironment().job_id, lambda: self.ended_by)
+            run_job(
+                self.folders,
+                submitit.JobEnvironment().job_id,
+                lambda: self.ended_by,
+                is_restart=queue.is_restart(),
+                num_cpus=queue.num_cpus(),
+            )
         except Stopped:  # the runs' states have it
             raise SystemExit(1) from None
 
@@ -115,7 +122,7 @@ class Task:
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
     """Ends the job: its runs go on after their last finished epoch when they are queued again."""
-    log.warning("told to end: %s", signal.Signals(signum).name)
+    log.warning("%s: leaves", signal.Signals(signum).name)
     raise SystemExit(128 + signum)
 
 

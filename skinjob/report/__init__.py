@@ -1,9 +1,9 @@
-"""Tables, pictures and one page out of a sweep's folder. The one door to pandas and matplotlib.
+"""Tables, pictures and a page from a sweep's folder. No other package uses pandas and matplotlib.
 
-Importing this package imports neither; `skinjob.report.build` does.
+Importing this package does not import them. Importing `skinjob.report.build` does.
 """
 
 import logging
 
-# Where the home folder cannot be written, matplotlib would print three lines of warnings.
+# If the home folder is not writable, matplotlib would print three lines of warnings.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A report from start to end: read the sweeps, then write tables, pictures and the page."""
+"""A report from start to end: reads the sweeps, then writes tables, pictures and the page."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import METRICS
 from skinjob.words import list_first
 
-MOST_LINES = 8  # in a comparison; with more, they cannot be found in the legend
+MOST_LINES = 8  # in a comparison; with more lines, the legend is hard to read
 MOST_NAMED = 5  # unreadable runs in an error
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written, and what to print of it."""
+    """A written report, and the text about it for the terminal."""
 
     folder: Path
     notice: str
-    """A sentence to read before any number; empty for fetched weights."""
+    """A warning before all numbers; empty for fetched weights."""
     summary: pd.DataFrame
-    """One row per batch size and learning rate: summary.csv."""
+    """summary.csv: a row for each batch size and learning rate."""
     missing: list[str]
-    """A sentence for each run that cannot be read, then for each that lacks epochs."""
+    """A sentence for each run that cannot be read or lacks epochs."""
     notes: list[str]
-    """What the numbers say, and what they do not."""
+    """Sentences about what the numbers show."""
 
 
 def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
-    """Writes the report of one sweep, or of several as one, and returns what it says.
+    """Writes a report on one or several sweeps to a folder, and returns the report.
 
-    It goes to *out*. Without that it goes to the sweep's report/ or, for several sweeps, to
-    report-A-B beside the first; these must be the user's own folders and no links. Files of an
-    earlier report are replaced one by one, each as a whole. An unreadable run counts as missing.
+    The folder is *out*, by default report/ in the sweep or, for several sweeps, report-A-B beside
+    the first sweep. A default folder must belong to the user and must not be a link. Files of an
+    earlier report are replaced, each in a single step. An unreadable run counts as missing.
 
-    Raises: RunError if no readable run has finished an epoch, or the folder is another user's or
-    cannot be written; OSError if the disk is full.
+    Raises: RunError if no readable run has finished an epoch, or if the folder belongs to another
+    user or cannot be written; OSError if the disk is full.
     """
     tables = [read_sweep(sweep) for sweep in _distinct(sweeps)]
     series = group_runs(tables)
@@ -85,7 +85,7 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
 
 
 def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]) -> Report:
-    """Writes every file of the report, and returns what it says."""
+    """Writes all files of the report, and returns it."""
     comparisons, batches = _draw(folder, tables, all_series)
     report = Report(
         folder=folder,
@@ -128,10 +128,10 @@ def _default_folder(tables: Sequence[SweepTable]) -> Path:
 
 
 def _make_own(folder: Path, tables: Sequence[SweepTable]) -> None:
-    """Makes the report's folder. Raises: RunError if it, or its parent, is not the user's.
+    """Makes the folder of the report. Raises: RunError if it or its parent is not the user's.
 
-    In another user's sweep, report/ may be a link to a folder of this user, with files of the same
-    names.
+    In the sweep of another user, report/ may be a link to a folder of this user, which may have
+    files with the same names.
     """
     _require_own(folder.parent, tables)
     with suppress(FileExistsError):
@@ -154,10 +154,10 @@ def _require_own(folder: Path, tables: Sequence[SweepTable]) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    """Returns which path could not be written, and why."""
+    """Returns the path that cannot be written, and why."""
     path = Path(os.fsdecode(error.filename2 or error.filename or folder))
     if path.parent == folder and not isinstance(error, IsADirectoryError):
-        path = folder  # it is the folder that takes no file
+        path = folder  # no file can be created in it
     reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
     return f"{path}: {reason}"
 
@@ -173,7 +173,7 @@ def _joined_name(tables: Sequence[SweepTable]) -> str:
 
 
 def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
-    """Returns the error that no run can be counted, and why."""
+    """Returns the error for sweeps without a usable run."""
     names = ", ".join(str(table.sweep.folder) for table in tables)
     errors = [error for table in tables for error in table.unread.values()]
     lines = findings.missing(tables)
@@ -190,7 +190,7 @@ def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
 def _draw(
     folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]
 ) -> tuple[list[Picture], list[Picture]]:
-    """Writes the comparisons and a picture per series, all to one scale, and returns both."""
+    """Writes and returns the comparisons and a picture for each series, all on the same scale."""
     scale = common_scale(all_series)
     labels, stems = _names(tables, all_series)
     batches = []
@@ -209,7 +209,7 @@ def _draw(
 def _names(
     tables: Sequence[SweepTable], all_series: Sequence[Series]
 ) -> tuple[list[str], list[str]]:
-    """Returns labels and file names: the batch size, and sweep and lr if there are several."""
+    """Returns labels and file names: batch size, and sweep and lr if there are several."""
     has_sweeps, has_lrs = len(tables) > 1, len(by_lr(all_series)) > 1
     labels, stems = [], []
     for series in all_series:
@@ -227,9 +227,9 @@ def _names(
 def _compare(
     folder: Path, all_series: Sequence[Series], labels: Sequence[str], scale: Scale
 ) -> list[Picture]:
-    """Writes the comparison; for more series than one picture can hold, one for each lr.
+    """Writes the comparison, or with too many lines, a comparison for each lr.
 
-    comparison.* is then a copy of the one for the best lr, which comes first.
+    Then comparison.* is a copy of that for the best lr, which comes first.
     """
     by_rate = by_lr(all_series)
     if len(all_series) <= MOST_LINES or len(by_rate) in (1, len(all_series)):
@@ -243,8 +243,8 @@ def _compare(
     best = max(by_rate, key=lambda lr: fmean(fmean(s.final(COMPARED)) for s in by_rate[lr]))
     first = pictures.pop(best)
     caption = (
-        f"{first.caption}. Of {len(by_rate)} lrs this one has the highest mean accuracy at the "
-        "last epoch, chosen by looking at the test images; comparison.png is the same picture"
+        f"{first.caption}. Of {len(by_rate)} lrs, it has the highest mean accuracy at the last "
+        "epoch (chosen with the test images); comparison.png is the same picture"
     )
     for file in first.files:
         with replacing(folder / f"comparison{file.suffix}") as partial:
@@ -270,7 +270,7 @@ def _final(series: Series, measure: Measure) -> str:
 
 
 def _write_metrics(file: Path, tables: Sequence[SweepTable]) -> None:
-    """Writes the rows of all runs under one header; what a run does not have is empty."""
+    """Writes the rows of all runs below a common header; missing values are empty."""
     columns = list(dict.fromkeys(name for table in tables for name in table.columns))
     is_number = [name in METRICS and name not in TEXTS for name in columns]
     with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as lines:

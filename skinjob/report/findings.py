@@ -1,4 +1,4 @@
-"""What a sweep's numbers say in words, and what is missing from them."""
+"""Sentences about the numbers of a sweep, and about missing runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from skinjob.report.tables import Series, SweepTable, by_lr
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import RunState, Status, filled_recipe
 
-FEWEST_SEEDS = 3  # with two runs on each side, no grouping is rarer than one in three
-FEWEST_EPOCHS = 3  # of two, the second half is one epoch, which has no change in it
+FEWEST_SEEDS = 3  # with 2 + 2 runs, p is at least 1/3
+FEWEST_EPOCHS = 3  # the second half of two epochs has no change
 SIGNIFICANT_P = 0.05
-MOST_NAMED = 20  # missing runs; a big sweep just submitted has a thousand
+MOST_NAMED = 20  # missing runs; a new large sweep has a thousand
 ONE_SIZE = "There is only one batch size: nothing to compare yet."
 FEW_SEEDS = (
     f"With fewer than {FEWEST_SEEDS} seeds per batch size, a difference cannot be told "
@@ -32,7 +32,7 @@ NOTICES = {
 
 
 def weights_notice(tables: Sequence[SweepTable]) -> str:
-    """Returns what readers must know before any number; empty if all backbones were fetched."""
+    """Returns a warning if the weights of a backbone are not fetched weights."""
     kinds = {table.weights_kind for table in tables}
     return next((notice for kind, notice in NOTICES.items() if kind in kinds), "")
 
@@ -43,7 +43,7 @@ def missing(tables: Sequence[SweepTable]) -> list[str]:
 
 
 def notes(tables: Sequence[SweepTable], all_series: Sequence[Series]) -> list[str]:
-    """Returns first what speaks against comparing the sweeps, then what each of them shows."""
+    """Returns first the differences between the sweeps, then the results of each sweep."""
 
     def compare_own(table: SweepTable) -> list[str]:
         return compare_by_lr([series for series in all_series if series.table is table])
@@ -54,7 +54,7 @@ def notes(tables: Sequence[SweepTable], all_series: Sequence[Series]) -> list[st
 def for_each(
     tables: Sequence[SweepTable], lines_of: Callable[[SweepTable], list[str]]
 ) -> list[str]:
-    """Returns the lines about each sweep; with its name before them if there are several."""
+    """Returns the lines about each sweep, with its name if there are several sweeps."""
     return [
         f"{table.sweep.name}: {line}" if len(tables) > 1 else line
         for table in tables
@@ -63,7 +63,7 @@ def for_each(
 
 
 def compare_by_lr(all_series: Sequence[Series]) -> list[str]:
-    """Returns what `compare` says of each learning rate; what it says of all of them, once."""
+    """Returns the lines of `compare` for each learning rate; equal general lines once."""
     by_rate = {lr: compare(own) for lr, own in by_lr(all_series).items()}
     if len(by_rate) <= 1:
         return [line for lines in by_rate.values() for line in lines]
@@ -80,10 +80,10 @@ def compare_by_lr(all_series: Sequence[Series]) -> list[str]:
 
 
 def compare(all_series: Sequence[Series]) -> list[str]:
-    """Returns what the series of one lr, the smallest batch first, say on stability and accuracy.
+    """Returns sentences on stability and accuracy of series with the same lr, smallest batch first.
 
-    Only batch sizes at the same epoch are compared: accuracy and its changes depend on how long a
-    run has trained.
+    Only batch sizes at the same epoch are compared, because accuracy and its changes depend on the
+    number of epochs.
     """
     epoch = max(series.epochs for series in all_series)
     comparable = [series for series in all_series if series.epochs == epoch]
@@ -99,7 +99,7 @@ def compare(all_series: Sequence[Series]) -> list[str]:
 
 
 def known_state(run: Run) -> RunState | None:
-    """Returns a run's state; None if its folder was copied without it."""
+    """Returns a run's state; None if it is missing, as in a copied folder, or unreadable."""
     try:
         return run.state() if run.state_file.exists() else None
     except (RunError, OSError):
@@ -113,7 +113,7 @@ def _unread(table: SweepTable) -> list[str]:
 def _unfinished(table: SweepTable) -> list[str]:
     """Returns a sentence for each readable run that failed or lacks epochs.
 
-    If there are many, failed runs come first, and the last sentence counts those not named.
+    If there are many, failed runs come first, and the last sentence counts the other runs.
     """
     num_done = table.rows.groupby("run")["epoch"].max().to_dict()
     lines = []
@@ -130,9 +130,9 @@ def _unfinished(table: SweepTable) -> list[str]:
 
 
 def _status(run: Run, num_done: int, num_epochs: int) -> tuple[str, str]:
-    """Returns a run's status and what it lacks; the latter is empty if all its epochs are there."""
+    """Returns a run's status, and a sentence on what it lacks; '' if it has all its epochs."""
     if not run.folder.is_dir():
-        return "without a folder", "its folder is not here"
+        return "without a folder", "it has no folder"
     state = known_state(run)
     epochs = f"{num_done} of {num_epochs} epochs" if num_done else "no epoch yet"
     if state is None:
@@ -146,21 +146,20 @@ def _status(run: Run, num_done: int, num_epochs: int) -> tuple[str, str]:
         return status, f"{status}{kind} with {epochs}{why}"
     if num_done >= num_epochs:
         return status, ""
-    is_heard = status == Status.RUNNING and state.heartbeat_utc
-    return status, f"{status}, {epochs}" + (
-        f", last heartbeat {state.heartbeat_utc}" if is_heard else ""
-    )
+    has_beaten = status == Status.RUNNING and state.heartbeat_utc
+    beat = f", last heartbeat {state.heartbeat_utc}" if has_beaten else ""
+    return status, f"{status}, {epochs}{beat}"
 
 
 def _skipped(table: SweepTable) -> list[str]:
-    """Returns a sentence on the images that the sweep was submitted without, if there are any."""
+    """Returns a sentence on the images that the submit left out, if any."""
     num = len(table.info.images.skipped)
     images = "image was" if num == 1 else "images were"
-    return [f"{num} faulty {images} skipped: neither trained nor tested on."] if num else []
+    return [f"{num} faulty {images} left out of training and test."] if num else []
 
 
 def _differences(tables: Sequence[SweepTable]) -> list[str]:
-    """Returns a warning for each thing that differs between the sweeps of a report."""
+    """Returns a warning for each difference between the sweeps of a report."""
     recipes = [filled_recipe(table.info.recipe) for table in tables]
     values: dict[str, set[Any]] = {
         "images": {table.info.images.fingerprint for table in tables},
@@ -179,10 +178,10 @@ def _differences(tables: Sequence[SweepTable]) -> list[str]:
 
 
 def _stability(all_series: Sequence[Series]) -> str:
-    """Returns a sentence on the recipe's claim that the largest batch is less stable.
+    """Returns a sentence on whether the largest batch is less stable.
 
-    It is about the second half of the epochs. In the first half accuracy climbs, longer with fewer
-    updates per epoch: a change, but no instability.
+    It compares the second half of the epochs. In the first half accuracy rises, and takes longer
+    with fewer updates per epoch: that is a change, but not an instability.
     """
     first, last = all_series[0].epochs // 2 + 1, all_series[0].epochs
     changes = {series.batch_size: series.changes(first) for series in all_series}

@@ -1,7 +1,7 @@
-"""What the report plots and tabulates: a line of MEASURES for each metric of each split.
+"""The metrics in the report: a line of MEASURES for each metric of each split.
 
-To show a new metric, or a validation split, add lines here. A column that no metrics.csv has is
-left out of every table and picture.
+To show another metric or another split, add lines. A column that no metrics.csv has does not appear
+in tables and pictures.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SPLITS = ("train", "test")
-"""In the order of the pictures' legend."""
-
 
 @dataclass(frozen=True)
 class Axis:
-    """A vertical axis of a picture."""
+    """The vertical axis of a picture."""
 
     name: str
     unit: str
     bounds: tuple[float, float]
-    """Values outside are impossible, in the axis' unit."""
+    """The smallest and largest possible value, in the unit of the axis."""
 
     @property
     def factor(self) -> float:
-        """What turns a value of metrics.csv into the axis' unit."""
+        """The factor from a value of metrics.csv to the unit of the axis."""
         return 100.0 if self.unit == "%" else 1.0
 
 
@@ -40,12 +37,12 @@ class Measure:
     split: str
     metric: str
     label: str
-    """The heading of its column. A line break keeps the column as narrow as its numbers."""
+    """The heading of its column. A line break keeps the column narrow."""
     unit: str = ""
     axis: Axis | None = None
-    """Where the pictures show it; None for tables only."""
+    """The axis of its curves; None if only tables show it."""
     is_printed: bool = False
-    """Whether the terminal shows it; the page shows all."""
+    """Whether the terminal shows it. The page shows all."""
 
     @property
     def column(self) -> str:
@@ -53,12 +50,12 @@ class Measure:
         return f"{self.split}_{self.metric}"
 
     def text(self, value: float) -> str:
-        """Returns a value of metrics.csv as people read it."""
+        """Returns a value of metrics.csv as text for people."""
         return percent(value) if self.unit == "%" else number(value, 3)
 
 
 COMPARED = Measure("test", "accuracy", "test accuracy %\n(95 % interval)", "%", ACCURACY, True)
-"""What batch sizes are compared by."""
+"""The measure by which batch sizes are compared."""
 
 MEASURES = (
     COMPARED,
@@ -72,7 +69,7 @@ MEASURES = (
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """Returns a fraction in percent, without the sign.
+    """Returns a fraction in percent, without the percent sign.
 
     >>> percent(0.8788)
     '87.9'
@@ -81,7 +78,7 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """Returns a number with that many digits; NaN is a dash.
+    """Returns a number with so many digits after the point; a dash for NaN.
 
     >>> number(0.31249, 3), number(float("nan"), 3)
     ('0.312', '-')

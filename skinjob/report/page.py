@@ -1,4 +1,4 @@
-"""The report as one HTML file that can be mailed: its pictures are inside it.
+"""The report as a single HTML file with all its pictures, which can be mailed.
 
 The text is in page.html, the style in page.css.
 """
@@ -21,7 +21,7 @@ from skinjob.report.findings import known_state
 from skinjob.report.summary import readable
 from skinjob.report.tables import SweepTable
 
-DIGEST_DIGITS = 12  # enough to tell files apart by eye; sweep.json has all 64
+DIGEST_DIGITS = 12  # enough to distinguish files; sweep.json has all 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Picture:
 
     caption: str
     description: str
-    """What the picture shows, in words, for readers who cannot see it."""
+    """A text for readers who cannot see the picture."""
     files: Sequence[Path]
 
     @property
@@ -50,7 +50,7 @@ def write_page(
     comparisons: Sequence[Picture],
     batches: Sequence[Picture],
 ) -> None:
-    """Writes the page: the notice, numbers and pictures, then how to read it and what was run."""
+    """Writes the page: notice, numbers, pictures, explanations, and the facts of each sweep."""
     columns, rows = readable(summary, is_complete=True)
     positive_classes: dict[str, list[str]] = {}
     for table in tables:
@@ -78,12 +78,12 @@ def write_page(
 
 
 def _printable(value: Any) -> Any:
-    """Returns a value of the page with the characters escaped that do not print."""
+    """Returns a value of the page, with unprintable characters escaped."""
     return shown(value, keeps="\n") if isinstance(value, str) else value
 
 
 def _facts(table: SweepTable) -> dict[str, Any]:
-    """Returns what was run, by name. Empty values are not shown."""
+    """Returns the facts of a sweep by name. The page does not show empty values."""
     info = table.info
     weights, images = info.weights, info.images
     return {
@@ -108,7 +108,7 @@ def _facts(table: SweepTable) -> dict[str, Any]:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Returns numbers as --seeds takes them.
+    """Returns numbers in the format of --seeds.
 
     >>> _ranges([0, 1, 2, 3, 7, 8])
     '0-3, 7, 8'

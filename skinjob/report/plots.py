@@ -1,6 +1,7 @@
-"""Learning curves as PNG and SVG that can be read in grey on paper. Only this uses matplotlib.
+"""Learning curves as PNG and SVG. No other module uses matplotlib.
 
-A series is recognised by line style, marker and lightness; its colour only repeats that.
+Line style, marker and lightness distinguish the series, so a print in grey can be read. Colour only
+repeats that.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from skinjob.data.images import Split
 from skinjob.files import replacing
-from skinjob.report.measures import AXES, COMPARED, MEASURES, SPLITS, Axis, Measure
+from skinjob.report.measures import AXES, COMPARED, MEASURES, Axis, Measure
 from skinjob.report.tables import Curve, Series, known_measures
 
 
 @contextmanager
 def no_matplotlib_settings() -> Iterator[None]:
-    """Hides the user's backend and every matplotlibrc from an import of matplotlib in the block.
+    """Hides the user's settings of matplotlib from its import in the block.
 
-    matplotlib reads MPLBACKEND, and the first matplotlibrc of the current folder, MATPLOTLIBRC and
-    the home folder. A damaged one would end the import.
+    The import reads MPLBACKEND, and a matplotlibrc in the current folder, at MATPLOTLIBRC or in the
+    home folder. A damaged file would stop it.
     """
     names = ("MPLBACKEND", "MATPLOTLIBRC")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    # A handle leads back even to a folder that was removed or may not be listed.
+    # A handle leads back to a folder even if it was removed or cannot be listed.
     here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
     try:
         os.chdir("/")
@@ -52,8 +54,8 @@ with no_matplotlib_settings():
 FORMATS = ("png", "svg")
 WIDTH_IN = 7.0  # the text width of an A4 page with its margins
 DOTS_PER_IN = 150
-PANEL_PT = 210.0  # the width of one of two panels side by side
-DIGIT_PT = 5.6  # a digit of a tick's label, with its share of the gap to the next label
+PANEL_PT = 210.0  # the width of a panel, of two side by side
+DIGIT_PT = 5.6  # the width of a digit of a tick label, with its share of the gap
 
 LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     "solid",
@@ -63,9 +65,9 @@ LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     (0, (8, 1.5, 1.2, 1.5, 1.2, 1.5)),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LIGHTEST = 0.75  # of cividis, which darkens evenly in grey; lighter yellow is lost on white
+LIGHTEST = 0.75  # of cividis, whose lightness is even; its lighter yellow is hard to see
 MOST_MARKERS = 10
-MOST_BEHIND = 10  # runs drawn beside a mean; more would hide it
+MOST_BEHIND = 10  # thin lines beside a mean; more would hide it
 
 STYLE: dict[Any, Any] = {
     **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
@@ -87,14 +89,14 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a sweep's name may contain dollar signs
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and edited
-    "svg.hashsalt": "skinjob",  # without it ids are random, and no two files are equal
+    "svg.fonttype": "none",  # text can be searched, read aloud and edited
+    "svg.hashsalt": "skinjob",  # otherwise ids are random, and equal pictures differ
 }
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a line is drawn."""
+    """The style of a line."""
 
     color: str
     line: str | tuple[int, tuple[float, ...]]
@@ -105,18 +107,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Scale:
-    """What all pictures of a report have in common, so that they can be laid side by side."""
+    """The limits of the axes, which all pictures of a report share."""
 
     epochs: int
     updates: tuple[float, float]
     limits: Mapping[Axis, tuple[float, float]]
-    """The least and greatest value of each axis, in its unit."""
+    """The lowest and highest value of each axis, in its unit."""
     majority: float | None
-    """The accuracy, in percent, of always answering the most frequent class."""
+    """The accuracy, in percent, of a network that always predicts the most frequent class."""
 
 
 def common_scale(all_series: Sequence[Series]) -> Scale:
-    """Returns limits that hold every value of every series."""
+    """Returns limits that contain every value of every series."""
     updates = np.concatenate([series.rows["updates"] for series in all_series])
     return Scale(
         epochs=max(max(series.table.num_epochs, series.epochs) for series in all_series),
@@ -129,7 +131,7 @@ def common_scale(all_series: Sequence[Series]) -> Scale:
 def looks(num: int) -> list[Look]:
     """Returns *num* looks, from light to dark; neighbours also differ in line and marker.
 
-    The last is the darkest and solid: of batch sizes the largest, which people ask about most.
+    The last is the darkest and solid. It is for the largest batch size, the most important.
     """
     ramp = matplotlib.colormaps["cividis"]
     colors = [matplotlib.colors.to_hex(ramp(LIGHTEST * n / max(1, num - 1))) for n in range(num)]
@@ -146,10 +148,10 @@ def looks(num: int) -> list[Look]:
 
 
 def draw_batch(series: Series, scale: Scale, stem: Path) -> list[Path]:
-    """Writes the curves of one batch size, a line per split, and returns the files."""
+    """Writes the curves of a batch size, a line for each split, and returns the files."""
     files = _files(stem)
     measures = [measure for measure in known_measures([series]) if measure.axis]
-    splits = [split for split in SPLITS if any(m.split == split for m in measures)]
+    splits = [split.value for split in Split if any(m.split == split for m in measures)]
     look_of = dict(zip(splits, looks(len(splits)), strict=True))
     measures.sort(key=lambda measure: splits.index(measure.split))
     with _picture(files, height_in=3.1) as area:
@@ -199,8 +201,8 @@ def _picture(files: Sequence[Path], *, height_in: float) -> Iterator[FigureBase]
         figure = Figure((WIDTH_IN, height_in), DOTS_PER_IN, layout=pads)
         yield figure
         pads.execute(figure)
-        # The layout is computed once: it is slow, and both files must be alike. With None (not
-        # "none") savefig does not draw the figure once more to compute it.
+        # The layout is computed once, because it is slow and both files must be equal. With None
+        # (not "none") savefig does not draw the figure again to compute it.
         figure.set_layout_engine(None)
         metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
         for file, suffix in zip(files, FORMATS, strict=True):
@@ -220,7 +222,9 @@ def _plot(
     panel.plot(
         places,
         mean,
-        label=f" {label}" if label.startswith("_") else label,  # matplotlib hides "_label"
+        label=f" {label}"
+        if label.startswith("_")
+        else label,  # matplotlib hides labels that begin with _
         color=look.color,
         linestyle=look.line,
         marker=look.marker,
@@ -230,13 +234,13 @@ def _plot(
 
 
 def _marked(num_points: int) -> list[int]:
-    """Returns which points get a marker: not too many, and always the last."""
+    """Returns the points with a marker: not too many, and always the last."""
     step = max(1, math.ceil(num_points / MOST_MARKERS))
     return list(range(num_points - 1, -1, -step))[::-1]
 
 
 def _plot_behind(panel: Panel, series: Series, measure: Measure, look: Look) -> None:
-    """Adds a thin line for each run that the mean leaves out, unless there are too many."""
+    """Adds a thin line for each run that is not in the mean, unless there are too many."""
     if series.num_behind > MOST_BEHIND or not measure.axis:
         return
     for _, rows in series.behind.groupby("run"):
@@ -247,7 +251,7 @@ def _plot_behind(panel: Panel, series: Series, measure: Measure, look: Look) -> 
 
 
 def _thin(series: Series) -> str:
-    """Returns what thin lines are, or how many were left out."""
+    """Returns the meaning of thin lines, or how many are not drawn."""
     if series.num_behind > MOST_BEHIND:
         return f"{series.num_behind} runs that are behind: not drawn"
     return "thin: a run that is behind" if series.num_behind else ""
@@ -275,7 +279,7 @@ def _dress(panel: Panel, scale: Scale, axis: Axis, *, by: str, split: str = "") 
 
 
 def _steps(low: float, high: float) -> tuple[int, ...]:
-    """Returns the numbers of each decade that get a label: as many as fit side by side."""
+    """Returns the numbers of each decade that get a label: as many as there is space for."""
     decade_pt = PANEL_PT / math.log10(high / low)
     label_pt = DIGIT_PT * len(f"{high:.0f}")
     room = [steps for steps in ((1, 2, 5), (1, 3)) if math.log10(steps[1]) * decade_pt > label_pt]
@@ -283,7 +287,7 @@ def _steps(low: float, high: float) -> tuple[int, ...]:
 
 
 def _mark_majority(panel: Panel, majority: float) -> None:
-    """Adds the level of the majority class, or a note at the edge if it is outside the panel."""
+    """Adds a line for the majority class, or a note at the edge if it is outside the panel."""
     low, high = panel.get_ylim()
     place = (majority - low) / (high - low)
     words = f"majority class {majority:.1f} %"
@@ -291,7 +295,7 @@ def _mark_majority(panel: Panel, majority: float) -> None:
         panel.axhline(majority, color="0.35", linestyle=(0, (1, 2)), linewidth=1, zorder=1)
     else:
         words += " (below)" if place < 0 else " (above)"
-    is_left = 0.5 < place <= 1  # curves rise: they leave room at the upper left and lower right
+    is_left = 0.5 < place <= 1  # curves rise: the upper left and the lower right are free
     panel.annotate(
         words,
         (0 if is_left else 1, min(max(place, 0), 1)),
@@ -301,12 +305,12 @@ def _mark_majority(panel: Panel, majority: float) -> None:
         ha="left" if is_left else "right",
         size=8,
         color="0.25",
-        zorder=1,  # under the curves, so that it hides none
+        zorder=1,  # below the curves
     )
 
 
 def _legend(area: FigureBase, panel: Panel, title: str) -> None:
-    """Puts one legend for all panels above them, where it hides no curve."""
+    """Adds a legend for all panels above them, where it hides no curve."""
     handles, labels = panel.get_legend_handles_labels()
     area.legend(
         handles,
@@ -320,7 +324,7 @@ def _legend(area: FigureBase, panel: Panel, title: str) -> None:
 
 
 def _meaning(all_series: Sequence[Series]) -> str:
-    """Returns what line and band stand for; nothing if every line is a single run."""
+    """Returns the meaning of line and band; '' if every line is a single run."""
     nums = sorted({series.num_counted for series in all_series})
     if nums[-1] == 1:
         return ""
@@ -329,7 +333,7 @@ def _meaning(all_series: Sequence[Series]) -> str:
 
 
 def _limits(all_series: Sequence[Series], axis: Axis) -> tuple[float, float]:
-    """Returns the least and greatest finite value of an axis, with a margin."""
+    """Returns the lowest and highest finite value of an axis, with a margin."""
     columns = [measure.column for measure in MEASURES if measure.axis is axis]
     rows = [series.rows[column] for series in all_series for column in columns]
     values = axis.factor * np.concatenate(rows)
@@ -340,7 +344,7 @@ def _limits(all_series: Sequence[Series], axis: Axis) -> tuple[float, float]:
 
 
 def _majority(all_series: Sequence[Series]) -> float | None:
-    """Returns the share in percent of the largest class, if all series are tested on one set."""
+    """Returns the share of the largest class in percent, if all series use the same test set."""
     shares = {
         100 * max(counts.values()) / sum(counts.values())
         for series in all_series

@@ -1,4 +1,4 @@
-"""Intervals, spreads and a test of differences."""
+"""Intervals, standard deviations and a test of differences."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ SHUFFLES = 9_999
 
 
 def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a proportion that was measured on *num_images*.
+    """Returns the 95 % interval of a proportion of *num_images*; NaN without images.
 
-    Wilson (1927), "Probable inference, the law of succession, and statistical inference"; unlike
-    accuracy +- 1.96 standard errors it stays inside 0..1 and is right near the ends.
+    Unlike accuracy +- 1.96 standard errors, it is inside 0..1 and correct near 0 and 1.
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
 
     >>> [round(bound, 4) for bound in wilson_interval(0.5, 100)]
     [0.4038, 0.5962]
@@ -35,13 +36,13 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 def permutation_p(groups: Sequence[Sequence[float]]) -> float:
-    """Returns how often shuffled groups differ at least as much as the real ones do, 0..1.
+    """Returns how often shuffled groups differ at least as much as the real groups, 0..1.
 
-    The difference is the sum of squares between groups, as in an analysis of variance; for two
-    groups it ranks the shuffles as the gap between their means does.
+    The difference is the sum of squares between groups, as in an analysis of variance. For two
+    groups it gives the same p as the difference of their means. The shuffles are always the same.
+    The real grouping counts as a shuffle.
 
-    Phipson & Smyth (2010), "Permutation P-values should never be zero": the real grouping counts
-    as one of the shuffles. The shuffles are the same each time.
+    Source: Phipson & Smyth (2010), "Permutation P-values should never be zero".
     """
     values = np.concatenate([np.asarray(group, np.float64) for group in groups])
     labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -53,6 +54,6 @@ def permutation_p(groups: Sequence[Sequence[float]]) -> float:
         sums = np.bincount(labels, centred)
         return float(sums @ (sums / counts))
 
-    real = between(labels) - 1e-12  # sums in another order differ in the last digits
+    real = between(labels) - 1e-12  # in another order, sums differ in the last digits
     hits = sum(between(draw.permutation(labels)) >= real for _ in range(SHUFFLES))
     return (1 + hits) / (1 + SHUFFLES)

@@ -1,4 +1,4 @@
-"""The summary, a row per batch size and learning rate: as numbers, and as people read it."""
+"""The summary, a row for each batch size and learning rate: as numbers, and as text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from skinjob.words import duration
 Row = dict[str, Any]
 
 DROP = ("train\nloss", "time", "test\nloss", "best %\n(epoch)", "epoch")
-"""Columns that a narrow terminal does without, the first first. 80 characters hold all."""
+"""Columns that a narrow terminal leaves out, in this order. 80 characters are enough for all."""
 
 
 def summarize(all_series: Sequence[Series]) -> pd.DataFrame:
-    """Returns summary.csv: accuracies are fractions, seconds are over all runs of the series."""
+    """Returns summary.csv: accuracies are fractions, seconds are sums over the runs of a row."""
     measures = known_measures(all_series)
     return pd.DataFrame([_summary_row(series, measures) for series in all_series])
 
 
 def readable(summary: pd.DataFrame, *, is_complete: bool) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows of the summary for people: for the page, or for a terminal."""
+    """Returns columns and rows of the summary as text; complete for the page."""
     rows: list[Row] = summary.to_dict("records")
     cells: dict[str, Callable[[Row], str]] = {}
     if summary["sweep"].nunique() > 1:

@@ -1,6 +1,6 @@
 """Reads the metrics.csv of a sweep's runs, and groups the runs by batch size and learning rate.
 
-Accuracies are fractions 0..1 and times are seconds everywhere here.
+Accuracies are fractions 0..1, and times are in seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from skinjob.sweeps.records import METRICS, SweepInfo
 TEXTS = ("sweep", "run", "time_utc")
 INTEGERS = ("batch_size", "seed", "epoch", "updates")
 NEEDED = ("run", "epoch", "updates", COMPARED.column)
-"""Columns that a report cannot do without. Others may be missing or empty."""
+"""Columns that a report needs. Others may be missing or empty."""
 
 NAMED = re.compile(r"bs(\d+)-lr(\d+(?:\.\d+)?(?:e[-+]?\d+)?)-seed\d+", re.ASCII)
 
@@ -40,74 +40,74 @@ class MetricsFile:
 
     header: Sequence[str] = ()
     texts: Sequence[Sequence[str]] = ()
-    """The rows as they are in the file, with all its columns."""
+    """The rows of the file, with all columns."""
     values: Sequence[Sequence[Value]] = ()
-    """The same rows in the order of METRICS; what is missing is NaN."""
+    """The same rows in the order of METRICS; missing values are NaN."""
 
 
 @dataclass(frozen=True)
 class SweepTable:
-    """A sweep and every row that its runs have written."""
+    """A sweep and all rows of its runs."""
 
     sweep: Sweep
     info: SweepInfo
     """sweep.json."""
     files: list[MetricsFile]
     rows: pd.DataFrame
-    """All rows of all files; `lr` is the optimizer's in that epoch, `run_lr` the one asked for."""
+    """The rows of all files. `lr` is that of the epoch, `run_lr` that of the configuration."""
     unread: dict[str, RunError]
-    """For each run with an unreadable file, the reason. Its numbers count nowhere."""
+    """The error of each run with an unreadable file. Its numbers do not count."""
 
     @property
     def num_epochs(self) -> int:
-        """Epochs that each run was asked for."""
+        """The number of epochs of each complete run."""
         return self.info.epochs
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images per split and class; empty if sweep.json does not say."""
+        """Images by split and class; empty if sweep.json does not have them."""
         return self.info.images.counts
 
     @property
     def num_compared(self) -> int:
-        """Images behind an accuracy that is compared; 0 if sweep.json does not say."""
+        """Images of a compared accuracy; 0 if sweep.json does not have it."""
         return sum(self.counts.get(COMPARED.split, {}).values())
 
     @property
     def columns(self) -> list[str]:
-        """The columns of its files: first those of METRICS, then unknown ones."""
+        """The columns of its files: first those of METRICS, then unknown columns."""
         names = dict.fromkeys(name for file in self.files for name in file.header)
         return [*filter(names.__contains__, METRICS), *(n for n in names if n not in METRICS)]
 
     @property
     def weights_kind(self) -> str:
-        """What the backbone's weights are: fetched, demo or untrained."""
+        """The kind of the backbone's weights: fetched, demo or untrained."""
         return self.info.weights_kind
 
     @property
     def positive_class(self) -> str:
-        """The class that sensitivity, specificity and AUC look for."""
+        """The positive class of sensitivity, specificity and AUC."""
         return self.info.images.positive or "?"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One measure of a series, epoch by epoch, over the runs that reached its last epoch."""
+    """A measure of a series by epoch, over the runs that reached the last epoch."""
 
     epochs: list[int]
     updates: list[int]
     mean: list[float]
     low: list[float]
-    """The lowest of the runs; with one run, the mean."""
+    """The lowest value of the runs. With a single run it equals the mean."""
     high: list[float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """The runs of one batch size and learning rate, which differ in their seed only.
+    """The runs of a batch size and a learning rate, which differ only in their seed.
 
-    Numbers are over the runs that reached the last epoch, so that no mean mixes epochs. A run that
-    failed or is behind is not counted until it gets there; the report names it as missing.
+    All numbers are over the runs that reached the last epoch, because a mean must not mix epochs.
+    Until a run reaches it, the run does not count, and the report names it as missing.
     """
 
     table: SweepTable
@@ -118,7 +118,7 @@ class Series:
 
     @cached_property
     def epochs(self) -> int:
-        """The last epoch that any of its runs finished."""
+        """The last epoch that a run finished."""
         return int(self.rows["epoch"].max())
 
     @cached_property
@@ -133,22 +133,22 @@ class Series:
 
     @cached_property
     def behind(self) -> pd.DataFrame:
-        """The rows of the runs that did not reach it."""
+        """The rows of the runs that did not reach the last epoch."""
         return self.rows[self._last_epochs < self.epochs]
 
     @property
     def num_behind(self) -> int:
-        """The number of runs that did not reach it."""
+        """The number of runs that did not reach the last epoch."""
         return int((self.behind["epoch"] == 1).sum())
 
     def final(self, measure: Measure) -> list[float]:
-        """Returns a measure at the last epoch, one value per run."""
+        """Returns the values of the runs at the last epoch."""
         return [float(value) for value in self._by_run(measure.column)[:, -1]]
 
     def changes(self, first_epoch: int = 1) -> list[float]:
-        """Returns each run's mean absolute change of test accuracy from one epoch to the next.
+        """Returns each run's mean absolute change of test accuracy between consecutive epochs.
 
-        Only epochs from *first_epoch* on count; NaN if they hold no change.
+        Counts from *first_epoch* on; NaN if there is only one epoch.
         """
         changes = np.abs(np.diff(self._by_run(COMPARED.column)[:, first_epoch - 1 :]))
         if not changes.size:
@@ -158,7 +158,7 @@ class Series:
     def curve(self, measure: Measure) -> Curve:
         """Returns a measure by epoch and by update.
 
-        Its mean is NaN where the value of a run is missing: leaving that run out would flatter.
+        If the value of a run is missing, the mean is NaN: a mean of the others could be too good.
         """
         values = self._by_run(measure.column)
         return Curve(
@@ -171,7 +171,7 @@ class Series:
 
     @cached_property
     def _last_epochs(self) -> pd.Series:
-        """For each row the last epoch of its run."""
+        """The last epoch of its run, for each row."""
         return self.rows.groupby("run")["epoch"].transform("max")
 
     def _by_run(self, column: str) -> NDArray[np.float64]:
@@ -181,11 +181,11 @@ class Series:
 
 
 def read_sweep(sweep: Sweep) -> SweepTable:
-    """Returns every row that the sweep's runs have written so far.
+    """Returns all rows that the runs of a sweep have written.
 
-    A run with an unreadable file has no rows, and is in `unread`.
+    A run with an unreadable file is in `unread` and has no rows.
 
-    Raises: RunError if sweep.json lacks what a report needs.
+    Raises: RunError if sweep.json cannot be read.
     """
     info = sweep.info()
     files: list[MetricsFile] = []
@@ -201,7 +201,7 @@ def read_sweep(sweep: Sweep) -> SweepTable:
         else:
             files.append(file)
     rows = pd.DataFrame([row for file in files for row in file.values], columns=list(METRICS))
-    # A run's folder says its batch size and lr; a schedule changes the lr in the rows.
+    # Batch size and lr come from the folder of the run: a schedule changes the lr in the rows.
     points = [grid[name] for name in rows["run"]]
     rows["batch_size"] = [batch_size for batch_size, _ in points]
     rows["run_lr"] = [lr for _, lr in points]
@@ -211,9 +211,9 @@ def read_sweep(sweep: Sweep) -> SweepTable:
 def read_run(run: Run) -> MetricsFile:
     """Returns the rows of a run's metrics.csv, which may not exist yet.
 
-    Columns are read by name: unknown ones are kept as text, those that are missing are NaN.
+    Columns are read by name. Unknown columns stay text. Missing columns are NaN.
 
-    Raises: RunError naming the file if it cannot be read, and the line if a value in it is wrong.
+    Raises: RunError if the file cannot be read, or with the line if a value is wrong.
     """
     path = run.metrics_file
     if not _is_file(path):
@@ -222,7 +222,9 @@ def read_run(run: Run) -> MetricsFile:
     values: list[list[Value]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-            reader = csv.reader(lines, strict=True)  # an open quote would hide all rows after it
+            reader = csv.reader(
+                lines, strict=True
+            )  # not strict, an open quote would hide the rows after it
             try:
                 header = [shown(name) for name in next(reader, [])]
                 if header and (missing := [name for name in NEEDED if name not in header]):
@@ -240,7 +242,7 @@ def read_run(run: Run) -> MetricsFile:
 
 
 def group_runs(tables: Sequence[SweepTable]) -> list[Series]:
-    """Returns the series that have rows: by sweep, then by lr, the smallest batch size first."""
+    """Returns the series that have rows, sorted by sweep, lr and batch size."""
     return [
         Series(table, int(batch_size), float(lr), rows)
         for table in tables
@@ -255,15 +257,15 @@ def by_lr(all_series: Sequence[Series]) -> dict[float, list[Series]]:
 
 
 def known_measures(all_series: Sequence[Series]) -> list[Measure]:
-    """Returns the measures that metrics.csv has in at least one of the sweeps."""
+    """Returns the measures that a metrics.csv of any sweep has."""
     columns = {name for series in all_series for name in series.table.columns}
     return [measure for measure in MEASURES if measure.column in columns]
 
 
 def _grid_point(run: Run) -> tuple[int, float]:
-    """Returns the batch size and learning rate that a run was asked for.
+    """Returns the batch size and learning rate of a run.
 
-    They are in config.json; a folder that was copied without that file has them in its name.
+    They come from config.json or, in a copied folder without that file, from its name.
     """
     named = NAMED.fullmatch(run.name)
     if named and not _is_file(run.config_file):
@@ -273,7 +275,7 @@ def _grid_point(run: Run) -> tuple[int, float]:
 
 
 def _values(run: Run, header: Sequence[str], row: Sequence[str], *, epoch: int) -> list[Value]:
-    """Returns a row in the order of METRICS. Raises: ValueError saying what is wrong with it."""
+    """Returns a row in the order of METRICS. Raises: ValueError with the wrong value."""
     if len(row) != len(header):
         raise ValueError(f"{len(row)} values, not {len(header)}")
     values: dict[str, Value] = {}
@@ -291,7 +293,7 @@ def _values(run: Run, header: Sequence[str], row: Sequence[str], *, epoch: int) 
 
 
 def _reader(name: str) -> Callable[[str], Value]:
-    """Returns what turns a column's text into its value, or raises ValueError."""
+    """Returns the function from a text of a column to its value. It raises ValueError."""
     if name in TEXTS:
         return str
     if name in INTEGERS:
@@ -301,7 +303,7 @@ def _reader(name: str) -> Callable[[str], Value]:
 
 def _integer(text: str) -> int:
     value = int(text)
-    if not 0 <= value < 2**63:  # what a table can hold
+    if not 0 <= value < 2**63:  # the limit of a table
         raise ValueError(text)
     return value
 
@@ -314,7 +316,7 @@ def _fraction(text: str) -> float:
 
 
 def _is_file(path: Path) -> bool:
-    """Returns True if a file exists. Raises: RunError if it cannot be read or is not a file."""
+    """Returns whether a file exists. Raises: RunError if it cannot be read or is not a file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -323,7 +325,7 @@ def _is_file(path: Path) -> bool:
         raise _unreadable(path, error.strerror) from None
     except ValueError as error:  # a run's name with a NUL in it
         raise _unreadable(path, str(error)) from None
-    if not stat.S_ISREG(mode):  # reading a pipe would never end
+    if not stat.S_ISREG(mode):  # a read from a pipe may never end
         raise _unreadable(path, "it is not a file")
     return True
 

@@ -29,7 +29,7 @@ SIGNALS: dict[int, str] = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGKILL: BY_HAND_OR_KERNEL,
     signal.SIGSEGV: "a fault in a library",
-    signal.SIGTERM: "it was told to end",
+    signal.SIGTERM: "kill, or a shutdown",
     signal.SIGXCPU: "its limit of CPU time: ulimit -t",
     signal.SIGXFSZ: "its limit on the size of a file: ulimit -f",
 }
@@ -121,7 +121,7 @@ def _what_ended(
     if refused := _two_lines(output):
         return Failure.NEVER_STARTED, f"job {job}{where}: {refused[0]}", refused[1]
     last = reason_line(tail(output, 200), queue.noise)
-    last = f"; the last it said: {last}" if last else ""
+    last = f"; last line: {last}" if last else ""
     see = f"tail -n 40 {shlex.quote(str(output))}"
     if end.signal == signal.SIGKILL:
         words = f"was killed by signal {_signal(end.signal)}{_cpu_limit()}"

@@ -21,6 +21,7 @@ from skinjob.data.images import KEPT_MOST_BYTES, KEPT_SHARE, ImageSet
 from skinjob.errors import ConfigError, RunError
 from skinjob.queues.base import Queue
 from skinjob.queues.job import job_python, python_words
+from skinjob.weights.backbones import Backbone
 from skinjob.words import list_first
 
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -42,10 +43,6 @@ LOOK = (  # finds a module without loading it: torch alone takes seconds
     f"print('skinjob lacks', *(name for name in {NEEDED} if find_spec(name) is None))"
 )
 
-VIEW_BYTES = 2048  # of an image in a view: 512 float32
-DECODED_BYTES = 224 * 224 * 3  # of an image with its shorter side at 224, and more where it is long
-CHECKPOINT_BYTES = 135_000_000  # ResNet18 with AdamW's two moments; two are kept, one is written
-MODEL_BYTES = 45_000_000
 ROW_BYTES = 250  # of metrics.csv and predictions.csv
 
 
@@ -272,25 +269,30 @@ def _lacking(output: list[str], errors: list[str], code: int) -> list[str] | str
 def bytes_needed(
     configs: Mapping[str, TrainConfig],
     images: ImageSet,
+    backbone: Backbone,
     views_folder: Path,
     *,
     jobs_at_once: int,
     free: int,
 ) -> int:
-    """Returns the most that new runs of a sweep will write, where *free* bytes are free.
+    """Returns how many bytes new runs of a sweep will write at most, if *free* bytes are free.
 
-    Views and decoded images are shared by the heads of a job; the rest is each run's own.
+    All heads of a job share views and decoded images. Every run writes its other files itself.
     """
     recipe = next(iter(configs.values()))
     num_train, num_test = len(images.split("train")), len(images.split("test"))
-    decoded = num_train if recipe.train == "head" else num_train + num_test
-    kept = jobs_at_once * min(decoded * DECODED_BYTES, KEPT_MOST_BYTES, free // KEPT_SHARE)
+    num_decoded = num_train if recipe.train == "head" else num_train + num_test
+    # RGB at the backbone's size; an image keeps more on its longer side.
+    decoded = num_decoded * 3 * backbone.preprocessing.crop**2
+    kept = jobs_at_once * min(decoded, KEPT_MOST_BYTES, free // KEPT_SHARE)
     rows = len(configs) * (recipe.epochs + num_test) * ROW_BYTES
     if recipe.train == "all":
-        return kept + rows + len(configs) * (3 * CHECKPOINT_BYTES + MODEL_BYTES)
-    views = VIEW_BYTES * (num_train * recipe.epochs + num_test)
-    there = sum(file.stat().st_size for file in views_folder.glob("*.safetensors"))
-    return kept + rows + max(0, views - there)  # those that are there may be these
+        # A checkpoint has AdamW's two moments, too. A run keeps two while it writes a third.
+        checkpoints, model = 3 * 3 * backbone.num_bytes, backbone.num_bytes
+        return kept + rows + len(configs) * (checkpoints + model)
+    views = 4 * backbone.num_features * (num_train * recipe.epochs + num_test)  # float32
+    existing = sum(file.stat().st_size for file in views_folder.glob("*.safetensors"))
+    return kept + rows + max(0, views - existing)  # existing views may be views of these runs
 
 
 def require_room(runs: Path, num_bytes: int, free: int) -> None:

@@ -243,9 +243,9 @@ def _require_fit(plan: Plan) -> None:
 
 
 def new_bytes(plan: Plan, free: int) -> int:
-    """Returns the most that those runs will write that are not there yet, *free* bytes being free.
+    """Returns how many bytes the new runs will write at most, if *free* bytes are free.
 
-    So a sweep on a disk that is full can be submitted again.
+    Old runs do not count: a sweep on a full disk can be submitted again.
     """
     new = {
         name: config
@@ -255,7 +255,14 @@ def new_bytes(plan: Plan, free: int) -> int:
     if not new:
         return 0
     at_once = min(len(group_runs(new)), plan.queue.jobs_at_once(plan.cluster))
-    return bytes_needed(new, plan.images, plan.sweep.views_folder, jobs_at_once=at_once, free=free)
+    return bytes_needed(
+        new,
+        plan.images,
+        plan.weights.backbone,
+        plan.sweep.views_folder,
+        jobs_at_once=at_once,
+        free=free,
+    )
 
 
 def _resolve_device(

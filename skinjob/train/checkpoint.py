@@ -1,8 +1,7 @@
-"""The checkpoint of a run: where it goes on, whatever ended it.
+"""The checkpoint of a run, from which it continues after any kind of end.
 
-What is restored is restored together: the epochs' rows, what was trained, and the optimizer.
-Orders, crops and flips are drawn from seeds and positions, so the epoch is all that there is of
-random state and of the place among the views.
+It holds the rows of the finished epochs, the trained layers and the optimizer. It needs no random
+state: orders, crops and flips are drawn from seeds and from the number of the epoch.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ FIRST_COLUMNS = (
     *("train_accuracy", "test_loss", "test_accuracy", "test_auc", "test_sensitivity"),
     *("test_specificity", "seconds", "images_per_s", "time_utc"),
 )
-"""Of the rows of a checkpoint of format 1, which does not name them."""
+"""The columns of a checkpoint of format 1, which does not name them."""
 
 UNUSABLE = (ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError)
-"""What is raised of a checkpoint that does not load. A signal's handler may raise other things."""
+"""The exceptions of a checkpoint that does not load. All others, as from a signal, pass through."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after one of its epochs; before its first where there are no rows."""
+    """A run after its last finished epoch. Without rows, no epoch is finished."""
 
     rows: Sequence[Sequence[str]] = ()
-    """The rows of metrics.csv, one an epoch."""
+    """The rows of metrics.csv, one for each epoch."""
     state: dict[str, Any] = field(default_factory=dict)
-    """What was trained, the optimizer, and the updates so far."""
+    """The trained layers, the optimizer, and the number of updates."""
     precision: str = ""
-    """The arithmetic that it was computed in; `auto` may come to another on another node."""
+    """The precision of these epochs. On another node `auto` may choose another."""
 
     @property
     def epoch(self) -> int:
@@ -53,39 +52,44 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Run, config: TrainConfig, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint of the epoch that was just finished; the one before is kept."""
-    file = io.BytesIO()  # a full disk is told as such by Python's own write, not by torch's
+    """Writes the checkpoint of the last epoch, and keeps the previous checkpoint."""
+    file = io.BytesIO()  # Python's write raises a clear error on a full disk, torch's does not
     rows = [list(row) for row in checkpoint.rows]
-    held = {"rows": rows, "state": checkpoint.state, "precision": checkpoint.precision}
-    named = {"format": FORMAT, "columns": list(METRICS), "config": config.record()}
-    torch.save({**named, **held}, file)
+    record = {
+        "format": FORMAT,
+        "columns": list(METRICS),
+        "config": config.record(),
+        "rows": rows,
+        "state": checkpoint.state,
+        "precision": checkpoint.precision,
+    }
+    torch.save(record, file)
     content = file.getvalue()
-    newest, before = run.checkpoint_files
-    # A head that a power cut took with it is trained again from its views in no time; flushing to
-    # disk would take longer than its epochs, with many heads in a job.
+    newest, previous = run.checkpoint_files
+    # After a power cut a head is quickly trained again from its views. With many heads in a job,
+    # flushing to disk would take longer than their epochs.
     with replacing(newest, is_durable=config.train == "all") as partial:
         with partial.open("wb") as written:
             written.write(content)
-            # torch reads a flipped byte without a word: 5,119 of 6,000 flips gave other numbers.
+            # torch does not notice flipped bytes: 5,119 of 6,000 flips gave other numbers.
             written.write(hashlib.sha256(content).digest())
         if newest.exists():
-            newest.replace(before)
+            newest.replace(previous)
 
 
 def read_checkpoint(run: Run, config: TrainConfig) -> Checkpoint:
-    """Returns the newest checkpoint that loads; removes those that do not.
+    """Returns the newest checkpoint that loads, and removes those that do not.
 
-    Nothing of the files is executed.
+    Nothing in the files is executed.
     """
-    found = list(_loaded(run, config))
-    best = max(found, key=lambda checkpoint: checkpoint.epoch, default=Checkpoint())
-    if best.epoch:
-        log.info("checkpoint: goes on after epoch %d", best.epoch, extra={"run": run.name})
-    return best
+    newest = max(_loaded(run, config), key=lambda point: point.epoch, default=Checkpoint())
+    if newest.epoch:
+        log.info("checkpoint: continues after epoch %d", newest.epoch, extra={"run": run.name})
+    return newest
 
 
 def remove_checkpoints(run: Run) -> None:
-    """Removes what a finished run needs no more."""
+    """Removes the checkpoints of a finished run."""
     for file in reversed(run.checkpoint_files):
         file.unlink(missing_ok=True)
 
@@ -103,24 +107,24 @@ def _loaded(run: Run, config: TrainConfig) -> Iterator[Checkpoint]:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config with all fields, without where the files lie: a project may be moved."""
+    """Returns a config with all fields, but without paths, as a project may be moved."""
     return filled_recipe(config) | {"data": "", "weights": ""}
 
 
 def _load(file: Path, config: TrainConfig) -> Checkpoint:
-    """Raises: FileNotFoundError, and anything for a file that is none of this run's."""
+    """Raises: FileNotFoundError, or one of UNUSABLE for a file that is not of this run."""
     written = file.read_bytes()
     end = len(written) - hashlib.sha256().digest_size
     if hashlib.sha256(written[:end]).digest() != written[end:]:
-        raise ValueError("its bytes are not those that were written")
+        raise ValueError("it is damaged: its SHA-256 does not match")
     content = torch.load(io.BytesIO(written[:end]), map_location="cpu", weights_only=True)
     if content.get("format", 1) > FORMAT:
         raise ValueError(f"a newer skinjob wrote it (format {content['format']})")
     if _without_paths(content["config"]) != _without_paths(config.record()):
-        raise ValueError("it is of another configuration")
+        raise ValueError("it has another configuration")
     columns, state = content.get("columns", FIRST_COLUMNS), content["state"]
     if any(len(row) != len(columns) for row in content["rows"]) or not isinstance(state, dict):
-        raise ValueError("it does not hold what a checkpoint holds")
+        raise ValueError("its content is not that of a checkpoint")
     named = [dict(zip(columns, row, strict=True)) for row in content["rows"]]
     rows = [[row.get(column, "") for column in METRICS] for row in named]
     return Checkpoint(rows, state, content["precision"])

@@ -1,4 +1,4 @@
-"""The device that the backbone runs on and its precision, each with the reason."""
+"""The device on which the backbone runs and its precision, each with the reason."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from skinjob.errors import ConfigError
 
 MOST_CUDA_STREAMS = 8  # each keeps a batch on the GPU and a core of the CPU busy
 BATCH_SIZES = {"cuda": (32, 64, 128), "cpu": (4, 8, 16, 32)}
-"""Images per forward pass to choose from. In eval mode images are independent: the batch size
-changes rounding only."""
+"""Candidates for the number of images per forward pass. In eval mode it only changes rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A device and a precision, each with the reason it was chosen."""
+    """A device and a precision, each with the reason for the choice."""
 
     type: str
     precision: str
@@ -27,7 +26,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """The hardware's own name."""
+        """The name of the hardware."""
         if self.type == "cuda":
             return torch.cuda.get_device_name()
         return f"{self.num_threads} CPU thread{'s' if self.num_threads > 1 else ''}"
@@ -38,10 +37,10 @@ class Device:
 
     @property
     def num_streams(self) -> int:
-        """Batches that are under way at the same time, each in its own thread.
+        """Batches that are computed at the same time, each in its own thread.
 
-        A thread decodes, augments and forwards its batch: no core waits for another at the end of
-        each layer, and on a GPU one stream's copies overlap with another's kernels.
+        A thread decodes, augments and forwards its batch. So no core waits for another at the end
+        of a layer, and on a GPU the copies of a stream overlap with the kernels of another.
         """
         return min(self.num_threads, MOST_CUDA_STREAMS) if self.type == "cuda" else self.num_threads
 
@@ -50,19 +49,22 @@ class Device:
         return BATCH_SIZES[self.type]
 
 
-def choose_device(device: str, precision: str) -> Device:
-    """Returns the device and precision that were asked for, with `auto` resolved on this machine.
+def choose_device(device: str, precision: str, num_cpus: int | None = None) -> Device:
+    """Returns the device and the precision of a configuration, with `auto` resolved here.
 
-    Sets the number of threads that torch uses to the CPU cores that this process may use.
+    Sets the number of threads that torch uses: the CPU cores that this process may use, at most
+    *num_cpus*.
 
-    Raises: ConfigError when a GPU was asked for and torch sees none.
+    Raises: ConfigError when the configuration asks for a GPU and torch sees none.
     """
-    num_threads = usable_cpus()
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+    num_threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    num_threads = min(num_threads, num_cpus or num_threads)
     torch.set_num_threads(num_threads)
     kind, device_reason = _device(device)
     precision, precision_reason = _precision(precision, kind)
     if kind == "cuda":
-        # Asked for fp32, get fp32: without this, cuDNN's convolutions round to TF32's 10 bits.
+        # Without this, cuDNN's convolutions in fp32 would round to the 10 bits of TF32.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
     return Device(
         type=kind,
@@ -71,15 +73,6 @@ def choose_device(device: str, precision: str) -> Device:
         precision_reason=precision_reason,
         num_threads=num_threads,
     )
-
-
-def usable_cpus() -> int:
-    """Returns the CPU cores this process may use: its affinity, or fewer where SLURM gave fewer."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(cores, int(given)) if given.isdecimal() and int(given) > 0 else cores
 
 
 def _device(device: str) -> tuple[str, str]:
@@ -94,7 +87,7 @@ def _device(device: str) -> tuple[str, str]:
     raise ConfigError(
         "device cuda was asked for and torch sees no GPU "
         f"(CUDA_VISIBLE_DEVICES={visible!r}, torch's CUDA: {built})",
-        "nvidia-smi there shows the newest CUDA of its driver: install a torch built for that; "
+        "nvidia-smi on the node shows the newest CUDA of its driver: install a torch for that; "
         "or submit with --device cpu",
     )
 

@@ -1,8 +1,7 @@
-"""The frozen backbone at work: images of a view in, their features out.
+"""Computes the features of a view's images with the frozen backbone.
 
-Several batches are under way at a time. A thread takes its batch all the way, from the files to the
-features. So decoding, augmentation, copies and the network overlap, and no core waits for
-another.
+Several threads work at the same time. Each takes a batch from the files to the features, so
+decoding, augmentation, copies and the network overlap, and no core waits for another.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from skinjob.train.images import ImageSource, View
 
 log = logging.getLogger("skinjob")
 
-TRIALS = 6  # batches by which a batch size is judged
+TRIALS = 6  # batches of each size, before a size is chosen
 REPORT_S = 0.5
 
 
@@ -32,12 +31,12 @@ class FeatureExtractor:
     """Computes the features of views on a device."""
 
     def __init__(self, build: Callable[[], Forward], device: Device, source: ImageSource) -> None:
-        """*build* returns the backbone; it is called when the first view has to be computed."""
+        """*build* returns the backbone. It is called when the first view is computed."""
         self.device = device
         self.source = source
         self._build = build
         self._local = threading.local()
-        # One pool for all views: cuDNN chooses its kernels again in every new thread.
+        # All views share the threads: cuDNN chooses its kernels again in every new thread.
         self._pool = ThreadPoolExecutor(device.num_streams)
 
     @cached_property
@@ -55,17 +54,17 @@ class FeatureExtractor:
     def compute(
         self, view: View, put: Callable[[int, Tensor], None], report: Callable[[int], None]
     ) -> None:
-        """Computes a view's features, and calls *put* with them and the position of the first.
+        """Computes a view's features; calls *put* with the position of the first and the features.
 
-        *put* is called in any order and from several threads; *report* in this thread, now and
-        then, with the number of images that are done.
+        *put* is called in any order, from several threads. *report* is called in this thread,
+        every REPORT_S, with the number of images that are done.
         """
         num_images, num_streams = len(self.source.files(view.split)), self.device.num_streams
         sizes, lock = self._batch_size, threading.Lock()
         started = num_done = 0
 
         def take() -> range:
-            """Returns the positions of the next batch; an empty range when there is no more."""
+            """Returns the positions of the next batch; an empty range after the last."""
             nonlocal started
             size = sizes.next()
             with lock:
@@ -86,12 +85,12 @@ class FeatureExtractor:
             pending = set(streams)
             while pending:
                 ended, pending = wait(pending, REPORT_S, FIRST_EXCEPTION)
-                for stream_ended in ended:
-                    stream_ended.result()
+                for future in ended:
+                    future.result()
                 report(num_done)
         finally:
             with lock:
-                started = num_images  # the streams find no more to do
+                started = num_images  # no stream starts another batch
             wait(streams)
 
     def _features(self, view: View, part: range) -> Tensor:
@@ -100,8 +99,8 @@ class FeatureExtractor:
             return self._forward(self.source.batch(view, part, self.device.type))
 
     def _own_cuda_stream(self) -> AbstractContextManager[object]:
-        """Returns a context that keeps a thread's work on a GPU apart from that of the others."""
-        torch.set_num_threads(1)  # of this thread: the other streams have the other cores
+        """Returns a context in which a thread uses a CUDA stream that no other thread uses."""
+        torch.set_num_threads(1)  # for this thread; the other streams use the other cores
         if self.device.type == "cpu":
             return nullcontext()
         if not hasattr(self._local, "stream"):
@@ -112,7 +111,7 @@ class FeatureExtractor:
 
 
 class BatchSize:
-    """The number of images in a forward pass: tried on the work itself, not beside it."""
+    """Chooses the number of images in a forward pass, by the times of the first batches."""
 
     def __init__(self, candidates: tuple[int, ...]) -> None:
         self._seconds: dict[int, list[float]] = {size: [] for size in candidates}
@@ -120,12 +119,12 @@ class BatchSize:
         self.chosen = candidates[0] if len(candidates) == 1 else None
 
     def next(self) -> int:
-        """Returns the chosen size; until there is one, the size that was tried the least."""
+        """Returns the chosen size; before the choice, the size that was tried the least."""
         with self._lock:
             return self.chosen or min(self._seconds, key=lambda size: len(self._seconds[size]))
 
     def record(self, size: int, seconds: float) -> None:
-        """Notes how long a batch took, and chooses once every size has had its trials."""
+        """Notes how long a batch took, and chooses a size when each has been tried TRIALS times."""
         with self._lock:
             if self.chosen is None and size in self._seconds:
                 self._seconds[size].append(seconds)
@@ -139,5 +138,5 @@ class BatchSize:
         return f"{self.chosen} images per forward pass (images/s of a stream by size: {rates})"
 
     def _images_per_s(self, size: int) -> float:
-        """Returns the rate of a stream by its best batch: the first ones warm up."""
+        """Returns the images/s of the fastest batch, as the first batches warm up."""
         return size / min(self._seconds[size])

@@ -1,12 +1,12 @@
 """The features of views on disk: the cache that runs share, its files, and claims on views.
 
-A view's file is a safetensors file that is written and read in parts, so that a job's memory does
-not grow with the number of images. It ends in a SHA-256 of all before, which is compared whenever
-the file is opened. A file with a lost bit counts as no file.
+A view has a safetensors file. It is written and read in parts, so the memory of a job does not grow
+with the number of images. The file ends with a SHA-256 of its content, which is checked at every
+opening. A damaged file is computed again.
 
-A claim is a hint, never a lock: it says that a job computes a view, so that others begin with
-another one. No number depends on it. Two jobs that compute the same view write the same file, each
-in one step; a claim whose owner died costs time alone.
+A claim is a hint, not a lock. It says that a job computes a view, and other jobs begin with another
+view. No result depends on it: two jobs that compute the same view write the same file, each in a
+single step. If the owner of a claim dies, other jobs only lose time.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ log = logging.getLogger("skinjob")
 
 DIGEST_BYTES = 32
 CHUNK_BYTES = 4 << 20
-HELD_BYTES = 64 << 20  # features up to this size are held in memory: 32,000 images of ResNet18
+MAX_HELD_BYTES = 64 << 20  # of features in memory: 32,000 images of ResNet18
 ABANDONED_S = 24 * 3600
 STALE_S = 60  # a claim is touched every second or so
 
 
 class FeaturesWriter:
-    """Takes the features of a view in any order, from several threads."""
+    """Writes the features of a view, in any order and from several threads."""
 
     def __init__(self, handle: int, shape: tuple[int, int], metadata: dict[str, str]) -> None:
         """*shape* is (num_images, num_features)."""
@@ -82,8 +82,8 @@ class Features:
     """The features of a view, (num_images, num_features) float32: the inputs of a head."""
 
     def __init__(self, file: Path, num_images: int, num_features: int) -> None:
-        """Raises: ValueError when the file is damaged, or not of this shape; OSError."""
-        self._file = file.open("rb")  # held open: it stays readable when the cache is cleared
+        """Raises: ValueError if the file is damaged or has another shape; OSError."""
+        self._file = file.open("rb")  # stays readable if the cache is cleared
         self._num_images, self._num_features = num_images, num_features
         end = os.fstat(self._file.fileno()).st_size - DIGEST_BYTES
         self._start = end - 4 * num_images * num_features
@@ -91,9 +91,8 @@ class Features:
         if 8 + header != self._start or self._read(end, DIGEST_BYTES) != _digest(
             self._file.fileno(), end
         ):
-            raise ValueError(f"{file}: its bytes are not those that were written")
-        is_held = end <= HELD_BYTES
-        self._held = self._rows(0, num_images) if is_held else None
+            raise ValueError(f"{file}: its SHA-256 does not match")
+        self._held = self._rows(0, num_images) if end <= MAX_HELD_BYTES else None
 
     def __len__(self) -> int:
         return self._num_images
@@ -104,7 +103,9 @@ class Features:
             if self._held is not None:
                 yield self._held[part]
             elif torch.equal(part, torch.arange(int(part[0]), int(part[0]) + len(part))):
-                yield self._rows(int(part[0]), len(part))  # in a row, as in a test: one read
+                yield self._rows(
+                    int(part[0]), len(part)
+                )  # consecutive, as in a test: a single read
             else:
                 yield torch.cat([self._rows(index, 1) for index in part.tolist()])
 
@@ -134,7 +135,10 @@ def _digest(handle: int, end: int) -> bytes:
 
 @dataclass(frozen=True)
 class ViewCache:
-    """Features on disk; each file is named by a digest of its key: all that they depend on."""
+    """Features on disk. The key of a view holds all that its features depend on.
+
+    The name of its file is a digest of the key.
+    """
 
     folder: Path
     num_features: int
@@ -144,27 +148,27 @@ class ViewCache:
         return self.folder / f"{digest[:32]}.safetensors"
 
     def read(self, key: dict[str, str], num_images: int) -> Features | None:
-        """Returns the features of *num_images*, or None; removes a damaged file."""
+        """Returns the features of a view, or None; removes a damaged file."""
         file = self.file(key)
         try:
             return Features(file, num_images, self.num_features)
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            log.warning("a view is damaged, and computed again: %s", error)
-            with suppress(OSError):  # it will be replaced
+            log.warning("a view is damaged and will be computed again: %s", error)
+            with suppress(OSError):  # it is replaced later
                 file.unlink()
             return None
 
     def has(self, key: dict[str, str]) -> bool:
-        """Says whether a view is there and can be read: another user may have closed it."""
+        """Returns whether the file of a view exists and this user may read it."""
         return os.access(self.file(key), os.R_OK)
 
     @contextmanager
     def writing(self, key: dict[str, str], num_images: int) -> Iterator[FeaturesWriter]:
-        """Yields a writer for the features; keeps the file when all of them were put.
+        """Yields a writer for the features; keeps the file if all of them were written.
 
-        The file's metadata holds the key, for people.
+        The metadata of the file show the key to people.
         """
         with replacing(self.file(key), is_locked=True) as partial, partial.open("r+b") as file:
             writer = FeaturesWriter(file.fileno(), (num_images, self.num_features), key)
@@ -172,7 +176,7 @@ class ViewCache:
             writer.finish()
 
     def clear_up(self) -> None:
-        """Removes what killed processes left: views half written, and claims."""
+        """Removes the partial files and the claims of processes that were killed."""
         with suppress(OSError):  # no folder yet, or a full disk
             remove_abandoned(self.folder, self._now(), ABANDONED_S)
             for claim in self.folder.glob("*.claim"):
@@ -210,17 +214,17 @@ class ViewCache:
         return self.file(key).with_suffix(".claim")
 
     def _is_stale(self, claim: Path) -> bool:
-        """Says whether a claim's owner is gone: its process has ended, or is silent for long."""
+        """Returns whether the owner of a claim has ended, or has not renewed it for STALE_S."""
         try:
             host, _, pid = claim.read_text(encoding="utf-8").partition(" ")
             age_s = self._now() - claim.stat().st_mtime
         except OSError:
-            return False  # it was released just now
+            return False  # it has just been released
         is_ended = pid.isdecimal() and process_exists(host, int(pid)) is False
         return is_ended or age_s > STALE_S
 
     def _now(self) -> float:
-        """Returns the time by the clock that stamps the claims: the file server's, not ours."""
-        # Named as what `remove_abandoned` removes, on file systems where it has to have a name.
+        """Returns the time of the file server, whose clock also sets the times of claims."""
+        # On some file systems the file needs a name: this is one that `remove_abandoned` removes.
         with tempfile.TemporaryFile(prefix=".now..", suffix=".part", dir=self.folder) as file:
             return os.fstat(file.fileno()).st_mtime

@@ -1,7 +1,7 @@
-"""The images as the network sees them: decoded once, kept in a nameless file, cropped for a view.
+"""The images as the network sees them: decoded once, kept in a file, cropped for each view.
 
-The file is as large as the decoded images, up to a limit; images beyond it are decoded each time.
-It is read and never mapped, so that a job's memory does not grow with the number of images.
+The file has a maximum size. Images that do not fit into it are decoded each time. It is not mapped
+into memory, so the memory of a job does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from skinjob.data.images import KEPT_MOST_BYTES, KEPT_SHARE, ImageFile, ImageSet
 from skinjob.train import transforms
 from skinjob.weights.backbones import Preprocessing
 
-AHEAD = 3  # batches that are made while the network works on one
+AHEAD = 3  # batches that are prepared while the network computes
 
 
 class View(NamedTuple):
-    """One pass over the images of a split: in training the random crops of an epoch."""
+    """A pass over the images of a split. In training it has the random crops of an epoch."""
 
     split: Split
     epoch: int = 0
-    """Counts from 1 in training; 0 for other splits, which look the same in every epoch."""
+    """From 1 in training; 0 for other splits, which are the same in every epoch."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class View(NamedTuple):
 
 
 class ImageSource:
-    """The images of a set, as the network sees them in a view."""
+    """The images of a data set, as the network sees them in a view."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ImageSource:
         preprocessing: Preprocessing,
         kept: Collection[Split] = (Split.TRAIN,),
     ) -> None:
-        """Decoded images of the *kept* splits, which are seen again, are kept in *folder*."""
+        """*folder* keeps the decoded images of the *kept* splits, for later epochs."""
         self.images = images
         self.augmentation_seed = augmentation_seed
         self.preprocessing = preprocessing
@@ -83,9 +83,9 @@ class ImageSource:
         return self._labels[split]
 
     def crop(self, view: View, index: int) -> transforms.Crop:
-        """Returns the part of one image that is seen in a view.
+        """Returns the part of an image that is seen in a view.
 
-        Raises: ImagesError when the image has changed since it was scanned.
+        Raises: ImagesError if the image has changed since the submit.
         """
         pixels = self._caches[view.split].get(index)  # (H, W, 3) uint8
         if view.split == Split.TRAIN:
@@ -93,9 +93,9 @@ class ImageSource:
         return transforms.central_crop(pixels)
 
     def batch(self, view: View, indices: Iterable[int], device: str) -> Tensor:
-        """Returns images of a view as the network takes them, (B, 3, S, S) float32.
+        """Returns images of a view as inputs of the network, (B, 3, S, S) float32.
 
-        Raises: ImagesError when an image has changed since it was scanned.
+        Raises: ImagesError if an image has changed since the submit.
         """
         crops = [self.crop(view, index) for index in indices]
         return transforms.batch(crops, device, self.preprocessing)
@@ -103,7 +103,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """The images of a view as the inputs of a network, made in threads ahead of it."""
+    """The images of a view as inputs of a network, prepared in other threads."""
 
     source: ImageSource
     view: View
@@ -116,7 +116,7 @@ class ImageBatches:
             return self.source.batch(self.view, part.tolist(), self.device)
 
         pending: deque[Future[Tensor]] = deque()
-        # Each thread uses one core: the other cores belong to the network, with its own threads.
+        # Each thread uses a single core: the network uses the other cores, with its own threads.
         with ThreadPoolExecutor(AHEAD, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 for part in parts:
@@ -130,7 +130,7 @@ class ImageBatches:
 
 
 class ImageCache:
-    """Images with their shorter side at *side* pixels, decoded once as long as they fit."""
+    """Images with their shorter side at *side* pixels; decoded once if they fit *max_bytes*."""
 
     def __init__(
         self, root: Path, files: Sequence[ImageFile], folder: Path, max_bytes: int, side: int
@@ -145,11 +145,11 @@ class ImageCache:
         self._shapes = np.zeros((len(files), 2), np.int32)
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        # Without a name: however the process ends, nothing is left to clean up.
-        self._kept = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as we are
+        # The file has no name, so it disappears with the process.
+        self._kept = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     def get(self, index: int) -> Tensor:
-        """Returns an image, (H, W, 3) uint8. Raises: ImagesError when its bytes have changed."""
+        """Returns an image, (H, W, 3) uint8. Raises: ImagesError if it has changed."""
         start = int(self._starts[index])
         if start < 0:
             decoded = transforms.resize(self.files[index].read(self.root), self._side)
@@ -170,14 +170,14 @@ class ImageCache:
             written = os.pwrite(self._kept.fileno(), pixels.numpy().data, start)
         except OSError:
             written = 0
-        if written < pixels.numel():  # the disk or the quota is full: keep no more
+        if written < pixels.numel():  # the disk or the quota is full
             self._max_bytes = 0
             return
         self._shapes[index] = pixels.shape[:2]
-        self._starts[index] = start  # last: from here on another thread may read it
+        self._starts[index] = start  # last: now another thread may read it
 
 
 def max_kept_bytes(folder: Path) -> int:
-    """Returns the bytes that a split's decoded images may take in a folder, there or yet to be."""
+    """Returns how many bytes the decoded images of a split may use in a folder."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return min(KEPT_MOST_BYTES, shutil.disk_usage(existing).free // KEPT_SHARE)

@@ -1,4 +1,4 @@
-"""A job: takes its runs, checks what they need, trains them. The folders alone say what to do."""
+"""A job: takes its runs, checks what they need, trains them. The folders say what to do."""
 
 from __future__ import annotations
 
@@ -45,52 +45,60 @@ def run_job(
     folders: Sequence[Path],
     job_id: str | None = None,
     why_queued: Callable[[], Failure | None] = lambda: None,
+    *,
+    is_restart: bool = False,
+    num_cpus: int | None = None,
 ) -> list[str]:
-    """Trains the runs in *folders*, of one sweep; writes their metrics, predictions and layers.
+    """Trains the runs in *folders*; returns a sentence for each run that it skipped, with the why.
 
-    Each continues after its last finished epoch, and its state.json says how it goes. Heads are
-    trained side by side on the same views, all layers one run after another. A run that fails does
-    not stop the others. Runs that are done, or that another process trains, are left alone: returns
-    why, a sentence for each.
+    All runs belong to the same sweep. Each continues after its last finished epoch. Heads are
+    trained side by side on the same views. If all layers are trained, the runs follow each other.
+    A run that fails does not stop the others. Runs that are done, or that another process trains,
+    are skipped. Writes metrics, predictions, trained layers, log and state of each run.
+
+    *is_restart* says that the queue has started this job before, *num_cpus* how many CPU cores it
+    has given to the job, None for all that the process may use.
 
     Raises: the first error, after it is written to the state and the log.
     """
     runs = [Run(folder) for folder in folders]
     _require_one_sweep(runs)
     configs = {run: run.config() for run in runs}
-    lease = take(runs, job_id)
+    lease = take(runs, job_id, is_restart=is_restart)
     with logging_to(lease.runs):
-        for run, reason in lease.left_alone.items():
-            log.info("left alone: %s", reason, extra={"run": run.name})
+        for run, reason in lease.skipped.items():
+            log.info("skipped: %s", reason, extra={"run": run.name})
         if lease.runs:
             with track_run_state(lease, why_queued):
-                job = _prepare({run: configs[run] for run in lease.runs}, lease)
+                job = _prepare({run: configs[run] for run in lease.runs}, lease, num_cpus)
                 groups = [lease.runs] if job.trains_heads else [[run] for run in lease.runs]
                 errors = [error for group in groups for error in _train_group(job, group)]
                 if errors:
                     raise errors[0]
-    return list(lease.left_alone.values())
+    return list(lease.skipped.values())
 
 
 def _require_one_sweep(runs: Sequence[Run]) -> None:
     sweeps = sorted({str(run.sweep.folder.resolve()) for run in runs})
     if len(sweeps) > 1:
         raise ConfigError(
-            f"runs of {len(sweeps)} sweeps in one job: {', '.join(sweeps)}",
-            "skinjob train RUN..., for each sweep by itself",
+            f"runs of {len(sweeps)} sweeps in the same job: {', '.join(sweeps)}",
+            "skinjob train RUN...   # with the runs of a single sweep",
         )
 
 
-def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease) -> Job:
-    """Returns the job, its images listed and its weights checked."""
+def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease, num_cpus: int | None) -> Job:
+    """Returns the job, with its list of images read and its weights checked."""
     sweep, recipe = next(iter(configs)).sweep, next(iter(configs.values()))
     info = sweep.info()
     checkpoints = {run: read_checkpoint(run, config) for run, config in configs.items()}
-    device = _device(recipe, checkpoints.values())
+    device = _device(recipe, checkpoints.values(), num_cpus)
     images = read_index(sweep.images_file, Path(recipe.data), info.images.classes)
-    if images.fingerprint() != info.images.fingerprint:  # a cut would be a smaller data set
+    if (
+        images.fingerprint() != info.images.fingerprint
+    ):  # a shorter list would be a smaller data set
         raise ImagesError(
-            f"{sweep.images_file} is not what {sweep.sweep_file} was submitted with",
+            f"{sweep.images_file} has changed since the submit (see {sweep.sweep_file})",
             "skinjob submit --name ANOTHER",
         )
     _log_plan(configs, device, images)
@@ -103,23 +111,21 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease) -> Job:
         recipe.augmentation_seed,
         sweep.cache_folder,
         backbone.preprocessing,
-        # With views, only the training images are seen again.
+        # With views, only the training images are needed again.
         kept=(Split.TRAIN,) if recipe.train == "head" else tuple(Split),
     )
     return Job(configs, info, lease, checkpoints, device, source, backbone, weights)
 
 
-def _device(recipe: TrainConfig, checkpoints: Iterable[Checkpoint]) -> Device:
-    """Returns the recipe's device, in the precision of the epochs that are done already."""
-    for checkpoint in checkpoints:
-        if checkpoint.precision:
-            device = choose_device(recipe.device, checkpoint.precision)
-            return replace(device, precision_reason="as in the epochs before")
-    return choose_device(recipe.device, recipe.precision)
+def _device(recipe: TrainConfig, checkpoints: Iterable[Checkpoint], num_cpus: int | None) -> Device:
+    """Returns the recipe's device, with the precision of the epochs that are finished."""
+    precision = next((point.precision for point in checkpoints if point.precision), None)
+    device = choose_device(recipe.device, precision or recipe.precision, num_cpus)
+    return replace(device, precision_reason="as in the epochs before") if precision else device
 
 
 def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
-    """Trains runs side by side, on the same views or images; returns the errors of those failed."""
+    """Trains runs side by side, on the same views or images; returns the errors of failed runs."""
     first = 1 + min(job.checkpoints[run].epoch for run in runs)
     epochs = range(first, job.recipe.epochs + 1)
     tests = [View(split) for split in EVALUATED]
@@ -139,11 +145,11 @@ def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
 
 
 def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[Inputs, None, None]:
-    """Yields what the networks of the job see in each view: features or images."""
+    """Yields the inputs of the job's networks in each view: features or images."""
     if not job.trains_heads:
         yield from (ImageBatches(job.source, view, job.device.type) for view in views)
         return
-    torch.set_num_threads(1)  # a head is too small to share out; the cores belong to the views
+    torch.set_num_threads(1)  # a head is too small for two cores; the views use them
     sweep, epochs = next(iter(job.configs)).sweep, job.recipe.epochs
     num_test, num_train = (len(job.source.files(split)) for split in (Split.TEST, Split.TRAIN))
 
@@ -182,7 +188,7 @@ def _checked_weights(config: TrainConfig, sha256: str) -> Path:
 
 
 def _log_plan(configs: Mapping[Run, TrainConfig], device: Device, images: ImageSet) -> None:
-    """Logs what is going to be trained, on what and why."""
+    """Logs what will be trained, on which device, and why."""
     num_train, num_test = len(images.split(Split.TRAIN)), len(images.split(Split.TEST))
     num_runs = pluralize(len(configs), "run")
     log.info("job: process %d on %s, %s", os.getpid(), socket.gethostname(), num_runs)

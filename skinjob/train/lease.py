@@ -1,9 +1,9 @@
-"""The lease of a run: one process at a time trains it, and says in state.json how it goes.
+"""The lease of a run: a single process at a time trains it, and writes its progress to state.json.
 
-A run's state names the holder of its lease. A process that begins on a run writes its own token
-there, and a process that finds another's token there has lost the run and writes no more. Every
-file of a run is replaced in one step and depends on the run's configuration alone, so two processes
-that overlap for a moment spoil nothing: the lease saves their work, and settles whose state counts.
+The state of a run names the holder of the lease. A process that takes a run writes its token there.
+A process that reads the token of another process has lost the run, and writes nothing more. If two
+processes overlap for a moment, they damage nothing: each file of a run is replaced in a single step
+and depends only on the run's configuration. The lease saves work, and decides whose state counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|os error (28
 
 
 class TakenError(RunError):
-    """A run whose lease another process has taken."""
+    """Another process has taken the lease of a run."""
 
     def __init__(self, run: Run) -> None:
         show = f"cat {shlex.quote(str(run.state_file))}"
@@ -50,7 +50,7 @@ class TakenError(RunError):
 
 
 class Lease:
-    """The runs that this process trains, and the token that says so."""
+    """The runs that this process trains, and its token."""
 
     def __init__(
         self,
@@ -58,21 +58,21 @@ class Lease:
         refusal: Callable[[Run, RunState], str | None] = lambda run, state: None,
         **changes: Any,
     ) -> None:
-        """Takes those of *runs* that *refusal* gives no reason against; *changes* their states.
+        """Takes each run for which *refusal* returns None, and makes *changes* to its state.
 
-        *refusal* gets the state of the moment in which the run is taken. Without file locks two
-        processes may still take a run together: the first to write finds the other's token there.
+        *refusal* gets the newest state. On a file system without locks two processes may take the
+        same run. Then the first to write its state again reads the token of the other.
         """
         self.token = secrets.token_hex(8)
-        self.left_alone: dict[Run, str] = {}
-        """The runs that were not taken, and why."""
-        self._lock = threading.RLock()  # a signal's handler may interrupt a change
+        self.skipped: dict[Run, str] = {}
+        """The runs that were not taken, with the reason."""
+        self._lock = threading.RLock()  # a signal handler may interrupt a change
         self._states: dict[Run, RunState] = {}
         for run in runs:
             with run.changing_state():
                 state = run.state()
                 if reason := refusal(run, state):
-                    self.left_alone[run] = reason
+                    self.skipped[run] = reason
                     continue
                 self._states[run] = replace(
                     state,
@@ -85,38 +85,38 @@ class Lease:
 
     @property
     def runs(self) -> list[Run]:
-        """The runs that are still held."""
+        """The runs that this process still holds."""
         return list(self._states)
 
     def has(self, run: Run) -> bool:
         return run in self._states
 
     def check(self, run: Run) -> bool:
-        """Returns whether the run is still held, by what its state says now."""
+        """Returns whether this process still holds a run, after reading its state."""
         with self._lock:
             if self.has(run) and (state := run.state()).holder != self.token:
                 del self._states[run]
-                log.info("left to %s", _holder(state), extra={"run": run.name})
+                log.info("taken by %s", _holder(state), extra={"run": run.name})
             return self.has(run)
 
     def remove_partials(self, run: Run) -> None:
-        """Removes the files that killed processes left half written in a run's folder.
+        """Removes the partial files that killed processes left in a run's folder.
 
-        Not when the run is taken: another process may be taking it at the same moment.
+        This is not done when the run is taken: another process may be taking it too.
         """
-        with self._lock:  # a heartbeat is written through such a file too
+        with self._lock:  # a heartbeat writes such a file too
             remove_partials(run.folder)
 
     def note(self, run: Run, **changes: Any) -> None:
-        """Changes a run's state; the next heartbeat writes it."""
+        """Changes a run's state, which the next heartbeat writes."""
         with self._lock:
             if self.has(run):
                 self._states[run] = replace(self._states[run], **changes)
 
     def say(self, run: Run, *, is_durable: bool = True, **changes: Any) -> bool:
-        """Writes a run's state with *changes*; returns False, and writes nothing, once it is lost.
+        """Writes a run's state with *changes*; returns False if the run is no longer held.
 
-        Raises: OSError when the state cannot be written.
+        Raises: OSError if the state cannot be written.
         """
         with self._lock, run.changing_state():
             if not self.check(run):
@@ -126,7 +126,7 @@ class Lease:
             return True
 
     def end(self, run: Run, **changes: Any) -> bool:
-        """Writes a run's last state and releases it; returns whether it was still held."""
+        """Writes a run's last state and releases the run; returns whether it was still held."""
         with self._lock:
             try:
                 return self.say(run, **changes, holder=None)
@@ -135,7 +135,7 @@ class Lease:
 
     @contextmanager
     def heartbeats(self) -> Iterator[None]:
-        """Writes every run's state every few seconds, whatever this process does meanwhile."""
+        """Writes the state of every run every HEARTBEAT_S, in a thread, during the block."""
         ended = threading.Event()
 
         def beat() -> None:
@@ -143,7 +143,7 @@ class Lease:
                 for run in self.runs:
                     try:
                         self.say(run, is_durable=False)
-                    except (OSError, RunError) as error:  # which ends no training
+                    except (OSError, RunError) as error:  # training continues
                         log.info("heartbeat: %s", error, extra={"run": run.name})
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -160,25 +160,23 @@ class Lease:
 
 
 class Request:
-    """What a job asks for: runs, and their states when it asked.
+    """The runs that a job asks for, with their states at that moment.
 
-    SLURM starts a job again after preemption, a time limit or a node's failure, and now and then
-    while the first attempt still works on a node that SLURM has lost sight of.
+    A queue starts a job again after preemption, a time limit or a node's failure. SLURM sometimes
+    does so while the first attempt still works, on a node that SLURM cannot reach.
     """
 
-    def __init__(self, runs: Sequence[Run], job_id: str | None = None) -> None:
+    def __init__(self, runs: Sequence[Run], job_id: str | None, *, is_restart: bool) -> None:
         self.job_id = job_id
-        # A shell on a node has the variable too; it counts only where there is a job.
-        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-        self.is_restart = job_id is not None and restarts != "0"
+        self.is_restart = is_restart
         self.before = {run: run.state() for run in runs}
 
     def wait(self) -> None:
-        """Returns once it is known which of the runs another process is training.
+        """Waits until it is clear which of the runs another process trains.
 
-        Its heartbeat shows whether it lives, not a clock that two machines might share. It takes a
-        minute to see that there is none; less where its process is known to have ended, or where
-        SLURM says so by starting this job again.
+        A new heartbeat shows that the other process lives. If there is none, the wait ends after
+        SILENCE_S. It ends at once where the other process has ended, or where the queue has
+        started this job again.
         """
         undecided = list(self.before)
         end = time.monotonic() + SILENCE_S
@@ -194,7 +192,7 @@ class Request:
             time.sleep(min(1.0, SILENCE_S / 10))
 
     def refusal(self, run: Run, state: RunState) -> str | None:
-        """Returns why this job must not train a run that has this state; None if it may."""
+        """Returns why this job must not train a run in this state; None if it may."""
         before = self.before[run]
         is_unfinished = state.status.is_final and state.status != Status.DONE
         has_ended = is_unfinished and state != before
@@ -203,17 +201,17 @@ class Request:
         if self.is_restart and (is_unfinished or self._has_newer_job(run)):
             return f"{run.folder} has failed, or belongs to another job now"
         if state.status == Status.CANCELLED and (self.job_id or has_ended):
-            return f"{run.folder} was cancelled"  # submitted again, it would say waiting
+            return f"{run.folder} was cancelled"  # after another submit it would be waiting
         if has_ended:
-            return f"{run.folder} has failed meanwhile"
+            return f"{run.folder} has failed in the meantime"
         has_beaten = (state.heartbeat_utc, state.holder) != (before.heartbeat_utc, before.holder)
         if self._may_be_training(state) and has_beaten:
             job = f"job {state.job_id}, " if state.job_id else ""
-            return f"{run.folder} is at work in {job}process {state.pid} on {state.host}"
+            return f"{run.folder} is trained by {job}process {state.pid} on {state.host}"
         return None
 
     def _may_be_training(self, state: RunState) -> bool:
-        """Says whether another process may be training a run, as far as one look shows."""
+        """Returns whether another process may be training a run, by a single look at its state."""
         is_own = self.is_restart and state.job_id == self.job_id
         return not is_own and may_be_training(state)
 
@@ -221,12 +219,13 @@ class Request:
         return run.sweep.info().jobs.get(run.name, self.job_id) != self.job_id
 
 
-def take(runs: Sequence[Run], job_id: str | None = None) -> Lease:
-    """Returns the lease of those of the runs that this job may train; their states say running.
+def take(runs: Sequence[Run], job_id: str | None = None, *, is_restart: bool = False) -> Lease:
+    """Returns the lease of the runs that this job may train, and sets their status to running.
 
-    Another process may train some: it takes a minute to see that it has gone.
+    *is_restart* says that the queue has started this job before. May wait for SILENCE_S, to see
+    whether another process still trains a run.
     """
-    request = Request(runs, job_id)
+    request = Request(runs, job_id, is_restart=is_restart)
     request.wait()
     return Lease(
         runs,
@@ -250,16 +249,16 @@ def take(runs: Sequence[Run], job_id: str | None = None) -> Lease:
 def track_run_state(
     lease: Lease, why_queued: Callable[[], Failure | None] = lambda: None
 ) -> Iterator[None]:
-    """Keeps the runs' states fresh; says failed or waiting of those that the block did not end.
+    """Writes heartbeats; if the block raises, sets the runs that it holds to failed or waiting.
 
-    *why_queued* returns what ended a job that leaves in order to be started again.
+    *why_queued* returns why a job ends that will be started again.
     """
     try:
         with lease.heartbeats(), _before_cpu_limit(lease.runs[0]):
             yield
-    except SystemExit:  # asked to leave: by SLURM, to be started again, or by a cancel
+    except SystemExit:  # the queue will start the job again, or a cancel ended it
         for run in lease.runs:
-            with suppress(OSError, RunError):  # the job leaves all the same
+            with suppress(OSError, RunError):  # the job ends nevertheless
                 lease.end(run, status=Status.WAITING, pid=None, failure=why_queued())
         raise
     except BaseException as error:
@@ -272,8 +271,8 @@ def track_run_state(
 def _before_cpu_limit(run: Run) -> Iterator[None]:
     """Raises Stopped shortly before the limit of CPU time (ulimit -t) kills the process.
 
-    Jobs inherit the limit of the shell that submitted. bash sets the soft and the hard limit to one
-    value; at the hard limit the kernel sends SIGKILL, and no process can say why it ended.
+    Jobs inherit the limit of the user's shell. bash sets the soft and the hard limit to the same
+    value. At the hard limit the kernel sends SIGKILL, and the process cannot write why it ended.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     limits = {soft, hard} - {resource.RLIM_INFINITY}
@@ -283,14 +282,14 @@ def _before_cpu_limit(run: Run) -> Iterator[None]:
     limit = min(limits)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # The kernel sends one each second; the end of the run takes longer to write.
+        # The kernel sends a signal each second; writing the end of the run takes longer.
         signal.signal(signal.SIGXCPU, signal.SIG_IGN)
         raise Stopped(
             Failure.KILLED,
-            f"the job reached its limit of {limit} s of CPU time (ulimit -t), which it has from "
-            "the shell that submitted",
-            f"ulimit -t unlimited; {run.sweep.retry_command()}   # on SLURM, where the shell may "
-            "not: --sbatch=--propagate=NONE",
+            f"the job reached its limit of {limit} s of CPU time (ulimit -t), which comes from the "
+            "shell that submitted it",
+            f"ulimit -t unlimited; {run.sweep.retry_command()}   # on SLURM, if the shell may not "
+            "change it: --sbatch=--propagate=NONE",
         )
 
     before = signal.signal(signal.SIGXCPU, stop)
@@ -311,7 +310,7 @@ def record_done(lease: Lease, run: Run) -> bool:
 
 
 def record_failure(lease: Lease, run: Run, error: BaseException) -> None:
-    """Writes what went wrong to a run's log and state."""
+    """Writes an error to a run's log and state."""
     failure, reason, fix = explain(run, error)
     if isinstance(error, SkinjobError | Stopped):
         log.error("error: %s", reason, extra={"run": run.name})
@@ -321,12 +320,12 @@ def record_failure(lease: Lease, run: Run, error: BaseException) -> None:
     try:
         ending = {"failure": failure, "reason": reason, "fix": fix, "finished_utc": utc_now()}
         lease.end(run, status=Status.FAILED, **ending)
-    except (OSError, RunError) as unwritten:  # `status` then finds a job that is gone
+    except (OSError, RunError) as unwritten:  # `status` will see that the job has ended
         log.error("the state cannot be written: %s", unwritten, extra={"run": run.name})
 
 
 def explain(run: Run, error: BaseException) -> tuple[Failure, str, str]:
-    """Returns the kind of a failure, what happened in a sentence, and a fix."""
+    """Returns the kind of a failure, what happened, and a fix."""
     if isinstance(error, Stopped):
         return error.failure, error.message, error.fix
     if isinstance(error, KeyboardInterrupt):
@@ -348,7 +347,7 @@ def explain(run: Run, error: BaseException) -> tuple[Failure, str, str]:
 
 
 def _holder(state: RunState) -> str:
-    """Returns who has a run now, in words."""
+    """Returns a phrase for the process that has a run now."""
     if state.holder is None:
         return f"another process: it is {state.status} now"
     job = f"job {state.job_id}, " if state.job_id else ""

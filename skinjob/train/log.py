@@ -1,4 +1,4 @@
-"""The log of a job: a line goes to the log files of the runs that it concerns, and to stdout."""
+"""The log of a job: each line goes to the log files of its runs and to stdout."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger("skinjob")
 
 @contextmanager
 def logging_to(runs: Sequence[Run]) -> Iterator[None]:
-    """Sends the log to stdout and to each run's file, after the lines of earlier attempts.
+    """Appends the log to the file of each run, and prints it.
 
-    A record with a `run` goes to that run's file alone; on stdout the run is named where there are
-    several.
+    A record with a `run` goes only to the file of that run. If a job has several runs, stdout shows
+    the name of the run.
     """
     formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
@@ -36,7 +36,7 @@ def logging_to(runs: Sequence[Run]) -> Iterator[None]:
 
 
 class _RunLogs(logging.Handler):
-    """Adds a record to the log of the run that it concerns, or of all; keeps no file open."""
+    """Appends a record to the log of its run, or of all runs; keeps no file open."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class _RunLogs(logging.Handler):
                 if run in (None, name):
                     with file.open("a", encoding="utf-8") as lines:
                         lines.write(self.format(record) + "\n")
-        except OSError:  # a log that cannot be written ends no training
+        except OSError:  # training continues without a log
             self.handleError(record)
 
 
 class _Printer(logging.Handler):
-    """Prints to the current stdout, which a progress bar replaces while it is drawn."""
+    """Prints to the current sys.stdout, which a progress bar replaces."""
 
     def __init__(self, *, names_runs: bool) -> None:
         super().__init__()
@@ -63,5 +63,5 @@ class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         run = getattr(record, "run", None) if self.names_runs else None
         text = self.format(record) + (f"  ({run})" if run else "")
-        with suppress(OSError):  # a closed pipe or a full disk ends no training
+        with suppress(OSError):  # training continues if a pipe is closed or a disk full
             say(*text.split("\n"), keeps="\t")  # a traceback has several lines

@@ -1,7 +1,7 @@
 """The training loop, of a head or of all layers, from top to bottom.
 
-`train` goes through the epochs, `RunLoop.train_epoch` through the batches of one: forward, loss,
-update. Then it evaluates, and writes checkpoint, metrics.csv and state.json.
+`train` goes through the epochs. `RunLoop.train_epoch` goes through the batches of an epoch:
+forward, loss, update. Then it evaluates, and writes checkpoint, metrics.csv and state.json.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from skinjob.train.reporter import Reporter
 from skinjob.weights.backbones import Backbone
 
 EVALUATED = (Split.TEST,)
-"""The splits that each epoch is evaluated on; each has its columns of metrics.csv."""
+"""The splits that are evaluated after each epoch. Each has columns in metrics.csv."""
 
 
 class Inputs(Protocol):
-    """What a network sees of a view: features for a head, images for all layers."""
+    """The inputs of a network in a view: features for a head, images for all layers."""
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the inputs of each part, (B, ...) float32; a part is (B,) int64 positions."""
@@ -48,14 +48,14 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """Runs of one sweep and what they have in common, checked and ready."""
+    """Runs of the same sweep, and what they share."""
 
     configs: Mapping[Run, TrainConfig]
     info: SweepInfo
     """sweep.json."""
     lease: Lease
     checkpoints: Mapping[Run, Checkpoint]
-    """Where each run continues."""
+    """The point from which each run continues."""
     device: Device
     source: ImageSource
     backbone: Backbone
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def recipe(self) -> TrainConfig:
-        """One run's config, for what is the same in all."""
+        """The config of a run, for the fields that all runs share."""
         return next(iter(self.configs.values()))
 
     @property
@@ -74,14 +74,14 @@ class Job:
 def train(
     loops: list[RunLoop], tests: Mapping[Split, Inputs], epochs: Iterable[tuple[int, Inputs]]
 ) -> list[SkinjobError]:
-    """Trains runs side by side, each epoch on the same inputs; returns the errors of those failed.
+    """Trains runs side by side, each epoch on the same inputs; returns the errors of failed runs.
 
-    *tests* are the inputs of the splits that are evaluated. A run that fails, or that another
-    process has taken, does not stop the others.
+    *tests* are the inputs of the evaluated splits. A run that fails, or that another process has
+    taken, does not stop the others.
     """
     errors: list[SkinjobError] = []
     asked = time.perf_counter()
-    for epoch, inputs in epochs:  # the next view is computed in the meantime
+    for epoch, inputs in epochs:  # meanwhile the next view is computed
         waited_s = time.perf_counter() - asked
         unfinished = [loop for loop in loops if loop.epoch < epoch]
         for loop in unfinished:
@@ -102,12 +102,12 @@ def train(
 
 
 class RunLoop:
-    """One run in training: its network, its finished epochs, and the files that it writes."""
+    """A run in training: its network, its finished epochs, and its files."""
 
     def __init__(self, job: Job, run: Run, reporter: Reporter) -> None:
-        """Continues after the run's checkpoint, and makes metrics.csv end there.
+        """Continues after the run's checkpoint, and cuts metrics.csv to its epochs.
 
-        Raises: TakenError when another process has taken the run.
+        Raises: TakenError if another process has taken the run.
         """
         self.job, self.run, self.reporter = job, run, reporter
         self.config = job.configs[run]
@@ -127,7 +127,7 @@ class RunLoop:
 
     @property
     def epoch(self) -> int:
-        """Epochs that are finished and on disk."""
+        """The number of epochs that are finished and on disk."""
         return len(self.rows)
 
     def train_epoch(
@@ -135,10 +135,10 @@ class RunLoop:
     ) -> None:
         """Trains on every image once, evaluates, and writes checkpoint, metrics.csv and state.json.
 
-        *waited_s* is the run's share of the time that its inputs were waited for.
+        *waited_s* is the run's share of the waiting time for its inputs.
 
-        Raises: RunError at the first loss that is not a number; TakenError when another process has
-        taken the run, which then writes no more.
+        Raises: RunError at the first loss that is not a number; TakenError if another process has
+        taken the run.
         """
         start, metrics = time.perf_counter(), EpochMetrics()
         config, network, lease = self.config, self.network, self.job.lease
@@ -161,7 +161,7 @@ class RunLoop:
                     "submit again with a smaller --lr",
                 )
             metrics.add(loss, logits, targets)
-            if not lease.has(self.run):  # the heartbeat has seen that another process took it
+            if not lease.has(self.run):  # a heartbeat has read the token of another process
                 raise TakenError(self.run)
             if config.train == "all":  # a head's epoch takes milliseconds
                 seconds = time.perf_counter() - start
@@ -185,7 +185,7 @@ class RunLoop:
             raise TakenError(self.run)
         self.rows.append(metrics_row(self.run, config, row))
         checkpoint = Checkpoint(self.rows, network.state(), self.job.device.precision)
-        save_checkpoint(self.run, config, checkpoint)  # first: all else follows from it
+        save_checkpoint(self.run, config, checkpoint)  # first: it can restore the other files
         self.run.write_metrics(self.rows, is_durable=False)
         self.reporter.finished_epoch(self.run, row)
 
@@ -198,11 +198,11 @@ class RunLoop:
         return torch.cat([self.network(batch).cpu() for batch in inputs.batches(parts)])
 
     def finish(self, tests: Mapping[Split, Inputs]) -> None:
-        """Writes predictions and trained layers, and that the run is done."""
+        """Writes predictions, trained layers, and the status done."""
         run, job = self.run, self.job
         if not job.lease.check(run):
             return
-        if Split.TEST not in self.last_logits:  # the checkpoint was that of the last epoch
+        if Split.TEST not in self.last_logits:  # the checkpoint has all epochs
             self.last_logits[Split.TEST] = self.logits(Split.TEST, tests[Split.TEST])
         logits = self.last_logits[Split.TEST]
         write_predictions(run, job.source.files(Split.TEST), logits, job.source.images.classes)
@@ -213,13 +213,13 @@ class RunLoop:
 
 
 class EpochMetrics:
-    """Loss and accuracy over an epoch, of each batch before its update."""
+    """Loss and accuracy over an epoch; each batch counts before its update."""
 
     def __init__(self) -> None:
         self.num_images, self.num_correct, self.loss_sum = 0, 0, 0.0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Counts a batch in; *logits* (B, num_classes), *targets* (B,) int64."""
+        """Adds a batch; *logits* (B, num_classes), *targets* (B,) int64."""
         self.num_images += len(targets)
         self.num_correct += int((logits.argmax(dim=1) == targets).sum())
         self.loss_sum += loss.item() * len(targets)
@@ -234,7 +234,7 @@ class EpochMetrics:
 
 
 def order(num_images: int, seed: int, epoch: int) -> Tensor:
-    """Returns the order of the images in an epoch, (num_images,) int64, by its arguments alone."""
+    """Returns the order of the images in an epoch, (num_images,) int64."""
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     return torch.randperm(
         num_images, generator=torch.Generator().manual_seed(int(state >> np.uint64(1)))
@@ -253,7 +253,7 @@ def set_lr(
 
 
 def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, float]:
-    """Returns the metrics of a split by name; the last three look for the class *positive*.
+    """Returns the metrics of a split by name; the last three are of the class *positive*.
 
     *logits* (N, num_classes) float32, *labels* (N,) int64.
     """
@@ -272,7 +272,8 @@ def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, float]:
 def auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
     """Returns the area under the ROC curve: how often a positive scores above a negative.
 
-    Ties count one half (Mann-Whitney's U over the number of pairs); NaN where a side is empty.
+    It is Mann-Whitney's U divided by the number of pairs. Ties count 0.5. NaN if there are no
+    positives or no negatives.
 
     >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
     0.875
@@ -306,7 +307,7 @@ def metrics_row(run: Run, config: TrainConfig, row: Mapping[str, Any]) -> list[s
 def write_predictions(
     run: Run, files: Sequence[ImageFile], logits: Tensor, classes: Sequence[str]
 ) -> None:
-    """Writes predictions.csv: the last epoch's probabilities for every test image.
+    """Writes predictions.csv: the probabilities of every test image after the last epoch.
 
     *logits* (num_test, num_classes), in the order of *files*.
     """
@@ -323,7 +324,7 @@ def write_predictions(
 
 
 def write_trained(run: Run, network: Network, backbone: Backbone, info: SweepInfo) -> None:
-    """Writes head.safetensors or model.safetensors, with torchvision's names of the tensors."""
+    """Writes head.safetensors or model.safetensors; tensors are named as in torchvision."""
     metadata = {
         "architecture": backbone.name,
         "classes": ",".join(info.images.classes),

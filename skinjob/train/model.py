@@ -1,4 +1,4 @@
-"""The networks: a frozen backbone, a new head, and the two as a network that is trained whole."""
+"""The networks: a frozen backbone, a new head, and a network of which all layers are trained."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from skinjob.weights.backbones import COUNTER, Backbone
 
 @dataclass
 class Network:
-    """What is trained, a head or all layers, with its optimizer and the updates so far."""
+    """A head or all layers in training, with the optimizer and the number of updates."""
 
     part: str
-    """head or model: its name in checkpoints, and of the file that it is saved to."""
+    """head or model: its name in checkpoints and in the name of its file."""
     module: nn.Module
     optimizer: torch.optim.Optimizer
     device: str
     batch_size: int
-    """Inputs at a time where nothing is trained."""
+    """Inputs per forward pass in an evaluation."""
     is_mixed: bool = False
-    """Whether the layers compute in bf16; the weights are float32 all the same."""
+    """Whether the layers compute in bf16; the weights stay float32."""
     updates: int = 0
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Network:
         return logits.float()
 
     def state(self) -> dict[str, Any]:
-        """Returns what `restore` needs to go on as if nothing had happened."""
+        """Returns what `restore` needs to continue exactly as without an interruption."""
         return {
             "updates": self.updates,
             self.part: self.module.state_dict(),
@@ -57,14 +57,14 @@ class Network:
 def new_network(
     config: TrainConfig, backbone: Backbone, weights: Path, num_classes: int, device: Device
 ) -> Network:
-    """Returns what *config* trains, before its first update.
+    """Returns the network that *config* trains, before its first update.
 
-    A head is trained with Adadelta, and on the CPU whatever computes its features: an update takes
-    microseconds, and from the same features its numbers are then the same everywhere.
+    A head is trained with Adadelta and always on the CPU: an update takes microseconds, and equal
+    features give equal numbers on every machine.
 
-    All layers are trained with AdamW, because pretrained layers want steps of one size, whatever
-    the size of their gradients. Batch norm is in train mode, as usual in fine-tuning: images unlike
-    ImageNet's get statistics of their own. So the batch size acts through batch norm too.
+    All layers are trained with AdamW, because the updates of pretrained layers should not depend on
+    the size of their gradients. Batch norm is in train mode, as usual in fine-tuning, because the
+    images differ from ImageNet's. So the batch size also has an effect through batch norm.
     """
     head = build_head(backbone.num_features, num_classes, config.seed)
     if config.train == "head":
@@ -73,24 +73,24 @@ def new_network(
     model = build_model(backbone, weights)
     setattr(model, backbone.head, head)
     model = model.to(device.type).to(memory_format=torch.channels_last)
-    torch.backends.cudnn.deterministic = True  # a resumed run ends in the same bytes
+    torch.backends.cudnn.deterministic = True  # a resumed run gives the same bytes
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr)
     is_mixed = device.precision == "bf16"
     return Network("model", model, adamw, device.type, batch_size=64, is_mixed=is_mixed)
 
 
 def build_model(backbone: Backbone, weights: Path) -> nn.Module:
-    """Returns the network with the weights of the local file; nothing is downloaded or drawn."""
-    with torch.device("meta"):  # of shapes alone: all numbers come from the file
+    """Returns the network with the weights of the file; nothing is downloaded or drawn."""
+    with torch.device("meta"):  # only shapes: all numbers come from the file
         model: nn.Module = get_model(backbone.name, weights=None)
     model.to_empty(device="cpu")
     tensors = load_file(weights)
     for name, buffer in model.named_buffers():
-        if name not in tensors:  # the counts of batches, which the published file lacks
+        if name not in tensors:  # counts of batches, which the published file lacks
             buffer.zero_()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if not name.endswith(COUNTER)]
-    if missing or unexpected:  # `read_weights_info` has refused such a file before
+    if missing or unexpected:  # `read_weights_info` refuses such a file earlier
         raise RuntimeError(
             f"{weights} does not fit {backbone.title}: missing {missing}, unexpected {unexpected}"
         )
@@ -100,20 +100,20 @@ def build_model(backbone: Backbone, weights: Path) -> nn.Module:
 def build_backbone(backbone: Backbone, weights: Path) -> nn.Module:
     """Returns the network without its last layer, (N, 3, S, S) -> (N, num_features), frozen.
 
-    In eval mode: batch norm in train mode would make the features depend on the batch size, which
-    is what a sweep compares. Being constant, it is folded into the convolutions before it.
+    It is in eval mode. In train mode, batch norm would make the features depend on the batch size,
+    which is what a sweep compares. As batch norm is constant, it is folded into the convolutions.
     """
     model = build_model(backbone, weights)
     setattr(model, backbone.head, nn.Identity())
     model.eval().requires_grad_(False)
     fold_batch_norm(model)
-    # channels_last is the layout that oneDNN and cuDNN compute in: no reordering around each layer.
+    # oneDNN and cuDNN compute in channels_last. Another layout is reordered around each layer.
     frozen: nn.Module = model.to(memory_format=torch.channels_last)
     return frozen
 
 
 def fold_batch_norm(model: nn.Module) -> None:
-    """Replaces each convolution and the batch norm behind it by one convolution, in place."""
+    """Replaces each convolution and the batch norm after it by a single convolution, in place."""
     for module in list(model.modules()):
         for (name, layer), (norm_name, norm) in itertools.pairwise(list(module.named_children())):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -124,8 +124,8 @@ def fold_batch_norm(model: nn.Module) -> None:
 def build_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
     """Returns a new last layer, (N, num_features) -> (N, num_classes), drawn from *seed* alone.
 
-    Its numbers are those of nn.Linear after torch.manual_seed(*seed*). They come from a separate
-    generator, because other threads may use torch's at the same time.
+    It equals nn.Linear after torch.manual_seed(*seed*). The numbers come from a separate generator,
+    because other threads may use torch's at the same time.
     """
     generator = torch.Generator().manual_seed(seed)
     head: nn.Linear = nn.utils.skip_init(nn.Linear, num_features, num_classes)

@@ -23,10 +23,10 @@ NUM_UPDATES, BATCH_SIZE, MAX_LR = 150, 32, 2e-3
 
 
 def pretrain(path: Path, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> WeightsInfo:
-    """Makes *path* the weights of a network that tells drawn shapes apart, marked as the demo's.
+    """Writes weights for the demo to *path*, of a network that classifies drawn shapes.
 
     Every update draws new pictures. All random numbers come from *seed*; torch's global generator
-    stays as it was. In bf16 where the CPU has units for it.
+    is not used. Computes in bf16 if the CPU has units for it.
 
     Raises:
         WeightsError: *path* holds fetched weights, or cannot be written.
@@ -58,7 +58,7 @@ def pretrain(path: Path, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> We
 
 
 def _new_model(generator: torch.Generator) -> nn.Module:
-    """Returns a ResNet with its first values as torchvision draws them, but from *generator*."""
+    """Returns a ResNet with initial values as in torchvision, but drawn from *generator*."""
     with torch.device("meta"):
         model: nn.Module = get_model(DEFAULT.name, num_classes=len(KINDS))
     model.to_empty(device="cpu")
@@ -72,8 +72,8 @@ def _new_model(generator: torch.Generator) -> nn.Module:
     head: nn.Linear = getattr(model, DEFAULT.head)
     nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
-    # The convolutions of the last stage keep these values: they are three quarters of all
-    # numbers, and training them takes half of the time.
+    # The convolutions of the last stage are not trained. They are three quarters of all numbers,
+    # and training them takes half of the time.
     for parameter in model.get_submodule("layer4").parameters():
         parameter.requires_grad_(parameter.dim() == 1)
     return model.train().to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""A job's progress, written to the runs' states and logs, and to a terminal if there is one."""
+"""The progress of a job: writes it to the states and logs of its runs, and to a terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOG_EVERY_S = 30
 
 
 class Reporter:
-    """Hears of every view and epoch; of views it hears in another thread than of epochs."""
+    """Receives the events of a job. Those of views come from another thread."""
 
     def __init__(
         self, lease: Lease, counting: Run, epochs: range, draw: Callable[[int], None]
     ) -> None:
-        """*epochs* are still to be trained; *draw* is called with the images done so far.
+        """*epochs* will be trained. *draw* is called with the number of images so far.
 
-        Views are computed once for all runs of a job: the run *counting* counts them.
+        The runs of a job share each view: the state of the run *counting* counts them.
         """
         self.lease = lease
         self.counting = counting
@@ -37,11 +37,11 @@ class Reporter:
         self.read_views: set[View] = set()
 
     def computing(self, view: View, num_done: int, num_images: int, seconds: float) -> None:
-        """Called now and then with a view's images done and in all, and the time they took."""
+        """Called every half second with a view's images so far, all its images, and the time."""
         self._report(view.name, num_done, num_images, seconds)
 
     def computed(self, view: View, num_images: int, seconds: float) -> None:
-        """Called when a view is computed."""
+        """Called after a view is computed."""
         self.computed_views.add(view)
         self.images_done += num_images
         rate = num_images / seconds
@@ -50,25 +50,25 @@ class Reporter:
         log.info("%s computed: %d images, %.1f images/s", view.name, num_images, rate)
 
     def read(self, view: View, num_images: int) -> None:
-        """Called when a view was read from the cache."""
+        """Called after a view is read from the cache."""
         if view not in self.computed_views:
             self.read_views.add(view)
             self.images_done += num_images
             self.draw(self.images_done)
 
     def waiting(self, view: View, owner: str) -> None:
-        """Called again and again while another job computes the view."""
+        """Called repeatedly while another job computes the view."""
         if self._is_time_to_log():
             log.info("waiting for %s, which %s is computing", view.name, owner or "another job")
 
     def trained(self, epoch: int, num_done: int, num_images: int, seconds: float) -> None:
-        """Called after every update of all layers, with the epoch's images done and in all."""
+        """Called after every update of all layers, with the epoch's images so far and in total."""
         self._report(f"epoch {epoch}/{self.epochs[-1]}", num_done, num_images, seconds)
         if num_done == num_images:
             self.images_done += num_images
 
     def finished_epoch(self, run: Run, row: Mapping[str, float]) -> None:
-        """Called with an epoch's row of metrics when it is on disk."""
+        """Called with the metrics of an epoch, after they are on disk."""
         epoch = int(row["epoch"])
         per_epoch_s = (time.monotonic() - self.started) / (epoch - self.epochs[0] + 1)
         log.info(

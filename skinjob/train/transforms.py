@@ -1,6 +1,6 @@
-"""From a decoded image to the pixels that the network sees: the recipe's transforms.
+"""The transforms, from a decoded image to the inputs of the network.
 
-The crop and flip of image *i* in epoch *e* are drawn from (augmentation seed, e, i) alone. So every
+The crop and flip of image *i* in epoch *e* are drawn only from (augmentation seed, e, i). So every
 process, in any order and on any machine, sees the same part of the image.
 """
 
@@ -27,24 +27,24 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of an image that is seen, before it is scaled to S x S, the network's input."""
+    """The visible part of an image, before it is scaled to S x S, the input of the network."""
 
     pixels: Tensor  # (height, width, 3) uint8, neither side above 4/3 S
     is_flipped: bool
 
 
 def train_steps(size: int) -> str:
-    """Returns what happens to a training image, in torchvision's names; part of a view's key."""
+    """Returns the steps of a training image, named as in torchvision; part of a view's key."""
     return f"Resize({size}) RandomResizedCrop({size}) RandomHorizontalFlip(0.5)"
 
 
 def test_steps(size: int) -> str:
-    """Returns what happens to a test image, in torchvision's names; part of a view's key."""
+    """Returns the steps of a test image, named as in torchvision; part of a view's key."""
     return f"Resize({size}) CenterCrop({size})"
 
 
 def resize(image: Image.Image, side: int) -> Tensor:
-    """Returns the image with its shorter side at *side* pixels, shape kept, (H, W, 3) uint8."""
+    """Returns the image with its shorter side scaled to *side* pixels, (H, W, 3) uint8."""
     width, height = image.size
     short = min(width, height)
     if short != side:
@@ -54,31 +54,31 @@ def resize(image: Image.Image, side: int) -> Tensor:
 
 
 def random_crop(pixels: Tensor, augmentation_seed: int, epoch: int, index: int) -> Crop:
-    """Returns what is seen in an epoch of the training image at *index*, (H, W, 3) uint8."""
+    """Returns a random crop of the training image at *index*; *pixels* (H, W, 3) uint8."""
     draws = uniforms(augmentation_seed, epoch, index)
     left, top, width, height = crop_box(draws, pixels.shape[1], pixels.shape[0])
     return Crop(pixels[top : top + height, left : left + width], bool(draws[-1] < 0.5))
 
 
 def central_crop(pixels: Tensor) -> Crop:
-    """Returns what is seen of a test image, (H, W, 3) uint8: its middle, a square."""
+    """Returns the square in the middle of a test image; *pixels* (H, W, 3) uint8."""
     height, width = pixels.shape[:2]
-    side = min(height, width)  # `resize` made it the network's
+    side = min(height, width)  # `resize` scaled it to the size of the input
     top, left = round((height - side) / 2), round((width - side) / 2)
     return Crop(pixels[top : top + side, left : left + side], is_flipped=False)
 
 
 def batch(crops: Sequence[Crop], device: str, preprocessing: Preprocessing) -> Tensor:
-    """Returns the crops as the network takes them, (B, 3, S, S) float32, channels_last.
+    """Returns the crops as inputs of the network, (B, 3, S, S) float32, channels_last.
 
-    S is the crop of *preprocessing*, whose mean and deviation are taken out.
+    S is the crop of *preprocessing*. They are normalised with its mean and standard deviation.
     """
     scale = _scaled_each if device == "cpu" else scaled_at_once
     return normalise(scale(crops, device, preprocessing.crop), preprocessing)
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Returns (B, 3, H, W) of 0..255 as float32 with mean and deviation taken out.
+    """Returns images (B, 3, H, W) of 0..255 as float32, minus the mean, over the deviation.
 
     Keeps the memory format.
     """
@@ -88,16 +88,16 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @lru_cache
 def _constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Returns mean and deviation on a scale of 255, (3, 1, 1) each."""
+    """Returns mean and standard deviation for values of 0..255, (3, 1, 1) each."""
     pair = (preprocessing.mean, preprocessing.std)
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in pair)
     return mean.to(device), std.to(device)
 
 
 def _scaled_each(crops: Sequence[Crop], device: str, side: int) -> Tensor:
-    """Returns (B, 3, S, S) uint8 channels_last, each crop scaled by itself to *side* pixels.
+    """Returns (B, 3, S, S) uint8 channels_last, each crop scaled separately to *side* pixels.
 
-    From contiguous (H, W, 3) torch takes its vectorised path: 0.2 ms a crop where Pillow takes 1.
+    For contiguous (H, W, 3) torch uses vector instructions: 0.2 ms per crop, 1 ms in Pillow.
     """
     images = torch.empty(len(crops), side, side, 3, dtype=torch.uint8)
     for image, crop in zip(images, crops, strict=True):
@@ -111,15 +111,16 @@ def _scaled_each(crops: Sequence[Crop], device: str, side: int) -> Tensor:
 def scaled_at_once(crops: Sequence[Crop], device: str, side: int) -> Tensor:
     """Returns (B, 3, S, S) float32 of whole numbers, channels_last, scaled on the device.
 
-    Scaling is linear in rows and in columns: two matrices an image, and two products a batch. The
-    rows come first and each pass is rounded, as Pillow does it, so a pixel is off by 1 at most.
+    Scaling is linear in rows and in columns: two matrices per image, two products per batch. As
+    in Pillow, rows come first and each product is rounded: a pixel differs from Pillow's by 1 at
+    most.
     """
     sizes = torch.tensor([crop.pixels.shape[:2] for crop in crops])  # (B, 2)
     height, width = sizes.amax(dim=0).tolist()
     padded = torch.zeros(
         (len(crops), height, width, 3),
         dtype=torch.uint8,
-        pin_memory=device == "cuda",  # copied while the GPU works at another stream's batch
+        pin_memory=device == "cuda",  # copied while the GPU computes another batch
     )
     for place, crop in zip(padded, crops, strict=True):
         place[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
@@ -135,10 +136,10 @@ def scaled_at_once(crops: Sequence[Crop], device: str, side: int) -> Tensor:
 
 
 def scaling_matrices(sizes: Tensor, length: int, side: int) -> Tensor:
-    """Returns (B, side, length) float32: row *i* holds the weights of the pixels behind pixel *i*.
+    """Returns (B, side, length) float32: row *i* has the weight of each source pixel in pixel *i*.
 
-    *sizes* (B,) of at most *length*; the weights of what is beyond a size are 0. A triangle filter
-    as wide as a pixel of the result (bilinear), or of the source where that is wider.
+    *sizes* (B,) are the lengths of the sources; beyond a size, weights are 0. The filter is a
+    triangle (bilinear). It is as wide as a pixel of the result or of the source, the wider of both.
 
     Source: Pillow's Resample.c, precompute_coeffs.
     """
@@ -152,9 +153,9 @@ def scaling_matrices(sizes: Tensor, length: int, side: int) -> Tensor:
 
 
 def uniforms(augmentation_seed: int, epoch: int, index: int) -> NDArray[np.float64]:
-    """Returns the numbers in [0, 1) that one image's crop and flip are made of.
+    """Returns the numbers in [0, 1) from which an image's crop and flip are computed.
 
-    A SeedSequence's words are the same in every numpy release, which a Generator's draws are not.
+    A SeedSequence gives the same words in every numpy release. A Generator may not.
     """
     words = np.random.SeedSequence((augmentation_seed, epoch, index)).generate_state(
         2 * ATTEMPTS + 3, np.uint64
@@ -165,8 +166,8 @@ def uniforms(augmentation_seed: int, epoch: int, index: int) -> NDArray[np.float
 def crop_box(draws: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int]:
     """Returns (left, top, width, height) of a random crop, distributed as RandomResizedCrop's.
 
-    Source: torchvision.transforms.RandomResizedCrop.get_params, with its ten attempts and its
-    fall-back to the largest central crop of an allowed shape.
+    Source: torchvision.transforms.RandomResizedCrop.get_params. After ten attempts it takes the
+    largest central crop of an allowed shape.
     """
     log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
     for attempt in range(ATTEMPTS):

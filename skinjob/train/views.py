@@ -1,8 +1,8 @@
-"""Views: the features of one pass over the images, computed once and shared by all runs.
+"""Views: the features of a pass over the images, computed once and shared by all runs.
 
-With a frozen backbone an image enters the head only as its features, and augmentation is drawn from
-(augmentation seed, epoch, image) alone. So the features of an epoch are the same for every batch
-size, lr and seed: one run computes them, the others read them.
+With a frozen backbone, the head sees only the features of an image. The augmentation of an image is
+drawn only from (augmentation seed, epoch, image). So an epoch has the same features for every batch
+size, lr and seed: a single job computes them, and the others read them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from skinjob.train.features import Features, FeaturesWriter, ViewCache
 from skinjob.train.images import View
 from skinjob.train.reporter import Reporter
 
-FORMAT = "5"  # to be raised when the same key would give other features or another file
+FORMAT = "5"  # raise it when the same key would give other features or another file
 POLL_S = 0.2
 
 
 class Views:
-    """The views of a sweep, for one of its jobs."""
+    """The views of a sweep, as one of its jobs computes and reads them."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class Views:
         self._fingerprints = {split: images.fingerprint(split) for split in Split}
 
     def in_turn(self, views: Sequence[View]) -> Generator[Features, None, None]:
-        """Yields the features of these views; while one is in use the next is computed.
+        """Yields the features of *views*; computes the next view while the caller uses a view.
 
-        Removes from the cache what killed jobs left there.
+        Removes the files that killed jobs left in the cache.
 
         Raises: as `get`.
         """
@@ -70,11 +70,11 @@ class Views:
     def get(self, view: View) -> Features:
         """Returns a view's features, (num_images, num_features) float32 on the CPU.
 
-        Computes them where the cache has none. While another job computes them, computes a later
-        view that nobody has claimed.
+        Computes them if the cache has none. While another job computes them, computes a later view
+        that no job has claimed.
 
-        Raises: ImagesError when an image has changed since it was scanned; RunError when the
-        backbone gives a feature that is not a number, or when the views were stopped.
+        Raises: ImagesError if an image has changed since the submit; RunError if a feature is not a
+        number, or after `in_turn` has ended.
         """
         while True:
             features = self.cache.read(self.key(view), self._num_images(view))
@@ -90,8 +90,8 @@ class Views:
                 time.sleep(POLL_S)
 
     def key(self, view: View) -> dict[str, str]:
-        """Returns all that a view's features depend on."""
-        side = self.source.preprocessing.crop  # mean and deviation are in the weights' digest
+        """Returns everything that a view's features depend on."""
+        side = self.source.preprocessing.crop  # the digest of the weights covers mean and deviation
         key = {
             "format": FORMAT,
             "weights": self.weights_sha256,
@@ -112,12 +112,12 @@ class Views:
         return len(self.source.files(view.split))
 
     def _claim_next(self, view: View) -> View | None:
-        """Claims and returns the first view, from *view* on, that is neither there nor claimed."""
+        """Claims and returns the first view, from *view* on, that is not computed or claimed."""
         later = [View(Split.TRAIN, epoch) for epoch in range(view.epoch + 1, self.epochs + 1)]
         for candidate in [view, *later]:
             key = self.key(candidate)
             if not self.cache.has(key) and self.cache.claim(key):
-                if not self.cache.has(key):  # it may have been written between the two
+                if not self.cache.has(key):  # it may have been written between the two checks
                     return candidate
                 self.cache.release(key)
         return None
@@ -147,14 +147,13 @@ class Views:
 
     def _require_going(self) -> None:
         if self._stopped.is_set():
-            raise RunError("stopped, while views were computed", "skinjob submit")
+            raise RunError("stopped while views were computed", "skinjob submit")
 
     def _require_finite(self, features: Tensor, view: View, first: int) -> None:
         bad = (~features.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if bad:
             raise RunError(
-                f"{view.name}: the backbone gives features that are not numbers, in "
-                f"{self.extractor.device.precision}, of "
-                f"{self.source.files(view.split)[first + bad[0]].path}",
+                f"{view.name}: in {self.extractor.device.precision}, features of "
+                f"{self.source.files(view.split)[first + bad[0]].path} are not numbers",
                 "submit again with --precision fp32; check the weights with sha256sum -c",
             )

@@ -1,7 +1,7 @@
-"""The networks that can be fine-tuned: all that the rest of the package must know of each.
+"""The networks that can be fine-tuned, and what the package knows of each.
 
-Told without torch, because the laptop that fetches the weights has none. Another network is
-another entry of BACKBONES.
+This module does not need torch, because the laptop that fetches the weights has none. To add a
+network, add an entry to BACKBONES.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from skinjob.errors import WeightsError
 
-COUNTER = "num_batches_tracked"  # saved since torch 0.4.1; the published file is older
+COUNTER = "num_batches_tracked"  # files from before torch 0.4.1, as the published file, lack it
 
 
 class Tensor(NamedTuple):
-    """What is known of a tensor without its numbers: its type ("float32") and its shape."""
+    """The type of a tensor, such as "float32", and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
 class Preprocessing:
     """How images are prepared for a backbone; sizes in pixels.
 
-    Training resizes to the crop's size, and takes *mean* and *std* from the weights file.
+    Training resizes to the size of the crop. It reads *mean* and *std* from the weights file.
     """
 
     resize: int  # the shorter side
@@ -44,15 +44,15 @@ class Backbone:
     """A network: its published weights, its images, its features and its tensors."""
 
     name: str  # torchvision.models.get_model(name) builds it
-    title: str  # as people write it
-    num_features: int  # what the last layer takes
+    title: str  # for people
+    num_features: int  # the inputs of the last layer
     preprocessing: Preprocessing
     url: str
     sha256: str
     size_bytes: int
     licence: str
     body: Mapping[str, Tensor] = field(hash=False, repr=False)  # without the last layer
-    head: str = "fc"  # the last layer, which a new one replaces
+    head: str = "fc"  # the last layer, which is replaced
     num_classes: int = 1000  # of the published head: ImageNet's
 
     @property
@@ -68,18 +68,18 @@ class Backbone:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, in torchvision's order, counters among them."""
+        """All tensors by name, with the counters, in torchvision's order."""
         return {**self.body, **self.head_tensors}
 
     @property
     def num_bytes(self) -> int:
-        """The bytes of all numbers in float32."""
+        """The size of all tensors in float32."""
         return sum(4 * math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def check_tensors(self, tensors: Mapping[str, Tensor], where: str, fix: str) -> None:
-        """Changes nothing; the counters may be absent, as torchvision's own file has none.
+        """Checks that *tensors* are those of this network; the counters may be missing.
 
-        Raises: WeightsError that names *where*, unless *tensors* are this network's, one by one.
+        Raises: WeightsError, which begins with *where*.
         """
         expected = self.tensors
         problems = [
@@ -89,19 +89,19 @@ class Backbone:
         ]
         for name, tensor in tensors.items():
             if name not in expected:
-                problems.append(f"{name} is no tensor of it")
+                problems.append(f"{name} is not a tensor of it")
             elif tensor != expected[name]:
                 problems.append(f"{name} is {tensor}, {expected[name]} expected")
         if problems:
-            more = f" ({len(problems)} differences in all)" if len(problems) > 1 else ""
+            more = f" ({len(problems)} differences in total)" if len(problems) > 1 else ""
             raise WeightsError(f"{where}: not torchvision's {self.title}: {problems[0]}{more}", fix)
 
 
 def resnet_body(num_blocks: tuple[int, int, int, int]) -> dict[str, Tensor]:
-    """Returns the tensors of a ResNet of basic blocks, so many in each of its four stages.
+    """Returns the tensors of a ResNet of basic blocks; *num_blocks* are those of each stage.
 
-    Source: He et al., "Deep Residual Learning for Image Recognition" (2016), as torchvision names
-    its parts.
+    Source: He et al., "Deep Residual Learning for Image Recognition" (2016), with torchvision's
+    names.
     """
     tensors, inputs = _convolution("conv1", "bn1", (64, 3, 7, 7)), 64
     for stage, width in enumerate((64, 128, 256, 512)):
@@ -109,7 +109,7 @@ def resnet_body(num_blocks: tuple[int, int, int, int]) -> dict[str, Tensor]:
             part = f"layer{stage + 1}.{block}"
             tensors |= _convolution(f"{part}.conv1", f"{part}.bn1", (width, inputs, 3, 3))
             tensors |= _convolution(f"{part}.conv2", f"{part}.bn2", (width, width, 3, 3))
-            if width != inputs:  # the shortcut must change its width too
+            if width != inputs:  # the shortcut changes its width too
                 short = f"{part}.downsample"
                 tensors |= _convolution(f"{short}.0", f"{short}.1", (width, inputs, 1, 1))
             inputs = width

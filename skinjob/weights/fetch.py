@@ -1,7 +1,7 @@
-"""Fetches published weights: from where, held to which digest, and made into a weights file.
+"""Fetches published weights, checks their digest, and writes a weights file.
 
-While a fetch runs, the folder also has `.<backbone>-<8 digits>.pth.part`, which a broken fetch
-resumes and a complete one removes.
+During a fetch the folder also has `.<backbone>-<8 digits>.pth.part`. A broken fetch leaves it, and
+the next fetch resumes it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEX_IN_NAME = re.compile(r"(?<![0-9a-zA-Z])([0-9a-f]{8})(?![0-9a-zA-Z])")
 
 @dataclass(frozen=True)
 class Source:
-    """A .pth file somewhere: a URL or a path, and how its SHA-256 must begin (8 or 64 digits)."""
+    """A .pth file: its URL or path, and the first digits of its SHA-256 (8 or 64)."""
 
     location: str
     sha256: str
@@ -55,10 +55,10 @@ class Source:
 
     @property
     def public(self) -> str:
-        """What may be written into a file that travels: no password, token or home folder.
+        """The source without passwords, tokens and home folders, for the weights file.
 
-        The published file is called by its first address wherever it came from, so that the same
-        weights give the same bytes, and so the same digest, everywhere.
+        For the published file it is always torchvision's URL. So the weights file has the same
+        digest everywhere, whichever copy was fetched.
         """
         if self.is_published:
             return self.backbone.url
@@ -71,14 +71,14 @@ class Source:
 def fetch_weights(
     out: Path, location: str | None = None, sha256: str | None = None
 ) -> tuple[WeightsInfo, bool]:
-    """Makes a weights file in *out* from a published .pth; returns it and whether it was there.
+    """Writes a weights file to *out*; returns it, and whether it existed before.
 
-    *location* is an http(s) address or a file (only read), None for torchvision's own; it is held
-    to *sha256* (64 hex digits) and to the 8 digits that its name carries. Writes SHA256SUMS.
-    Until all is checked, what was there before stays.
+    *location* is an http(s) URL or a path, None for torchvision's own. Its digest must match
+    *sha256* (64 hex digits) and the 8 digits in its name. Also writes SHA256SUMS. Existing files
+    are replaced only after all checks.
 
     Raises:
-        WeightsError: the source is none, cannot be read, or holds something else.
+        WeightsError: the source is invalid, cannot be read, or has other content.
         DownloadError: the source cannot be downloaded.
     """
     source = find_source(location, sha256)
@@ -86,22 +86,22 @@ def fetch_weights(
     if info := _find_made(target, source):
         return info, True
     with weights_lock(out):
-        if info := _find_made(target, source):  # made by the process that held the lock
+        if info := _find_made(target, source):  # another process has made it before the lock
             return info, True
-        for abandoned in out.glob(f".{target.name}.*.part"):  # by a writer that was killed
+        for abandoned in out.glob(f".{target.name}.*.part"):  # its writer was killed
             abandoned.unlink()
         _make(target, source)
         return read_weights_info(target), False
 
 
 def _make(target: Path, source: Source) -> None:
-    """Writes *target* from the source, once its digest and every tensor have been checked."""
+    """Checks the digest and every tensor of the source, and writes *target* from it."""
     pth = _download(source, target.parent) if source.is_url else _check_file(source)
     licence = source.backbone.licence if source.is_published else UNKNOWN_LICENCE
     origin = {"source": source.public, "source_sha256": sha256_file(pth), "licence": licence}
     try:
         write_weights(target, read_state_dict(pth), source.backbone, kind="fetched", **origin)
-    except WeightsError:  # this is what was asked for, and no use
+    except WeightsError:  # the digest is right, but the content cannot be used
         if source.is_url:
             pth.unlink()
         raise
@@ -110,17 +110,17 @@ def _make(target: Path, source: Source) -> None:
 
 
 def find_source(location: str | None, sha256: str | None) -> Source:
-    """Returns the source that *location* names; None is torchvision's published file.
+    """Returns the source at *location*; None means torchvision's published file.
 
     Raises:
-        WeightsError: the address is neither http(s) nor a file, or no digest is known for it,
-            or the digests that are known contradict each other.
+        WeightsError: *location* is not an http(s) URL or a file, its digest is not known, or
+            *sha256* and its name have different digests.
     """
     location = location or DEFAULT.url
     address = urlsplit(location) if "://" in location else None
     if address and address.scheme not in ("http", "https"):
         raise WeightsError(
-            f"--source {location}: neither an http(s) address nor a file",
+            f"--source {location}: neither an http(s) URL nor a file",
             "skinjob fetch-weights --source FILE",
         )
     if not address:
@@ -135,17 +135,17 @@ def find_source(location: str | None, sha256: str | None) -> Source:
     given, named = (sha256 or "").lower(), (_HEX_IN_NAME.findall(name) or [""])[-1]
     if given and not given.startswith(named):
         raise WeightsError(
-            f"--sha256 {given[:8]}...: the source's name promises {named} ({location})",
-            "cp FILE weights.pth, and name that as --source, if the name is no digest",
+            f"--sha256 {given[:8]}...: the name of the source has {named} ({location})",
+            "cp FILE weights.pth; skinjob fetch-weights --source weights.pth",
         )
     if not given and not named:
         raise WeightsError(
-            f"--source {location}: its name carries no 8 hex digits of its SHA-256 to hold it to",
+            f"--source {location}: its name has no 8 hex digits of its SHA-256",
             f"skinjob fetch-weights --source {shlex.quote(location)} --sha256 DIGEST"
             "   # 64 hex digits, from the page that publishes it",
         )
     for backbone in BACKBONES.values():
-        # 8 digits catch accidents, not an attacker: of the published file all 64 are known
+        # 8 digits protect against accidents, not against attackers. The published file has all 64.
         if backbone.sha256.startswith(given or named):
             return Source(location, backbone.sha256, backbone)
     likely = [backbone for backbone in BACKBONES.values() if name.startswith(backbone.name)]
@@ -153,16 +153,16 @@ def find_source(location: str | None, sha256: str | None) -> Source:
 
 
 def _find_made(target: Path, source: Source) -> WeightsInfo | None:
-    """Returns what *target* says of itself if it is sound and was made from *source*."""
+    """Returns the info of *target* if it is valid and was made from *source*."""
     info = find_weights(target, "fetched")
     return info if info and info.listed and info.source_sha256.startswith(source.sha256) else None
 
 
 def _download(source: Source, out: Path) -> Path:
-    """Returns the downloaded file, its digest checked."""
+    """Returns the downloaded file, after checking its digest."""
     path = out / f".{source.backbone.name}-{source.sha256[:8]}.pth.part"
     again = own_command()
-    elsewhere = "skinjob fetch-weights --source FILE   # that a browser downloaded, or another URL"
+    elsewhere = "skinjob fetch-weights --source FILE   # a file from a browser, or another URL"
     download(Download(source.location, path, source.sha256, again, elsewhere, source.size_bytes))
     return path
 

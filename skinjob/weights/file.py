@@ -1,6 +1,6 @@
-"""The weights file that jobs read: safetensors, with its origin in the header.
+"""The weights file that jobs read: safetensors, with its source in the header.
 
-weights/<backbone>.safetensors   the tensors; metadata: where they come from, and their input
+weights/<backbone>.safetensors   the tensors; metadata: their source and preprocessing
 weights/SHA256SUMS               for `sha256sum -c SHA256SUMS`, which needs no Python
 """
 
@@ -30,27 +30,27 @@ from skinjob.locks import locked
 from skinjob.weights.backbones import BACKBONES, Backbone, Preprocessing, Tensor
 
 SUMS_NAME = "SHA256SUMS"
-LOCK_NAME = ".fetch.lock"  # empty, and stays
+LOCK_NAME = ".fetch.lock"  # an empty file, which stays
 FETCH = "make fetch-weights   # on a machine with internet; then copy weights/ here"
 MIN_CROP, MAX_CROP = 32, 512  # pixels; a ResNet halves a picture five times
 NOTES = {"fetched": "", "demo": "  demo: pretrained on drawn shapes", "untrained": "  untrained"}
-"""What a line that names a weights file ends with, by the file's kind."""
+"""The end of a line about a weights file, by its kind."""
 
 _DTYPES = {"F32": "float32", "I64": "int64"}  # safetensors' names
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a weights file says of itself, after its digest and its tensors were checked."""
+    """The content of a weights file's header, after a check of its digest and its tensors."""
 
     path: Path
     sha256: str
     size_bytes: int
-    backbone: Backbone  # with the preprocessing that the file asks for
+    backbone: Backbone  # with the preprocessing of the file
     source: str
-    source_sha256: str  # of the .pth; empty when it was not fetched
+    source_sha256: str  # of the .pth; empty if it was not fetched
     kind: str  # a key of NOTES
-    listed: bool  # whether SHA256SUMS beside it has its digest
+    listed: bool  # whether SHA256SUMS in its folder has its digest
 
     @property
     def untrained(self) -> bool:
@@ -62,11 +62,11 @@ class WeightsInfo:
 
 
 def read_weights_info(path: Path) -> WeightsInfo:
-    """Returns what *path* says of itself; reads its header, and all of it once for the digest.
+    """Returns the info of a weights file; reads the whole file for the digest.
 
     Raises:
-        WeightsError: it is missing, is not what SHA256SUMS beside it promises, is no safetensors
-            file that `skinjob fetch-weights` wrote, or has other tensors than its backbone.
+        WeightsError: it is missing, differs from its digest in SHA256SUMS, was not written by
+            `skinjob fetch-weights`, or has other tensors than its backbone.
     """
     require_no_stand_in(path)
     try:
@@ -75,27 +75,27 @@ def read_weights_info(path: Path) -> WeightsInfo:
         raise WeightsError(f"{path}: no such file", FETCH) from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}", FETCH) from error
-    promised = promised_digest(path)
-    if promised not in (None, sha256):
+    expected = listed_digest(path)
+    if expected not in (None, sha256):
         raise WeightsError(
-            f"{path}: damaged: its SHA-256 is {sha256}, {SUMS_NAME} says {promised}", FETCH
+            f"{path}: damaged: its SHA-256 is {sha256}, {SUMS_NAME} says {expected}", FETCH
         )
     backbone, metadata = _read_checked_header(path)
     source, source_sha256, kind = (metadata[key] for key in ("source", "source_sha256", "kind"))
-    listed = promised is not None
+    listed = expected is not None
     return WeightsInfo(path, sha256, size_bytes, backbone, source, source_sha256, kind, listed)
 
 
 def read_backbone(path: Path) -> Backbone:
-    """Returns the network whose weights *path* has, with the preprocessing that they ask for.
+    """Returns the network of a weights file, with its preprocessing.
 
-    Reads the header alone. Raises: WeightsError as `read_weights_info`.
+    Reads only the header. Raises: WeightsError as `read_weights_info`.
     """
     return _read_checked_header(path)[0]
 
 
 def find_weights(path: Path, kind: str) -> WeightsInfo | None:
-    """Returns what *path* says of itself if it is of a *kind* and sound, else None."""
+    """Returns the info of a weights file if it is valid and of this *kind*, else None."""
     try:
         info = read_weights_info(path)
     except WeightsError:
@@ -113,12 +113,12 @@ def write_weights(
     source_sha256: str = "",
     licence: str = "",
 ) -> None:
-    """Replaces *path* by a safetensors file, and its line in SHA256SUMS beside it.
+    """Replaces *path* by a safetensors file, and its line in SHA256SUMS.
 
-    Equal arguments give equal bytes, in every version of skinjob: sweeps know weights by their
-    digest. That is why "licence" and "interpolation" are written, which nothing reads.
+    Equal arguments give equal bytes in every version of skinjob, because sweeps identify weights by
+    their digest. Therefore it writes "licence" and "interpolation", which nothing reads.
     """
-    from safetensors.numpy import save  # writes memory as it lies: in C order it has to be
+    from safetensors.numpy import save  # needs arrays in C order
 
     shapes = {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
     backbone.check_tensors(shapes, source, "skinjob fetch-weights   # torchvision's own")
@@ -141,15 +141,15 @@ def write_weights(
     with explain_full_disk(path.parent, len(content), own_command()):
         with replacing(path) as partial:
             partial.write_bytes(content)
-        promise_digest(path, hashlib.sha256(content).hexdigest())
+        list_digest(path, hashlib.sha256(content).hexdigest())
 
 
 def write_demo_weights(
     path: Path, tensors: Mapping[str, NDArray[Any]], backbone: Backbone, source: str
 ) -> WeightsInfo:
-    """Makes *path* a weights file of *tensors*, marked as pretrained by the demo.
+    """Writes a weights file that is marked as pretrained by the demo.
 
-    Their head is not kept: it has other classes than the backbone's.
+    Its head is zero, because the head of *tensors* has other classes than the backbone's.
 
     Raises:
         WeightsError: *path* holds fetched weights, or cannot be written.
@@ -158,7 +158,7 @@ def write_demo_weights(
     with weights_lock(path.parent):
         if info := find_weights(path, "fetched"):
             raise WeightsError(
-                f"{path}: holds trained weights ({info.source}), which the demo's do not replace",
+                f"{path}: has fetched weights ({info.source}), which the demo does not replace",
                 f"mv {shlex.quote(str(path))} ELSEWHERE",
             )
         arrays = {name: np.array(array, order="C") for name, array in tensors.items()}
@@ -168,61 +168,61 @@ def write_demo_weights(
 
 
 def weights_lock(folder: Path) -> AbstractContextManager[bool]:
-    """Returns the lock of a weights folder, which is made if need be. Raises: OSError."""
+    """Returns the lock of a weights folder; makes the folder if needed. Raises: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK_NAME
-    words = f"waiting for another fetch-weights or demo (it holds {lock})"
+    words = f"waiting for another fetch-weights or demo (which locks {lock})"
     return locked(lock, tell_waiting=lambda: say(words, is_error=True))
 
 
-# --- files that people take for weights -------------------------------------------------------
+# --- files that are not weights ---------------------------------------------------------------
 
 
 def require_no_stand_in(path: Path) -> None:
-    """Changes nothing. Raises: WeightsError for a pointer of Git or a web page."""
+    """Checks that a file is not a pointer of Git or a web page. Raises: WeightsError."""
     try:
         with path.open("rb") as content:
             head = content.read(512)
-    except OSError:  # its reader tells
+    except OSError:  # the reader of the file will raise it
         return
     if kind := pointer_kind(head):
         command = "git lfs pull" if "LFS" in kind else "git annex get ."
         raise WeightsError(
-            f"{path}: {kind}, not the weights", f"{command}   # where it was cloned; then copy it"
+            f"{path}: {kind}, not the weights", f"{command}   # in the clone; then copy it"
         )
     if looks_like_html(head):
         raise WeightsError(f"{path}: an HTML page, not weights", FETCH)
 
 
 def require_no_safetensors(path: Path) -> None:
-    """Changes nothing. Raises: WeightsError for a safetensors file in the place of a .pth."""
+    """Checks that a file is not a safetensors file. Raises: WeightsError."""
     try:
         tensors, metadata = _read_header(path)
     except WeightsError:
         return
     if "architecture" in metadata:
         raise WeightsError(
-            f"{path}: this file was made by skinjob fetch-weights already",
+            f"{path}: skinjob fetch-weights has already made this file",
             f"skinjob submit --weights {shlex.quote(str(path))}",
         )
-    raise _of_another_maker(path, tensors)
+    raise _foreign_file(path, tensors)
 
 
-def _of_another_maker(path: Path, names: Iterable[str]) -> WeightsError:
-    """Returns the error on a safetensors file without its origin, by its tensors' *names*."""
-    of_another_maker = f"{path}: a safetensors file of another maker"
+def _foreign_file(path: Path, names: Iterable[str]) -> WeightsError:
+    """Returns the error for a safetensors file of another program; *names* are its tensors."""
+    start = f"{path}: a safetensors file of another program"
     known = set().union(*(backbone.tensors for backbone in BACKBONES.values()))
     if unknown := sorted(set(names) - known):
         titles = " or ".join(backbone.title for backbone in BACKBONES.values())
         library = " (Hugging Face's names)" if unknown[-1].startswith("resnet.") else ""
-        words = f"its {unknown[0]!r:.80} is no tensor of torchvision's {titles}{library}"
-        return WeightsError(f"{of_another_maker}: {words}", FETCH)
+        words = f"its {unknown[0]!r:.80} is not a tensor of torchvision's {titles}{library}"
+        return WeightsError(f"{start}: {words}", FETCH)
     program = (
         "import torch; from safetensors.torch import load_file;"
         f' torch.save(load_file({json.dumps(str(path))}), "new.pth")'
     )
     return WeightsError(
-        f"{of_another_maker}: nothing in it says what it is",
+        f"{start}, without metadata",
         f"python -c {shlex.quote(program)} && skinjob fetch-weights --source new.pth",
     )
 
@@ -231,10 +231,13 @@ def _of_another_maker(path: Path, names: Iterable[str]) -> WeightsError:
 
 
 def _read_checked_header(path: Path) -> tuple[Backbone, dict[str, str]]:
-    """Returns what the header says, with "kind" filled in, if it is that of a known backbone."""
+    """Returns backbone and metadata of a weights file, with "kind" filled in for older files.
+
+    Raises: WeightsError.
+    """
     tensors, metadata = _read_header(path)
     if "architecture" not in metadata:
-        raise _of_another_maker(path, tensors)
+        raise _foreign_file(path, tensors)
     backbone = BACKBONES.get(metadata["architecture"])
     if not backbone:
         words = f"architecture {metadata['architecture']}, {' or '.join(BACKBONES)} expected"
@@ -267,7 +270,7 @@ def _three_numbers(text: str) -> tuple[float, float, float]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns a safetensors file's tensors (without their numbers) and its metadata."""
+    """Returns types and shapes of a safetensors file's tensors, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -281,26 +284,28 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError) as error:
         if path.is_file() and zipfile.is_zipfile(path):
             raise WeightsError(
-                f"{path}: a torch file (.pth): jobs read the safetensors file that is made of it",
+                f"{path}: a torch file (.pth), but jobs need the safetensors file made from it",
                 f"skinjob fetch-weights --source {shlex.quote(str(path))}",
             ) from error
-        raise WeightsError(f"{path}: no safetensors file, or cut off: {error}", FETCH) from error
+        raise WeightsError(
+            f"{path}: not a safetensors file, or incomplete: {error}", FETCH
+        ) from error
 
 
 # --- SHA256SUMS -------------------------------------------------------------------------------
 
 
-def promised_digest(path: Path) -> str | None:
-    """Returns the digest that SHA256SUMS beside *path* promises for it, None when it has none.
+def listed_digest(path: Path) -> str | None:
+    """Returns the digest of *path* in the SHA256SUMS of its folder, None if it has none.
 
-    Raises: WeightsError when SHA256SUMS is there and cannot be read.
+    Raises: WeightsError if SHA256SUMS exists and cannot be read.
     """
     digests = [match[1].lower() for _, match in _sums(path) if match]
     return digests[0] if digests else None
 
 
-def promise_digest(path: Path, digest: str) -> None:
-    """Writes the line of *path* into SHA256SUMS beside it; lines of other files stay."""
+def list_digest(path: Path, digest: str) -> None:
+    """Writes the line of *path* into the SHA256SUMS of its folder; keeps all other lines."""
     lines = [line for line, match in _sums(path) if line and not match]
     text = "".join(f"{line}\n" for line in [*lines, f"{digest}  {path.name}"])
     with replacing(path.parent / SUMS_NAME) as partial:
@@ -308,11 +313,11 @@ def promise_digest(path: Path, digest: str) -> None:
 
 
 def _sums(path: Path) -> list[tuple[str, re.Match[str] | None]]:
-    """Returns the lines of SHA256SUMS beside *path*, with a match of those that are about it."""
+    """Returns the lines of SHA256SUMS, each with its match if it is about *path*."""
     file = path.with_name(SUMS_NAME)
     of_path = re.compile(rf"([0-9a-fA-F]{{64}}) [ *]{re.escape(path.name)}")
     try:
-        # As sha256sum splits them: a name may have what str.splitlines would take for an end.
+        # Not splitlines, which splits at more characters than sha256sum does.
         lines = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return []

@@ -1,11 +1,11 @@
 """Reads a torch state_dict without torch, and without unpickling it.
 
 A `.pth` file is a zip archive: `<folder>/data.pkl` has names, shapes and types, and
-`<folder>/data/<key>` has the numbers, little-endian and uncompressed. torchvision's published
-file of 2020 and what torch.save writes today differ in nothing that matters here.
+`<folder>/data/<key>` has the numbers, little-endian and uncompressed. This is true for
+torchvision's published file of 2020 and for the files of today's torch.save.
 
-A pickle is a program, so none is run. `_interpret` goes through its instructions itself: it knows
-those that a state_dict needs and the five names in `_NAMES`, and refuses all others.
+A pickle is a program, so it is not run. `_interpret` reads its instructions. It knows those that a
+state_dict needs and the five names in `_NAMES`, and refuses all others.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MAX_NUMBERS = 1 << 27  # of all tensors and storages; ResNet18 has 11.7 million
 MAX_ENTRIES = 10_000  # of the zip archive, each takes 1 kB of memory; ResNet18 has 130
 MAX_INSTRUCTIONS = 50_000  # of the pickle; ResNet18 has 4,300
 MAX_DIMENSIONS = 32  # of a tensor; numpy 1 takes no more
-QUOTED = ".300"  # an error has at most so many characters, which may come from the file
+QUOTED = ".300"  # the longest text of an error, which may come from the file
 
 SAVE = "skinjob fetch-weights   # or, of another model, torch.save MODEL.float().state_dict()"
 SAVE_AGAIN = 'import torch; torch.save(torch.load("{}", weights_only=True), "new.pth")'
 
 
 class _Storage(NamedTuple):
-    """Numbers in the file: under which key, of which type ("<f4"), how many."""
+    """Numbers in the file: their key, their type ("<f4"), and how many."""
 
     key: str
     dtype: str
@@ -43,7 +43,7 @@ class _Storage(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A tensor: a window on a storage; offset and strides in items."""
+    """A tensor, which is a part of a storage; offset and strides in items."""
 
     storage: _Storage
     offset: int
@@ -56,7 +56,7 @@ class _View(NamedTuple):
 
 
 class _RefusedError(Exception):
-    """The file holds what no state_dict needs."""
+    """The file has content that a state_dict does not need."""
 
 
 def _require(is_so: bool, words: str) -> None:
@@ -67,11 +67,11 @@ def _require(is_so: bool, words: str) -> None:
 def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
     """Returns the tensors of a torch state_dict file by name, in the file's order.
 
-    Each is a contiguous little-endian float32 or int64 array that owns its numbers. Nothing in
-    the file is executed, and every zip entry's CRC is checked.
+    Each is a contiguous little-endian float32 or int64 array with its own memory. Nothing in the
+    file is executed, and the CRC of every zip entry is checked.
 
     Raises:
-        WeightsError: the file is no state_dict, is damaged, or asks for anything else.
+        WeightsError: the file is not a state_dict, or is damaged.
     """
     fix = SAVE
     try:
@@ -80,32 +80,34 @@ def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
         if content[:1] == b"\x80" or content[257:262] == b"ustar":
             fix = f"python -c '{SAVE_AGAIN.format(path)}'"
             raise _RefusedError("saved in the format from before torch 1.6 (2020)")
-        _require(content.count(b"PK\x01\x02") <= MAX_ENTRIES, "a zip archive of too many entries")
+        _require(content.count(b"PK\x01\x02") <= MAX_ENTRIES, "a zip archive with too many entries")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _read_tensors(archive)
     except _RefusedError as error:
         raise WeightsError(f"{path}: {error!s:{QUOTED}}", fix) from error
-    except Exception as error:  # zipfile and pickletools raise all kinds for malformed input
-        words = f"damaged, or no state_dict: {str(error) or type(error).__name__}"
+    except Exception as error:  # malformed files raise many types in zipfile and pickletools
+        words = f"damaged, or not a state_dict: {str(error) or type(error).__name__}"
         raise WeightsError(f"{path}: {words:{QUOTED}}", fix) from error
 
 
 def _read_tensors(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
     entries = {entry.filename: entry for entry in archive.infolist()}
-    _require(len(entries) == len(archive.infolist()), "two entries of one name")
+    _require(len(entries) == len(archive.infolist()), "two entries with the same name")
     pickles = [name for name in entries if re.fullmatch(r"[^/]+/data\.pkl", name)]
-    _require(len(pickles) == 1, f"no torch file: it has {len(pickles)} entries named data.pkl")
+    _require(len(pickles) == 1, f"not a torch file: it has {len(pickles)} entries named data.pkl")
     folder = pickles[0].removesuffix("/data.pkl")
     if order := entries.get(f"{folder}/byteorder"):
         _require(_read_entry(archive, order) == b"little", "its byte order is not little-endian")
     views = _interpret(_read_entry(archive, entries[pickles[0]]))
-    _require(isinstance(views, dict) and bool(views), "it does not hold tensors by name")
+    _require(isinstance(views, dict) and bool(views), "it has no tensors by name")
     for name, view in views.items():
-        _require(isinstance(view, _View), f"no state_dict, a checkpoint? {name!r} is no tensor")
+        _require(
+            isinstance(view, _View), f"not a state_dict but a checkpoint? {name!r} is not a tensor"
+        )
     storages = {view.storage for view in views.values()}
     num_items = sum(math.prod(v.shape) for v in views.values()) + sum(s.num_items for s in storages)
     _require(num_items <= MAX_NUMBERS, f"its tensors have {num_items:,} numbers")
-    numbers = {}  # each storage is read once, however many tensors are windows on it
+    numbers = {}  # each storage is read once, also if several tensors share it
     for storage in storages:
         entry = entries[f"{folder}/data/{storage.key}"]
         numbers[storage] = np.frombuffer(_read_entry(archive, entry), storage.dtype)
@@ -115,9 +117,11 @@ def _read_tensors(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """Returns an entry's bytes, CRC checked; refuses what could unpack to more than it is."""
+    """Returns the bytes of an entry, after checking its CRC; refuses compressed entries."""
     is_plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
-    _require(is_plain, f"{entry.filename} is compressed or encrypted, as torch.save never writes")
+    _require(
+        is_plain, f"{entry.filename} is compressed or encrypted, unlike in files of torch.save"
+    )
     return archive.read(entry)
 
 
@@ -128,27 +132,27 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_unused: Any) 
         and len(shape) == len(strides) <= MAX_DIMENSIONS
         and all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
     )
-    _require(is_sound, "a tensor of shape, strides or storage that no tensor has")
+    _require(is_sound, "a tensor with impossible shape, strides or storage")
     reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     end = offset if 0 in shape else max(math.prod(shape), offset + reach + 1)
     words = f"a tensor of shape {shape} reaches outside its storage of {storage.num_items:,} items"
-    _require(end <= storage.num_items, words)  # numpy does not look
+    _require(end <= storage.num_items, words)  # numpy does not check it
     return _View(storage, offset, shape, strides)
 
 
 _NAMES: dict[str, Any] = {
-    "collections OrderedDict": {}.copy,  # makes an empty dict, and takes no arguments
+    "collections OrderedDict": {}.copy,  # returns an empty dict, and takes no arguments
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda view, *_unused: view,  # only in the published file
     "torch FloatStorage": np.dtype("<f4"),
-    "torch LongStorage": np.dtype("<i8"),  # of the counters, which the published file lacks
+    "torch LongStorage": np.dtype("<i8"),  # for the counters, which the published file lacks
 }
 
 
 def _interpret(program: bytes) -> Any:
-    """Returns what a state_dict's pickle describes. It calls nothing but values of `_NAMES`."""
+    """Returns the object that a state_dict's pickle describes. Calls only values of `_NAMES`."""
     stack: list[Any] = []
-    marks: list[int] = []  # where in the stack the instruction MARK came
+    marks: list[int] = []  # positions in the stack where the instruction MARK came
     memo: dict[Any, Any] = {}
 
     def pop(number: int) -> list[Any]:
@@ -175,26 +179,31 @@ def _interpret(program: bytes) -> Any:
                 stack.append(tuple(pop(int(opcode.name[5:] or len(stack) - marks.pop()))))
             case "SETITEM" | "SETITEMS":
                 items = pop(2 if opcode.name == "SETITEM" else len(stack) - marks.pop())
-                # Of other keys, a tuple of a tuple twice over, forty times, takes hours to hash.
+                # Other keys may take hours to hash: a tuple twice in a tuple, forty levels deep.
                 are_names = all(isinstance(name, str) for name in items[::2])
-                _require(are_names, "no state_dict: a key is no text")
+                _require(are_names, "not a state_dict: a key is not text")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "GLOBAL" | "STACK_GLOBAL":
                 name = argument or " ".join(pop(2))
-                words = f"its pickle asks for {name.replace(' ', '.')}, which no float32 state_dict"
-                _require(name in _NAMES, f"{words} needs; nothing of it was run")
+                words = (
+                    f"its pickle uses {name.replace(' ', '.')}, which a float32 state_dict does not"
+                )
+                _require(name in _NAMES, f"{words} need; nothing was executed")
                 stack.append(_NAMES[name])
             case "BINPERSID":
                 kind, dtype, key, _device, num_items = stack.pop()
                 types = kind, isinstance(dtype, np.dtype), type(key), type(num_items)
-                _require(types == ("storage", True, str, int), "its pickle refers to no storage")
+                _require(
+                    types == ("storage", True, str, int),
+                    "its pickle refers to something that is not a storage",
+                )
                 stack.append(_Storage(key, dtype.str, num_items))
             case "REDUCE":
                 function, arguments = pop(2)
                 stack.append(function(*arguments))
-            case "BUILD":  # a state_dict's `_metadata`: versions of its modules
+            case "BUILD":  # `_metadata` of a state_dict: versions of its modules
                 _metadata, target = stack.pop(), stack[-1]
                 _require(isinstance(target, dict), "its pickle tries to change a function")
             case other:
-                raise _RefusedError(f"its pickle uses {other}, which no state_dict needs")
+                raise _RefusedError(f"its pickle uses {other}, which a state_dict does not need")
     return stack.pop()

@@ -28,15 +28,10 @@ from skinjob.cli import main
 from skinjob.commands.sources import JOB_TABLES, read_file
 from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.errors import ConfigError
-from skinjob.submit.checks import (
-    CHECKPOINT_BYTES,
-    DECODED_BYTES,
-    MODEL_BYTES,
-    ROW_BYTES,
-    file_system,
-)
+from skinjob.submit.checks import ROW_BYTES, file_system
 from skinjob.submit.folders import write_plan
 from skinjob.submit.plan import Plan, make_plan, new_bytes
+from skinjob.weights.backbones import RESNET18
 
 ROOT = Path("/usr/share").resolve()  # on a file system of the machine's, not in memory
 HUGE = "9" * 5000
@@ -149,7 +144,7 @@ CASES = [
     value("--batch-sizes", "0", "batch size is 0, and must be at least 1"),
     value("--batch-sizes", "4,0", "batch size is 0, and must be at least 1"),
     value("--batch-sizes", "-4", f"'-4' in '-4' {WHOLE}", 2),
-    value("--batch-sizes", "4,4", "batch sizes [4, 4]: each one once"),
+    value("--batch-sizes", "4,4", "batch sizes [4, 4]: give each value once"),
     value("--batch-sizes", "4,many", f"'many' in '4,many' {WHOLE}", 2),
     value("--batch-sizes", "4.5", f"'4.5' in '4.5' {WHOLE}", 2),
     value("--batch-sizes", "", f"'' in '' {WHOLE}", 2),
@@ -165,7 +160,7 @@ CASES = [
     value("--lr", "1e400", "lr is inf, and must be a number above 0"),
     value("--lr", "0.1,,0.2", "'0.1,,0.2' is no list of numbers", 2),
     value("--lr", "0,1;0,2", "'0,1;0,2' is no list of numbers", 2),
-    value("--lr", "0.1,0.10", "lr [0.1, 0.1]: each one once"),
+    value("--lr", "0.1,0.10", "lr [0.1, 0.1]: give each value once"),
     value("--seeds", "0,,2", f"'' in '0,,2' {WHOLE}", 2),
     value("--seeds", "3-1", f"'3-1' in '3-1' {WHOLE}", 2),
     value("--seeds", "a", f"'a' in 'a' {WHOLE}", 2),
@@ -173,7 +168,7 @@ CASES = [
     value("--seeds", "0-99999999", f"'0-99999999' in '0-99999999' {WHOLE}", 2),
     value("--seeds", str(2**64), f"seed is {2**64}, and must be 0 to 2**63 - 1"),
     value("--seeds", f"0,{2**63}", f"seed is {2**63}, and must be 0 to 2**63 - 1"),
-    value("--seeds", "1,1", "seeds [1, 1]: each one once"),
+    value("--seeds", "1,1", "seeds [1, 1]: give each value once"),
     value("--time", "0", "time is 0, and must be 5 to 525600 (minutes)"),
     value("--time", "-5", "time is -5, and must be 5 to 525600 (minutes)"),
     value("--time", "2:00:00", "'2:00:00' is not a valid integer", 2),
@@ -310,13 +305,13 @@ CASES = [
     job_file("[train]\nlr = true", f"{IN_JOB}lr is True, and must be a list of numbers"),
     job_file("[train]\nlr = nan", f"{IN_JOB}lr is nan, and must be a number above 0"),
     job_file("[train]\ndata = 5", f"{IN_JOB}data is 5, and must be text in quotes"),
-    job_file('[train]\ndata = "a\\u0000b"', "job file job.toml: data has a NUL in it"),
+    job_file('[train]\ndata = "a\\u0000b"', "job file job.toml: data has a NUL byte in it"),
     job_file("[train]\ndevice = 'tpu'", f"{IN_JOB}Invalid value for '--device': 'tpu' is not", 2),
     job_file("[cluster]\nmem_gb = '8GB'", f"{IN_JOB}mem_gb is '8GB', and must be a number"),
     job_file("[cluster]\nmem_gb = true", f"{IN_JOB}mem_gb is True, and must be a number"),
     job_file("[cluster]\npartition = 5", f"{IN_JOB}partition is 5, and must be text in quotes"),
     job_file("[cluster]\nsetup = [1]", f"{IN_JOB}setup is [1], and must be a list of texts"),
-    job_file('[cluster]\nsetup = "a\\u0000b"', "job file job.toml: setup has a NUL in it"),
+    job_file('[cluster]\nsetup = "a\\u0000b"', "job file job.toml: setup has a NUL byte in it"),
     job_file("[cluster]\naccount = 'a b'", f"{IN_JOB}account is 'a b', and must be a name"),
     job_file("[cluster]\ngpus = 2", f"{IN_JOB}gpus is 2, and must be 0 or 1"),
     job_file("[cluster]\ntime_min = 4", f"{IN_JOB}time is 4, and must be 5 to 525600 (minutes"),
@@ -524,8 +519,8 @@ def test_a_read_only_file_system_is_said(shared: Path, tmp_path: Path) -> None:
         # 16 + 8 images of 2 KB and as many decoded: 0.03 MB an epoch, and an eighth of the disk.
         (("--epochs", "2"), None),
         (("--epochs", "100"), 4),
-        # 2 checkpoints and a model.
-        (("--train", "all", "--epochs", "1"), 451),
+        # 3 checkpoints of 3 times 46.8 MB, and a model.
+        (("--train", "all", "--epochs", "1"), 469),
     ],
     ids=["it fits", "views", "checkpoints"],
 )
@@ -568,12 +563,12 @@ def test_what_is_there_already_needs_no_room(shared: Path, tmp_path: Path) -> No
 
     rows, views = (100 + 8) * ROW_BYTES, (16 * 100 + 8) * 2048
     assert new_bytes(plan((4,), "head"), free=0) == rows + views
-    assert new_bytes(plan((4,), "head"), free=2**40) == rows + views + 16 * DECODED_BYTES
+    assert new_bytes(plan((4,), "head"), free=2**40) == rows + views + 16 * 224 * 224 * 3
     write_plan(plan((4,), "head"))
     assert new_bytes(plan((4,), "head"), free=0) == 0
     _write(tmp_path / "runs/.cache/views/0.safetensors", bytes(16 * 2048))
     assert new_bytes(plan((4, 8), "head"), free=0) == 2 * rows + views - 16 * 2048
-    each = 3 * CHECKPOINT_BYTES + MODEL_BYTES
+    each = 10 * RESNET18.num_bytes
     assert new_bytes(plan((4, 8), "all"), free=0) == 2 * (rows + each)
 
 

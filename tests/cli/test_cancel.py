@@ -52,7 +52,7 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
     for run in (first, second):
         state = run.state()
         assert (state.status, state.failure, state.reason) == ("cancelled", None, None)
-    assert "told to end: SIGTERM" in first.log_file.read_text()
+    assert "SIGTERM: leaves" in first.log_file.read_text()
     assert second.state().attempts == 0
     assert set(standing(sweep).values()) == {"cancelled"}
     told = skinjob("retry", sweep.name, "--dry-run", cwd=project).stdout

@@ -27,7 +27,7 @@ from skinjob.sweeps.records import METRICS, Failure, Status
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/*.md"))}
-NOT_COMMANDS = {"does", "is", "prints", "sets"}  # words of a sentence
+NOT_COMMANDS = {"does"}  # a sentence in sample output
 STORY = ("Set up", "On the laptop", "On the login node", "The report")  # README's sections
 ON_SLURM = "your-site.md"  # its commands ask a cluster; those of other pages work anywhere
 
@@ -74,7 +74,7 @@ def login_node(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(line: str, cwd: Path, **env: str) -> str:
-    """Runs a line of the docs in a shell in which `skinjob` is this one; returns what it says."""
+    """Runs a line of the docs, with `skinjob` as the code under test; returns the output."""
     result = subprocess.run(
         ["sh", "-c", _unmade(line)],
         cwd=cwd,
@@ -90,7 +90,7 @@ def run(line: str, cwd: Path, **env: str) -> str:
 
 
 def tools_in(folder: Path) -> Path:
-    """Returns a folder whose `skinjob` is this one."""
+    """Returns a folder whose `skinjob` is the code under test."""
     tools = folder / ".tools"
     tools.mkdir(exist_ok=True)
     (tools / "skinjob").write_text(f'#!/bin/sh\nexec {sys.executable} -m skinjob "$@"\n')
@@ -190,11 +190,10 @@ def test_no_page_names_what_is_not_there() -> None:
     params = [param for command in all_commands().values() for param in command.params]
     options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
     for name, text in {"README.md": README, **PAGES}.items():
-        for command, rest in re.findall(r"skinjob ([a-z][a-z-]*)((?: [^\n`]*)?)", text):
-            assert command in all_commands() or command in NOT_COMMANDS, (
-                f"{name}: skinjob {command}"
-            )
-            unknown = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", rest)) - options - {"--help"}
+        code = "\n".join(re.findall(r"```.*?```|`[^`]+`", text, re.S))
+        for command, words in re.findall(r"skinjob ([a-z][a-z-]*)((?: [^\n`]*)?)", code):
+            assert command in {*all_commands(), *NOT_COMMANDS}, f"{name}: skinjob {command}"
+            unknown = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", words)) - options - {"--help"}
             assert not unknown, f"{name}: skinjob {command}: {unknown}"
 
 
@@ -213,8 +212,8 @@ def test_every_state_fault_and_reason_is_explained() -> None:
     assert re.findall(r"^\| `([^`]+)` \|", page, re.M) == list(Failure)
     explained = re.findall(r"^\| (`[^|]+) \|", PAGES["troubleshooting.md"], re.M)
     words = set(re.findall(r"`([^`]+)`", " ".join(explained)))
-    for one in REASONS[1:]:  # the first is None
-        assert [word for word in words if re.fullmatch(one.pattern, word)], one.pattern
+    for reason in REASONS[1:]:  # the first is None
+        assert [word for word in words if re.fullmatch(reason.pattern, word)], reason.pattern
 
 
 def test_links_and_file_tree_lead_somewhere() -> None:
@@ -224,7 +223,7 @@ def test_links_and_file_tree_lead_somewhere() -> None:
             assert (folder / target).exists(), target
     assert set(PAGES) <= set(re.findall(r"\]\(docs/([^)]+)\)", README))
     (tree,) = re.findall(r"## The files\n\n```text\n(.*?)```", README, re.S)
-    shown = set(re.findall(r"(?:^|(?<=/ ))[\w./*]+(?= )", tree, re.M))
-    assert not {pattern for pattern in shown if not list(ROOT.glob(pattern))}
+    listed = set(re.findall(r"(?:^|(?<=/ ))[\w./*]+(?= )", tree, re.M))
+    assert not {pattern for pattern in listed if not list(ROOT.glob(pattern))}
     folders = {f"skinjob/{path.name}/" for path in (ROOT / "skinjob").iterdir() if path.is_dir()}
-    assert folders - {"skinjob/__pycache__/"} <= shown
+    assert folders - {"skinjob/__pycache__/"} <= listed

@@ -36,7 +36,7 @@ SEEN: dict[str, Any] = {
 
 
 def test_everything_is_looked_at_whatever_failed_before(project: Path) -> None:
-    """Weights and images that are both wrong are told at once, each with a command."""
+    """The doctor reports bad weights and bad images together, each with a fix."""
     (project / "weights/resnet18.safetensors").unlink()
     (project / "skin_cancer/train/benign/3.jpg").write_bytes(b"no image")
     (project / "skin_cancer/test/malignant/1.jpg").write_bytes(b"")
@@ -56,10 +56,10 @@ def test_everything_is_looked_at_whatever_failed_before(project: Path) -> None:
 def test_json_holds_the_same_checks(project: Path) -> None:
     """A program gets each check with its verdict, and the exit code of the checklist."""
     result = skinjob("doctor", "--json", "--epochs", "2", cwd=project, **FITTING)
-    checks = {one["name"]: one for one in json.loads(result.stdout)["checks"]}
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert result.returncode == 0
     assert checks["images"]["verdict"] == "ok"
-    assert "8 benign, 8 malignant to train" in checks["images"]["found"]
+    assert "train: 8 benign, 8 malignant" in checks["images"]["found"]
     assert checks["weights"]["verdict"] == "warn", "random numbers are no reason to stop"
     assert checks["sweep"]["found"].startswith("2 runs in 2 jobs, in runs/")
     assert checks["SLURM"]["verdict"] == checks["probe"]["verdict"] == "skipped"
@@ -85,7 +85,7 @@ def test_a_folder_of_runs_that_is_open_to_all_fails(project: Path) -> None:
 
 
 def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Path) -> None:
-    """Runs, weights and images on this machine's own disk are told one by one."""
+    """Runs, weights and images on this machine's own disk are three failures."""
     tools = tmp_path / "bin"
     tools.mkdir()
     shutil.copy("/bin/true", tools / "sbatch")  # so that a cluster is meant
@@ -103,16 +103,16 @@ def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("fix", "beginning"),
     [
         ("skinjob submit --runs A; or skinjob submit -x", "the same command with --runs A; or"),
         ("skinjob submit --dry-run   # shows", "skinjob submit --dry-run"),
         ("sinfo; then skinjob submit with another", "sinfo; then skinjob submit with"),
     ],
 )
-def test_a_fix_keeps_the_options_that_were_given(said: str, told: str) -> None:
-    """What submit would say of an option is told as a change of this very command."""
-    assert str(failed(ClusterError("", said)).fix).startswith(told)
+def test_a_fix_keeps_the_options_that_were_given(fix: str, beginning: str) -> None:
+    """A fix of submit that changes an option becomes a change of the doctor's command."""
+    assert str(failed(ClusterError("", fix)).fix).startswith(beginning)
 
 
 def seen(**changes: Any) -> dict[str, Finding]:
@@ -125,38 +125,40 @@ def test_a_gpu_that_works_is_named_with_both_versions_of_cuda() -> None:
     """The driver's CUDA and that of torch stand side by side."""
     gpu = seen()["its GPU"]
     assert gpu.verdict == "ok"
-    assert gpu.text == ("NVIDIA A100, 80 GB; its driver knows CUDA 12.4, torch was built for 12.1")
+    assert gpu.text == (
+        "NVIDIA A100, 80 GB; its driver supports CUDA 12.4, torch was built for 12.1"
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "found", "fix"),
+    ("changes", "text", "fix"),
     [
         ({"gpus_given": ""}, "SLURM gave no GPU", "--gpu-flag"),
         ({"driver_cuda": ""}, "no NVIDIA driver on node7", "nvidia-smi"),
         ({"built": ""}, "built without CUDA", "pip install torch"),
-        ({"driver_cuda": "11.4"}, "knows CUDA 11.4, and torch was built for 12.1", "whl/cu114"),
+        ({"driver_cuda": "11.4"}, "supports CUDA 11.4, but torch was built for 12.1", "whl/cu114"),
         ({}, "torch cannot use it: RuntimeError: no kernel image", "nvidia-smi"),
     ],
 )
 def test_a_gpu_that_does_not_work_has_its_cause_told(
-    changes: dict[str, str], found: str, fix: str
+    changes: dict[str, str], text: str, fix: str
 ) -> None:
     """No GPU given, no driver, a torch without CUDA, a driver too old: each has another fix."""
     built = changes.pop("built", "12.1")
     error = {"error": "RuntimeError: no kernel image is available\nmore", "built": built}
     gpu = seen(gpu=error, **changes)["its GPU"]
     assert gpu.verdict == "fail"
-    assert found in gpu.text
+    assert text in gpu.text
     assert fix in str(gpu.fix)
 
 
 def test_a_folder_or_clock_that_differs_on_the_node_is_told() -> None:
     """A path that is another folder there fails; a clock that is off warns, with the way it is."""
-    found = seen(token="another", clock=1100.0, cores=2)
-    assert found["its folder"].verdict == "fail"
-    assert found["its clock"].verdict == "warn"
-    assert "100 s ahead" in found["its clock"].text
-    assert found["its cores"].verdict == "warn"
+    findings = seen(token="another", clock=1100.0, cores=2)
+    assert findings["its folder"].verdict == "fail"
+    assert findings["its clock"].verdict == "warn"
+    assert "100 s ahead" in findings["its clock"].text
+    assert findings["its cores"].verdict == "warn"
 
 
 def test_a_path_that_a_node_lacks_is_told() -> None:
@@ -169,7 +171,7 @@ def test_a_path_that_a_node_lacks_is_told() -> None:
 
 
 def test_a_network_is_a_fact_and_no_fault() -> None:
-    """Whether a node reaches the internet is told, and changes no exit code."""
-    assert "no way to the internet" in seen()["its network"].text
+    """The doctor says whether a node reaches the internet; it changes no exit code."""
+    assert "no internet" in seen()["its network"].text
     reached = seen(network="")["its network"]
     assert (reached.verdict, "reaches the internet" in reached.text) == ("ok", True)

@@ -93,7 +93,7 @@ def slurm_sweep(tmp_path: Path) -> Sweep:
         status="failed",
         epoch=7,
         failure="out of GPU memory",
-        error="a batch of 32 images does not fit the 16 GB of this GPU, which other jobs share",
+        reason="a batch of 32 images does not fit the 16 GB of this GPU, which other jobs share",
         fix="skinjob submit --batch-sizes 16",
     )
     say(running, status="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
@@ -211,12 +211,12 @@ def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(-9, "by hand or by the kernel"), (143, "told to end")]
+    ("code", "words"), [(-9, "by hand or by the kernel"), (143, "15 (SIGTERM: kill, or a shutdown")]
 )
-def test_a_job_that_was_told_to_end_is_told_from_a_killed_one(
+def test_a_reason_names_the_signal_that_ended_a_job(
     slurm_sweep: Sweep, code: int, words: str
 ) -> None:
-    """The exit code of a job of this machine says by which signal it was ended."""
+    """The exit code of a job of this machine holds the number of the signal."""
     info = recorded(slurm_sweep) | {"cluster": asdict(ClusterConfig(cluster="local"))}
     write_json(slurm_sweep.sweep_file, info)
     run = slurm_sweep.runs()[1]

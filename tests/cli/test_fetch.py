@@ -242,7 +242,7 @@ def test_the_scp_line_quotes_the_paths(made: Path, pth: Path, tmp_path: Path) ->
     done = skinjob("fetch-weights", "--source", pth, "--out", "my weights", cwd=tmp_path)
     files = f"'my weights/{NAME}' 'my weights/SHA256SUMS'"
     assert f"next:  scp {files} USER@LOGIN_NODE:skinjob/weights/\n" in done.stdout
-    assert f"my weights/{NAME} is there already, and whole\n" in done.stdout
+    assert f"my weights/{NAME} is already complete\n" in done.stdout
 
 
 # --- done already, and mending ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Help, completion and pipes: what a person meets who knows no command by heart yet."""
+"""Help, completion and pipes: what a new user meets first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHELL_CALLS = {
 
 @pytest.fixture
 def shell_path(tmp_path: Path) -> str:
-    """A PATH on which `skinjob` is this one."""
+    """A PATH on which `skinjob` is the code under test."""
     tool = tmp_path / "bin" / "skinjob"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m skinjob "$@"\n')
@@ -58,7 +58,7 @@ def completed(shell: str, words: str, cwd: Path, path: str) -> list[str]:
 def test_tab_completes_commands_values_sweeps_and_runs(
     shell: str, tmp_path: Path, shell_path: str
 ) -> None:
-    """In a real shell, Tab offers the commands, an option's values, and what lies in runs/."""
+    """In a real shell, Tab offers commands, an option's values, sweeps and runs."""
     if not shutil.which(shell):
         pytest.skip(f"no {shell}: apt-get install {shell}")
     make_sweep(tmp_path / "runs" / "monday", batch_sizes=(32, 64), epochs=1)
@@ -74,17 +74,19 @@ def test_tab_completes_commands_values_sweeps_and_runs(
 def test_the_completion_is_of_the_users_own_shell(
     shell: str, tmp_path: Path, shell_path: str
 ) -> None:
-    """Without a word, `skinjob completion` prints the script of $SHELL, and how to keep it."""
-    said = skinjob("completion", cwd=tmp_path, SHELL=f"/usr/bin/{shell}").stdout
-    assert said == skinjob("completion", shell, cwd=tmp_path).stdout
-    assert said.splitlines()[-1].startswith(f"# in every new shell: skinjob completion {shell} > ")
-    if shutil.which(shell):  # it reads it without a word
+    """Without an argument, `skinjob completion` prints the script of $SHELL and how to keep it."""
+    script = skinjob("completion", cwd=tmp_path, SHELL=f"/usr/bin/{shell}").stdout
+    assert script == skinjob("completion", shell, cwd=tmp_path).stdout
+    assert script.splitlines()[-1].startswith(
+        f"# in every new shell: skinjob completion {shell} > "
+    )
+    if shutil.which(shell):  # the shell reads it without an error
         result = in_shell(shell, f"skinjob completion {shell} | {shell} -n", tmp_path, shell_path)
         assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_every_command_has_a_section_and_a_line_of_its_own(tmp_path: Path) -> None:
-    """`skinjob` alone lists every command by its task, in one whole line at 80 columns."""
+    """`skinjob` alone lists every command by its task, in a line of its own at 80 columns."""
     listed = skinjob(cwd=tmp_path, COLUMNS="80").stdout
     sections = re.split(r"^(?!Options)(\S.*):$", listed, flags=re.M)
     titles = sections[1::2]
@@ -93,13 +95,13 @@ def test_every_command_has_a_section_and_a_line_of_its_own(tmp_path: Path) -> No
     assert [line.split()[0] for line in lines] == [
         name for names in TASKS.values() for name in names
     ]
-    found = all_commands()
-    for name, told in (line.split(maxsplit=1) for line in lines):
-        assert (found[name].help or "").startswith(f"{told}."), "the first sentence, whole"
+    commands = all_commands()
+    for name, sentence in (line.split(maxsplit=1) for line in lines):
+        assert (commands[name].help or "").startswith(f"{sentence}."), "the first sentence, whole"
 
 
 def test_every_option_of_submit_has_its_section(tmp_path: Path) -> None:
-    """What is about the recipe, the job or the site stands under that title, and nowhere twice."""
+    """Options of the recipe, the job and the site have their titles, and nothing is repeated."""
     text = skinjob("submit", "--help", cwd=tmp_path).stdout
     *sections, call = [part for part in text.split("\n\n") if re.match(r"\S.*:\n", part)]
     assert [part.split(":")[0] for part in sections] == list(SECTIONS)
@@ -117,7 +119,7 @@ def default_of(flag: str, text: str) -> str:
 
 
 def test_help_tells_where_a_default_comes_from(tmp_path: Path) -> None:
-    """Built in, of the job file, the site's profile or a variable: help says which of them."""
+    """Help names the source of a default: built in, job file, site profile or variable."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/default.toml").write_text("[train]\nseeds = [0, 1]\n")
     (tmp_path / "jobs/site.toml").write_text('[cluster]\npartition = "gpu"\ngpu_type = "a100"\n')
@@ -135,7 +137,7 @@ def test_help_tells_where_a_default_comes_from(tmp_path: Path) -> None:
 
 
 def test_help_is_there_while_a_file_is_at_fault(tmp_path: Path) -> None:
-    """Whoever has to mend a job file can still read which options there are."""
+    """A user who mends a job file can still read which options exist."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/default.toml").write_text("[train]\nsedes = [0]\n")
     result = skinjob("submit", "--help", cwd=tmp_path)
@@ -146,13 +148,13 @@ def test_help_is_there_while_a_file_is_at_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [60, 100, 200])
 def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
-    """No line of help is broken by the terminal, of no command; nor is one too long to read."""
+    """No line of any help is wider than the terminal, or too long to read."""
     code = (
         "from skinjob.cli import cli\n"
         "for words in ([], *([name] for name in cli.list_commands(None))):\n"
         "    cli.main([*words, '--help'], 'skinjob', standalone_mode=False)\n"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": ":".join(sys.path), "COLUMNS": str(columns)},
@@ -160,15 +162,15 @@ def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    lines = re.sub(r"(?s)  Example:.*?\n\n", "", said).splitlines()  # to paste as they are
-    assert len(re.findall("^Usage:", said, re.M)) == 1 + len(all_commands())
+    lines = re.sub(r"(?s)  Example:.*?\n\n", "", output).splitlines()  # to paste as they are
+    assert len(re.findall("^Usage:", output, re.M)) == 1 + len(all_commands())
     assert max(map(len, lines)) <= min(columns, 100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [1, 100], ids=["fits a buffer", "fits none"])
 def test_a_pipe_that_closes_is_no_fault(num_seeds: int, tmp_path: Path, shell_path: str) -> None:
-    """`skinjob ... | head -1` says its line and nothing else, and is not taken for a failure."""
+    """`skinjob ... | head -1` prints its line and no error."""
     make_sweep(tmp_path / "runs" / "monday", seeds=range(num_seeds), epochs=1)
     for reader, num_lines in (("head -1", 1), ("true", 0)):
         for line in ("skinjob submit --help", "skinjob status"):
@@ -180,7 +182,7 @@ def test_a_pipe_that_closes_is_no_fault(num_seeds: int, tmp_path: Path, shell_pa
 
 
 def test_output_that_finds_no_room_is_two_lines(tmp_path: Path, shell_path: str) -> None:
-    """A disk that is full under `skinjob ... > FILE` is said in words."""
+    """A disk that is full under `skinjob ... > FILE` gives an error and a fix."""
     make_sweep(tmp_path / "runs" / "monday", epochs=1)
     for line in ("skinjob --help", "skinjob status"):
         result = in_shell("bash", f"{line} > /dev/full", tmp_path, shell_path)

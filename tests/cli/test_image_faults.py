@@ -118,13 +118,22 @@ FAULTY: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (os.mkfifo, "a named pipe, not a file"),
     "socket": (_socket, "a socket, not a file"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
-    "point": (_write(encoded(drawn(size=(1, 1)), "PNG")), "1 x 1 pixels, and at least 16 a side"),
-    "thin": (_write(encoded(drawn(size=(15, 99)), "PNG")), "15 x 99 pixels, and at least 16"),
-    "long": (_write(encoded(drawn(size=(16, 257)), "PNG")), "16 x 257 pixels: one side is more"),
+    "point": (
+        _write(encoded(drawn(size=(1, 1)), "PNG")),
+        "1 x 1 pixels, but each side must have at least 16",
+    ),
+    "thin": (
+        _write(encoded(drawn(size=(15, 99)), "PNG")),
+        "15 x 99 pixels, but each side must have at least 16",
+    ),
+    "long": (
+        _write(encoded(drawn(size=(16, 257)), "PNG")),
+        "16 x 257 pixels: the long side is more",
+    ),
     "bomb": (_write(png_header(20_000, 20_000)), "a decompression bomb?"),
     "half a bomb": (_write(png_header(10_000, 10_000)), "a decompression bomb?"),
     "colours": (_write(tiff_of_many_colours()), "not an image"),
-    "huge": (_sparse, "2,147,483,648 bytes, and at most"),
+    "huge": (_sparse, "2,147,483,648 bytes, but at most"),
 }
 
 
@@ -244,12 +253,12 @@ def _all_bad(tree: Path) -> None:
         (_remove("test", "train"), {"test": "no such folder", "train": "no such folder"}),
         (lambda tree: (tree / "test").rename(tree / "Test"), {"test": "no such folder, but Test/"}),
         (_remove("test/benign"), {
-            "test": "1 found of 2 or more class folders",
+            "test": "1 class folders, 2 or more expected",
             "train/benign": "no such class in test",
         }),
         (_remove("train/benign", "test/benign"), {
-            "test": "1 found of 2 or more class folders",
-            "train": "1 found of 2 or more class folders",
+            "test": "1 class folders, 2 or more expected",
+            "train": "1 class folders, 2 or more expected",
         }),
         (lambda tree: (tree / "test/benign").rename(tree / "test/Benign"), {
             "test/Benign": "no such class in train",

@@ -1,4 +1,4 @@
-"""One declaration is enough: an option that a field declares is everywhere an option has to be."""
+"""An option is declared once, in a field; everything else about it derives from the field."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from skinjob import config
 
 @dataclass(frozen=True, kw_only=True)
 class Train(config.TrainConfig):
-    momentum: float = config.declare(0.9, config.RECIPE, "Momentum of the updates.", least=0)
-    shuffle: str = config.declare("epoch", config.RECIPE, "When.", choices=("epoch", "never"))
+    momentum: float = config.declare(config.RECIPE, 0.9, "Momentum of the updates.", minimum=0)
+    shuffle: str = config.declare(config.RECIPE, "epoch", "When.", choices=("epoch", "never"))
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster(config.ClusterConfig):
@@ -106,9 +106,9 @@ def test_sbatch_gets_it_and_its_refusal_names_it(project: Path) -> None:
     (tools / "sbatch").symlink_to("/bin/true")
     options = ("submit", "--batch-sizes", "4", "--licenses", "mat:2", "--dry-run")
     path = f"{tools}:{os.environ['PATH']}"
-    shown = skinjob(*options, "--allow-node-local", cwd=project, PATH=path).stdout
-    assert "\n#SBATCH --licenses=mat:2\n" in shown
-    assert "\nmomentum = 0.9\n" in shown
+    output = skinjob(*options, "--allow-node-local", cwd=project, PATH=path).stdout
+    assert "\n#SBATCH --licenses=mat:2\n" in output
+    assert "\nmomentum = 0.9\n" in output
     assert "--licenses mat:2 asks for SLURM" in skinjob(*options, cwd=project, PATH="/no").stderr
     code = (
         "from skinjob.queues.slurm.refusals import refusal\n"

@@ -224,7 +224,7 @@ def test_compiled_code_is_not_kept_where_another_user_could_swap_it(tmp_path: Pa
     cache = tmp_path / ".cache"
     cache.mkdir()
     give(cache)
-    device, folder = choose_device("cpu", "fp32"), cache / "compiled"
+    device, folder = choose_device("cpu", "bf16"), cache / "compiled"
     forward = choose_forward(
         nn.Linear(2, 2), device, num_images=WORTH_IMAGES, side=2, folder=folder
     )

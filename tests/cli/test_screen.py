@@ -98,7 +98,7 @@ def words_of(command: str, sweep: Sweep) -> tuple[str | Path, ...]:
         return words
     if command == "retry one":
         return (*words, sweep.folder, ODD)
-    return (*words, sweep.runs()[0].folder if command == "logs" else sweep.folder)
+    return (*words, sweep.folder / PLAIN if command == "logs" else sweep.folder)
 
 
 def is_harmless(said: str, *, log: bool = False) -> bool:

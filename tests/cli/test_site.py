@@ -1,4 +1,4 @@
-"""A site's own ways: its profile, which value wins and why, and what sbatch is handed."""
+"""Site profiles, which value wins and why, and what sbatch gets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from terminal import terminal
 from skinjob.commands.sources import DEFAULT_SITE, SITE_TABLES, read_file
 from skinjob.config import ClusterConfig, reserved_flags
 from skinjob.doctor.profile import choose, profile_text
-from skinjob.doctor.slurm_site import Rights, Site, read_sinfo
 from skinjob.errors import ConfigError
 from skinjob.queues.slurm.environment import slurm_environment
 from skinjob.queues.slurm.queue import SlurmQueue
 from skinjob.queues.slurm.refusals import refusal as refusal_of
 from skinjob.queues.slurm.sbatch import sbatch_script
+from skinjob.queues.slurm.site import Rights, Site, read_sinfo
 from skinjob.submit.checks import python_note
 from skinjob.sweeps.layout import Sweep
 
@@ -39,8 +39,8 @@ def profile(file: Path) -> ClusterConfig:
 def config(cwd: Path, *arguments: str, **env: str) -> dict[str, dict[str, dict[str, object]]]:
     result = skinjob("config", "--json", *arguments, cwd=cwd, **env)
     assert result.returncode == 0, result.stderr
-    found: dict[str, dict[str, dict[str, object]]] = json.loads(result.stdout)
-    return found
+    values: dict[str, dict[str, dict[str, object]]] = json.loads(result.stdout)
+    return values
 
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda file: file.stem)
@@ -111,12 +111,12 @@ def test_gpu_and_memory_are_asked_for_as_the_site_takes_them(
 
 @pytest.mark.parametrize("flag", reserved_flags())
 def test_a_flag_that_skinjob_sets_is_refused_with_the_option_for_it(flag: str) -> None:
-    """Two words on one thing would leave it to sbatch which holds; its beginning is as good."""
+    """sbatch would choose between two values; it also accepts the beginning of a flag."""
     for given in (f"--{flag}=1", f"--{flag[:-1]}"):
-        with pytest.raises(ConfigError, match="set by skinjob itself") as fault:
+        with pytest.raises(ConfigError, match="set by skinjob itself") as raised:
             ClusterConfig(sbatch=(given,))
-        assert "skinjob submit" in fault.value.fix
-        assert not reserved_flags()[flag] or "--" in fault.value.fix
+        assert "skinjob submit" in raised.value.fix
+        assert not reserved_flags()[flag] or "--" in raised.value.fix
 
 
 @pytest.mark.parametrize(
@@ -142,19 +142,28 @@ def test_the_nearer_source_wins_and_is_named(tmp_path: Path) -> None:
     own = "account = 'mine'\n" + (cpus + mem + time + qos).format(15, 15, 15, 15)
     (tmp_path / "own/skinjob/site.toml").write_text("[cluster]\n" + own)
     env = {"XDG_CONFIG_HOME": str(tmp_path / "own"), "SKINJOB_SUBMIT_MEM": "2"}
-    told = config(tmp_path, "--cpus", "1", SKINJOB_SUBMIT_CPUS="2", **env)["cluster"]
-    found = {name: tuple(told[name].values()) for name in told}
-    assert found["cpus"] == (1, "--cpus")
-    assert found["mem_gb"] == (2, "SKINJOB_SUBMIT_MEM")
-    assert found["time_min"] == (13, "jobs/default.toml")
-    assert found["qos"] == ("q14", "jobs/site.toml")
-    assert found["account"] == ("mine", f"{tmp_path}/own/skinjob/site.toml")
-    assert found["partition"] == (None, "built in")
+    values = config(tmp_path, "--cpus", "1", SKINJOB_SUBMIT_CPUS="2", **env)["cluster"]
+    pairs = {name: tuple(value.values()) for name, value in values.items()}
+    assert pairs["cpus"] == (1, "--cpus")
+    assert pairs["mem_gb"] == (2, "SKINJOB_SUBMIT_MEM")
+    assert pairs["time_min"] == (13, "jobs/default.toml")
+    assert pairs["qos"] == ("q14", "jobs/site.toml")
+    assert pairs["account"] == ("mine", f"{tmp_path}/own/skinjob/site.toml")
+    assert pairs["partition"] == (None, "built in")
 
     (tmp_path / "jobs/sites/other.toml").write_text("[cluster]\nqos = 'other'\n")
-    told = config(tmp_path, "--site", "other", "--job", "jobs/default.toml", **env)["cluster"]
-    assert told["qos"] == {"value": "other", "source": "jobs/sites/other.toml"}
-    assert told["cpus"]["value"] == 13  # the job file wins wherever it stands among the words
+    values = config(tmp_path, "--site", "other", "--job", "jobs/default.toml", **env)["cluster"]
+    assert values["qos"] == {"value": "other", "source": "jobs/sites/other.toml"}
+    assert values["cpus"]["value"] == 13  # the job file wins in any order of the options
+
+
+def test_a_relative_config_home_is_ignored(tmp_path: Path) -> None:
+    """The own profile is never read from the folder that a command happens to be called in."""
+    for folder, qos in (("own", "wrong"), (".config", "right")):
+        (tmp_path / folder / "skinjob").mkdir(parents=True)
+        (tmp_path / folder / "skinjob/site.toml").write_text(f"[cluster]\nqos = '{qos}'\n")
+    values = config(tmp_path, XDG_CONFIG_HOME="own", HOME=str(tmp_path))["cluster"]
+    assert values["qos"]["value"] == "right"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +179,7 @@ def test_the_nearer_source_wins_and_is_named(tmp_path: Path) -> None:
 def test_a_slip_in_a_profile_names_the_profile(
     tmp_path: Path, arguments: list[str], content: str, message: str
 ) -> None:
-    """Of four places where a value may be written, the error names the one."""
+    """A value may be written in four places; the error names the right place."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/site.toml").write_text(content)
     result = skinjob("config", *arguments, cwd=tmp_path)
@@ -181,7 +190,7 @@ def test_a_slip_in_a_profile_names_the_profile(
 def test_a_value_of_a_profile_that_cannot_work_is_mended_in_the_profile(
     tmp_path: Path, command: str
 ) -> None:
-    """The fix opens the file that says it: an option would be needed at every call."""
+    """The fix opens the file with the value: an option would be needed at every call."""
     (tmp_path / "my q.toml").write_text("[cluster]\naccount = 'a b'\ntime_min = 4\n")
     result = skinjob(command, "--site", "my q.toml", cwd=tmp_path)
     assert refusal(result).startswith("site profile my q.toml: time is 4, and must be 5 to 525600")
@@ -210,7 +219,7 @@ def test_config_keeps_paths_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
         *(*SKINJOB, "config", "--data", path, "--setup", setup), cwd=tmp_path, columns=50, lines=90
     ) as narrow:
         narrow.show("exit 0")
-        joined = narrow.tmux("capture-pane", "-p", "-J")  # as one copies it
+        joined = narrow.tmux("capture-pane", "-p", "-J")  # as a user copies it
     assert f" {path}  --data" in joined
     assert "word0 word1 " in joined
     assert setup not in joined
@@ -219,7 +228,7 @@ def test_config_keeps_paths_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
 
 
 def test_git_leaves_the_profile_of_this_cluster_alone() -> None:
-    """What init-site writes is of one cluster and one person, and is in nobody's commit."""
+    """What init-site writes belongs to a cluster and a user, so Git ignores it."""
     assert f"/{DEFAULT_SITE}" in (ROOT / ".gitignore").read_text().splitlines()
 
 
@@ -279,13 +288,13 @@ def test_a_small_partition_is_asked_for_no_more_than_it_has() -> None:
 def test_a_profile_takes_the_cores_that_belong_to_one_gpu(
     partition: str, cpus: int, why: str
 ) -> None:
-    """With more, jobs would wait for cores while GPUs are free; and a job needs one at least."""
+    """With more cores, jobs would wait for them while GPUs are free; a job needs at least 1."""
     choice = choose(Site(read_sinfo(SINFO), Rights(), has_gpu_flags=True), partition)
     assert choice.entries["cpus"] == (cpus, f"cores; {why}")
 
 
 def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
-    """Where the default would be refused, one of the user's that is taken stands in its place."""
+    """If the default would be refused, an account of the user that is accepted replaces it."""
     rights = Rights(accounts=("lab", "ml", "art"), qos=("normal",))
     gpu = read_sinfo(SINFO)[1]
     for allowed, account in (((), None), (("lab",), None), (("art", "ml"), "ml")):
@@ -294,7 +303,7 @@ def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "asked", "message", "fix"),
+    ("reason", "asked", "message", "fix"),
     [
         ("Invalid feature specification", {"constraint": "zz"}, "--constraint zz", "%f"),
         ("Invalid qos specification", {"qos": "zz"}, "--qos zz", "sacctmgr"),
@@ -306,14 +315,14 @@ def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
     ],
 )
 def test_a_refusal_names_the_value_that_sbatch_means(
-    said: str, asked: dict[str, object], message: str, fix: str
+    reason: str, asked: dict[str, object], message: str, fix: str
 ) -> None:
     """sbatch says what kind of thing is wrong, and leaves out which."""
-    text = f"failed:\nsbatch: error: Batch job submission failed: {said}"
-    fault = refusal_of(text, ClusterConfig(**asked))
-    assert fault.message.startswith(f"sbatch refused: {said} (")
-    assert message in fault.message
-    assert fix in fault.fix
+    text = f"failed:\nsbatch: error: Batch job submission failed: {reason}"
+    error = refusal_of(text, ClusterConfig(**asked))
+    assert error.message.startswith(f"sbatch refused: {reason} (")
+    assert message in error.message
+    assert fix in error.fix
 
 
 @pytest.mark.parametrize(
@@ -343,8 +352,8 @@ def test_a_refusal_names_the_value_that_sbatch_means(
 )  # fmt: skip
 def test_the_reason_is_found_among_a_site_s_own_lines(lines: list[str], message: str) -> None:
     """What a plugin or a wrapper prints is neither the reason nor a silence of SLURM's."""
-    said = "".join(f"sbatch: error: {line}\n" for line in lines)
-    assert refusal_of(f"a wrapper speaks\n{said}", ClusterConfig()).message.startswith(message)
+    output = "".join(f"sbatch: error: {line}\n" for line in lines)
+    assert refusal_of(f"a wrapper speaks\n{output}", ClusterConfig()).message.startswith(message)
 
 
 def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
@@ -363,7 +372,7 @@ def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
 
 
 @pytest.mark.parametrize(
-    ("setup", "python", "said"),
+    ("setup", "python", "words"),
     [
         ((), "PYTHON -IS", "lacks skinjob"),
         (("export X=1",), None, None),
@@ -383,16 +392,16 @@ def test_the_python_of_the_jobs_is_tried_here(
     monkeypatch: pytest.MonkeyPatch,
     setup: tuple[str, ...],
     python: str | None,
-    said: str | None,
+    words: str | None,
 ) -> None:
-    """A Python that lacks a package is told before the queue; one that is not here is a note."""
+    """A Python that lacks a package is an error before the queue; an unknown Python is a note."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     cluster = ClusterConfig(setup=setup, python=python and python.replace("PYTHON", sys.executable))
-    if said and said.startswith("lacks"):
-        with pytest.raises(ConfigError, match=said):
+    if words and words.startswith("lacks"):
+        with pytest.raises(ConfigError, match=words):
             python_note(cluster, SlurmQueue())
-    elif said is None:
+    elif words is None:
         assert python_note(cluster, SlurmQueue()) is None
     else:
-        assert said in str(python_note(cluster, SlurmQueue()))
+        assert words in str(python_note(cluster, SlurmQueue()))

@@ -161,7 +161,7 @@ def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Pat
     wait_for(first.sweep, "failed")
     state = first.state()
     assert (state.failure, state.attempts) == ("killed", 2)
-    assert "was told to end on" in str(state.reason)
+    assert "was killed by signal 15 (SIGTERM" in str(state.reason)
     skinjob("submit", *long, cwd=project)
     assert first.state().epoch >= state.epoch  # what is finished counts, also while it waits
     os.kill(pid_after_an_epoch(first, attempts=1), signal.SIGKILL)
@@ -169,8 +169,8 @@ def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Pat
     wait_for(first.sweep, "failed")
     log = first.log_file.read_text()
     assert "preempted: leaves, to be queued again" in log
-    assert "told to end: SIGTERM" in log
-    assert log.count("checkpoint: goes on after epoch") == 2
+    assert "SIGTERM: leaves" in log
+    assert log.count("checkpoint: continues after epoch") == 2
 
 
 def pid_after_an_epoch(run: Run, attempts: int) -> int:
@@ -313,11 +313,11 @@ def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
     [
         (["--batch-sizes", "0"], "batch size is 0"),
         (["--batch-sizes", "4,17"], "batch size 17 is more than the 16 training images"),
-        (["--batch-sizes", "4,4"], "batch sizes [4, 4]: each one once"),
+        (["--batch-sizes", "4,4"], "batch sizes [4, 4]: give each value once"),
         (["--epochs", "0"], "epochs is 0"),
         (["--lr", "nan"], "lr is nan"),
         (["--lr", "0"], "lr is 0.0"),
-        (["--lr", "0.1,0.10"], "lr [0.1, 0.1]: each one once"),
+        (["--lr", "0.1,0.10"], "lr [0.1, 0.1]: give each value once"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--job", "nowhere.toml"], "job file nowhere.toml: no such file"),

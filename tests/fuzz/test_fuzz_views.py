@@ -27,7 +27,9 @@ def cache(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ViewCache:
     """A cache whose small files are read as small ones are, and as large ones are."""
-    monkeypatch.setattr(features_module, "HELD_BYTES", (1 << 30) * (request.param == "in memory"))
+    monkeypatch.setattr(
+        features_module, "MAX_HELD_BYTES", (1 << 30) * (request.param == "in memory")
+    )
     return ViewCache(tmp_path, NUM_FEATURES)
 
 
@@ -130,4 +132,4 @@ def test_a_job_trains_on_no_damaged_view(tmp_path: Path, weights: Path) -> None:
     run_job([damaged.folder])
     assert left(damaged) == left(whole)
     assert damaged.state().views_computed == whole.state().views_computed == 3
-    assert "a view is damaged, and computed again" in damaged.log_file.read_text()
+    assert "a view is damaged and will be computed again" in damaged.log_file.read_text()

@@ -36,7 +36,7 @@ from trees import make_sweep, make_tree
 
 from skinjob.errors import WeightsError
 from skinjob.files import sha256_file
-from skinjob.weights.file import promise_digest, read_backbone, read_weights_info
+from skinjob.weights.file import list_digest, read_backbone, read_weights_info
 from skinjob.weights.statedict import read_state_dict
 
 MOST_MEMORY = 1 << 30  # bytes, on top of what Python and its libraries have at the start
@@ -589,7 +589,7 @@ def test_every_flipped_byte_is_found_before_the_queue(tmp_path: Path) -> None:
     content = os.urandom(500)
     file = tmp_path / "resnet18.safetensors"
     file.write_bytes(content)
-    promise_digest(file, sha256_file(file))
+    list_digest(file, sha256_file(file))
     for at in range(len(content)):
         file.write_bytes(_flipped(content, at))
         with pytest.raises(WeightsError, match=f"{file}: damaged: its SHA-256 is"):

@@ -19,7 +19,7 @@ from trees import make_sweep as make_checked_sweep
 from trees import make_tree
 
 from skinjob.cli import main
-from skinjob.commands.options import MOST, IntegerList, NumberList
+from skinjob.commands.options import MAX_RANGE, IntegerList, NumberList
 from skinjob.commands.sources import JOB_TABLES, read_file
 from skinjob.config import TrainConfig
 from skinjob.data.images import ImageSet, read_index, write_index
@@ -29,7 +29,7 @@ from skinjob.report.findings import missing
 from skinjob.report.tables import MetricsFile, group_runs, read_run, read_sweep
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import METRICS, RunState
-from skinjob.weights.file import SUMS_NAME, promise_digest, promised_digest
+from skinjob.weights.file import SUMS_NAME, list_digest, listed_digest
 
 few = settings(
     max_examples=150,
@@ -284,7 +284,7 @@ def test_a_job_does_not_train_on_a_part_of_the_images(tmp_path: Path, weights: P
     sweep = make_checked_sweep(data, weights, tmp_path / "runs", batch_sizes=[4])
     lines = sweep.images_file.read_bytes().splitlines(keepends=True)
     sweep.images_file.write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(ImagesError, match=r"images\.csv is not what"):
+    with pytest.raises(ImagesError, match=r"images\.csv has changed since the submit"):
         job.run_job([run.folder for run in sweep.runs()])
 
 
@@ -361,7 +361,7 @@ def test_lists_are_numbers_or_usage_errors(value: Any) -> None:
             found = kind.convert(value, None, None)
         except click.BadParameter:
             continue
-        assert 1 <= len(found) <= MOST * (str(value).count(",") + 1)
+        assert 1 <= len(found) <= MAX_RANGE * (str(value).count(",") + 1)
         assert all(type(one) is number for one in found)
 
 
@@ -385,8 +385,8 @@ def test_any_sums_keep_their_lines_beside_ours(tmp_path: Path, content: bytes, d
     sums, weights = tmp_path / SUMS_NAME, tmp_path / "resnet18.safetensors"
     content = content.replace(b"\r", b"\n")
     sums.write_bytes(content)
-    promise_digest(weights, digest)
-    assert promised_digest(weights) == digest
+    list_digest(weights, digest)
+    assert listed_digest(weights) == digest
     lines = sums.read_bytes().split(b"\n")
     assert [line for line in content.split(b"\n") if line] == [line for line in lines if line][:-1]
 
@@ -395,4 +395,4 @@ def test_sums_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
     """A folder in the place of SHA256SUMS does not pass for a file that promises nothing."""
     (tmp_path / SUMS_NAME).mkdir()
     with pytest.raises(SkinjobError, match="SHA256SUMS: cannot be read"):
-        promised_digest(tmp_path / "resnet18.safetensors")
+        listed_digest(tmp_path / "resnet18.safetensors")

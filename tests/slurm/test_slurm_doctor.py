@@ -34,13 +34,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def doctor(
     lab: Slurm, *options: str, cwd: Path, code: int, **env: str
 ) -> dict[str, dict[str, Any]]:
-    """Returns what `skinjob doctor` found, by the names of its checks."""
+    """Returns the findings of `skinjob doctor` by name."""
     result = lab.skinjob("doctor", "--json", *options, cwd=cwd, code=code, **(FITTING | env))
-    return {one["name"]: one for one in json.loads(result.stdout)["checks"]}
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
 
 
 def failed(checks: dict[str, dict[str, Any]]) -> list[str]:
-    return [name for name, one in checks.items() if one["verdict"] == "fail"]
+    return [name for name, check in checks.items() if check["verdict"] == "fail"]
 
 
 def test_on_a_healthy_cluster_nothing_fails(lab: Slurm, project: Path) -> None:
@@ -48,13 +48,13 @@ def test_on_a_healthy_cluster_nothing_fails(lab: Slurm, project: Path) -> None:
     checks = doctor(
         lab, "--gpu-type", "a100", cwd=project, code=0, SBATCH_PARTITION="closed", SLURM_JOB_ID="7"
     )
-    assert {one["verdict"] for one in checks.values()} <= {"ok", "warn", "skipped"}
+    assert {check["verdict"] for check in checks.values()} <= {"ok", "warn", "skipped"}
     assert "it would start now on " in checks["script"]["found"]
     assert checks["partition"]["found"] == "lab (the default) is up, 1 node"
     assert "4 a100" in checks["GPU"]["found"]
     assert checks["account"]["found"] == "root (your default)"
     assert checks["environment"]["found"] == (
-        "this shell is in job 7; SBATCH_PARTITION, SLURM_JOB_ID set, and hidden from sbatch"
+        "this shell is in job 7; hidden from sbatch: SBATCH_PARTITION, SLURM_JOB_ID"
     )
     assert not (project / "runs").exists(), "it only looks"
 
@@ -66,20 +66,20 @@ def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
     wrong = "--partition short --time 45 --gpu-type v100 --cpus 99 --mem 9999 --train all"
     words = [*wrong.split(), "--seeds", "0-600"]
     checks = doctor(lab, *words, cwd=project, code=1)
-    found = {
-        "time limit": "45 min, and the partition allows 30",
+    expected = {
+        "time limit": "45 min, but the partition allows 30",
         "GPU": "no node that is up has a GPU of type v100",
-        "node size": "99 cores and 9999 GB, and a node has 8 and ",
+        "node size": "99 cores and 9999 GB; nodes have up to 8 and ",
         "jobs": "1,202 jobs, and an array may have 1001 (MaxArraySize)",
     }
-    for name, beginning in found.items():
+    for name, beginning in expected.items():
         assert checks[name]["verdict"] == "fail"
         assert checks[name]["found"].startswith(beginning)
         words += _options(checks[name]["fix"])
     assert words[-4:] == ["--batch-sizes", "4", "--name", "new-sweep"]
     words += ["--seeds", "0"]  # the disk has no room for so many runs
     mended = doctor(lab, *words, cwd=project, code=0)
-    assert {mended[name]["verdict"] for name in found} == {"ok"}
+    assert {mended[name]["verdict"] for name in expected} == {"ok"}
 
 
 def test_of_jobs_that_would_wait_for_ever_no_start_is_told(lab: Slurm, project: Path) -> None:
@@ -87,20 +87,20 @@ def test_of_jobs_that_would_wait_for_ever_no_start_is_told(lab: Slurm, project: 
     for time_min, is_told in (("45", False), ("20", True)):
         words = ("--partition", "short", "--time", time_min)
         checks = doctor(lab, *words, cwd=project, code=0 if is_told else 1)
-        assert checks["script"]["found"].startswith("sbatch --test-only takes it")
+        assert checks["script"]["found"].startswith("sbatch --test-only accepts it")
         assert ("it would start" in checks["script"]["found"]) is is_told
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "text"),
     [("nowhere", "no partition nowhere on this cluster"), ("closed", "closed is down: jobs would")],
 )
 def test_a_partition_that_takes_no_jobs_fails_with_those_that_do(
-    lab: Slurm, project: Path, name: str, found: str
+    lab: Slurm, project: Path, name: str, text: str
 ) -> None:
     """SLURM itself queues a job in a closed partition, where it would wait for ever."""
     checks = doctor(lab, "--partition", name, cwd=project, code=1)
-    assert checks["partition"]["found"].startswith(found)
+    assert checks["partition"]["found"].startswith(text)
     assert checks["partition"]["fix"] == "the same command with --partition lab   # up: lab, short"
 
 
@@ -150,28 +150,28 @@ def test_without_sacct_it_warns_and_goes_on(
     env = {"PATH": lab.path_without("sacct")} if way == "missing" else {"SLURM_CONF": str(conf)}
     accounting = doctor(lab, cwd=project, code=0, **env)["accounting"]
     assert accounting["verdict"] == "warn"
-    words = "no sacct here" if way == "missing" else "accounting storage is disabled"
+    words = "no sacct on PATH" if way == "missing" else "accounting storage is disabled"
     assert words in accounting["found"]
-    assert "status reads the run folders and scontrol instead" in accounting["found"]
+    assert "status uses the run folders and scontrol instead" in accounting["found"]
 
 
 def test_the_probe_tells_what_a_node_has(lab: Slurm, project: Path) -> None:
     """A real job says what is there: here all but a driver for the GPU, which is a failure."""
     checks = doctor(lab, "--probe", cwd=project, code=1)
     assert failed(checks) == ["its GPU"]
-    assert "SLURM gave GPU 0, and there is no NVIDIA driver" in checks["its GPU"]["found"]
+    assert "SLURM gave GPU 0, but there is no NVIDIA driver" in checks["its GPU"]["found"]
     assert "nvidia-smi" in checks["its GPU"]["fix"]
     assert "torch " in checks["its Python"]["found"]
     assert "read and written from both sides" in checks["its folder"]["found"]
     assert checks["its paths"]["verdict"] == "ok"
-    assert "no way to the internet" in checks["its network"]["found"]
+    assert "no internet" in checks["its network"]["found"]
     assert not (project / "runs").exists(), "what it made is removed"
 
 
 def test_the_probe_says_which_modules_the_jobs_python_lacks(
     lab: Slurm, project: Path, tmp_path: Path
 ) -> None:
-    """A Python without torch, which only the nodes have, is found before a sweep is queued."""
+    """A Python without torch, which only the nodes have, is noticed before a sweep is queued."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     # It is tried here too, where a set-up line fails as `module` does that only the nodes have.
     python = ("--python", f"{tmp_path}/bare/bin/python", "--setup", 'test "$SLURM_JOB_ID"')
@@ -183,7 +183,7 @@ def test_the_probe_says_which_modules_the_jobs_python_lacks(
 
 
 def test_a_probe_whose_set_up_fails_shows_the_jobs_last_words(lab: Slurm, project: Path) -> None:
-    """A job that dies before Python is told with its exit code and its output."""
+    """The doctor shows the exit code and the output of a job that dies before Python."""
     line = "echo no such module >&2; exit 3"
     checks = doctor(lab, "--setup", line, *PROBE, cwd=project, code=1)
     assert failed(checks) == ["probe"]

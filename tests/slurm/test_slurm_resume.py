@@ -116,7 +116,7 @@ def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
 
     once_further(run, attempts=3)
     # It works on until SLURM ends it: who leaves within a grace time is not started again.
-    assert "told to end" not in run.log_file.read_text()
+    assert "SIGTERM: leaves" not in run.log_file.read_text()
 
     pid = once_further(run, attempts=3).pid  # out of time; stopped, so that it does not finish
     assert pid is not None
@@ -143,7 +143,7 @@ def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
     assert run.state().resumed_epoch > 0
     assert left(run) == whole
     own_log = run.log_file.read_text()
-    assert own_log.count("checkpoint: goes on after epoch") == 5
+    assert own_log.count("checkpoint: continues after epoch") == 5
 
 
 def lose_the_node(slurm: Slurm) -> None:
@@ -178,7 +178,7 @@ def test_a_full_disk_stops_a_run_that_goes_on_once_there_is_room(
         age(run)
         trial.submit("small")
         assert trial.wait_for_end(run).status == "done"
-        assert run.log_file.read_text().count("checkpoint: goes on after epoch") == 1
+        assert run.log_file.read_text().count("checkpoint: continues after epoch") == 1
         assert left(run) == trial.whole()
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)
@@ -211,4 +211,4 @@ def test_two_jobs_on_one_run_do_its_work_once(own_slurm: Slurm, project: Path) -
     assert trial.wait_for_end(run).status == "done"
     assert run.state().job_id == trial.job(run)
     said = run.sweep.submission_folder / f"{second}_0_log.out"
-    assert "left alone" in said.read_text()
+    assert "skipped" in said.read_text()

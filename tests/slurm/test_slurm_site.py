@@ -62,7 +62,7 @@ def noted(slurm: Slurm, project: Path, array: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "tres"),
     [
         ("gpus-per-node", "TresPerNode=gres:gpu:a100:1"),
         ("gres", "TresPerNode=gres:gpu:a100:1"),
@@ -71,21 +71,21 @@ def noted(slurm: Slurm, project: Path, array: str) -> list[list[str]]:
     ],
 )
 def test_an_array_starts_in_a_container_with_a_gpu_of_the_type_however_it_is_asked_for(
-    site: Slurm, project: Path, flag: str, told: str
+    site: Slurm, project: Path, flag: str, tres: str
 ) -> None:
     """Each job of the array has one GPU, and none where the partition is to bring it along."""
     python = f"unshare --mount env INSIDE=yes {project}/python"
-    kind = ["--gpu-type", "a100"] if told else []
+    kind = ["--gpu-type", "a100"] if tres else []
     options = ("--gpu-flag", flag, *kind, "--python", python, "--name", flag)
     result = site.skinjob("submit", *SMALL, *options, cwd=project)
     assert result.returncode == 0, result.stderr
     array = array_of(project, flag)
     details = site.run(["scontrol", "show", "job", array], check=True).stdout
-    assert details.count(told) >= 1 if told else "gres:gpu" not in details
+    assert details.count(tres) >= 1 if tres else "gres:gpu" not in details
     assert "WCKey" not in details
     for inside, gpu, _, words in noted(site, project, array):
         assert inside == "yes"
-        assert (gpu in "0123" and bool(gpu)) == bool(told)
+        assert (gpu in "0123" and bool(gpu)) == bool(tres)
         assert words.startswith("-u -m skinjob.submit.start ")
 
 
@@ -104,8 +104,8 @@ def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path)
         cwd=project,
     )
     site.wait(job)
-    said = (project / f"job-{job}.out").read_text()
-    assert "note     sbatch is not shown SBATCH_PARTITION, SBATCH_TIMELIMIT: give" in said
+    output = (project / f"job-{job}.out").read_text()
+    assert "note     sbatch is not shown SBATCH_PARTITION, SBATCH_TIMELIMIT: give" in output
     array = array_of(project, "inside")
     assert "TimeLimit=02:00:00" in site.run(["scontrol", "show", "job", array]).stdout
     for _, gpu, partition, _ in noted(site, project, array):
@@ -159,7 +159,7 @@ def test_init_site_takes_a_partition_by_name_and_keeps_to_its_limit(
     short = ("init-site", "--partition", "short", "--out", "sites/short.toml")
     assert site.skinjob(*short, cwd=project).returncode == 0
     assert "time_min = 30\n" in (project / "sites/short.toml").read_text()
-    assert refusal(site.skinjob(*short, cwd=project)) == "sites/short.toml is there already"
+    assert refusal(site.skinjob(*short, cwd=project)) == "sites/short.toml exists already"
     assert site.skinjob(*short, "--force", cwd=project).returncode == 0
     other = site.skinjob(*short[:1], "--partition", "shrt", "--out", "x.toml", cwd=project)
     assert "must be one of lab, short, closed" in refusal(other)
@@ -169,8 +169,8 @@ def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -
     """Where the cluster keeps accounts, one's own and the QOS are in the comments."""
     assert slurm.skinjob("init-site", "--out", "sites/dbd.toml", cwd=project).returncode == 0
     text = (project / "sites/dbd.toml").read_text()
-    assert "# account: root; without a word the first\n" in text
-    assert "# qos: normal; without a word the first\n" in text
+    assert "# account: root; the first is the default\n" in text
+    assert "# qos: normal; the first is the default\n" in text
 
 
 def test_init_site_without_slurm_says_so(site: Slurm, project: Path) -> None:

@@ -56,7 +56,7 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         assert "1 cancelled" in slurm.skinjob("status", sweep.folder, cwd=home, code=3).stdout
         told = slurm.skinjob("cancel", sweep.folder, cwd=home, code=0).stdout
         assert not queued(slurm)
-        assert f"told to end: job {', '.join(sorted(set(jobs.values())))}\n" in told
+        assert f"ending: job {', '.join(sorted(set(jobs.values())))}\n" in told
         assert {run.state().status for run in sweep.runs()} == {"cancelled"}
 
         assert "nothing in " in slurm.skinjob("retry", sweep.folder, cwd=home, code=0).stdout
@@ -91,7 +91,7 @@ def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
     wait_until(lambda: at_work.state().epoch > 0)
     told = slurm.skinjob("cancel", "s", at_work.name, cwd=project, code=0).stdout
     (job,) = set(sweep.info().jobs.values())
-    assert f"goes on, with other runs: job {job}\n" in told
+    assert f"continues with other runs: job {job}\n" in told
     cancelled_at = at_work.state().epoch
     slurm.wait(job, timeout_s=180)
     assert stays.state().status == "done"
@@ -133,7 +133,7 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         own_slurm.restart()
         assert set(queued(own_slurm)) == {job}
         again = own_slurm.skinjob("cancel", "s", cwd=project, code=0)
-        assert f"told to end: job {job}\n" in again.stdout
+        assert f"ending: job {job}\n" in again.stdout
         assert not queued(own_slurm)
 
 

@@ -50,6 +50,7 @@ def make_sweep(
     lrs: Sequence[float] = (0.1,),
     train: str = "head",
     schedule: str = "constant",
+    precision: str = "fp32",
     positive: str | None = None,
 ) -> Sweep:
     """Makes a checked sweep's folders, as `skinjob submit` does before it queues anything."""
@@ -61,7 +62,7 @@ def make_sweep(
         batch_size=batch_sizes[0],
         epochs=epochs,
         device="cpu",
-        precision="fp32",
+        precision=precision,
         positive=positive,
     )
     plan = make_plan(

@@ -58,7 +58,7 @@ def test_a_second_process_leaves_a_run_that_is_at_work(
     first = start(run)
     try:
         words = refusal(skinjob("train", run.folder, cwd=tmp_path))
-        assert f"is at work in process {first.pid} on {os.uname().nodename}" in words
+        assert f"is trained by process {first.pid} on {os.uname().nodename}" in words
         epoch = run.state().epoch
         wait_until(lambda: run.state().epoch > epoch)
     finally:
@@ -87,7 +87,7 @@ def test_a_process_that_wakes_up_on_a_run_of_another_leaves(
         first.kill()
     del files[run.log_file]
     assert {file: file.stat().st_mtime_ns for file in files} == files
-    assert "left to another process: it is done now" in run.log_file.read_text()
+    assert "taken by another process: it is done now" in run.log_file.read_text()
     assert left(run) == left(whole)
 
 
@@ -110,9 +110,7 @@ def test_a_holder_on_another_machine_is_believed_by_its_heartbeat(
     run = make_run(data, weights, tmp_path)
     holder = Lease([run], status="running", host="another", pid=1, job_id="7")
     while_waiting(monkeypatch, run.update_state)
-    assert take([run]).left_alone == {
-        run: f"{run.folder} is at work in job 7, process 1 on another"
-    }
+    assert take([run]).skipped == {run: f"{run.folder} is trained by job 7, process 1 on another"}
     assert holder.check(run)
     monkeypatch.undo()
     monkeypatch.setattr(lease, "SILENCE_S", 0.5)
@@ -144,7 +142,7 @@ def while_waiting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) ->
 
 ENDS = {
     "is done": {"status": "done"},
-    "has failed meanwhile": {"status": "failed", "failure": "exception"},
+    "has failed in the meantime": {"status": "failed", "failure": "exception"},
     "was cancelled": {"status": "cancelled"},
 }
 
@@ -215,8 +213,8 @@ def test_one_of_two_that_wait_for_a_silent_run_takes_it(
     assert sum(held.check(run) for held in leases) == 1
     if has_locks:
         assert run.state().attempts == 2
-        (words,) = [words for held in leases for words in held.left_alone.values()]
-        assert f"is at work in process {os.getpid()}" in words
+        (words,) = [words for held in leases for words in held.skipped.values()]
+        assert f"is trained by process {os.getpid()}" in words
 
 
 def no_locks(*_: object) -> None:

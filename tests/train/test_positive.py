@@ -44,7 +44,7 @@ def test_a_positive_class_that_is_none_is_refused_with_those_that_are(
     (project / "job.toml").write_text("[train]\npositive = 'Malignant'\n")
     given = ("--job", "job.toml") if is_in_file else ("--positive", "Malignant")
     result = skinjob("submit", *SMALL, *given, cwd=project)
-    words = "positive class 'Malignant' is none of benign, malignant"
+    words = "positive class 'Malignant' is not one of benign, malignant"
     assert refusal(result) == ("job file job.toml: " if is_in_file else "") + words
     if not is_in_file:
         assert "fix:   skinjob submit --positive malignant\n" in result.stderr

@@ -204,7 +204,7 @@ def test_features_come_back_as_they_were_put(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
 ) -> None:
     """In whatever order batches are written and rows are read, from memory or from disk."""
-    monkeypatch.setattr(features_module, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(features_module, "MAX_HELD_BYTES", held_bytes)
     cache, put = ViewCache(tmp_path, DEFAULT.num_features), torch.randn(100, 512)
     with cache.writing(KEY, 100) as writer:
         for first in (60, 0, 30):

@@ -35,9 +35,9 @@ ROOT = Path(__file__).parents[2]
 def test_a_value_that_cannot_train_is_refused_by_name(field: str, value: Any) -> None:
     """The error has the value as it was given."""
     values = {"data": "d", "weights": "w", "batch_size": 32} | {field: value}
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as raised:
         TrainConfig(**values)
-    assert repr(value) in fault.value.message
+    assert repr(value) in raised.value.message
 
 
 @pytest.mark.parametrize(
@@ -68,20 +68,20 @@ def test_a_value_that_cannot_train_is_refused_by_name(field: str, value: Any) ->
 )
 def test_a_request_that_cannot_be_made_is_refused_by_name(field: str, value: Any) -> None:
     """Nothing of the user's text can become a line of the sbatch script of its own."""
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as raised:
         ClusterConfig(**{field: value})
-    assert repr(value) in fault.value.message
+    assert repr(value) in raised.value.message
 
 
 def test_default_job_file_says_what_the_code_does(tmp_path: Path) -> None:
     """jobs/default.toml is what holds without it: it sets no cluster's value, and has every key."""
     values = read_file("job file", ROOT / "jobs/default.toml", JOB_TABLES).values
     assert not set(values) & set(JOB_TABLES["cluster"]), "it would hide the site's profile"
-    shown = tmp_path / "shown.toml"
+    whole_file = tmp_path / "whole.toml"
     text = (ROOT / "jobs/default.toml").read_text()
-    shown.write_text(re.sub(r"(?m)^#(\w+ = )", r"\1", text))
+    whole_file.write_text(re.sub(r"(?m)^#(\w+ = )", r"\1", text))
     for table, options in JOB_TABLES.items():
-        whole = read_file("job file", shown, JOB_TABLES).values
+        whole = read_file("job file", whole_file, JOB_TABLES).values
         assert set(options) <= set(whole), table
         for key, option in options.items():
             if option.command_default not in (None, ()):
@@ -93,7 +93,7 @@ def test_default_job_file_says_what_the_code_does(tmp_path: Path) -> None:
     [
         ("[train]\nepoch = 3", "unknown key in [train]: 'epoch'", "use 'epochs'"),
         ("[trian]\nepochs = 3", "unknown table: 'trian'", "use 'train'"),
-        ("epochs = 3", "unknown table: 'epochs'", "valid ones are cluster, train"),
+        ("epochs = 3", "unknown table: 'epochs'", "valid: cluster, train"),
         ("train = 3", "train is a value, not a table", "[train]"),
         ("[train", "job.toml: ", "job.toml"),
     ],
@@ -104,10 +104,10 @@ def test_a_job_file_with_a_slip_is_refused(
     """A typo stops here, with the nearest valid word."""
     file = tmp_path / "job.toml"
     file.write_text(text)
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as raised:
         read_file("job file", file, JOB_TABLES)
-    assert message in fault.value.message
-    assert fix in fault.value.fix
+    assert message in raised.value.message
+    assert fix in raised.value.fix
 
 
 def test_integer_lists_take_commas_ranges_and_lists() -> None:

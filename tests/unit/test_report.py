@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -586,7 +587,9 @@ def test_a_validation_split_is_a_few_lines_of_a_table(
     )
     for module in (measures, tables, summary, plots):
         monkeypatch.setattr(module, "MEASURES", (*MEASURES, *added), raising=False)
-    monkeypatch.setattr(plots, "SPLITS", ("train", "val", "test"))
+    monkeypatch.setattr(
+        plots, "Split", Enum("Split", {s: s for s in ("train", "val", "test")}, type=str)
+    )
     names = [*METRICS, "val_loss", "val_accuracy"]
     monkeypatch.setattr(tables, "METRICS", names)
     monkeypatch.setattr(tables, "READERS", {name: tables._reader(name) for name in names})

@@ -220,6 +220,9 @@ class SlurmQueue(Queue):
     def is_restart(self) -> bool:
         return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
+    def num_cpus(self) -> int | None:
+        return int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or None
+
 
 QUEUE = SlurmQueue
 

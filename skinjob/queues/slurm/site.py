@@ -1,4 +1,4 @@
-"""What SLURM says of a cluster: its partitions, their GPUs, and what the user may ask for."""
+"""What SLURM says about a cluster: partitions, their GPUs, and what the user may ask for."""
 
 from __future__ import annotations
 
@@ -12,31 +12,26 @@ from dataclasses import dataclass, replace
 from skinjob.errors import ClusterError
 from skinjob.queues.slurm.client import ask, parse_time, read, read_pairs, settings, words_of
 
+LIST_PARTITIONS = "sinfo --summarize"
 DOWN = ("down", "drain", "fail", "unk", "maint", "inval")
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition and its nodes, in the words of sinfo and scontrol."""
+    """A partition and its nodes, from sinfo and scontrol."""
 
     name: str
     is_default: bool
     is_up: bool
-    time_min: float
-    """The longest that a job may run, minutes; inf where there is no limit."""
-    num_nodes: int = 0
-    """Nodes that are not down."""
-    cpus: int = 0
-    """Of its largest node."""
-    memory_mb: int = 0
-    gpus: tuple[tuple[str, int], ...] = ()
-    """Types and how many of each on all nodes that are not down; a type may be empty."""
-    most_gpus: int = 0
-    """Of the node that has most."""
+    time_min: float  # the longest time limit of a job; inf if there is no limit
+    num_nodes: int = 0  # nodes that are not down; all that follows is about them
+    cpus: int = 0  # of the largest node
+    memory_mb: int = 0  # of the largest node
+    gpus: tuple[tuple[str, int], ...] = ()  # GPUs by type; a type may be ''
+    most_gpus: int = 0  # of the node with most GPUs
     features: tuple[str, ...] = ()
-    accounts: tuple[str, ...] = ()
-    """Those that may use it; all where it is empty."""
-    qos: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()  # accounts that may use it; empty: all
+    qos: tuple[str, ...] = ()  # the same for QOS
 
     @property
     def num_gpus(self) -> int:
@@ -48,16 +43,15 @@ class Partition:
 
     @property
     def gpu_words(self) -> list[str]:
-        """Each type of GPU with its number: `4 a100`."""
+        """Each type of GPU with its number, such as `4 a100`."""
         return [f"{count} {kind}".strip() for kind, count in self.gpus]
 
 
 @dataclass(frozen=True)
 class Rights:
-    """What the user may ask for, where accounting says it."""
+    """What the user may ask for, if accounting says so. The default comes first."""
 
     accounts: tuple[str, ...] = ()
-    """The default comes first."""
     qos: tuple[str, ...] = ()
 
 
@@ -68,18 +62,18 @@ class Site:
     partitions: tuple[Partition, ...]
     rights: Rights
     has_gpu_flags: bool
-    """Whether --gpus-per-node works; sites with an older way of sharing nodes know --gres alone."""
+    """Whether --gpus-per-node works; sites with an older resource selection know only --gres."""
 
 
 def ask_site() -> Site:
-    """Returns what SLURM says of this cluster; accounting may be absent or forbidden.
+    """Returns what SLURM says about this cluster; accounting may be missing or forbidden.
 
     Raises: ClusterError when sinfo is missing or does not answer.
     """
     answer = ask("sinfo", "--noheader", "--format=%P|%a|%l|%c|%m|%G|%f|%D|%T")
     if answer is None:
         raise ClusterError(
-            "there is no sinfo on PATH: this is no login node of a SLURM cluster",
+            "there is no sinfo on PATH: this is not a login node of a SLURM cluster",
             "skinjob submit --cluster local   # trains on this machine",
         )
     if answer.returncode:
@@ -98,13 +92,13 @@ def ask_site() -> Site:
 
 
 def read_sinfo(text: str) -> tuple[Partition, ...]:
-    """Returns the partitions of sinfo's lines, which are one for each kind of nodes in each."""
+    """Returns the partitions from sinfo's lines: a line for each kind of node in each partition."""
     partitions: dict[str, Partition] = {}
-    # With SLURM_CLUSTERS set, sinfo writes which cluster it speaks of, too.
+    # With SLURM_CLUSTERS set, sinfo also prints a line with the cluster's name.
     for line in (line for line in text.splitlines() if line.count("|") == 8):
         word, avail, limit, cpus, memory, gres, features, nodes, state = line.split("|")
         name = word.rstrip("*")
-        # sinfo's other words for no limit are infinite and n/a.
+        # For no limit sinfo also prints infinite or n/a.
         seconds = parse_time(limit)
         time_min = math.inf if seconds is None else seconds / 60
         new = Partition(name, is_default=word != name, is_up=avail == "up", time_min=time_min)
@@ -117,7 +111,7 @@ def read_sinfo(text: str) -> tuple[Partition, ...]:
 def _with_nodes(
     partition: Partition, nodes: int, cpus: str, memory: str, gres: str, features: str
 ) -> Partition:
-    """Returns the partition with more nodes; sinfo writes 8+ for nodes of 8 and more."""
+    """Returns the partition with more nodes; sinfo writes 8+ for nodes with 8 or more."""
     gpus = Counter(dict(partition.gpus))
     on_node = read_gres(gres)
     for kind, count in on_node:
@@ -135,7 +129,7 @@ def _with_nodes(
 
 
 def read_gres(text: str) -> list[tuple[str, int]]:
-    """Returns types of GPUs and how many a node has of each.
+    """Returns the types of GPUs of a node and the number of each.
 
     >>> read_gres("gpu:a100:4(S:0-1),gpu:2,shard:8")
     [('a100', 4), ('', 2)]
@@ -152,7 +146,7 @@ def read_gres(text: str) -> list[tuple[str, int]]:
 
 
 def _with_rules(partition: Partition, row: dict[str, str]) -> Partition:
-    """Returns the partition with what scontrol says of who may use it."""
+    """Returns the partition with the accounts and QOS that scontrol allows."""
     accounts, qos = (
         () if row.get(key, "ALL") in ("ALL", "") else tuple(row[key].split(","))
         for key in ("AllowAccounts", "AllowQos")
@@ -162,7 +156,7 @@ def _with_rules(partition: Partition, row: dict[str, str]) -> Partition:
 
 
 def _ask_rights() -> Rights:
-    """Returns the user's accounts and QOS; none where accounting is off or does not say."""
+    """Returns the user's accounts and QOS; empty if accounting does not list them."""
     user = getpass.getuser()
     show = ("sacctmgr", "--noheader", "--parsable2", "--readonly", "show")
     text = read(*show, "associations", f"user={user}", "format=account,defaultqos,qos")

@@ -1,4 +1,4 @@
-"""The lines of `skinjob status` and `skinjob list`: a summary, tables, and what went wrong."""
+"""The lines that `skinjob status` and `skinjob list` print: summary, tables and failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOURS = {
     "cancelled": "yellow",
     "waiting": "bold",
 }
-MOST_FAILURES = 5  # one failing job takes many runs with it
+MAX_FAILURES = 5  # a failing job takes many runs with it
 NUM_LOG_LINES = 5
 
 CELLS: Mapping[str, Callable[[RunStatus], str]] = {
@@ -40,12 +40,12 @@ CELLS: Mapping[str, Callable[[RunStatus], str]] = {
 }
 LEFT = ("run", "status", "node", "job", "reason")
 DROP = ("reason", "job", "requeues", "images/s", "node", "left", "accuracy")
-"""Columns that a narrow terminal does without, the first first."""
-URGENT = ("running", "failed", "lost", "cancelled", "waiting", "done")
+"""Columns that a narrow terminal leaves out, in this order."""
+BY_URGENCY = ("running", "failed", "lost", "cancelled", "waiting", "done")
 
 
 def counts(statuses: Iterable[Status]) -> str:
-    """Returns how many there are of each status.
+    """Returns the number of runs of each status, in words.
 
     >>> counts([Status.DONE, Status.WAITING, Status.DONE])
     '1 waiting, 2 done'
@@ -54,52 +54,52 @@ def counts(statuses: Iterable[Status]) -> str:
     return ", ".join(f"{numbers[status]} {status}" for status in Status if numbers[status])
 
 
-def summary(survey: SweepStatus, width: int | None) -> list[str]:
-    """Returns the lines above a table: the sweep, its runs by status, and whether SLURM answers."""
-    total = f"{pluralize(len(survey.runs), 'run')}: {counts(run.status for run in survey.runs)}"
-    lines = [f"sweep {typed(survey.sweep.folder)}", total, slurm_words(survey)]
+def summary_lines(snapshot: SweepStatus, width: int | None) -> list[str]:
+    """Returns the lines above a table: the sweep, its runs by status, whether the queue answers."""
+    total = f"{pluralize(len(snapshot.runs), 'run')}: {counts(run.status for run in snapshot.runs)}"
+    lines = [f"sweep {typed(snapshot.sweep.folder)}", total, queue_line(snapshot)]
     return [part for line in lines if line for part in wrapped(line, width)]
 
 
-def slurm_words(survey: SweepStatus) -> str:
-    """Returns whether the queue answers, in a line; nothing if it was not asked."""
-    if survey.answer == NOT_ASKED:
+def queue_line(snapshot: SweepStatus) -> str:
+    """Returns a line that says whether the queue answers; '' if it was not asked."""
+    if snapshot.answer == NOT_ASKED:
         return ""
-    if survey.answer == ANSWERS:
-        return f"{survey.queue} answers"
-    why = f" ({shown(survey.words)})" if survey.words else ""
-    return f"{survey.queue} {survey.answer}{why}: this is what the folders say"
+    if snapshot.answer == ANSWERS:
+        return f"{snapshot.queue} answers"
+    why = f" ({shown(snapshot.words)})" if snapshot.words else ""
+    return f"{snapshot.queue} {snapshot.answer}{why}: this is what the folders say"
 
 
-def table(runs: Sequence[RunStatus], width: int | None) -> list[str]:
-    """Returns a line for each run, and below why some wait if the table has no room for that.
+def run_table(runs: Sequence[RunStatus], width: int | None) -> list[str]:
+    """Returns a line for each run; if the table has no room for the reasons, they follow below.
 
-    A terminal of *width* characters gets no empty columns, and fewer columns if it is narrow.
+    For a terminal of *width* characters it leaves out empty columns, and others if it is narrow.
     """
     cells = {name: [cell(run) for run in runs] for name, cell in CELLS.items()}
     if width is not None:
         cells = {name: column for name, column in cells.items() if {*column} != {NOTHING}}
     rows = list(zip(*cells.values(), strict=True))
     lines = table_lines(list(cells), rows, width=width, left=LEFT, drop=DROP)
-    return lines if lines[0].endswith("reason") else [*lines, *_reasons(runs, width)]
+    return lines if lines[0].endswith("reason") else [*lines, *_reason_lines(runs, width)]
 
 
-def picture(survey: SweepStatus, width: int, height: int) -> list[str]:
-    """Returns summary and table for a terminal; if it is too low, the most urgent runs."""
-    above, runs = [*summary(survey, width), ""], survey.runs
-    lines, num_free = table(runs, width), height - 1 - len(above)
+def screen_lines(snapshot: SweepStatus, width: int, height: int) -> list[str]:
+    """Returns summary and table for a terminal; if it has too few lines, the most urgent runs."""
+    above, runs = [*summary_lines(snapshot, width), ""], snapshot.runs
+    lines, num_free = run_table(runs, width), height - 1 - len(above)
     if len(lines) <= num_free:
         return above + lines
-    runs = sorted(runs, key=lambda run: URGENT.index(run.status))
+    runs = sorted(runs, key=lambda run: BY_URGENCY.index(run.status))
     num_shown = max(0, len(runs) - (len(lines) - num_free + 1))
     others = runs[num_shown:]
-    lines = table(runs, width)
+    lines = run_table(runs, width)
     more = f"and {len(others)} more: {counts(run.status for run in others)}"
     return [*above, *lines[: 1 + num_shown], more, *lines[1 + len(runs) :]]
 
 
-def change(before: RunStatus | None, run: RunStatus) -> str | None:
-    """Returns what is new of a run, in a line; None if nothing is."""
+def change_line(before: RunStatus | None, run: RunStatus) -> str | None:
+    """Returns a line about a run whose status or reason has changed; None if nothing has."""
     if before and (before.status, before.reason) == (run.status, run.reason):
         return None
     accuracy = "" if run.accuracy is None else f", {_percent(run.accuracy)} accuracy"
@@ -108,7 +108,7 @@ def change(before: RunStatus | None, run: RunStatus) -> str | None:
     return f"{line}: {why}" if why else line
 
 
-def _reasons(runs: Sequence[RunStatus], width: int | None) -> list[str]:
+def _reason_lines(runs: Sequence[RunStatus], width: int | None) -> list[str]:
     """Returns each reason for a status, with the number of runs that have it."""
     numbers = Counter((run.status, run.note) for run in runs if run.note)
     lines = [f"{number} {status}: {note}" for (status, note), number in numbers.items()]
@@ -116,19 +116,19 @@ def _reasons(runs: Sequence[RunStatus], width: int | None) -> list[str]:
     return ["", *parts] if parts else []
 
 
-def faults(sweep: Sweep, runs: Sequence[RunStatus], width: int | None) -> list[str]:
-    """Returns what is wrong with runs and how to fix it, once for all runs of a failed job.
+def failure_lines(sweep: Sweep, runs: Sequence[RunStatus], width: int | None) -> list[str]:
+    """Returns why runs failed and how to fix it, once for all runs of the same job.
 
-    It leaves out runs that the user cancelled, which have no reason.
+    It leaves out runs that the user cancelled: they have no reason.
     """
     groups: dict[tuple[str | None, ...], list[RunStatus]] = {}
     for run in runs:
         if run.reason or run.status in (Status.FAILED, Status.LOST):
             groups.setdefault((run.status, run.failure, run.job or run.run), []).append(run)
     lines = []
-    for group in list(groups.values())[:MOST_FAILURES]:
+    for group in list(groups.values())[:MAX_FAILURES]:
         lines += ["", *_failure(sweep, group, width)]
-    num_more = sum(map(len, list(groups.values())[MOST_FAILURES:]))
+    num_more = sum(map(len, list(groups.values())[MAX_FAILURES:]))
     return [*lines, "", f"and {num_more} more: skinjob logs RUN"] if num_more else lines
 
 
@@ -143,9 +143,9 @@ def _failure(sweep: Sweep, group: Sequence[RunStatus], width: int | None) -> lis
 
 
 def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:
-    """Returns a line for each sweep, and below what is wrong with the folders of some.
+    """Returns a line for each sweep, and below the errors of folders that cannot be read.
 
-    A narrow terminal gets fewer columns, at last a line with each name and one with its runs.
+    A narrow terminal gets fewer columns; a very narrow one gets two lines for each sweep.
     """
     if not sweeps:
         return []
