@@ -95,7 +95,7 @@ def click_option(option: Option, *, is_change: bool = False) -> Callable[[Any], 
         default=default,
         show_default=False
         if is_change
-        else option.help_default or default not in (None, False, ()),
+        else option.help_default or (default is not None and default is not False and default != ()),
         envvar=None if is_change else option.variable,
         allow_from_autoenv=False,
         metavar=option.metavar,

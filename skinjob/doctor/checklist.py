@@ -59,7 +59,7 @@ def examine(request: Request, *, is_probing: bool) -> Iterator[Finding]:
     If *is_probing*, a small job is queued last, to check a compute node.
     """
     request = _resolved(request)
-    page, can_probe = PAGES[request.cluster.cluster]
+    page, can_probe = PAGES.get(request.cluster.cluster, (_no_page, False))
     is_blocked = False
     for finding in chain(page(request), _file_page(request)):
         is_blocked |= finding.verdict == "fail" and finding.name not in NOT_NEEDED_BY_PROBE
@@ -95,6 +95,10 @@ def _slurm_page(request: Request) -> Iterator[Finding]:
 
 def _local_page(request: Request) -> Iterator[Finding]:
     return skip(["SLURM"], f"{HERE} (--cluster local, or no SLURM)")
+
+
+def _no_page(request: Request) -> Iterator[Finding]:
+    return skip(["queue"], f"skinjob has no checks for --cluster {request.cluster.cluster}")
 
 
 PAGES: dict[str, tuple[Callable[[Request], Iterator[Finding]], bool]] = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from skinjob.config import RECIPE, TrainConfig, options_of
 from skinjob.errors import RunError
 from skinjob.report.measures import COMPARED
 from skinjob.report.statistics import permutation_p, wilson_interval
@@ -18,6 +19,14 @@ FEWEST_SEEDS = 3  # with 2 + 2 runs, p is at least 1/3
 FEWEST_EPOCHS = 3  # the second half of two epochs has no change
 SIGNIFICANT_P = 0.05
 MOST_NAMED = 20  # missing runs; a new large sweep has a thousand
+NOUNS = {"train": "trained layers", "schedule": "schedules", "precision": "precisions"}
+COMPARED_FIELDS = [
+    name
+    for name, option in options_of(TrainConfig).items()
+    if option.section == RECIPE and not option.axis
+    # Compared in other ways: from sweep.json, or not part of the recipe.
+    if name not in ("epochs", "positive", "device")
+]
 ONE_SIZE = "There is only one batch size: nothing to compare yet."
 FEW_SEEDS = (
     f"With fewer than {FEWEST_SEEDS} seeds per batch size, a difference cannot be told "
@@ -165,9 +174,7 @@ def _differences(tables: Sequence[SweepTable]) -> list[str]:
         "images": {table.info.images.fingerprint for table in tables},
         "weights": {table.info.weights.sha256 for table in tables},
         "epochs": {table.num_epochs for table in tables},
-        "trained layers": {recipe["train"] for recipe in recipes},
-        "schedules": {recipe["schedule"] for recipe in recipes},
-        "precisions": {recipe["precision"] for recipe in recipes},
+        **{NOUNS.get(name, name): {recipe[name] for recipe in recipes} for name in COMPARED_FIELDS},
         "positive classes": {table.positive_class for table in tables},
     }
     return [

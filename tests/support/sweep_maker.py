@@ -87,7 +87,7 @@ def _make_run(
 
 def write_rows(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a run's metrics.csv as a job does."""
-    run.write_metrics([[_written(name, row[name]) for name in METRICS] for row in rows])
+    run.write_metrics([[_written(name, row.get(name, "")) for name in METRICS] for row in rows])
 
 
 def _written(name: str, value: Any) -> str:
