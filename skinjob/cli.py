@@ -18,7 +18,7 @@ import click
 
 from skinjob import __version__
 from skinjob.commands.help import TaskGroup
-from skinjob.console import escape_unencodable, say, say_as_is
+from skinjob.console import escape_unencodable, print_unescaped, say
 from skinjob.errors import SkinjobError
 
 TASKS = {
@@ -185,4 +185,4 @@ def cli(ctx: click.Context) -> None:
     anywhere    skinjob report          tables and plots
     """
     if ctx.invoked_subcommand is None:
-        say_as_is(ctx.get_help())
+        print_unescaped(ctx.get_help())

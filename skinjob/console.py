@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skinjob.words import pluralize
-
 if TYPE_CHECKING:
     from rich.console import OverflowMethod
     from rich.text import Text
@@ -42,21 +40,21 @@ def say(*lines: str, is_error: bool = False, colour: str = "", keeps: str = "") 
     A line break inside a line is escaped, because a value must not look like another line.
     Characters in *keeps* are not escaped. On a terminal the first word has the *colour*.
     """
-    text = "\n".join(shown(line, keeps) for line in lines)
+    text = "\n".join(printable(line, keeps) for line in lines)
     if colour and not is_error:
         print_lines([text], {"^" + re.escape(text.split(" ", 1)[0]): colour})
     else:
         print(text, file=sys.stderr if is_error else sys.stdout, flush=True)
 
 
-def say_as_is(text: str) -> None:
+def print_unescaped(text: str) -> None:
     """Prints a text to stdout unchanged: JSON, help, scripts for a shell."""
     print(text, flush=True)
 
 
 def ask(question: str) -> bool:
     """Asks a question at the terminal. Returns whether the answer is yes."""
-    return click.confirm(shown(question))
+    return click.confirm(printable(question))
 
 
 class StatusLine:
@@ -67,7 +65,7 @@ class StatusLine:
 
     def show(self, line: str, state: str) -> None:
         """Replaces the line on a terminal; a pipe gets a new line if *state* has changed."""
-        line = shown(line)
+        line = printable(line)
         if sys.stderr.isatty():
             columns = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{line[:columns]}", end="", file=sys.stderr, flush=True)
@@ -88,7 +86,7 @@ def print_box(text: str) -> None:
         from rich.panel import Panel
         from rich.text import Text
 
-        Console(highlight=False).print(Panel.fit(Text(shown(text)), border_style="dim"))
+        Console(highlight=False).print(Panel.fit(Text(printable(text)), border_style="dim"))
     else:
         say(text)
     say()
@@ -103,7 +101,8 @@ def print_table(
     wrap: str = "",
 ) -> None:
     """Prints a table to stdout, see `table_lines`; a terminal gets it as wide as it is."""
-    print_lines(table_lines(columns, rows, width=width(), left=left, drop=drop, wrap=wrap), {})
+    width = terminal_width()
+    print_lines(table_lines(columns, rows, width=width, left=left, drop=drop, wrap=wrap), {})
 
 
 @contextlib.contextmanager
@@ -136,17 +135,17 @@ def progress(label: str, total: int, *, unit: str = "") -> Iterator[Callable[[in
         TimeRemainingColumn(),
     ]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(shown(label), total=total)
+        task = bar.add_task(printable(label), total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
-def shown(text: str, keeps: str = "") -> str:
+def printable(text: str, keeps: str = "") -> str:
     """Returns a text with escapes for all unprintable characters, except for those in *keeps*.
 
     File names may contain line breaks, terminal colours, and bytes that are not text. Escaping a
     text twice changes nothing.
 
-    >>> print(shown("a b\\n.jpg"))
+    >>> print(printable("a b\\n.jpg"))
     a b\\n.jpg
     """
     if text.isprintable():
@@ -154,19 +153,19 @@ def shown(text: str, keeps: str = "") -> str:
     return "".join(c if c.isprintable() or c in keeps else repr(c)[1:-1] for c in text)
 
 
-def own_command() -> str:
+def typed_command() -> str:
     """Returns the command that the user typed, ready to be pasted."""
     return shlex.join(["skinjob", *sys.argv[1:]])
 
 
-def width() -> int | None:
+def terminal_width() -> int | None:
     """Returns the number of columns of the terminal; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_sentence(text: str) -> None:
     """Prints a sentence to stdout; a terminal gets it in lines that fit."""
-    say(*wrapped(text, width(), hanging=""))
+    say(*wrapped(text, terminal_width(), hanging=""))
 
 
 def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = "  ") -> list[str]:
@@ -178,7 +177,7 @@ def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = 
     >>> wrapped("see runs/a-long/path", 8)
     ['see', '  runs/a-long/path']
     """
-    text = shown(text)
+    text = printable(text)
     if columns is None:
         return [indent + text]
     lines = textwrap.wrap(
@@ -190,9 +189,6 @@ def wrapped(text: str, columns: int | None, *, indent: str = "", hanging: str = 
         break_on_hyphens=False,
     )
     return lines or [""]
-
-
-counted = pluralize  # the name that some modules still use
 
 
 def table_lines(
@@ -213,7 +209,7 @@ def table_lines(
     >>> table_lines(("run", "epoch"), [("bs32", "1/20"), ("bs1024", "10/20")])
     ['run     epoch', 'bs32     1/20', 'bs1024  10/20']
     """
-    cells = {name: [shown(row[place]) for row in rows] for place, name in enumerate(columns)}
+    cells = {name: [printable(row[place]) for row in rows] for place, name in enumerate(columns)}
     sizes = {name: max(map(len, [*name.split("\n"), *cells[name]])) for name in columns}
     for name in drop:
         if width is None or table_width(sizes) <= width:
@@ -253,7 +249,7 @@ def print_lines(lines: Sequence[str], colours: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def redrawn(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], None]]:
+def replacing_lines(colours: Mapping[str, str]) -> Iterator[Callable[[Sequence[str]], None]]:
     """Yields a function that prints lines to a terminal in place of the lines of its last call.
 
     The cursor is hidden until the end; the last lines stay.
@@ -272,12 +268,12 @@ def _coloured(
     """Returns lines for rich, with the words of *colours* in their colour."""
     from rich.text import Text
 
-    text = Text("\n".join(map(shown, lines)), no_wrap=True, overflow=overflow)
+    text = Text("\n".join(map(printable, lines)), no_wrap=True, overflow=overflow)
     for word, colour in colours.items():
         text.highlight_regex(rf"\b{word}\b", colour)
     return text
 
 
-def tell_waiting(lock: Path) -> None:
+def print_lock_wait(lock: Path) -> None:
     """Prints to stderr that another command of the user must end first."""
     say(f"waiting for another submit, cancel or clean of yours (it holds {lock})", is_error=True)

@@ -21,7 +21,7 @@ collect_ignore = ["support"]  # pytest would put no_torch, which stands in for t
 # Two test files run at the same time: jobs with a thread for every core would thrash.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Started by nohup or in the background they are ignored, and so they would be by all that is run.
+# nohup and a shell's background make Python ignore these signals, and its child processes too.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the site profile of whoever runs the tests out of them."""
+    """Hides the user's own site profile from the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
@@ -55,30 +55,32 @@ def no_own_profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_queue() -> Iterator[None]:
-    """Keeps the other process of tests from waiting in the same queue of this machine."""
+    """Gives each process of tests its own queue on this machine."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        Path(folder).chmod(0o755)  # some tests are another user
+        Path(folder).chmod(0o755)  # some tests run as another user
         patch.setenv("TMPDIR", folder)
-        patch.setattr(tempfile, "tempdir", None)  # it is read once
+        patch.setattr(tempfile, "tempdir", None)  # Python caches it
         yield
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A real SLURM behind an air gap, with accounting, one for the session."""
+    """A real SLURM behind an air gap, with accounting, which all tests of a process share."""
     with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="dbd") as cluster:
         yield cluster
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-goldens", action="store_true", help="write tests/golden anew")
+    parser.addoption(
+        "--write-goldens", action="store_true", help="write the files of tests/golden again"
+    )
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """A check that a text which people read is the one in tests/golden, to the letter.
+    """A check that a text for people equals its file in tests/golden.
 
-    After a change that is meant: make test-fast ARGS="--write-goldens -k golden"
+    After an intended change: make test-fast ARGS="--write-goldens -k golden"
     """
 
     def check(name: str, text: str) -> None:
@@ -99,7 +101,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, weights: Path) -> Path:
-    """A folder that is ready for `skinjob submit`: images and weights in their places."""
+    """A folder that is ready for `skinjob submit`: it has images and weights."""
     make_tree(tmp_path / "skin_cancer", num_train=8, num_test=4)
     shutil.copytree(weights.parent, tmp_path / "weights")
     return tmp_path

@@ -133,7 +133,7 @@ def newest(runs: Path) -> Sweep:
     return by_age[-1]
 
 
-def typed(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """Returns the path relative to the current folder, if it is inside."""
     current = absolute(Path())
     return path.relative_to(current) if path.is_relative_to(current) else path

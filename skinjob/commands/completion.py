@@ -9,7 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from skinjob.commands.help import TaskCommand
-from skinjob.console import say, say_as_is
+from skinjob.console import print_unescaped, say
 
 INSTALL = {
     "bash": "skinjob completion bash > ~/.skinjob-completion && "
@@ -37,7 +37,7 @@ def completion(ctx: click.Context, shell: str | None) -> None:
       eval "$(skinjob completion)"
     """
     chosen = shell or _own_shell()
-    say_as_is(completion_script(ctx.find_root().command, chosen))
+    print_unescaped(completion_script(ctx.find_root().command, chosen))
     say(f"# in every new shell: {INSTALL[chosen]}")
 
 

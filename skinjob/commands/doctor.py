@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob.commands.arguments import runs_option
-from skinjob.commands.options import (
-    cluster_options,
-    file_options,
-    name_option,
-    plan_arguments,
-    recipe_options,
-)
+from skinjob.commands.options import name_option, plan_arguments, submit_options
 from skinjob.commands.sources import FileCommand
-from skinjob.console import say, say_as_is, width, wrapped
+from skinjob.console import print_unescaped, say, terminal_width, wrapped
 
 if TYPE_CHECKING:
     from skinjob.doctor.finding import Finding
@@ -28,9 +22,7 @@ INDENT = 21  # columns before the result of a check
 
 
 @click.command(cls=FileCommand)
-@file_options
-@recipe_options
-@cluster_options
+@submit_options
 @runs_option
 @name_option
 @click.option(
@@ -54,7 +46,8 @@ def doctor(ctx: click.Context, /, probe: bool, as_json: bool, **options: Any) ->
     findings: Iterable[Finding] = examine(Request(**plan_arguments(options)), is_probing=probe)
     if as_json:
         findings = list(findings)
-        say_as_is(json.dumps({"checks": [finding.to_json() for finding in findings]}, indent=2))
+        checks = {"checks": [finding.to_json() for finding in findings]}
+        print_unescaped(json.dumps(checks, indent=2))
     else:
         findings = list(_printed(findings))
         _print_totals(findings)
@@ -75,7 +68,7 @@ def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
 
 def _lines(text: str) -> list[str]:
     """Returns a sentence in lines that fit the terminal; in a pipe it stays whole."""
-    columns = width()
+    columns = terminal_width()
     return wrapped(text, columns and max(columns - INDENT, 30), hanging="")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from skinjob.console import shown
+from skinjob.console import printable
 
 THIS_CALL = "This call"
 MAX_UNGROUPED = 8  # a longer list of options gets sections
@@ -90,5 +90,5 @@ def _with_source(ctx: click.Context, option: click.Option) -> click.Option:
         return option
     ctx.set_parameter_source(option.name or "", origin)
     sourced = copy.copy(option)
-    sourced.show_default = shown(f"{as_text(value)}; from {source(ctx, option.name or '')}")
+    sourced.show_default = printable(f"{as_text(value)}; from {source(ctx, option.name or '')}")
     return sourced

@@ -95,7 +95,7 @@ def click_option(option: Option, *, is_change: bool = False) -> Callable[[Any], 
         default=default,
         show_default=False
         if is_change
-        else option.help_default or (default is not None and default is not False and default != ()),
+        else option.help_default or not (default is None or default is False or default == ()),
         envvar=None if is_change else option.variable,
         allow_from_autoenv=False,
         metavar=option.metavar,
@@ -113,9 +113,6 @@ def _click_type(option: Option) -> Any:
     )  # a line may have spaces
 
 
-recipe_options = stacked(*map(click_option, JOB_TABLES["train"].values()))
-cluster_options = stacked(*map(click_option, JOB_TABLES["cluster"].values()))
-
 changed_cluster_options = stacked(
     *(
         click_option(option, is_change=True)
@@ -125,7 +122,7 @@ changed_cluster_options = stacked(
 )
 """Options of `retry` that change what a sweep's jobs ask for."""
 
-file_options = stacked(
+submit_options = stacked(
     click.option(
         "--job",
         type=click.Path(),
@@ -142,7 +139,9 @@ file_options = stacked(
         show_default=str(DEFAULT_SITE),
         help=f"Site profile: a file, or a name in {SITES}/.",
     ),
+    *(click_option(option) for table in JOB_TABLES.values() for option in table.values()),
 )
+"""The options that `submit`, `doctor` and `config` share."""
 
 name_option = click.option(
     "--name",

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from skinjob.commands.arguments import find_sweep, newest, runs_option, sweeps_argument, typed
+from skinjob.commands.arguments import (
+    find_sweep,
+    newest,
+    relative_to_cwd,
+    runs_option,
+    sweeps_argument,
+)
 from skinjob.commands.help import TaskCommand
 from skinjob.console import print_box, print_table, say
 from skinjob.sweeps.layout import Sweep
@@ -47,5 +53,5 @@ def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:
     for lines in ([f"missing: {line}" for line in built.missing], built.notes):
         if lines:
             say("", *lines)
-    folder = typed(built.folder)
+    folder = relative_to_cwd(built.folder)
     say("", f"open: {folder / 'index.html'}", f"      {folder / 'comparison.png'}")

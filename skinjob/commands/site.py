@@ -10,24 +10,16 @@ from typing import Any
 import click
 
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.options import (
-    cluster_options,
-    configs,
-    file_options,
-    recipe_options,
-    with_layer_defaults,
-)
+from skinjob.commands.options import configs, submit_options, with_layer_defaults
 from skinjob.commands.sources import DEFAULT_SITE, JOB_TABLES, FileCommand, source
 from skinjob.config import as_text
-from skinjob.console import print_table, say, say_as_is
+from skinjob.console import print_table, print_unescaped, say
 from skinjob.errors import ConfigError
 from skinjob.files import write_text
 
 
 @click.command(cls=FileCommand)
-@file_options
-@recipe_options
-@cluster_options
+@submit_options
 @click.option("--json", "is_json", is_flag=True, help="Print JSON for other programs.")
 @click.pass_context
 def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
@@ -49,7 +41,7 @@ def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
         for table, options in JOB_TABLES.items()
     }
     if is_json:
-        say_as_is(json.dumps(tables, indent=2))
+        print_unescaped(json.dumps(tables, indent=2))
         return
     rows: list[tuple[str, str, str]] = []
     for table, entries in tables.items():

@@ -29,7 +29,7 @@ from skinjob.config import (
     TrainConfig,
     options_of,
 )
-from skinjob.console import shown
+from skinjob.console import printable
 from skinjob.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -125,7 +125,7 @@ class FileCommand(TaskCommand):
         if error := ctx.meta.get(BROKEN):
             formatter.write_paragraph()
             formatter.write_text(
-                f"The defaults of a broken file are missing: {shown(error.message)}"
+                f"The defaults of a broken file are missing: {printable(error.message)}"
             )
 
 

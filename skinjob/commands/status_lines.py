@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from skinjob.commands.arguments import typed
-from skinjob.console import shown, table_lines, wrapped
+from skinjob.commands.arguments import relative_to_cwd
+from skinjob.console import printable, table_lines, wrapped
 from skinjob.status.failures import last_words
 from skinjob.status.overview import Overview
 from skinjob.status.status import ANSWERS, NOT_ASKED, RunStatus, SweepStatus
@@ -57,7 +57,7 @@ def counts(statuses: Iterable[Status]) -> str:
 def summary_lines(snapshot: SweepStatus, width: int | None) -> list[str]:
     """Returns the lines above a table: the sweep, its runs by status, whether the queue answers."""
     total = f"{pluralize(len(snapshot.runs), 'run')}: {counts(run.status for run in snapshot.runs)}"
-    lines = [f"sweep {typed(snapshot.sweep.folder)}", total, queue_line(snapshot)]
+    lines = [f"sweep {relative_to_cwd(snapshot.sweep.folder)}", total, queue_line(snapshot)]
     return [part for line in lines if line for part in wrapped(line, width)]
 
 
@@ -67,7 +67,7 @@ def queue_line(snapshot: SweepStatus) -> str:
         return ""
     if snapshot.answer == ANSWERS:
         return f"{snapshot.queue} answers"
-    why = f" ({shown(snapshot.words)})" if snapshot.words else ""
+    why = f" ({printable(snapshot.words)})" if snapshot.words else ""
     return f"{snapshot.queue} {snapshot.answer}{why}: this is what the folders say"
 
 
@@ -138,7 +138,7 @@ def _failure(sweep: Sweep, group: Sequence[RunStatus], width: int | None) -> lis
     lines = [f"{run.run}{others}: {run.failure or run.status}"]
     lines += wrapped(run.reason or "it does not say why", width, indent="  ")
     for file, log in last_words(Run(sweep.folder / run.run), run.job, NUM_LOG_LINES):
-        lines += [f"  {typed(file)}:", *(f"  | {line}" for line in log)]
+        lines += [f"  {relative_to_cwd(file)}:", *(f"  | {line}" for line in log)]
     return [*lines, f"  fix: {run.fix}"] if run.fix else lines
 
 
@@ -154,8 +154,9 @@ def overview_lines(sweeps: Sequence[Overview], width: int | None) -> list[str]:
     drop = ("recipe", "made (UTC)", "accuracy")
     lines = table_lines(names, rows, width=width, left=names[:-1], drop=drop)
     if width is not None and max(map(len, lines)) > width:
-        pairs = [(shown(name), wrapped(runs, width, indent="  ")) for name, _, _, runs, _ in rows]
-        lines = [line for name, runs in pairs for line in (name, *runs)]
+        lines = []
+        for name, _, _, runs, _ in rows:
+            lines += [printable(name), *wrapped(runs, width, indent="  ")]
     errors = [line for sweep in sweeps if sweep.error for line in wrapped(sweep.error, width)]
     return [*lines, "", *errors] if errors else lines
 

@@ -10,13 +10,7 @@ import click
 
 from skinjob.commands.arguments import runs_option
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.options import (
-    cluster_options,
-    file_options,
-    name_option,
-    plan_arguments,
-    recipe_options,
-)
+from skinjob.commands.options import name_option, plan_arguments, submit_options
 from skinjob.commands.sources import FileCommand
 from skinjob.console import print_table, say
 from skinjob.errors import RunError
@@ -28,7 +22,7 @@ if TYPE_CHECKING:
     from skinjob.submit.submit import Submission
 
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Print the configuration and the sbatch script; write nothing."
+    "--dry-run", is_flag=True, help="Print the configuration and the job script; write nothing."
 )
 wait_option = click.option(
     "--wait",
@@ -42,9 +36,7 @@ MAX_SHOWN = 5  # runs that are queued again; a job that fails takes many runs wi
 
 
 @click.command(cls=FileCommand)
-@file_options
-@recipe_options
-@cluster_options
+@submit_options
 @runs_option
 @name_option
 @dry_run_option
@@ -85,7 +77,7 @@ def _print_dry_run(plan: Plan) -> None:
         say(f"{key} = {value}")
     say("", "# runs", *plan.configs)
     if script := plan.queue.script(plan.sweep, plan.configs, plan.cluster):
-        say("", "# sbatch script", *script.split("\n"), keeps="\t")
+        say("", "# job script", *script.split("\n"), keeps="\t")
     say("", "nothing was made or queued (--dry-run)")
 
 
@@ -150,9 +142,10 @@ def train(run: tuple[Path, ...]) -> None:
     Example:
       skinjob train runs/my-sweep/bs0032-lr0.01-seed0
     """
-    from skinjob.train.job import run_job
-
     for folder in run:
         Run(folder).sweep.require_own("retry", folder.name)
+        Run(folder).config()  # a folder that is no run needs no torch to be refused
+    from skinjob.train.job import run_job
+
     if skipped := run_job(run):
         raise RunError("; ".join(skipped), f"tail -n 40 {shlex.quote(str(run[0]))}/train.log")

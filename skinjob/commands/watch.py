@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from skinjob.commands import status_lines
 from skinjob.commands.arguments import (
     find_run,
     find_sweep,
@@ -19,17 +20,7 @@ from skinjob.commands.arguments import (
     sweep_argument,
 )
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.status_lines import (
-    COLOURS,
-    change_line,
-    failure_lines,
-    overview_lines,
-    queue_line,
-    run_table,
-    screen_lines,
-    summary_lines,
-)
-from skinjob.console import print_lines, redrawn, say, say_as_is, width
+from skinjob.console import print_lines, print_unescaped, replacing_lines, say, terminal_width
 from skinjob.files import absolute
 from skinjob.status.status import RunStatus, SweepStatus, sweep_status
 from skinjob.sweeps.records import Status
@@ -70,33 +61,40 @@ def _exit_code(snapshot: SweepStatus) -> int:
 
 def _print_status(snapshot: SweepStatus, *, is_drawn: bool) -> None:
     """Prints summary, table and failures; only the failures if the rest is on the screen."""
+    width = terminal_width()
     if not is_drawn:
-        lines = [*summary_lines(snapshot, width()), "", *run_table(snapshot.runs, width())]
-        print_lines(lines, COLOURS)
-    print_lines(failure_lines(snapshot.sweep, snapshot.runs, width()), COLOURS)
+        lines = [
+            *status_lines.summary_lines(snapshot, width),
+            "",
+            *status_lines.run_table(snapshot.runs, width),
+        ]
+        print_lines(lines, status_lines.COLOURS)
+    print_lines(
+        status_lines.failure_lines(snapshot.sweep, snapshot.runs, width), status_lines.COLOURS
+    )
 
 
 def _print_json(snapshot: SweepStatus) -> None:
     sweep = {"sweep": snapshot.sweep.name, "folder": str(absolute(snapshot.sweep.folder))}
     runs = [asdict(run) for run in snapshot.runs]
-    say_as_is(json.dumps(sweep | {"slurm": snapshot.answer, "runs": runs}, indent=2))
+    print_unescaped(json.dumps(sweep | {"slurm": snapshot.answer, "runs": runs}, indent=2))
 
 
 def _watch(snapshots: Iterable[SweepStatus]) -> SweepStatus:
     """Shows each of these snapshots of a sweep, and returns the last."""
     if sys.stdout.isatty():
-        with redrawn(COLOURS) as draw:
+        with replacing_lines(status_lines.COLOURS) as draw:
             for snapshot in snapshots:
                 size = shutil.get_terminal_size()
-                draw(screen_lines(snapshot, size.columns, size.lines))
+                draw(status_lines.screen_lines(snapshot, size.columns, size.lines))
         return snapshot
     before: dict[str, RunStatus] = {}
     answer = None
     for snapshot in snapshots:  # a pipe gets a line for each change
-        lines = [] if before else summary_lines(snapshot, None)
-        if before and snapshot.answer != answer and (line := queue_line(snapshot)):
+        lines = [] if before else status_lines.summary_lines(snapshot, None)
+        if before and snapshot.answer != answer and (line := status_lines.queue_line(snapshot)):
             lines.append(line)
-        changes = (change_line(before.get(run.run), run) for run in snapshot.runs)
+        changes = (status_lines.change_line(before.get(run.run), run) for run in snapshot.runs)
         lines += [change for change in changes if change]
         print_lines(lines, {})
         before, answer = {run.run: run for run in snapshot.runs}, snapshot.answer
@@ -120,7 +118,7 @@ def list_sweeps(runs: Path) -> None:
     sweeps = overviews(runs)
     if not sweeps:
         say(f"no sweep in {runs}/ yet; make one: skinjob submit")
-    print_lines(overview_lines(sweeps, width()), COLOURS)
+    print_lines(status_lines.overview_lines(sweeps, terminal_width()), status_lines.COLOURS)
 
 
 @click.command(cls=TaskCommand)

@@ -24,7 +24,7 @@ from typing import cast
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from skinjob.config import FieldError
-from skinjob.console import shown
+from skinjob.console import printable
 from skinjob.errors import ImagesError
 from skinjob.files import csv_text, replacing
 
@@ -77,7 +77,7 @@ class ImageFile:
 
         Raises: ImagesError if its bytes have changed since the scan.
         """
-        name = shown(str(root / self.path))
+        name = printable(str(root / self.path))
         try:
             content = read_content(root / self.path)
         except OSError as error:
@@ -136,8 +136,8 @@ class ImageSet:
         if name not in self.classes:
             raise FieldError(
                 "positive",
-                f"positive class {name!r} is not one of {', '.join(map(shown, self.classes))}",
-                f"skinjob submit --positive {shown(shlex.quote(self.classes[-1]))}",
+                f"positive class {name!r} is not one of {', '.join(map(printable, self.classes))}",
+                f"skinjob submit --positive {printable(shlex.quote(self.classes[-1]))}",
             )
         return self.classes.index(name)
 
@@ -276,7 +276,7 @@ def explain(error: Exception) -> str:
         return f"more than {MAX_PIXELS:,} pixels (a decompression bomb?)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    words = shown(str(error).partition("\n")[0])
+    words = printable(str(error).partition("\n")[0])
     if isinstance(error, (OSError, ValueError)) and words:
         return words
     return f"does not decode: {type(error).__name__}: {words}"
@@ -295,4 +295,4 @@ def _require_size(width: int, height: int) -> None:
 
 def quoted(path: Path) -> str:
     """Returns a path for a shell command, with the characters escaped that do not print."""
-    return shown(shlex.quote(str(path)))
+    return printable(shlex.quote(str(path)))

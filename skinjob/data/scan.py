@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from PIL import _imaging
 
-from skinjob.console import progress, shown
+from skinjob.console import printable, progress
 from skinjob.data.images import (
     FOLDERS,
     BadFile,
@@ -92,12 +92,13 @@ def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
     try:
         top_folders = sorted(_subfolders(root))
     except OSError as error:
-        words = f"image folder {shown(str(root))}: {explain(error)}"
+        words = f"image folder {printable(str(root))}: {explain(error)}"
         raise ImagesError(words, "skinjob submit --data FOLDER") from None
     for name in top_folders if not set(FOLDERS) & set(top_folders) else ():
         if all((root / name / split).is_dir() for split in FOLDERS):  # the folder of an archive
             raise ImagesError(
-                f"image folder {shown(str(root))}: train/ and test/ are in its {shown(name)}/",
+                f"image folder {printable(str(root))}: train/ and test/ are in its "
+                f"{printable(name)}/",
                 f"skinjob submit --data {quoted(root / name)}",
             )
     names: dict[str, set[str]] = {}
@@ -106,7 +107,7 @@ def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
         try:
             names[split] = {name for name in _subfolders(root / split) if not _is_hidden(name)}
         except OSError as error:
-            beside = ", ".join(f"{shown(name)}/" for name in top_folders[:MAX_KINDS])
+            beside = ", ".join(f"{printable(name)}/" for name in top_folders[:MAX_KINDS])
             hint = f", but {beside}" if split not in top_folders and beside else ""
             bad.append(BadFile(split, explain(error) + hint))
     for split, classes in names.items():
@@ -202,7 +203,7 @@ def _count_kinds(files: Sequence[Path], where: str = "") -> list[str]:
 def _kind(path: Path) -> str:
     if _is_hidden(path.name):
         return "hidden"
-    return shown(path.suffix.lower()[:12]) if path.suffix.strip(". ") else "without suffix"
+    return printable(path.suffix.lower()[:12]) if path.suffix.strip(". ") else "without suffix"
 
 
 def _beside(root: Path) -> list[str]:
@@ -219,7 +220,7 @@ def _beside(root: Path) -> list[str]:
             words += _count_kinds([Path(name) for name in folders if _is_hidden(name)], where)
         else:
             unused = sorted(n for n in folders if n not in FOLDERS and not _is_hidden(n))
-            words += [f"{shown(name)}/ is not used" for name in unused[:MAX_KINDS]]
+            words += [f"{printable(name)}/ is not used" for name in unused[:MAX_KINDS]]
             more = len(unused) - MAX_KINDS
             words += [f"{pluralize(more, 'more folder')} not used"] if more > 0 else []
     return words
@@ -311,7 +312,7 @@ def _error(
     root: Path, folders: Sequence[BadFile], images: Sequence[BadFile], num_images: int
 ) -> ImagesError:
     bad = sorted([*folders, *images], key=lambda file: file.path)
-    paths = [shown(str(root / file.path)) for file in bad]
+    paths = [printable(str(root / file.path)) for file in bad]
     width = max(map(len, paths))
     details = [f"{path:<{width}}  {file.fault}" for path, file in zip(paths, bad, strict=True)]
     named = [f"{path} ({file.fault})" for path, file in zip(paths, bad, strict=True)]

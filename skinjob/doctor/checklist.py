@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
-from skinjob.console import shown
+from skinjob.console import printable
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
 from skinjob.doctor.finding import Finding, check, fail, ok, skip, warn
@@ -133,7 +133,7 @@ def _check_folder(request: Request) -> Finding:
     require_safe(runs, request.cluster.trust)
     kind = file_system(nearest(runs).resolve())
     free = f"{free_bytes(runs) / 1e9:,.0f} GB free"
-    return ok(f"{shown(str(runs))}: writable, {free}{f', on {kind}' if kind else ''}")
+    return ok(f"{printable(str(runs))}: writable, {free}{f', on {kind}' if kind else ''}")
 
 
 def _check_weights(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> Finding:
@@ -178,7 +178,7 @@ def _check_sweep(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> F
     plan = make_plan(**vars(request), **read)  # type: ignore[arg-type]  # by name
     text = (
         f"{pluralize(len(plan.configs), 'run')} in "
-        f"{pluralize(len(group_runs(plan.configs)), 'job')}, in {shown(str(plan.sweep.folder))}"
+        f"{pluralize(len(group_runs(plan.configs)), 'job')}, in {printable(str(plan.sweep.folder))}"
     )
     lines = {line for label, line in plan.lines() if label in ("note", "skipped")}
     notes = sorted(lines - {plan.python_note})

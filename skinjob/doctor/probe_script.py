@@ -49,7 +49,7 @@ def unseen(paths: list[str]) -> list[str]:
 def version_of(name: str) -> dict[str, str]:
     """Returns a module's version, or the error of its import."""
     try:
-        return {"version": str(getattr(importlib.import_module(name), "__version__", "there"))}
+        return {"version": str(getattr(importlib.import_module(name), "__version__", "installed"))}
     except Exception as error:  # a broken installation may raise anything
         return {"error": f"{type(error).__name__}: {error}"}
 

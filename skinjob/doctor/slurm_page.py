@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -36,7 +35,7 @@ from skinjob.words import duration, list_first, pluralize
 NO_ANSWER = "SLURM does not answer"
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 TIMEOUT_S = 60  # sbatch tries again for a while when the controller is busy
-STARTS = re.compile(r"to start at (\d+) using .* on nodes? (\S+)")
+STARTS = re.compile(r"to start at ([\d:T-]+) using .* on nodes? (\S+)")
 
 
 @dataclass(frozen=True)
@@ -304,16 +303,16 @@ def _check_script(jobs: Jobs) -> Finding:
     match = STARTS.search(answer.stderr)
     # sbatch also prints a time for a job that would wait forever.
     can_start = jobs.usable and _check_time(jobs).verdict == "ok"
-    start = f"; it would start {_when(int(match[1]))} on {match[2]}" if match and can_start else ""
-    return ok(f"sbatch --test-only accepts it{start}")
+    text = "sbatch --test-only accepts it"
+    if match and can_start:
+        text += f"; it would start {_when(datetime.fromisoformat(match[1]))} on {match[2]}"
+    return ok(text)
 
 
-def _when(start_s: int) -> str:
-    """Returns in words when SLURM would start a job; *start_s* is in seconds since 1970."""
-    wait_s = start_s - time.time()
-    if wait_s < 60:
-        return "now"
-    return f"in {duration(wait_s)} by SLURM's estimate, at {datetime.fromtimestamp(start_s)},"
+def _when(start: datetime) -> str:
+    """Returns in words when SLURM would start a job; *start* is in local time."""
+    wait_s = (start - datetime.now()).total_seconds()
+    return "now" if wait_s < 60 else f"in {duration(wait_s)} by SLURM's estimate, at {start},"
 
 
 CHECKS: dict[str, Callable[[Jobs], Finding]] = {

@@ -1,7 +1,7 @@
-"""What a queue can do: the seam between skinjob and whatever starts its jobs.
+"""The interface of all queues: what skinjob asks of the program that starts its jobs.
 
-A queue is one module below skinjob/queues with a class `QUEUE`, and its name in `config.CLUSTERS`.
-docs/queues.md says what each method promises.
+A queue is a module below skinjob/queues with a class `QUEUE`. `config.CLUSTERS` lists its name.
+docs/queues.md explains each method.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from skinjob.config import CLUSTERS, ClusterConfig, TrainConfig
 from skinjob.errors import ClusterError, ConfigError, RunError
 from skinjob.sweeps.layout import Sweep
-from skinjob.sweeps.records import UPGRADE, Failure, Status, write_record
+from skinjob.sweeps.records import UPGRADE, Failure, Status, plain_reason, write_record
 
-MOST_HEADS = 128  # in one job: they are trained one after another, on one core
+MOST_HEADS = 128  # per job, which trains its heads one after another on one core
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class QueuedJob:
 
     id: str
     is_waiting: bool
-    """Whether it has not begun, or has to begin again: its run waits, whatever the folder says."""
+    """Whether its run waits: the job has not started, or will start again."""
     note: str = ""
-    """Why it waits, or what it does if it neither waits nor runs, in some words."""
+    """A few words: why the job waits, or what it does while it neither waits nor runs."""
     node: str = ""
     fix: str = ""
-    """A command, for a job that never starts by itself."""
+    """A command, if the job never starts by itself."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class JobEnd:
     """How a job ended."""
 
     kind: Failure | Status | None = None
-    """What ended it, where the queue knows more than an exit code."""
+    """What ended it, if the queue knows more than an exit code."""
     words: str = ""
-    """The same in words that follow the job's name: "reached its time limit of 2:00:00"."""
+    """What happened, as the end of a sentence: "reached its time limit of 2:00:00"."""
     lacked: str | None = None
-    """The field of ClusterConfig that asks for more of what it lacked: time_min or mem_gb."""
+    """The field of ClusterConfig that was too small: time_min or mem_gb."""
     exit_code: int = 0
     signal: int = 0
     """The signal that killed it, or 0."""
@@ -58,50 +58,50 @@ class JobEnd:
 
 
 class SilentError(ClusterError):
-    """A queue that did not say which jobs it has."""
+    """The queue did not list its jobs."""
 
     def __init__(self, words: str, *, is_refusal: bool) -> None:
-        """*words* are its own, if any; *is_refusal* if it heard the question."""
+        """*words* are the queue's own, or empty. *is_refusal*: it answered with an error."""
         super().__init__(words, "skinjob status")
         self.is_refusal = is_refusal
 
 
 class NoAnswerError(ClusterError):
-    """A queue that did not say whether it took the jobs: they may be queued."""
+    """The queue did not confirm the jobs: they may be queued."""
 
 
 class RefusedError(ClusterError):
-    """A queue that took no job."""
+    """The queue took no job."""
 
 
 class Queue(ABC):
-    """A queue, as one command sees it; what it answered may be remembered for that long."""
+    """A queue. Each command makes a new object, which may remember answers."""
 
     name: str
-    """The word of --cluster."""
+    """The value of --cluster."""
     title: str
-    """What sentences call it."""
+    """Its name in sentences."""
     is_this_machine = False
-    """Whether jobs run here, with the Python, the disks and the GPUs of this machine."""
+    """Whether jobs use the Python, the disks and the GPUs of this machine."""
     look_s: float = 15
-    """The pause between two questions, which may be asked of a server that many people use."""
+    """Seconds between two questions: many people may share the queue's server."""
     noise = r"submitit (INFO|W|ERROR)"
-    """Lines that the queue adds to a job's output, as a regular expression of their beginning."""
+    """A regular expression: how lines begin that the queue adds to a job's output."""
 
     @property
     @abstractmethod
     def absence(self) -> tuple[str, str]:
-        """Why the queue cannot be used here, and the fix; two empty texts where it can."""
+        """Why this machine cannot use the queue, and the fix; two empty texts if it can."""
 
     def asked_only_here(self, cluster: ClusterConfig) -> list[str]:
-        """Returns the options that can only be meant for this queue, as one types them."""
+        """Returns the options that only this queue understands, as a user types them."""
         return []
 
-    def require_folder(self, folder: Path) -> None:  # noqa: B027  # most queues take any
-        """Returns when jobs can write their output to a folder. Raises: ConfigError."""
+    def require_folder(self, folder: Path) -> None:  # noqa: B027  # most queues accept any
+        """Checks that jobs can write their output to a folder. Raises: ConfigError."""
 
     def notes(self) -> list[str]:
-        """Returns what a person should know of the queue before jobs are submitted."""
+        """Returns remarks for the user, which `submit` prints before it queues jobs."""
         return []
 
     @abstractmethod
@@ -111,16 +111,16 @@ class Queue(ABC):
     def script(
         self, sweep: Sweep, configs: Mapping[str, TrainConfig], cluster: ClusterConfig
     ) -> str:
-        """Returns the script that `submit` would hand over; nothing where there is none."""
+        """Returns the job script that `submit` would use; empty if the queue needs none."""
         return ""
 
     def require_free(self, sweep: Sweep) -> None:  # noqa: B027  # most queues always are
-        """Returns when a sweep whose runs have all ended can be given new jobs. Raises: RunError"""
+        """Waits until a sweep without unfinished runs can get new jobs. Raises: RunError."""
 
     def settle(self, sweep: Sweep) -> list[str]:
-        """Records the jobs of a submit that was broken off; returns the names of their runs.
+        """Records the jobs of a submit that was killed; returns the names of their runs.
 
-        Raises: NoAnswerError while it cannot be known whether there are such jobs.
+        Raises: NoAnswerError while the queue does not show whether such jobs exist.
         """
         return []
 
@@ -135,70 +135,69 @@ class Queue(ABC):
     ) -> dict[str, str]:
         """Queues jobs for runs, records them in sweep.json and returns job ids by run name.
 
-        *is_new* says that the sweep goes away when there are no jobs.
+        *is_new*: the caller removes the sweep if the queue takes no job.
 
-        Raises: RefusedError or RunError when there are no jobs, NoAnswerError when there may be.
+        Raises: RefusedError or RunError if no job is queued, NoAnswerError if some may be.
         """
 
     @abstractmethod
     def jobs(self, sweep: Sweep) -> dict[str, QueuedJob]:
-        """Returns the jobs of a sweep that wait or run, by the names of their runs.
+        """Returns the waiting and running jobs of a sweep by run name.
 
-        Raises: SilentError when the queue does not say.
+        Raises: SilentError if the queue does not answer.
         """
 
     @abstractmethod
     def ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
-        """Returns how jobs ended that are not in the queue; None of those that it has forgotten.
+        """Returns how jobs ended that left the queue; None if the queue has forgotten a job.
 
-        A job that is left out is one that it may still say something of.
+        The answer lacks a job if the queue does not know its end yet.
         """
 
     def ask_about(self, job: str) -> str:
-        """Returns a command that shows what the queue knows of a job."""
+        """Returns a command that shows what the queue knows about a job."""
         return "skinjob status"
 
     @abstractmethod
     def cancel(self, sweep: Sweep, jobs: Collection[str]) -> list[str]:
-        """Ends those of the jobs that wait or run, and returns them.
+        """Ends waiting and running jobs among *jobs*, and returns them.
 
-        Raises: ClusterError, with the jobs as details, when the queue does not do it.
+        Raises: ClusterError that names the jobs, if the queue does not end them.
         """
 
     def seconds_left(self) -> float | None:
-        """Returns the time that is left to the job that asks; None where the queue does not say."""
+        """Returns the seconds until the time limit of this job; None if the queue has no answer."""
         return None
 
     def is_restart(self) -> bool:
-        """Returns whether the queue has started the job that asks before."""
+        """Says whether the queue has started this job again."""
         return False
 
     def num_cpus(self) -> int | None:
-        """Returns how many CPU cores the job that asks may use; None for all that it can use."""
+        """Returns how many CPU cores this job may use; None for all cores that it sees."""
         return None
 
 
 def open_queue(name: str) -> Queue:
-    """Returns the queue of this name, one of `config.CLUSTERS`, without remembered answers.
+    """Returns a new object for a queue; *name* is an entry of `config.CLUSTERS`.
 
-    Raises: RunError for another name, which a damaged or newer sweep.json may have.
+    Raises: RunError for any other name, from a damaged sweep.json or a newer skinjob.
     """
     if name not in CLUSTERS or name == "auto":
-        raise RunError(f"cluster {name!r} is none that this skinjob knows", UPGRADE)
+        raise RunError(f"this skinjob knows no cluster {name!r}", UPGRADE)
     queue: Queue = import_module(f"skinjob.queues.{name}").QUEUE()
     return queue
 
 
 def queue_of(sweep: Sweep) -> Queue:
-    """Returns the queue that has a sweep's jobs. Raises: RunError when the folder is no sweep."""
+    """Returns the queue that has a sweep's jobs. Raises: RunError if the folder is no sweep."""
     return open_queue(sweep.info().asked("cluster"))
 
 
 def choose_queue(cluster: ClusterConfig) -> Queue:
-    """Returns the queue that is asked for; for auto the first that can be used here.
+    """Returns the queue of --cluster; for auto, the first queue that this machine can use.
 
-    Raises: ConfigError when it cannot be used here, or something is asked for that only a queue
-    has which is not here.
+    Raises: ConfigError if this machine cannot use it, or if an option needs a queue that is absent.
     """
     is_auto = cluster.cluster == "auto"
     for name in CLUSTERS if is_auto else [cluster.cluster]:
@@ -218,8 +217,8 @@ def choose_queue(cluster: ClusterConfig) -> Queue:
 def group_runs(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
     """Returns the names of the runs that each job trains.
 
-    A job per batch size: the heads of all its learning rates and seeds cost little more than one.
-    Where all layers are trained runs share nothing, and each has a job.
+    Heads with the same batch size share a job: training all of them costs little more than one.
+    Runs that train all layers share nothing, so each has its own job.
     """
     groups: dict[object, list[str]] = {}
     for name, config in configs.items():
@@ -232,7 +231,7 @@ def group_runs(configs: Mapping[str, TrainConfig]) -> list[tuple[str, ...]]:
 
 
 def job_output(sweep: Sweep, job: str) -> Path:
-    """Returns the file that a job's stdout and stderr go to."""
+    """Returns the file with a job's stdout and stderr."""
     return sweep.submission_folder / f"{job}_0_log.out"
 
 
@@ -249,15 +248,15 @@ def runs_by_job(jobs: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def recorded_cluster(sweep: Sweep, **changes: Any) -> ClusterConfig:
-    """Returns what the sweep's jobs asked for last, with *changes*.
+    """Returns the cluster settings of a sweep's last jobs, with *changes*.
 
-    Raises: ConfigError for a value that cannot be, RunError when sweep.json does not read.
+    Raises: RunError for a damaged sweep.json, ConfigError for a value out of range.
     """
     try:
         return sweep.info().cluster_config(**changes)
     except ValueError as error:
         show = f"cat {shlex.quote(str(sweep.sweep_file))}"
-        raise RunError(f"{sweep.sweep_file}: cluster: {error}", show) from None
+        raise RunError(f"{sweep.sweep_file}: cluster: {plain_reason(error)}", show) from None
 
 
 def record_jobs(sweep: Sweep, jobs: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, asked without torch."""
+"""Lists the GPUs of this machine without torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 DEVICES = Path("/dev")
 UNCOUNTED = ("dxg", "kfd")
-"""What WSL and AMD have for all their GPUs together: how many these are, no file says."""
+"""Device files of WSL and AMD, which stand for any number of GPUs."""
 
 
 def visible_gpus(devices: Path = DEVICES) -> tuple[str, ...]:
-    """Returns a word for CUDA_VISIBLE_DEVICES for each GPU that a process started here would see.
+    """Returns a value of CUDA_VISIBLE_DEVICES for each GPU that a new process would see.
 
-    Where that variable is set they are its own words (numbers, GPU-... or MIG-...), otherwise the
-    numbers that CUDA counts by: 0 up to the number of the driver's /dev/nvidiaN. As in CUDA, the
-    first word that is no GPU ends the list, and a GPU that is listed twice empties it.
+    If that variable is set, these are its parts (numbers, GPU-... or MIG-...). Otherwise they are
+    the numbers from 0, as many as the driver has files /dev/nvidiaN. As in CUDA, the first part
+    that is not a GPU ends the list, and a GPU that is listed twice empties it.
     """
     names = [path.name for path in devices.glob("nvidia*")]
     num_gpus = sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in names)
@@ -37,7 +37,7 @@ def visible_gpus(devices: Path = DEVICES) -> tuple[str, ...]:
 
 
 def no_gpu_reason(devices: Path = DEVICES) -> str:
-    """Returns in words why `visible_gpus` is empty."""
+    """Returns why `visible_gpus` is empty, as part of a sentence."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not any(devices.glob("nvidia[0-9]*")):
         return "this machine has no GPU"

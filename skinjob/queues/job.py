@@ -1,4 +1,4 @@
-"""What a job is: runs to train, the command that starts it, and what it does at its time limit."""
+"""A job: its runs, the command that starts it, and what it does at its time limit."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ log = logging.getLogger("skinjob")
 
 START = "skinjob.submit.start"
 JOB_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
-"""What a job's Python is started with.
+"""Variables of a job's Python.
 
-A random.py in the folder of submit is not taken for Python's own, and paths and logs are UTF-8
-whatever the node's locale is.
+A random.py in the folder of submit does not replace Python's own. Paths and logs are UTF-8 in every
+locale.
 """
-UNLIMITED_TIMEOUTS = 1000  # that submitit grants; how many there may be is decided in `Task`
-WARNED_S = 180  # SLURM gives its warning 90 s before the end, or up to a minute earlier
+UNLIMITED_TIMEOUTS = 1000  # for submitit; `Task` counts them itself
+WARNED_S = 180  # SLURM warns a job 90 to 150 s before the end
 
 
 class Task:
-    """What a job executes. Its pickle holds the paths of its runs' folders, and some settings.
+    """The work of a job. Its pickle holds the paths of its runs' folders, and some settings.
 
-    Pickles made by an earlier skinjob wait in queues: new attributes need a default in the class.
+    Queues may hold pickles of an earlier skinjob: a new attribute needs a default in the class.
     """
 
     queue = "slurm"
@@ -48,10 +48,10 @@ class Task:
     def __init__(
         self, folders: Sequence[Path], *, queue: str = "slurm", requeue: bool = True, requeues: int
     ) -> None:
-        """*queue* is the name of the queue that the job is in.
+        """*queue* is the name of the job's queue.
 
-        *requeue* is whether the job may be queued again at all, *requeues* how often it still may
-        at its time limit.
+        *requeue*: whether the job may start again at all. *requeues*: how often it may do so after
+        its time limit.
         """
         self.folders = [absolute(folder) for folder in folders]
         self.queue = queue
@@ -62,12 +62,12 @@ class Task:
     def __call__(self) -> None:
         queue = open_queue(self.queue)
         if queue.is_this_machine:
-            # On a cluster it is ignored, as submitit has it: a job that SLURM preempts with a
-            # grace time is requeued at its end, and ended for good if it leaves before.
+            # submitit ignores SIGTERM on a cluster: SLURM requeues a preempted job at the end of
+            # its grace time, but not if the job leaves earlier.
             signal.signal(signal.SIGTERM, _leave)
         try:
-            from skinjob.train.job import run_job  # only here: the login node has no torch
-        except Exception as error:  # whatever a broken installation raises
+            from skinjob.train.job import run_job  # the login node has no torch
+        except Exception as error:  # a broken installation can raise anything
             for run in [run for run in map(Run, self.folders) if not run.state().status.is_final]:
                 run.update_state(
                     status=Status.FAILED,
@@ -85,16 +85,16 @@ class Task:
                 is_restart=queue.is_restart(),
                 num_cpus=queue.num_cpus(),
             )
-        except Stopped:  # the runs' states have it
+        except Stopped:  # the runs' states hold the reason
             raise SystemExit(1) from None
 
     def checkpoint(self) -> DelayedSubmission:
-        """Returns the same task, which goes on from the runs' folders.
+        """Returns a task that continues the runs from their folders.
 
-        submitit calls it from a signal's handler, when the queue preempts the job or is about to
-        end it at its time limit, and queues what it returns in place of the job.
+        submitit calls this in a signal's handler, when the queue preempts the job or before its
+        time limit, and queues the new task in place of the job.
 
-        Raises: Stopped when the job must not be queued again.
+        Raises: Stopped if the job must not start again.
         """
         runs = _own_runs([Run(folder) for folder in self.folders])
         is_time_limit = bool(runs) and self._seconds_left(runs[0]) < WARNED_S
@@ -109,7 +109,7 @@ class Task:
         )
 
     def _seconds_left(self, run: Run) -> float:
-        """Returns the seconds until the time limit of this job, by its queue, else by the sweep."""
+        """Returns the seconds until the job's time limit, from its queue or else the sweep."""
         left_s = open_queue(self.queue).seconds_left()
         if left_s is not None:
             return left_s
@@ -121,20 +121,20 @@ class Task:
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
-    """Ends the job: its runs go on after their last finished epoch when they are queued again."""
+    """Ends the job. Its runs continue after their last epoch when they are queued again."""
     log.warning("%s: leaves", signal.Signals(signum).name)
     raise SystemExit(128 + signum)
 
 
 def _own_runs(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs that this process trains; the states of others say nothing of it."""
-    mine = (Status.RUNNING, socket.gethostname(), os.getpid())
+    """Returns the runs that this process trains."""
+    own = (Status.RUNNING, socket.gethostname(), os.getpid())
     states = {run: run.state() for run in runs}
-    return [run for run, now in states.items() if (now.status, now.host, now.pid) == mine]
+    return [run for run, now in states.items() if (now.status, now.host, now.pid) == own]
 
 
 def _no_requeue(runs: Sequence[Run], ended_by: Failure) -> Stopped:
-    """Returns the end of a job that its site, or its user, does not let start again."""
+    """Returns the error of a job that its site or its user forbids to start again."""
     words = {
         Failure.TIME_LIMIT: "reached its time limit",
         Failure.PREEMPTED: "had to make room for another job",
@@ -149,10 +149,10 @@ def _no_requeue(runs: Sequence[Run], ended_by: Failure) -> Stopped:
 
 
 def _require_another_start(runs: Sequence[Run], requeues: int) -> None:
-    """Returns when a job at its time limit may be queued again.
+    """Checks that a job may start again after its time limit.
 
-    Raises: Stopped when it was so too often, or when this time has brought no run any further:
-    the next would not either.
+    Raises: Stopped if it has done so too often, or if no run has advanced since its last start: it
+    would not advance next time, either.
     """
     sweep, states = runs[0].sweep, [run.state() for run in runs]
     time_min = sweep.info().asked("time_min")
@@ -163,30 +163,32 @@ def _require_another_start(runs: Sequence[Run], requeues: int) -> None:
         if rate:
             num_images = sum(sweep.info().images.counts["train"].values())
             minutes = num_images / rate / 60
-            words = f": at {rate:g} images/s one of {num_images} takes {minutes:.0f} min"
+            words = (
+                f": at {rate:g} images/s, an epoch of {num_images} images takes {minutes:.0f} min"
+            )
         raise Stopped(
             Failure.TIME_LIMIT,
-            f"the time limit of {time_min} min ended the job before one epoch was finished{words}",
+            f"the time limit of {time_min} min ended the job before it finished an epoch{words}",
             longer,
         )
     if requeues < 1:
         epoch = min(state.epoch for state in states)
         raise Stopped(
             Failure.TIME_LIMIT,
-            f"the time limit of {time_min} min was reached once too often, after epoch {epoch} of "
+            f"the job reached its time limit of {time_min} min too often, after epoch {epoch} of "
             f"{runs[0].config().epochs}",
-            f"{longer}   # goes on after that epoch",
+            f"{longer}   # continues after that epoch",
         )
 
 
 def make_task(sweep: Sweep, names: Sequence[str], cluster: ClusterConfig) -> Task:
-    """Returns what the job of these runs executes."""
+    """Returns the work of a job for these runs."""
     folders = [sweep.folder / name for name in names]
     return Task(folders, queue=cluster.cluster, requeue=cluster.requeue, requeues=cluster.requeues)
 
 
 def write_task(sweep: Sweep, job: str, task: Task, cluster: ClusterConfig) -> None:
-    """Writes the pickle that a job waits for when it starts, unless it is there."""
+    """Writes the pickle that a job reads when it starts, unless it exists."""
     pickle = JobPaths(absolute(sweep.submission_folder), job_id=job).submitted_pickle
     if not pickle.exists():
         delayed = DelayedSubmission(task)
@@ -196,18 +198,18 @@ def write_task(sweep: Sweep, job: str, task: Task, cluster: ClusterConfig) -> No
 
 
 def start_command(sweep: Sweep, cluster: ClusterConfig) -> str:
-    """Returns the shell words by which a job starts: `skinjob.submit.start`, run by its Python."""
+    """Returns the shell command that starts a job: `skinjob.submit.start` in its Python."""
     trust = "".join(f"--trust {shlex.quote(name)} " for name in cluster.trust)
     folder = shlex.quote(str(absolute(sweep.submission_folder)))
     return f"{job_python(cluster)} -u -m {START} {trust}{folder}"
 
 
 def job_python(cluster: ClusterConfig) -> str:
-    """Returns the shell words that start Python in a job: the user's own, or this very Python."""
+    """Returns the shell words that start a job's Python, with JOB_ENVIRONMENT."""
     environment = " ".join(f"{name}={value}" for name, value in JOB_ENVIRONMENT.items())
     return f"env {environment} {python_words(cluster)}"
 
 
 def python_words(cluster: ClusterConfig) -> str:
-    """Returns the shell words of the jobs' Python itself."""
+    """Returns the shell words of --python, or else the path of this Python."""
     return cluster.python or shlex.quote(sys.executable)

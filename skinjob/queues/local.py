@@ -1,8 +1,8 @@
 """The queue of this machine: a process that starts jobs as GPUs become free.
 
-One job at a time has a slot, and there is a slot for each GPU, or one where there is none. Slots
-are locks of the machine's user, so two sweeps wait for each other. A file per job in the sweep's
-submission folder says which runs it has, which process runs it, and how that ended.
+Each GPU is a slot for one job at a time; a machine without GPUs has one slot. Slots are locks of
+the user, so two sweeps wait for each other. Each job has a file in the sweep's submission folder:
+its runs, its process, and its exit code.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ from skinjob.queues.gpus import visible_gpus
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import Failure, Status, read_record, utc_now, write_record
 
-LOOK_S = 2  # a status that looks whether a queue is at work has its lock for a moment
-LEAVING_S = 30  # after its last job has ended, the queue needs some seconds to leave
-WARNING_S = 30  # before a job's time limit, in which it can leave to be started again
+LOOK_S = 2  # a status holds the queue's lock for a moment to test it
+LEAVING_S = 30  # the queue needs some seconds to leave after its last job
+WARNING_S = 30  # before its time limit a job is warned, so it can leave and start again
 MODULE = "skinjob.queues.local"
-START_AGAIN = 144  # submitit's exit code of a job that wants to be started again
+START_AGAIN = 144  # submitit's exit code of a job that wants to start again
 
 
 @dataclass(frozen=True)
 class LocalJob:
-    """A job of this machine, as its file has it."""
+    """A job of this machine, in its file."""
 
     id: str
     runs: tuple[str, ...]
     queue_pid: int | None = None
-    """The queue's process, once it has started the job."""
+    """The queue's process, after it has started the job."""
     host: str | None = None
     pid: int | None = None
     exit_code: int | None = None
-    """None until the process has ended; negative of a signal, as subprocess has it."""
+    """None until the process has ended. A negative number is a signal, as in subprocess."""
     ended_utc: str | None = None
 
-    def is_open(self, sweep: Sweep, *, is_at_work: bool) -> bool:
-        """Says whether it waits or runs; *is_at_work* is whether the sweep has a queue now."""
+    def is_open(self, sweep: Sweep, *, has_queue: bool) -> bool:
+        """Says whether the job waits or runs; *has_queue*: a queue works on the sweep now."""
         if self.ended_utc is not None:
             return False
         if self.pid is None or self.host != socket.gethostname():
-            return is_at_work
-        has_queue = process_exists(self.host, self.queue_pid, MODULE)
-        return bool(has_queue or process_exists(self.host, self.pid, _words(sweep)))
+            return has_queue
+        has_own_queue = process_exists(self.host, self.queue_pid, MODULE)
+        return bool(has_own_queue or process_exists(self.host, self.pid, _words(sweep)))
 
 
 class LocalQueue(Queue):
@@ -88,9 +88,9 @@ class LocalQueue(Queue):
         return max(1, len(visible_gpus()) if cluster.gpus else 1)
 
     def require_free(self, sweep: Sweep) -> None:
-        """Waits for a queue that is about to leave. Raises: RunError when it does not."""
+        """Waits until the sweep's queue has left. Raises: RunError after LEAVING_S."""
         end = time.monotonic() + LEAVING_S
-        while is_at_work(sweep):
+        while has_queue_process(sweep):
             if time.monotonic() > end:
                 raise _busy(sweep)
             time.sleep(0.1)
@@ -120,9 +120,9 @@ class LocalQueue(Queue):
         return ids
 
     def jobs(self, sweep: Sweep) -> dict[str, QueuedJob]:
-        if sweep.owner:  # another user's processes and locks cannot be seen
+        if sweep.owner:  # processes and locks of another user are hidden
             return {}
-        at_work, known = is_at_work(sweep), _read_jobs(sweep)
+        has_queue, jobs = has_queue_process(sweep), _read_jobs(sweep)
         queued = {
             name: QueuedJob(
                 job.id,
@@ -130,11 +130,11 @@ class LocalQueue(Queue):
                 note="waits for its turn" if job.pid is None else "",
                 node=job.host or "",
             )
-            for job in known.values()
-            if job.is_open(sweep, is_at_work=at_work)
+            for job in jobs.values()
+            if job.is_open(sweep, has_queue=has_queue)
             for name in job.runs
         }
-        if at_work and not known:  # the queue is one of an older skinjob, without files of jobs
+        if has_queue and not jobs:  # a queue of an older skinjob, which wrote no files of jobs
             for run in sweep.runs():
                 is_waiting = run.state().status == Status.WAITING
                 note = "waits for its turn" if is_waiting else ""
@@ -146,10 +146,10 @@ class LocalQueue(Queue):
         return {job: _job_end(sweep, known.get(job)) for job in jobs}
 
     def cancel(self, sweep: Sweep, jobs: Collection[str]) -> list[str]:
-        """Tells jobs that are at work to end, and returns them.
+        """Ends running jobs of this machine, and returns them.
 
-        A job that has not begun finds its runs cancelled; so does a job on another machine, after
-        the epoch that it is at.
+        A waiting job, and a job of another machine, read in the runs' folders that they are
+        cancelled.
         """
         known = _read_jobs(sweep)
         return [job for job in sorted(jobs) if job in known and _end_process(sweep, known[job])]
@@ -170,11 +170,11 @@ def _job_end(sweep: Sweep, job: LocalJob | None) -> JobEnd | None:
             f"did not start, because this machine's queue ended{f' ({last[0]})' if last else ''}"
         )
         return JobEnd(Failure.NEVER_STARTED, words)
-    return JobEnd(Status.LOST, "and its queue are gone (killed, or the machine went down)")
+    return JobEnd(Status.LOST, "and its queue have gone (killed, or the machine went down)")
 
 
 def _exit(code: int) -> tuple[int, int]:
-    """Returns exit code and signal of a process; a shell tells the signal of what it ran as 128+.
+    """Returns exit code and signal of a process; a shell adds 128 to the signal of its command.
 
     >>> _exit(1), _exit(-9), _exit(143)
     ((1, 0), (0, 9), (0, 15))
@@ -183,13 +183,13 @@ def _exit(code: int) -> tuple[int, int]:
     return (0 if number else code), number
 
 
-def is_at_work(sweep: Sweep) -> bool:
-    """Says whether a queue's process has the sweep in hand."""
+def has_queue_process(sweep: Sweep) -> bool:
+    """Says whether a queue's process works on the sweep."""
     return is_locked(queue_lock(sweep)) or False
 
 
 def queue_lock(sweep: Sweep) -> Path:
-    """Returns the file on which a queue's process holds a lock for as long as it is there."""
+    """Returns the file that a queue's process locks until it ends."""
     return sweep.submission_folder / "queue.lock"
 
 
@@ -198,7 +198,7 @@ def _queue_log(sweep: Sweep) -> Path:
 
 
 def _words(sweep: Sweep) -> str:
-    """Returns what stands in the command of each job of a sweep."""
+    """Returns a part of the command of every job of a sweep."""
     return f"{sweep.name}/{sweep.submission_folder.name}"
 
 
@@ -211,7 +211,7 @@ def _write_job(sweep: Sweep, job: LocalJob) -> None:
 
 
 def _read_jobs(sweep: Sweep) -> dict[str, LocalJob]:
-    """Returns the jobs of a sweep by id, of all its queues."""
+    """Returns all jobs of a sweep by id."""
     jobs = {}
     for file in sweep.submission_folder.glob("local-*.json"):
         with suppress(RunError):
@@ -220,13 +220,13 @@ def _read_jobs(sweep: Sweep) -> dict[str, LocalJob]:
 
 
 def _number(job: str) -> int:
-    """Returns the number in a job's id; 0 for a process id, as an older skinjob had."""
+    """Returns the number in a job's id; 0 for a process id, the job id of an older skinjob."""
     number = job.removeprefix("local-")
     return int(number) if number != job and number.isdecimal() else 0
 
 
 def _share(configs: Mapping[str, TrainConfig], num_slots: int) -> list[tuple[str, ...]]:
-    """Returns the runs of each job: heads are shared out over the slots, to start torch once."""
+    """Returns the runs of each job. Each slot gets one job with heads, which starts torch once."""
     names = list(configs)
     if next(iter(configs.values())).train == "all":
         return [(name,) for name in names]
@@ -235,10 +235,10 @@ def _share(configs: Mapping[str, TrainConfig], num_slots: int) -> list[tuple[str
 
 
 def start_queue(sweep: Sweep, jobs: Sequence[str], trusted: Sequence[str] = ()) -> int:
-    """Starts the queue's process, which outlives this one, and returns its process id.
+    """Starts the queue's process, which outlives this process, and returns its process id.
 
-    Raises: RunError while another such process is at work on the sweep, or when the machine's
-    locks or the sweep's submission folder are not the user's own.
+    Raises: RunError if another such process works on the sweep, or if other users own the
+    machine's locks or the sweep's submission folder.
     """
     from skinjob.queues.job import JOB_ENVIRONMENT
 
@@ -246,7 +246,7 @@ def start_queue(sweep: Sweep, jobs: Sequence[str], trusted: Sequence[str] = ()) 
     make_private(sweep.submission_folder)
     words = [str(absolute(sweep.folder)), ",".join(trusted), *jobs]
     with queue_lock(sweep).open("wb") as file:
-        if not lock(file.fileno(), LOOK_S) and is_at_work(sweep):
+        if not lock(file.fileno(), LOOK_S) and has_queue_process(sweep):
             raise _busy(sweep)
         with _queue_log(sweep).open("wb") as output:
             process = subprocess.Popen(
@@ -256,28 +256,28 @@ def start_queue(sweep: Sweep, jobs: Sequence[str], trusted: Sequence[str] = ()) 
                 stderr=output,
                 env=os.environ | JOB_ENVIRONMENT,
                 start_new_session=True,
-                # The lock goes with the open file: it is held until that process ends.
+                # The child inherits the open file, and with it the lock until it ends.
                 pass_fds=(file.fileno(),),
             )
     return process.pid
 
 
 def _end_process(sweep: Sweep, job: LocalJob) -> bool:
-    """Tells the processes of a job to end; returns whether there was any."""
+    """Sends SIGTERM to the processes of a job; returns whether it had any."""
     states = [Run(sweep.folder / name).state() for name in job.runs]
-    # A wrapper (conda run) may be the job's own process, and need not pass a signal on.
+    # A wrapper (conda run) may be the job's process, and may not pass the signal on.
     pids = {job.pid, *(state.pid for state in states if state.job_id == job.id)} - {None}
-    there = [pid for pid in pids if process_exists(job.host, pid, _words(sweep))]
-    for pid in there:
+    running = [pid for pid in pids if process_exists(job.host, pid, _words(sweep))]
+    for pid in running:
         with suppress(ProcessLookupError):
             os.kill(pid or 0, signal.SIGTERM)
-    return bool(there) and job.ended_utc is None
+    return bool(running) and job.ended_utc is None
 
 
 def slot_folder() -> Path:
-    """Returns the user's folder of locks on this machine, made if need be.
+    """Returns the user's folder of locks on this machine; makes it if it is missing.
 
-    Raises: RunError when somebody else could have put files into it.
+    Raises: RunError if another user could have put files into it.
     """
     folder = Path(tempfile.gettempdir()) / f"skinjob-{os.getuid()}"
     make_private(folder)
@@ -286,25 +286,25 @@ def slot_folder() -> Path:
 
 def _busy(sweep: Sweep) -> RunError:
     watch = f"skinjob status {shlex.quote(str(sweep.folder))} --watch"
-    return RunError(f"sweep {sweep.folder} is being worked on", f"{watch}   # and then again")
+    return RunError(f"another queue works on sweep {sweep.folder}", f"{watch}   # then try again")
 
 
 # --- the queue's process ------------------------------------------------------------------------
 
 
 def work(sweep: Sweep, jobs: Sequence[str], trusted: Sequence[str] = ()) -> None:
-    """Runs them all, one in each slot, and returns when the last has ended.
+    """Runs all *jobs*, one at a time in each slot.
 
-    Raises: RunError when others could have put pickles where the jobs read them.
+    Raises: RunError if other users could have put pickles where the jobs read them.
     """
     make_private(sweep.submission_folder)
-    require_safe(sweep.submission_folder, trusted)  # before sweep.json is believed
+    require_safe(sweep.submission_folder, trusted)  # checked before sweep.json is read
     cluster = recorded_cluster(sweep)
     slots: list[str | None] = list(visible_gpus()) if cluster.gpus else []
     waiting: SimpleQueue[LocalJob] = SimpleQueue()
-    known = _read_jobs(sweep)
+    all_jobs = _read_jobs(sweep)
     for job in jobs:
-        waiting.put(known[job])
+        waiting.put(all_jobs[job])
     threads = [
         Thread(target=_serve, args=(sweep, cluster, slot, waiting)) for slot in slots or [None]
     ]
@@ -327,19 +327,19 @@ def _serve(
 
 
 def _run(sweep: Sweep, cluster: ClusterConfig, gpu: str | None, job: LocalJob) -> None:
-    """Runs a job to its end, and writes down how that was."""
+    """Runs a job until it ends, and writes its exit code to its file."""
     from skinjob.queues.job import make_task, start_command, write_task
 
-    # Those that were cancelled while they waited are over.
+    # A run that was cancelled meanwhile has ended.
     names = [n for n in job.runs if not Run(sweep.folder / n).state().status.is_final]
     code = START_AGAIN if names else 0
     if names:
         write_task(sweep, job.id, make_task(sweep, names, cluster), cluster)
+    start = " && ".join([*cluster.setup, f"exec {start_command(sweep, cluster)}"])
     while code == START_AGAIN:
         with job_output(sweep, job.id).open("ab") as output:
             process = subprocess.Popen(
-                " && ".join([*cluster.setup, f"exec {start_command(sweep, cluster)}"]),
-                shell=True,
+                ["bash", "-c", start],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -352,7 +352,7 @@ def _run(sweep: Sweep, cluster: ClusterConfig, gpu: str | None, job: LocalJob) -
 
 
 def _environment(job: str, gpu: str | None) -> dict[str, str]:
-    """Returns the variables by which submitit knows its job, and the job its GPU."""
+    """Returns variables that tell submitit its job, and the job its GPU."""
     return {
         "CUDA_VISIBLE_DEVICES": gpu or "",
         "SUBMITIT_EXECUTOR": "local",
@@ -367,7 +367,7 @@ def _environment(job: str, gpu: str | None) -> dict[str, str]:
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int:
-    """Returns a process's exit code; near its time limit it is asked to leave, and then killed."""
+    """Returns a process's exit code; warns the process before its time limit, then kills it."""
     for wait_s, number in ((limit_s - WARNING_S, signal.SIGUSR2), (WARNING_S, signal.SIGKILL)):
         try:
             return process.wait(wait_s)
@@ -378,7 +378,7 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int:
 
 @contextmanager
 def _slot(gpu: str | None) -> Iterator[None]:
-    """Holds one of the machine's places for a job."""
+    """Holds a slot during the block."""
     name = "cpu" if gpu is None else re.sub(r"[^\w-]", "_", gpu)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(slot_folder() / f"slot-{name}.lock", flags, 0o600)

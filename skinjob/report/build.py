@@ -16,7 +16,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from skinjob.console import shown
+from skinjob.console import printable
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
 from skinjob.ownership import user_name
@@ -216,7 +216,7 @@ def _names(
         sweep, lr = series.table.sweep.name, series.lr
         label, stem = f"{series.batch_size}", f"batch-{series.batch_size:04d}"
         if has_sweeps:
-            label, stem = f"{shown(sweep)} {label}", f"{sweep}-{stem}"
+            label, stem = f"{printable(sweep)} {label}", f"{sweep}-{stem}"
         if has_lrs:
             label, stem = f"{label}, lr {lr!r}", f"{stem}-lr{lr!r}"
         labels.append(label)

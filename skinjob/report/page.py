@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from skinjob.console import shown
+from skinjob.console import printable
 from skinjob.files import write_text
 from skinjob.report.findings import known_state
 from skinjob.report.summary import readable
@@ -79,7 +79,7 @@ def write_page(
 
 def _printable(value: Any) -> Any:
     """Returns a value of the page, with unprintable characters escaped."""
-    return shown(value, keeps="\n") if isinstance(value, str) else value
+    return printable(value, keeps="\n") if isinstance(value, str) else value
 
 
 def _facts(table: SweepTable) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from skinjob.console import shown
+from skinjob.console import printable
 from skinjob.errors import RunError
 from skinjob.report.measures import COMPARED, MEASURES, Measure
 from skinjob.sweeps.layout import Run, Sweep
@@ -226,11 +226,11 @@ def read_run(run: Run) -> MetricsFile:
                 lines, strict=True
             )  # not strict, an open quote would hide the rows after it
             try:
-                header = [shown(name) for name in next(reader, [])]
+                header = [printable(name) for name in next(reader, [])]
                 if header and (missing := [name for name in NEEDED if name not in header]):
                     raise ValueError(f"no column {', '.join(missing)}")
                 for row in reader:
-                    texts.append([shown(text) for text in row])
+                    texts.append([printable(text) for text in row])
                     values.append(_values(run, header, row, epoch=len(texts)))
             except (ValueError, csv.Error) as error:
                 line = max(1, reader.line_num)

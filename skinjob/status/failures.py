@@ -1,6 +1,6 @@
-"""What ended a run, in words: a kind of failure, a sentence with the facts, and a fix.
+"""What ended a run: the kind of failure, a sentence with the facts, and a fix.
 
-A run says itself what ended it where it can. This is for one that was ended from outside.
+A run writes this itself if it can. This module is for runs that were ended from outside.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from skinjob.queues.base import JobEnd, Queue, job_output, runs_by_job
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import Failure, RunState, Status, utc_now, write_record
 
-BY_HAND_OR_KERNEL = "by hand or by the kernel for want of memory"
+BY_HAND_OR_KERNEL = "by hand, or by the kernel because memory ran out"
 SIGNALS: dict[int, str] = {
-    signal.SIGABRT: "a library gave up",
+    signal.SIGABRT: "a library aborted",
     signal.SIGBUS: "a file that it read was cut short, or /dev/shm is full",
     signal.SIGHUP: "its terminal was closed",
-    signal.SIGILL: "this CPU lacks what a library was built for",
+    signal.SIGILL: "a library needs an instruction that this CPU lacks",
     signal.SIGINT: "Ctrl-C",
     signal.SIGKILL: BY_HAND_OR_KERNEL,
     signal.SIGSEGV: "a fault in a library",
@@ -33,7 +33,7 @@ SIGNALS: dict[int, str] = {
     signal.SIGXCPU: "its limit of CPU time: ulimit -t",
     signal.SIGXFSZ: "its limit on the size of a file: ulimit -f",
 }
-"""What most often sends a signal."""
+"""The usual cause of each signal."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,14 @@ class Ending:
     status: Status
     """failed, cancelled or lost."""
     failure: Failure | None
-    """Of a run that failed."""
+    """Only for a failed run."""
     reason: str
     fix: str
     finished_utc: str
 
 
 def ending(run: Run, state: RunState, job: str | None, end: JobEnd | None, queue: Queue) -> Ending:
-    """Returns what ended a run whose job is no more; *end* is None where its queue forgot it.
-
-    *queue* is the queue that had it.
-    """
+    """Returns what ended a run whose job has gone; *end* is None if *queue* has forgotten it."""
     kind, reason, fix = _what_ended(run, state, job, end, queue)
     finished_utc = (end and end.ended_utc) or state.heartbeat_utc or utc_now()
     if isinstance(kind, Status):
@@ -62,27 +59,26 @@ def ending(run: Run, state: RunState, job: str | None, end: JobEnd | None, queue
 
 
 def write_ending(run: Run, state: RunState, what: Ending) -> RunState:
-    """Writes what ended a run, if its state is still *state*, and returns its state.
+    """Writes what ended a run, unless its state has changed; returns its state.
 
-    Writes nothing to another user's run.
+    It writes nothing to another user's run.
     """
     now = run.state()
-    if now != state:  # it has spoken meanwhile, and knows better
+    if now != state:  # the job has written its own state meanwhile
         return now
     ended = replace(now, **vars(what))
     if run.sweep.owner:
         return ended
-    with contextlib.suppress(OSError):  # a full disk: shown and not written
-        # Not flushed to disk: after a crash it is found out again, and a sweep has many runs.
+    with contextlib.suppress(OSError):  # a full disk: status still shows it
+        # Not flushed to disk: the next status can write it again, and a sweep has many runs.
         write_record(run.state_file, ended, is_durable=False)
     return ended
 
 
 def last_words(run: Run, job: str | None, count: int) -> Sequence[tuple[Path, list[str]]]:
-    """Returns the last lines of a run's log, and of its job's output what the log does not have.
+    """Returns the last lines of a run's log, and those lines of its job's output that it lacks.
 
-    A crash before the first line of the log, a segfault and SLURM's own words are in the output
-    alone.
+    Only the output has crashes before the log starts, segfaults, and the queue's own messages.
     """
     log = tail(run.log_file, 10_000)
     parts = [(run.log_file, log[-count:])]
@@ -106,13 +102,13 @@ def _what_ended(
     if full := _full_disk(run):
         return Failure.DISK_FULL, *full
     if job is None:
-        return Status.LOST, "no job has the run: what submitted it was broken off", again
+        return Status.LOST, "the run has no job, because its submit was interrupted", again
     if end is None:
         if state.started_utc is None:
-            reason = f"left the queue before it began, and {queue.title} does not say why"
+            reason = f"left the queue before it started, and {queue.title} does not say why"
         else:
-            heard = f", last heard of at {state.heartbeat_utc}" if state.heartbeat_utc else ""
-            reason = f"is gone{where}{heard}, and {queue.title} does not say why"
+            heard = f", last heartbeat {state.heartbeat_utc}" if state.heartbeat_utc else ""
+            reason = f"has gone{where}{heard}, and {queue.title} does not say why"
         return Status.LOST, f"job {job} {reason}", again
     if end.is_clean or kind:
         words = end.words or "ended without an error and left the run unfinished"
@@ -137,24 +133,24 @@ def _what_ended(
 
 
 def _runs_of(job: str | None, run: Run) -> list[str]:
-    """Returns the names of the runs that a run's job trains."""
+    """Returns the names of all runs of a run's job."""
     with contextlib.suppress(RunError):
         return runs_by_job(run.sweep.info().jobs).get(job or "", [run.name])
     return [run.name]
 
 
 def _where(run: Run, state: RunState, end: JobEnd | None) -> str:
-    """Returns on which node, after which epoch and when, as the end of a sentence."""
+    """Returns node, epoch and time, as the end of a sentence."""
     node = end.node if end and end.node else state.host
     at = f", at {end.ended_utc}" if end and end.ended_utc else ""
     if state.started_utc is None:
-        return f" before it began to train{at}"
+        return f" before training started{at}"
     on = f" on {node}" if node else ""
     return f"{on} after epoch {state.epoch} of {run.config().epochs}{at}"
 
 
 def _two_lines(output: Path) -> tuple[str, str] | None:
-    """Returns error and fix where a job ended before it began, and gave them as we do."""
+    """Returns the error and the fix that a job printed before its runs started."""
     match = re.search(r"^error: (.+)\nfix:   (.+)$", "\n".join(tail(output, 10)), re.MULTILINE)
     return (match[1], match[2]) if match else None
 
@@ -162,8 +158,7 @@ def _two_lines(output: Path) -> tuple[str, str] | None:
 def reason_line(lines: Sequence[str], noise: str = "") -> str:
     """Returns the line of a job's output that most likely says why it ended.
 
-    That is the error of the last traceback, whose message may go on below; else the last line that
-    is no *noise*.
+    This is the error of the last traceback, or else the last line that is not *noise*.
 
     >>> reason_line(["Traceback (most recent call last):", "  in f", "RuntimeError: a", "Use b"])
     'RuntimeError: a'
@@ -176,7 +171,7 @@ def reason_line(lines: Sequence[str], noise: str = "") -> str:
 
 
 def _full_disk(run: Run) -> tuple[str, str] | None:
-    """Returns error and fix where the disk of a run is full: its job could not say so."""
+    """Returns error and fix if the run's disk is full, which its job could not write down."""
     try:
         if not is_full(run.folder):
             return None
@@ -186,7 +181,7 @@ def _full_disk(run: Run) -> tuple[str, str] | None:
 
 
 def _signal(number: int) -> str:
-    """Returns a signal's number, name and what most often sends it.
+    """Returns a signal's number, name and usual cause.
 
     >>> _signal(11)
     '11 (SIGSEGV: a fault in a library)'
@@ -200,13 +195,13 @@ def _signal(number: int) -> str:
 
 
 def _cpu_limit() -> str:
-    """Returns that a job may have met this shell's limit of CPU time, which jobs inherit."""
+    """Returns a remark if this shell limits CPU time, because jobs inherit the limit."""
     limits = set(resource.getrlimit(resource.RLIMIT_CPU)) - {resource.RLIM_INFINITY}
     return f", or at its limit of {min(limits)} s of CPU time (ulimit -t)" if limits else ""
 
 
 def _is_known(line: str, log: Sequence[str]) -> bool:
-    """Says whether a line of a job's output is of the log, or is submitit's chatter."""
+    """Says whether a line of a job's output is in the log, or comes from submitit."""
     return line in log or bool(
         re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ |submitit (INFO|W)", line)
     )

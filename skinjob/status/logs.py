@@ -1,4 +1,4 @@
-"""What a run has said, and what its job has: printed once, or followed until the run has ended."""
+"""The log of a run and the output of its job: once, or until the run has ended."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from skinjob.sweeps.layout import Run
 FOLLOW_S = 1
 
 Line = tuple[str, bool]
-"""A line, and whether it is one of a log, and no remark of ours."""
+"""A line, and whether it comes from a log; otherwise it is skinjob's own remark."""
 
 
 def log_lines(run: Run, count: int, *, is_following: bool) -> Iterator[Line]:
-    """Yields the last *count* lines of a run's log, then those of its job, then how it stands.
+    """Yields the last *count* lines of a run's log, then of its job's output, then its status.
 
-    *is_following* waits before the job's lines until the run has ended, and yields what its log
-    has meanwhile, through every new start of the job.
+    *is_following*: first yields new lines of the log until the run has ended, even if its job
+    starts again.
 
-    Raises: RunError when the run does not read.
+    Raises: RunError if the run cannot be read.
     """
     log = _Log(run.log_file)
     for line in log.new()[-count:]:
@@ -48,14 +48,14 @@ def log_lines(run: Run, count: int, *, is_following: bool) -> Iterator[Line]:
 
 
 class _Log:
-    """A file that grows."""
+    """A growing file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._offset = 0
 
     def new(self) -> list[str]:
-        """Returns the lines that were ended since it was last asked."""
+        """Returns the complete lines that are new since the last call."""
         try:
             with self._file.open("rb") as content:
                 content.seek(self._offset)
@@ -68,7 +68,7 @@ class _Log:
 
 
 def _status_line(sweep_now: SweepStatus) -> str:
-    """Returns the status of a run, in a line."""
+    """Returns a line with the status of a run."""
     run = sweep_now.runs[0]
     why = run.reason or run.note
     line = f"{run.run} {run.status}, epoch {run.epoch}/{run.epochs}{': ' + why if why else ''}"

@@ -1,4 +1,4 @@
-"""All sweeps at a glance."""
+"""A line for every sweep."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from skinjob.sweeps.records import Status, SweepInfo, filled_recipe
 
 @dataclass(frozen=True)
 class Overview:
-    """A sweep in a line."""
+    """A summary of a sweep."""
 
     name: str
     created_utc: str = ""
     recipe: str = ""
-    """What is trained, on which grid, for how long."""
+    """Trained layers, grid and epochs, in a few words."""
     statuses: Sequence[Status] = ()
-    """One of each run."""
+    """The status of each run."""
     accuracy: float | None = None
-    """The best of its runs' last ones on the test images, a fraction."""
+    """The best of all runs on the test images after their last epochs, a fraction."""
     error: str = ""
-    """What is wrong with its folder; then all else is empty."""
+    """Why its folder cannot be read; then all other fields are empty."""
 
 
 def overviews(runs: Path) -> list[Overview]:
-    """Returns the sweeps below *runs*, those that do not read first, then the oldest first.
+    """Returns the sweeps below *runs*: first damaged sweeps, then the others, oldest first.
 
-    A queue is asked once for all of them.
+    It asks each queue once for all sweeps.
     """
     queues: dict[str, Queue] = {}
     rows = [_overview(sweep, queues) for sweep in sweeps(runs)]
@@ -59,7 +59,7 @@ def _overview(sweep: Sweep, queues: dict[str, Queue]) -> Overview:
 
 
 def _recipe(info: SweepInfo) -> str:
-    """Returns what a sweep trains, in a few words.
+    """Returns the recipe of a sweep in a few words.
 
     >>> recipe = {"train": "head", "epochs": 20}
     >>> _recipe(SweepInfo(recipe=recipe, batch_sizes=(32, 64), seeds=(0, 1, 2), runs=()))

@@ -1,4 +1,4 @@
-"""Runs watched while they go on: their queue is asked in the background, and seldom."""
+"""Watches runs. A thread asks their queue, and not often."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from skinjob.status.status import SweepStatus, sweep_status
 from skinjob.sweeps.layout import Run, Sweep
 
 LOOK_S = 2
-PATIENCE_S = 30  # accounting is some seconds behind, and says only then what ended a job
+PATIENCE_S = 30  # accounting knows some seconds later what ended a job
 
 
 def watch(
     sweep: Sweep, runs: Sequence[Run] | None = None, *, every_s: float = LOOK_S
 ) -> Iterator[SweepStatus]:
-    """Yields the status of a sweep, or of these runs of it, until none waits or runs.
+    """Yields the status of a sweep, or of *runs*, until all runs have ended.
 
-    The folders are read every *every_s* seconds. A slow or silent queue does not delay that.
+    It reads the folders every *every_s* seconds. A slow queue does not delay that.
 
     Raises: RunError as `sweep_status` does.
     """
@@ -39,7 +39,7 @@ def watch(
 
 
 class _Asking:
-    """Asks a queue again and again, in a thread, all that the status of these runs needs."""
+    """Asks a queue again and again, in a thread, for the status of some runs."""
 
     def __init__(self, sweep: Sweep, runs: Sequence[Run] | None) -> None:
         self._sweep = sweep
@@ -49,7 +49,7 @@ class _Asking:
         self._started = 0.0
 
     def queue(self) -> Queue:
-        """Returns the queue with its newest answers; waits for the first ones only."""
+        """Returns the queue with its newest answers; waits only for the first answers."""
         is_first = self._thread is None
         pause_s = self._newest.look_s
         if self._thread is None or (
@@ -63,7 +63,7 @@ class _Asking:
         return self._newest
 
     def _ask(self) -> None:
-        with suppress(SkinjobError, OSError):  # the next look at the runs meets it too
+        with suppress(SkinjobError, OSError):  # `watch` meets the same error
             queue = queue_of(self._sweep)
             sweep_status(self._sweep, queue, self._runs)
             self._newest = queue

@@ -1,6 +1,6 @@
-"""What became of each run: its folder is asked first, then the queue, then the queue's records.
+"""The status of each run: from its folder, then from the queue, then from the queue's records.
 
-An unknown state means waiting, never failed.
+A run that nobody knows about is waiting, never failed.
 """
 
 from __future__ import annotations
@@ -22,52 +22,51 @@ NOT_ASKED = "not asked"
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What became of a run."""
+    """The status of a run."""
 
     run: str
     status: Status
-    """waiting, of a job that waits for ever too, which then has a reason; lost, of a run whose job
-    is no more while nobody says what ended it."""
+    """waiting: also if the job never starts by itself, which *reason* then explains."""
     epoch: int
     """Epochs finished."""
     epochs: int
     job: str | None
     note: str = ""
-    """In some words, for a table: what ended it, or why it waits."""
+    """A few words for a table: what ended it, or why it waits."""
     failure: Failure | None = None
-    """What ended it, or its last job, where it is known."""
+    """What ended the run or its last job, if it is known."""
     reason: str | None = None
-    """A sentence on what is wrong."""
+    """A sentence: what is wrong."""
     fix: str | None = None
     node: str | None = None
     accuracy: float | None = None
-    """Of the last epoch, on the test images: a fraction."""
+    """On the test images after the last epoch, a fraction."""
     images_per_s: float | None = None
     left_s: float | None = None
-    """Seconds to its last epoch, at the pace of those behind it."""
+    """Seconds to its last epoch, at its present speed."""
     requeues: int = 0
-    """How often a job has begun on it again."""
+    """How often a job has started it again."""
     may_be_known_soon: bool = False
-    """Whether it is lost because the queue does not say yet what ended its job."""
+    """Whether the run is lost only until the queue knows what ended its job."""
 
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """What became of the runs of a sweep."""
+    """The statuses of a sweep's runs."""
 
     sweep: Sweep
     answer: str
     """Whether the queue was asked and answered: ANSWERS, NO_ANSWER, REFUSES or NOT_ASKED."""
     runs: list[RunStatus]
     queue: str = ""
-    """What sentences call the queue."""
+    """The queue's name in sentences."""
     words: str = ""
-    """The queue's own on why it does not answer, or refuses the question."""
+    """The queue's own error, if it did not answer or refused the question."""
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A run as its folder has it."""
+    """What a run's folder and sweep.json record."""
 
     run: Run
     state: RunState
@@ -75,17 +74,17 @@ class _Folder:
     epochs: int
     owner: str | None
     is_submitted: bool = False
-    """Whether no submit is at work on it any more: if it has no job by now, it gets none."""
+    """Whether its submit has ended: a run without a job will not get one."""
 
     def again(self) -> _Folder:
-        """Returns the run as its folder has it now."""
+        """Returns it with the newest state of the folder."""
         return self if self.state.status.is_final else replace(self, state=self.run.state())
 
 
 def run_statuses(sweep: Sweep, *, is_locked: bool = False) -> list[RunStatus]:
-    """Returns the status of every run of a sweep; writes what ended those whose job is no more.
+    """Returns the status of every run; writes to the folder what ended a run whose job has gone.
 
-    Raises: RunError when the folder is not a sweep's.
+    Raises: RunError if the folder is not a sweep.
     """
     return sweep_status(sweep, is_locked=is_locked).runs
 
@@ -97,12 +96,12 @@ def sweep_status(
     *,
     is_locked: bool = False,
 ) -> SweepStatus:
-    """Returns the status of the runs of a sweep, or of some; writes what ended some.
+    """Returns the status of a sweep's runs, or of *runs*; writes what ended them, as above.
 
-    *queue* may remember some answers already. It is asked where the folders leave it open.
-    *is_locked* says that the caller holds the lock of submit, so that nobody else queues runs.
+    *queue* may remember answers; it is asked only about runs that have not ended. *is_locked*: the
+    caller holds the lock of submit, so no other command queues runs.
 
-    Raises: RunError when the folder is not a sweep's.
+    Raises: RunError if the folder is not a sweep.
     """
     info, owner = sweep.info(), sweep.owner
     runs = sweep.runs() if runs is None else runs
@@ -114,9 +113,9 @@ def sweep_status(
             folders.append(_Folder(run, run.state(), info.jobs.get(run.name), info.epochs, owner))
         except RunError as error:
             unread[run] = _unread(run, info.jobs.get(run.name), info.epochs, error)
-    # Before the queue is looked at: what was submitted until now has its job there by then.
+    # Before the queue is asked: a submit that has ended has its jobs in the queue.
     if is_locked or _nobody_submits(sweep):
-        jobs = sweep.info().jobs  # a submit may have ended since they were read
+        jobs = sweep.info().jobs  # a submit may have recorded jobs meanwhile
         folders = [replace(f, job=jobs.get(f.run.name), is_submitted=True) for f in folders]
     answer, words = NOT_ASKED, ""
     if all(folder.state.status.is_final for folder in folders):
@@ -140,16 +139,16 @@ def _unread(run: Run, job: str | None, epochs: int, error: RunError) -> RunStatu
         epoch=0,
         epochs=epochs,
         job=job,
-        note="its state does not read",
+        note="its state cannot be read",
         reason=error.message,
         fix=error.fix,
     )
 
 
 def _nobody_submits(sweep: Sweep) -> bool:
-    """Returns True if certainly no submit of the user is at work on the sweep.
+    """Returns True if the user's submits have surely ended.
 
-    One that was killed may have left a command that goes on.
+    A submit that was killed may have left a queue's command that still runs.
     """
     if sweep.owner or sweep.pending_file.exists():
         return False
@@ -159,7 +158,7 @@ def _nobody_submits(sweep: Sweep) -> bool:
 def _by_queue(
     queue: Queue, sweep: Sweep, folders: Sequence[_Folder], queued: Mapping[str, QueuedJob]
 ) -> list[RunStatus]:
-    """Returns the statuses of runs; of those that are not over, by what their queue says."""
+    """Returns the statuses of runs; the queue decides about runs that have not ended."""
     gone = {
         folder.job
         for folder in folders
@@ -182,9 +181,9 @@ def _by_queue(
 
 
 def _is_over(folder: _Folder, end: JobEnd | None) -> bool:
-    """Says whether a run whose job is not in the queue can have nothing more to say itself.
+    """Says whether a run without a queued job will write nothing more to its folder.
 
-    A run that came to its end says so, if up to a minute late on some file systems.
+    A run that is done writes so, but some file systems show it up to a minute late.
     """
     is_waiting = folder.state.status == Status.WAITING
     has_no_job = is_waiting and folder.job is None and folder.is_submitted
@@ -193,10 +192,10 @@ def _is_over(folder: _Folder, end: JobEnd | None) -> bool:
 
 
 def _of_queued(folder: _Folder, job: QueuedJob) -> RunStatus:
-    """Returns the status of a run whose job waits or runs."""
+    """Returns the status of a run with a waiting or running job."""
     status = replace(_by_folder(folder), job=job.id or folder.job)
     if job.is_waiting:
-        # By its own word a run that lost its node is running, until it is started again.
+        # The state of a run that lost its node says running until the job starts again.
         status = replace(status, status=Status.WAITING, note=job.note, node=None, left_s=None)
         if not job.fix:
             return status
@@ -209,9 +208,9 @@ def _of_queued(folder: _Folder, job: QueuedJob) -> RunStatus:
 
 
 def _concluded(queue: Queue, folder: _Folder, ends: Mapping[str, JobEnd | None]) -> RunStatus:
-    """Returns the status of a run whose job is no more, and writes it where the queue says how.
+    """Returns the status of a run whose job has gone; writes it if the queue knows what ended it.
 
-    A queue need not show the jobs of another user: of those nothing is concluded from silence.
+    A queue may hide the jobs of other users, so a missing job of another user proves nothing.
     """
     job, status = folder.job, _by_folder(folder)
     end = ends.get(job or "")
@@ -231,13 +230,13 @@ def _concluded(queue: Queue, folder: _Folder, ends: Mapping[str, JobEnd | None])
         )
     what = ending(folder.run, folder.state, job, end, queue)
     if end and end.node and end.kind != Status.CANCELLED and is_recent(folder.run, folder.state):
-        # It was at work: what it may have said itself is better, and must not be written over.
+        # The job may still write a better reason, which must not be replaced.
         return _by_folder(replace(folder, state=replace(folder.state, **vars(what))))
     return _by_folder(replace(folder, state=write_ending(folder.run, folder.state, what)))
 
 
 def _by_folder(folder: _Folder) -> RunStatus:
-    """Returns the status of a run by its own word."""
+    """Returns the status of a run from its folder."""
     state = folder.state
     return RunStatus(
         run=folder.run.name,
@@ -248,7 +247,7 @@ def _by_folder(folder: _Folder) -> RunStatus:
         note=state.failure or "",
         failure=state.failure,
         reason=state.reason,
-        # A fix is pasted into a shell: another user's is not shown.
+        # Users paste a fix into a shell, so no other user's fix is shown.
         fix=None if folder.owner else state.fix,
         node=None if state.status == Status.WAITING else state.host,
         accuracy=state.test_accuracy,
@@ -259,9 +258,9 @@ def _by_folder(folder: _Folder) -> RunStatus:
 
 
 def _left_s(state: RunState, epochs: int) -> float | None:
-    """Returns the seconds to the last epoch, at the pace since the job began; None if unknown.
+    """Returns the seconds to the last epoch at the job's mean speed; None if unknown.
 
-    All times are of the node's clock, which need not be ours.
+    All times are from the node's clock, which may differ from this machine's.
     """
     num_done = state.epoch - state.resumed_epoch
     if state.status != Status.RUNNING or num_done < 1:

@@ -1,4 +1,4 @@
-"""What submit checks of this machine before it plans: paths, the jobs' Python, room on the disk."""
+"""Checks of this machine before a submit: paths, the jobs' Python, free space on the disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IN_MEMORY = ("tmpfs", "ramfs")
 MOUNTS = Path("/proc/self/mounts")
 ELSEWHERE = "skinjob submit --runs /a/folder/of/yours"
 
-MOST_LINES = 4  # of what a shell says
+MOST_LINES = 4  # of a shell's errors
 
 NEEDED = ("skinjob", "submitit", "torch", "torchvision")
 TRIED_S = 20  # a conda environment on a slow file system takes half of it
@@ -37,8 +37,8 @@ OPENED = (
     r"(?:^|[;&|]) *(?:(?:source|\.|exec|bash|sh|eval|(?:conda|mamba|micromamba) +activate) +)?"
     r"([^\s;&|<>]*/[^\s;&|<>]+)"
 )
-"""What a line of a shell starts or reads: a path with a folder."""
-LOOK = (  # finds a module without loading it: torch alone takes seconds
+"""The files that a shell line starts or reads, if they have a folder."""
+LOOK = (  # does not import the modules: torch alone takes seconds
     "from importlib.util import find_spec; "
     f"print('skinjob lacks', *(name for name in {NEEDED} if find_spec(name) is None))"
 )
@@ -47,12 +47,12 @@ ROW_BYTES = 250  # of metrics.csv and predictions.csv
 
 
 def require_path(option: str, path: Path) -> None:
-    """Returns when a path can be one; that nothing is there is for its reader to say.
+    """Checks that the system accepts a path and lets the user read it; it may be missing.
 
-    Raises: ConfigError with the system's reason when it can be none.
+    Raises: ConfigError with the system's reason.
     """
     try:
-        str(path).encode()  # it goes into JSON, a log and a page, which are UTF-8
+        str(path).encode()  # JSON, logs and pages will contain it
         is_folder = stat.S_ISDIR(path.stat().st_mode)
         if not os.access(path, os.R_OK | os.X_OK if is_folder else os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -62,51 +62,49 @@ def require_path(option: str, path: Path) -> None:
         raise ConfigError(f"{option} {path}: {error.strerror}", _other(option)) from None
     except ValueError:
         raise ConfigError(
-            f"{option} {path}: a path in UTF-8 without NUL bytes is wanted", _other(option)
+            f"{option} {path}: not a path in UTF-8 without NUL bytes", _other(option)
         ) from None
 
 
 def require_usable(option: str, path: Path, cluster: ClusterConfig, queue: Queue) -> None:
-    """Returns when jobs may use a path, as far as it can be seen from here. Raises: ConfigError."""
+    """Checks that jobs can use a path, as far as this machine can see. Raises: ConfigError."""
     require_path(option, path)
     if are_nodes_elsewhere(cluster, queue):
         require_shared(option, path)
 
 
 def are_nodes_elsewhere(cluster: ClusterConfig, queue: Queue) -> bool:
-    """Says whether jobs run on machines that do not have this one's own disks."""
+    """Says whether jobs run on machines that do not share this machine's own disks."""
     return not queue.is_this_machine and not cluster.allow_node_local
 
 
 def require_shared(option: str, path: Path, *, mend: str | None = None) -> None:
-    """Returns when the nodes of a cluster may see a path as it is seen here.
+    """Checks that compute nodes can see a path of this machine.
 
-    *mend* is the option that gives another, where that is not *option*.
+    *mend* is the option that changes the path, if that is not *option*.
 
-    Raises: ConfigError when it lies on a disk or in the memory of this machine alone.
+    Raises: ConfigError if the path is on a disk or in the memory of this machine.
     """
-    # The link itself lies somewhere too: a venv's Python is one, to the system's.
-    for there in (path.resolve(), path.absolute().parent.resolve() / path.name):
-        if reason := _node_local(there):
-            seen = f"{path}" if there == path else f"{path} ({there})"
+    # A link has a place, too: a venv's Python is a link to the system's.
+    for place in (path.resolve(), path.absolute().parent.resolve() / path.name):
+        if reason := _node_local(place):
+            shown = f"{path}" if place == path else f"{path} ({place})"
             raise ConfigError(
-                f"{option} {seen} is {reason}: compute nodes do not see what is there",
-                f"{_other(mend or option)}; or, where they do, skinjob submit --allow-node-local",
+                f"{option} {shown} is {reason}: compute nodes do not see it",
+                f"{_other(mend or option)}; or, if they do see it, skinjob submit "
+                "--allow-node-local",
             )
 
 
 def require_writable(runs: Path) -> None:
-    """Returns when the user can make folders in *runs*, or make *runs*.
-
-    Raises: RunError when the user cannot.
-    """
-    there = nearest(runs)
-    if not there.is_dir():
-        raise RunError(f"--runs {runs}: {there} is a file", ELSEWHERE)
-    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-        is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    """Checks that the user can make *runs*, and folders in it. Raises: RunError."""
+    folder = nearest(runs)
+    if not folder.is_dir():
+        raise RunError(f"--runs {runs}: {folder} is a file", ELSEWHERE)
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
         reason = "is on a read-only file system" if is_read_only else "may not be written by you"
-        raise RunError(f"--runs {runs}: {there} {reason}", ELSEWHERE)
+        raise RunError(f"--runs {runs}: {folder} {reason}", ELSEWHERE)
 
 
 def _other(option: str) -> str:
@@ -114,12 +112,12 @@ def _other(option: str) -> str:
 
 
 def nearest(path: Path) -> Path:
-    """Returns the first on the way up that is there."""
+    """Returns a path if it exists, else its nearest parent that exists."""
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _node_local(path: Path) -> str:
-    """Returns in words why a path is this machine's own, or nothing."""
+    """Returns why a path is on this machine only; empty if it may be shared."""
     temporary = os.environ.get("TMPDIR")
     if temporary and path.is_relative_to(Path(temporary).resolve()):
         return "below $TMPDIR"
@@ -127,28 +125,30 @@ def _node_local(path: Path) -> str:
         if path.is_relative_to(folder):
             return f"below {folder}"
     if nearest(path).stat().st_dev == Path("/").stat().st_dev:
-        return ""  # a machine without a disk has all of its system in memory, as its nodes do
+        return ""  # a diskless machine has its whole system in memory, and so have its nodes
     kind = file_system(path)
     return f"in this machine's memory ({kind})" if kind in IN_MEMORY else ""
 
 
 def file_system(path: Path, mounts: Path = MOUNTS) -> str:
-    """Returns the kind of file system that a path is on, as Linux calls it; elsewhere nothing."""
+    """Returns Linux's name for a path's file system; empty on other systems."""
     try:
         lines = os.fsdecode(mounts.read_bytes()).splitlines()
     except OSError:
         return ""
-    kind, inmost = "", 0
+    kind, deepest = "", 0
     for line in lines:
         _, point, this_kind, *_ = line.split(" ")
         point = _unescaped(point)
-        if path.is_relative_to(point) and len(point) >= inmost:  # of two on one point, the later
-            kind, inmost = this_kind, len(point)
+        if (
+            path.is_relative_to(point) and len(point) >= deepest
+        ):  # the last mount on a point hides the others
+            kind, deepest = this_kind, len(point)
     return kind
 
 
 def _unescaped(text: str) -> str:
-    r"""Returns a path of /proc/self/mounts as it is.
+    r"""Returns a path of /proc/self/mounts without its escapes.
 
     >>> _unescaped(r"/my\040disk")
     '/my disk'
@@ -157,16 +157,14 @@ def _unescaped(text: str) -> str:
 
 
 def lacks_torch(cluster: ClusterConfig) -> bool:
-    """Says whether jobs would start this very Python, and it has no torch."""
+    """Says whether jobs use the current Python, and it has no torch."""
     return not cluster.python and not cluster.setup and find_spec("torch") is None
 
 
 def require_shared_python(cluster: ClusterConfig, queue: Queue) -> None:
-    """Returns when the nodes may see all that a job opens before its run: Python, packages, set-up.
+    """Checks that compute nodes can see what starts a job: Python, packages, and set-up files.
 
-    In shell words and lines, the files are checked that they start or read.
-
-    Raises: ConfigError for one on a disk or in the memory of this machine alone.
+    Raises: ConfigError if one of them is on a disk or in the memory of this machine.
     """
     if not are_nodes_elsewhere(cluster, queue):
         return
@@ -189,13 +187,13 @@ def require_shared_python(cluster: ClusterConfig, queue: Queue) -> None:
 
 
 def python_note(cluster: ClusterConfig, queue: Queue) -> str | None:
-    """Returns what a person should know of the Python of the jobs, or None when it has everything.
+    """Returns a remark on the jobs' Python for the user; None if it has all packages.
 
-    The lines of `setup` and the words of `python` are run here in bash, as a job's shell would.
-    Where they cannot be (a container or a module may be on the nodes alone), nothing is concluded.
+    Runs the lines of `setup` and the words of `python` here in bash, as a job's shell would. If
+    that fails, it proves nothing: a container or a module may exist only on compute nodes.
 
-    Raises: ConfigError when they start a Python here that lacks a package, or this Python trains
-    and has no torch.
+    Raises: ConfigError if that Python lacks a package, or if jobs use this Python and it lacks
+    torch.
     """
     if queue.is_this_machine:
         if lacks_torch(cluster):
@@ -210,7 +208,7 @@ def python_note(cluster: ClusterConfig, queue: Queue) -> str | None:
     python = python_words(cluster)
     lacking = _try(cluster.setup, job_python(cluster))
     if isinstance(lacking, str):
-        return f"python of the jobs was not tried: here {lacking}"
+        return f"the jobs' Python was not checked: on this machine {lacking}"
     if lacking:
         raise ConfigError(
             f"the jobs' Python ({python}) lacks {', '.join(lacking)}",
@@ -220,7 +218,7 @@ def python_note(cluster: ClusterConfig, queue: Queue) -> str | None:
 
 
 def _try(setup: tuple[str, ...], python: str) -> list[str] | str:
-    """Returns the packages that the jobs' Python lacks, or in words why it cannot be tried here."""
+    """Returns the packages that the jobs' Python lacks, or why it does not start here."""
     script = "\n".join(
         [
             "trap 'echo skinjob setup failed' ERR",
@@ -236,7 +234,7 @@ def _try(setup: tuple[str, ...], python: str) -> list[str] | str:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that all of it can be ended
+        start_new_session=True,  # the whole group can be killed then
     ) as shell:
         try:
             output, errors = shell.communicate(timeout=TRIED_S)
@@ -252,7 +250,7 @@ def _try(setup: tuple[str, ...], python: str) -> list[str] | str:
 
 
 def _lacking(output: list[str], errors: list[str], code: int) -> list[str] | str:
-    """Returns what `_try` does, from what the shell said.
+    """Returns the result of `_try` from the shell's output.
 
     >>> _lacking(["skinjob lacks torch"], [], 0)
     ['torch']
@@ -296,10 +294,7 @@ def bytes_needed(
 
 
 def require_room(runs: Path, num_bytes: int, free: int) -> None:
-    """Returns when *num_bytes* fit the *free* ones of the file system of *runs*.
-
-    Raises: RunError with both numbers when they do not.
-    """
+    """Checks that *num_bytes* fit into *free* bytes. Raises: RunError with both numbers."""
     if num_bytes > free:
         needed_mb, free_mb = -(-num_bytes // 10**6), free // 10**6
         raise RunError(
@@ -310,5 +305,5 @@ def require_room(runs: Path, num_bytes: int, free: int) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Returns what the user can still write to a folder, or to where it is going to be."""
+    """Returns how many bytes the user can still write to a folder, which may not exist yet."""
     return shutil.disk_usage(nearest(folder)).free

@@ -1,6 +1,6 @@
-"""What a runs folder can do without: how much it is, and its removal.
+"""Finds and removes files that a folder of runs no longer needs.
 
-Links are not followed, and what belongs to another user is left.
+It follows no links, and leaves files of other users alone.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from skinjob.status.status import RunStatus, run_statuses
 from skinjob.submit.folders import submitting
 from skinjob.sweeps.layout import Run, Sweep, cache_folders, sweeps
 from skinjob.sweeps.records import Status
+from skinjob.words import pluralize
 
 KINDS = ("caches", "failed", "submission")
-BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's own blocks are
+BLOCK_BYTES = 512  # the unit of st_blocks on every file system
 
 
 @dataclass(frozen=True)
 class Part:
-    """What of one kind is in one place."""
+    """Files of one kind in one folder."""
 
     kind: str
     """One of KINDS."""
     folder: Path
     paths: tuple[Path, ...]
-    """Files, and folders after what is in them."""
+    """Files and folders; a folder follows its content."""
     num_files: int
     num_bytes: int
-    """On the disk, as du counts."""
+    """On the disk, as du counts them."""
 
 
 @dataclass(frozen=True)
 class Clearing:
-    """What can be removed, and what is left alone."""
+    """What `clean` can remove, and what it leaves alone."""
 
     parts: Sequence[Part]
     left: Sequence[tuple[Path, str]]
-    """Folders that are left alone, and why."""
+    """Folders that stay, and why."""
 
     @property
     def num_bytes(self) -> int:
@@ -51,9 +52,9 @@ class Clearing:
 
 
 def plan_clearing(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -> Clearing:
-    """Returns what of these *kinds* can be removed of the *chosen* sweeps, and of the cache.
+    """Returns which files of these *kinds* can be removed from the *chosen* sweeps and the cache.
 
-    Sweeps with runs that wait or are at work are left alone, and the cache while there is one.
+    A sweep with waiting or running runs stays as it is, and so does the cache meanwhile.
     """
     looks = {sweep.folder.resolve(): _look(sweep) for sweep in (*sweeps(runs), *chosen)}
     parts: list[Part] = []
@@ -75,10 +76,7 @@ def plan_clearing(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -
 
 
 def clear(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -> Clearing:
-    """Removes what `plan_clearing` finds, and returns it.
-
-    Nobody can queue runs meanwhile, so none can start on what is being removed.
-    """
+    """Removes what `plan_clearing` returns, and returns it. No submit can queue runs meanwhile."""
     with submitting(runs):
         clearing = plan_clearing(runs, chosen, kinds)
         for part in clearing.parts:
@@ -88,7 +86,7 @@ def clear(runs: Path, chosen: Sequence[Sweep], kinds: Collection[str]) -> Cleari
 
 
 def _look(sweep: Sweep) -> list[RunStatus] | str:
-    """Returns how the runs of a sweep stand, or in words why the sweep must be left alone."""
+    """Returns the statuses of a sweep's runs, or a sentence why the sweep must stay."""
     if sweep.folder.is_symlink():
         return "it is a link to another place"
     try:
@@ -96,22 +94,20 @@ def _look(sweep: Sweep) -> list[RunStatus] | str:
     except SkinjobError as error:
         return error.message
     num_open = sum(not run.status.is_final for run in statuses)
-    return f"runs of it wait or are at work: {num_open}" if num_open else statuses
+    return f"{pluralize(num_open, 'run')} waiting or running" if num_open else statuses
 
 
 def _of_sweep(kind: str, sweep: Sweep, statuses: Sequence[RunStatus]) -> Iterator[Path]:
-    """Yields the files of a kind in the folder of a sweep that is over."""
+    """Yields the files of a kind in the folder of a sweep whose runs have all ended."""
     if kind == "failed":
-        for found in statuses:
-            run = Run(sweep.folder / found.run)
+        for status in statuses:
+            run = Run(sweep.folder / status.run)
             if not run.folder.is_symlink():
                 yield from run.folder.glob(".*.part")
-                # A cancelled run is to go on where it was.
-                yield from (
-                    run.checkpoint_files if found.status in (Status.FAILED, Status.LOST) else ()
-                )
+                if status.status in (Status.FAILED, Status.LOST):  # a cancelled run may continue
+                    yield from run.checkpoint_files
     elif kind == "submission":
-        # What status shows of a run that did not end well, and what its fix names.
+        # Status shows the output of a failed run, and its fix may name it.
         failed = [run for run in statuses if run.status != Status.DONE]
         kept = {job_output(sweep, run.job) for run in failed if run.job}
         kept |= {sweep.submission_folder / "queue.log"} if failed else set()
@@ -120,39 +116,39 @@ def _of_sweep(kind: str, sweep: Sweep, statuses: Sequence[RunStatus]) -> Iterato
 
 
 def _why_kept(cache: Path, looks: Collection[list[RunStatus] | str]) -> str:
-    """Returns why the cache is left alone, or nothing."""
+    """Returns why the cache must stay; empty if it can go."""
     if any(isinstance(look, str) for look in looks):
-        return "runs that use it wait or are at work"
+        return "runs that use it are waiting or running"
     if cache.is_symlink():
         return "it is a link to another place"
     if any(file.lstat().st_uid != os.getuid() for file in _tree(cache)):
-        return "others have files in it, and may be at work with them"
+        return "other users have files in it, and may be using them"
     return ""
 
 
 def _tree(folder: Path) -> Iterator[Path]:
-    """Yields all that is in a folder, unless that is itself a link, from the inmost on."""
+    """Yields the content of a folder, deepest first; nothing if the folder is a link."""
     if not folder.is_symlink():
         for place, folders, names in os.walk(folder, topdown=False):
             yield from (Path(place) / name for name in (*names, *folders))
 
 
 def _part(kind: str, folder: Path, paths: Iterator[Path]) -> Part:
-    """Returns a part of those of the paths that are the user's own, and no links to folders."""
-    found = {}
+    """Returns a part with those *paths* that the user owns, except for links to folders."""
+    kept = {}
     for path in paths:
-        with suppress(OSError):  # gone in between, or not there
-            seen = path.lstat()
-            if seen.st_uid == os.getuid() and not (path.is_symlink() and path.is_dir()):
-                found[path] = seen
-    sizes = [seen.st_blocks * BLOCK_BYTES for seen in found.values()]
-    num_files = sum(not stat.S_ISDIR(seen.st_mode) for seen in found.values())
-    return Part(kind, folder, tuple(found), num_files, sum(sizes))
+        with suppress(OSError):  # it is missing, or was removed meanwhile
+            info = path.lstat()
+            if info.st_uid == os.getuid() and not (path.is_symlink() and path.is_dir()):
+                kept[path] = info
+    sizes = [info.st_blocks * BLOCK_BYTES for info in kept.values()]
+    num_files = sum(not stat.S_ISDIR(info.st_mode) for info in kept.values())
+    return Part(kind, folder, tuple(kept), num_files, sum(sizes))
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, or a folder that is empty."""
-    with suppress(OSError):  # gone in between, or somebody put something there
+    """Removes a file or an empty folder."""
+    with suppress(OSError):  # it was removed meanwhile, or a new file is in it
         if path.is_dir():
             path.rmdir()
         else:

@@ -1,4 +1,4 @@
-"""The folders of a sweep: made for a plan, told of its jobs, removed where nothing came of it."""
+"""Writes a plan to the folders of its sweep and runs, and removes a sweep that was not queued."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from skinjob import __version__
-from skinjob.console import tell_waiting
+from skinjob.console import print_lock_wait
 from skinjob.data.images import write_index
 from skinjob.errors import RunError
 from skinjob.files import absolute
@@ -31,36 +31,37 @@ from skinjob.sweeps.records import (
 )
 
 UNFINISHED = ".part"
-"""Ends the hidden name of a sweep's folder that is being made or removed."""
+"""The ending of a hidden folder: a sweep that a command is making or removing."""
 
 
 @contextmanager
 def submitting(runs: Path) -> Iterator[None]:
-    """Keeps the user's other submits, cancels and clearings below *runs* out meanwhile.
+    """Locks *runs* against the user's other submits, cancels and cleans during the block.
 
-    Other users have locks of their own: nobody changes the sweeps of another user.
+    Other users have their own locks, because they cannot change the user's sweeps.
     """
     file = submit_lock(runs)
     runs.mkdir(parents=True, exist_ok=True)
-    with locked(file, tell_waiting=lambda: tell_waiting(file)) as is_locked:
-        if is_locked:  # so nobody is at work on these
+    with locked(file, tell_waiting=lambda: print_lock_wait(file)) as is_locked:
+        if is_locked:  # so no other command uses these
             _remove_leftovers(runs)
         yield
 
 
 def _remove_leftovers(runs: Path) -> None:
-    """Removes what a submit that was killed has left of a sweep that never came to be."""
+    """Removes the hidden folders of a submit that was killed."""
     for folder in runs.glob(f".*{UNFINISHED}"):
         if folder.is_dir() and not folder.is_symlink() and not owner(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
-    """Makes the sweep's folder and a folder for each run, and says queued of those in *queued*.
+    """Makes the folders of the sweep and its runs; runs in *queued* get the status waiting.
 
-    A new sweep is made under a hidden name and gets its own when it is whole.
+    A new sweep has a hidden name until it is complete.
 
-    Raises: RunError when the folder cannot be written, or others can write where jobs execute code.
+    Raises: RunError if the folder cannot be written, or if other users can write where jobs
+    execute code.
     """
     try:
         if plan.is_new:
@@ -73,7 +74,7 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
             raise
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise RunError(
-                f"{plan.sweep.folder} is there by now",
+                f"{plan.sweep.folder} exists now",
                 f"skinjob submit --name {shlex.quote(plan.sweep.name + '-2')}",
             ) from None
         raise RunError(
@@ -83,34 +84,33 @@ def write_plan(plan: Plan, queued: Sequence[str] = ()) -> None:
 
 
 def _make_sweep(plan: Plan, queued: Sequence[str]) -> None:
-    """Makes a new sweep in one step, as others see it. Raises: OSError, RunError."""
+    """Makes a new sweep; other processes see all of it or nothing. Raises: OSError, RunError."""
     plan.runs.mkdir(parents=True, exist_ok=True)
-    made = Sweep(_hidden(plan.sweep.folder))
+    hidden = Sweep(_hidden(plan.sweep.folder))
     try:
-        made.folder.mkdir()
-        _require_private(plan, made)
-        _write_sweep(plan, made, queued)
-        made.folder.rename(plan.sweep.folder)
+        hidden.folder.mkdir()
+        _require_private(plan, hidden)
+        _write_sweep(plan, hidden, queued)
+        hidden.folder.rename(plan.sweep.folder)
     finally:
-        shutil.rmtree(made.folder, ignore_errors=True)
+        shutil.rmtree(hidden.folder, ignore_errors=True)
 
 
 def _hidden(folder: Path) -> Path:
-    """Returns a path beside a sweep's folder that no command takes for a sweep."""
+    """Returns a hidden path beside a sweep's folder, which all commands ignore."""
     return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
 def _require_private(plan: Plan, sweep: Sweep) -> None:
-    """Makes the folder of which jobs execute the pickles: who can write there runs as the user."""
+    """Makes the submission folder private: jobs execute its pickles. Raises: RunError."""
     make_private(sweep.submission_folder)
     require_safe(sweep.submission_folder, plan.cluster.trust)
 
 
 def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
-    """Writes what the folder of the sweep does not hold yet; *sweep* is where it is written.
+    """Writes missing files of a sweep to the folder of *sweep*.
 
-    A run that is queued again gets the paths of images and weights that were checked now: the
-    project may have moved.
+    A run that is queued again gets today's paths of images and weights: the project may have moved.
     """
     for name, config in plan.configs.items():
         run = Run(sweep.folder / name)
@@ -119,13 +119,13 @@ def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
             run.folder.mkdir(exist_ok=True)
             write_record(run.config_file, config)
         if is_new:
-            run.log_file.touch()  # so that it can be followed from now on
+            run.log_file.touch()  # `logs -f` can open it from now on
     if not sweep.images_file.exists():
         write_index(plan.images, sweep.images_file)
     write_record(sweep.sweep_file, _sweep_info(plan, sweep, queued))
     for name in queued:
         run = Run(sweep.folder / name)
-        # Its holder is forgotten: a process that still has the run leaves it.
+        # The new state has no holder: a process that still trains the run leaves it.
         before = run.state()
         state = RunState(
             queued_utc=utc_now(), epoch=before.epoch, test_accuracy=before.test_accuracy
@@ -134,16 +134,16 @@ def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
 
 
 def discard(plan: Plan) -> None:
-    """Removes the folder of a new sweep of which nothing was queued."""
+    """Removes a new sweep without queued jobs."""
     hidden = _hidden(plan.sweep.folder)
     with suppress(OSError):
-        # In one step, as others see it: broken off, it leaves nothing that is half a sweep.
+        # Renamed first: if this is interrupted, no command sees half a sweep.
         plan.sweep.folder.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> SweepInfo:
-    """Returns what sweep.json is to hold. A run that is queued again has no job until it has."""
+    """Returns the new sweep.json, without the old jobs of runs that are queued again."""
     old = None if plan.is_new else sweep.info()
     names = sorted({*(old.runs if old else ()), *plan.configs})
     configs = [Run(sweep.folder / name).config() for name in names]

@@ -1,4 +1,4 @@
-"""All that can be decided before the queue: what runs, on what, and in which folder."""
+"""Everything that submit decides before it queues jobs: runs, images, device and folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
-from skinjob.console import counted, shown
+from skinjob.console import printable
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
 from skinjob.errors import ConfigError, RunError
@@ -31,6 +31,7 @@ from skinjob.submit.checks import (
 from skinjob.sweeps.layout import Run, Sweep, run_name, sweeps
 from skinjob.sweeps.records import SweepInfo, filled_recipe
 from skinjob.weights.file import WeightsInfo, read_weights_info
+from skinjob.words import pluralize
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
 WITHOUT_PATHS = {"data": "", "weights": ""}
@@ -38,12 +39,12 @@ WITHOUT_PATHS = {"data": "", "weights": ""}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep that has been checked and not yet been written."""
+    """A checked sweep that is not written yet."""
 
     runs: Path
     """Folder of all sweeps."""
     name: str | None
-    """What the user calls the sweep."""
+    """The user's name for the sweep."""
     sweep: Sweep
     configs: dict[str, TrainConfig]
     """By run name."""
@@ -53,18 +54,18 @@ class Plan:
     device_reason: str
     python_note: str | None = None
     unread: tuple[str, ...] = ()
-    """Why sweeps that might have been this one were passed over: they do not read."""
+    """Errors of damaged sweeps, which might be this one."""
 
     @property
     def config(self) -> TrainConfig:
-        """One run's config, for what is the same in all."""
+        """The first run's config, for values that all runs share."""
         return next(iter(self.configs.values()))
 
     def is_alike(self, info: SweepInfo) -> bool:
         """Says whether a sweep on disk has this recipe, these images and these weights.
 
-        Fields that it is older than count as their defaults. Where the files lie does not matter,
-        what is in them does.
+        Missing fields of an older sweep count as their defaults. The files' content matters, not
+        their paths.
         """
         recipes = (info.recipe, self.config.recipe())
         theirs, mine = ({**filled_recipe(recipe), **WITHOUT_PATHS} for recipe in recipes)
@@ -73,7 +74,7 @@ class Plan:
 
     @property
     def positive(self) -> str:
-        """The class that sensitivity, specificity and AUC look for."""
+        """The positive class of sensitivity, specificity and AUC."""
         return self.images.classes[self.images.positive_label(self.config.positive)]
 
     @property
@@ -85,11 +86,11 @@ class Plan:
         return open_queue(self.cluster.cluster)
 
     def num_updates(self, config: TrainConfig) -> int:
-        """Returns the updates of a run in all; the last batch of an epoch may be smaller."""
+        """Returns the total updates of a run; the last batch of an epoch may be smaller."""
         return config.epochs * math.ceil(len(self.images.split("train")) / config.batch_size)
 
     def lines(self) -> list[tuple[str, str]]:
-        """Returns what a person should see before it is queued, as label and words."""
+        """Returns what `submit` prints before it queues jobs: labels and sentences."""
         config = self.config
         counts = {
             split: ", ".join(f"{count} {name}" for name, count in classes.items())
@@ -108,11 +109,11 @@ class Plan:
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
             *([("note", self.python_note)] if self.python_note else []),
-            *(("note", f"passed over: {error}") for error in self.unread),
+            *(("note", f"ignored: {error}") for error in self.unread),
             *(("note", note) for note in self.queue.notes()),
             (
                 "sweep",
-                f"{self.sweep.folder}{'' if self.is_new else '  (there already, taken up again)'}",
+                f"{self.sweep.folder}{'' if self.is_new else '  (exists, continues)'}",
             ),
         ]
 
@@ -132,20 +133,20 @@ def make_plan(
     weights: WeightsInfo | None = None,
     images: ImageSet | None = None,
 ) -> Plan:
-    """Returns the sweep of these runs, alike but for their axes, with weights and images checked.
+    """Returns the plan of a sweep, with weights and images checked.
 
-    A sweep that is there already, of the same recipe, images and weights, is taken up again.
-    *weights* and *images* are those of the runs, where the caller has read them already.
+    *configs* differ only in batch size, lr and seed. An existing sweep with the same recipe, images
+    and weights continues. *weights* and *images* are given if the caller has read them before.
 
-    Raises: ConfigError, WeightsError, ImagesError, and RunError when *name* is another sweep's or
-    *runs* cannot take the sweep: for want of rights or room, or as everybody may write there.
+    Raises: ConfigError, WeightsError, ImagesError; RunError if *name* is another sweep's, or if
+    *runs* is closed to the user, full, or open to all users.
     """
     train = configs[0]
     is_auto = cluster.cluster == "auto"
     queue = choose_queue(cluster)
     cluster = replace(cluster, cluster=queue.name)
     if str(runs).startswith("-"):
-        runs = absolute(runs)  # as a word of a command, a relative one would be an option
+        runs = absolute(runs)  # a command would take a relative path for an option
     _require_places(train, runs, cluster, queue)
     device, device_reason, cluster = _resolve_device(train.device, cluster, queue)
     note = python_note(cluster, queue)
@@ -154,7 +155,7 @@ def make_plan(
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
     data, file = str(absolute(images.root)), str(absolute(weights.path))
     is_last = images.positive_label(train.positive) == len(images.classes) - 1
-    positive = None if is_last else train.positive  # one recipe, however it was asked for
+    positive = None if is_last else train.positive  # the same recipe with and without --positive
     resolved = [
         replace(config, device=device, data=data, weights=file, positive=positive)
         for config in configs
@@ -178,9 +179,9 @@ def make_plan(
 
 
 def placed(plan: Plan) -> Plan:
-    """Returns the plan with the sweep that it makes or adds to now.
+    """Returns the plan with the sweep that it makes or continues.
 
-    Raises: RunError when the user's name for it is another sweep's.
+    Raises: RunError if the user's name is the name of another sweep.
     """
     if plan.name is not None:
         return replace(plan, sweep=_named(plan, plan.runs, plan.name))
@@ -189,32 +190,30 @@ def placed(plan: Plan) -> Plan:
 
 
 def _remarks(images: ImageSet) -> list[tuple[str, str]]:
-    """Returns what a person should know of the images, and may want, as label and words."""
+    """Returns remarks on the images for the user: labels and sentences."""
     remarks = []
     if images.skipped:
-        first, num = images.skipped[0], counted(len(images.skipped), "faulty image")
-        remarks.append(("skipped", f"{num} (first: {shown(first.path)}: {first.fault})"))
+        first, num = images.skipped[0], pluralize(len(images.skipped), "faulty image")
+        remarks.append(("skipped", f"{num} (first: {printable(first.path)}: {first.fault})"))
     if images.flat:
-        verb, num = "hold" if len(images.flat) > 1 else "holds", counted(len(images.flat), "image")
-        words = f"{num} {verb} a single grey level, or nearly (first: {shown(images.flat[0])})"
+        verb = "hold" if len(images.flat) > 1 else "holds"
+        num = pluralize(len(images.flat), "image")
+        words = f"{num} {verb} a single grey level, or nearly (first: {printable(images.flat[0])})"
         remarks.append(("note", f"{words}: there is nothing to see in it"))
     for what, where, so, repeated in (
         ("test image", "in train too", "the test accuracy flatters", images.in_train_too()),
         ("image", "in two classes", "a label is wrong", images.in_two_classes()),
     ):
         if repeated:
-            verb, num = "are" if len(repeated) > 1 else "is", counted(len(repeated), what)
-            path = shown(repeated[0].path)
+            verb, num = "are" if len(repeated) > 1 else "is", pluralize(len(repeated), what)
+            path = printable(repeated[0].path)
             words = f"{num} {verb} {where}, byte for byte (first: {path}): {so}"
             remarks.append(("note", words))
     return remarks
 
 
 def _require_same_cluster(plan: Plan) -> None:
-    """Returns when the sweep, if it is there already, ran where the plan runs.
-
-    Raises: ConfigError when its jobs are in a queue that is not here.
-    """
+    """Checks that an existing sweep's queue can be used. Raises: ConfigError."""
     if plan.is_new:
         return
     problem, fix = (queue := queue_of(plan.sweep)).absence
@@ -225,7 +224,7 @@ def _require_same_cluster(plan: Plan) -> None:
 
 
 def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig, queue: Queue) -> None:
-    """Returns when the paths can be used at all, here and on the nodes."""
+    """Checks that this machine and the nodes can use the paths. Raises: ConfigError, RunError."""
     paths = {"--data": Path(train.data), "--weights": Path(train.weights), "--runs": runs}
     for option, path in paths.items():
         require_usable(option, path, cluster, queue)
@@ -234,7 +233,7 @@ def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig, queu
 
 
 def _require_fit(plan: Plan) -> None:
-    """Returns when the sweep's own folder can be used, and has room for its runs."""
+    """Checks that the sweep's folder is safe and has room for its runs. Raises: RunError."""
     folder = plan.sweep.folder
     plan.queue.require_folder(folder)
     require_safe(folder, plan.cluster.trust)
@@ -313,28 +312,28 @@ def _named(plan: Plan, runs: Path, name: str) -> Sweep:
     other = f"skinjob submit --name {shlex.quote(name + '-2')}"
     if not sweep.sweep_file.exists():
         if _is_taken(sweep.folder):
-            raise RunError(f"{sweep.folder} is there, and is no sweep", other)
+            raise RunError(f"{sweep.folder} exists, and is not a sweep", other)
         return sweep
     if sweep.owner:
         raise RunError(f"sweep {sweep.folder} belongs to {sweep.owner}", other)
     if not plan.is_alike(sweep.info()):
         raise RunError(
-            f"sweep {sweep.folder} is there, with another recipe, images or weights", other
+            f"sweep {sweep.folder} exists, with another recipe, images or weights", other
         )
     return sweep
 
 
 def _is_taken(folder: Path) -> bool:
-    """Says whether something is there that is not an empty folder."""
+    """Says whether a path exists and is not an empty folder."""
     if folder.is_dir() and not folder.is_symlink():
         return any(folder.iterdir())
     return folder.exists() or folder.is_symlink()
 
 
 def _existing(plan: Plan, runs: Path) -> tuple[Sweep | None, list[str]]:
-    """Returns the user's newest sweep that has these runs already, and why others do not read.
+    """Returns the user's newest sweep with these runs, and the errors of damaged sweeps.
 
-    Sweeps of others are passed over: jobs would execute what is in their folders.
+    It ignores sweeps of other users: jobs would execute files in their folders.
     """
     unread = []
     for sweep in reversed([sweep for sweep in sweeps(runs) if not sweep.owner]):
@@ -349,7 +348,7 @@ def _existing(plan: Plan, runs: Path) -> tuple[Sweep | None, list[str]]:
 
 
 def _fresh(plan: Plan, runs: Path) -> Sweep:
-    """Returns a sweep named for the day and the recipe that is not there yet."""
+    """Returns a new sweep, named after the day and the recipe."""
     config, configs = plan.config, plan.configs.values()
     sizes = _listed(sorted({config.batch_size for config in configs}))
     lrs = _listed(sorted({config.lr for config in configs}))
@@ -365,7 +364,7 @@ def _fresh(plan: Plan, runs: Path) -> Sweep:
 
 
 def _listed(values: Sequence[float]) -> str:
-    """Returns an axis as a part of a folder's name.
+    """Returns the values of an axis as part of a folder's name.
 
     >>> _listed([32, 64]), _listed(range(1, 9))
     ('32-64', '1to8')

@@ -1,4 +1,4 @@
-"""What `skinjob retry` queues again: runs that failed or were lost, with what their sweep says."""
+"""Plans `skinjob retry`: which runs it queues again, with the settings of their sweep."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ TAKEN = (Status.FAILED, Status.LOST)
 
 @dataclass(frozen=True)
 class Retry:
-    """The runs that are to be queued again, and those that are not."""
+    """The runs to queue again, and the others."""
 
     plan: Plan | None
-    """None where there is nothing to queue."""
+    """None if there is nothing to queue."""
     left: Sequence[RunStatus]
-    """How those stand that were meant and are left alone."""
+    """The statuses of chosen runs that stay as they are."""
 
 
 def plan_retry(
     sweep: Sweep, names: Sequence[str], *, takes_cancelled: bool = False, **changes: Any
 ) -> Retry:
-    """Returns what queues again those of the runs *names* that failed, were lost or cancelled.
+    """Returns the plan that queues failed and lost runs again.
 
-    Without names those that failed or were lost, and those that were cancelled only if that is
-    asked for: who cancelled a run need not want it back with the others. Recipe, images and weights
-    are those of the runs' own folders, and jobs ask for what the sweep's did before, with
-    *changes*, fields of ClusterConfig.
+    Cancelled runs are queued if *names* lists them, or with *takes_cancelled*. Recipe, images and
+    weights come from the runs' folders. Jobs ask for the same as before, except for *changes*:
+    fields of ClusterConfig.
 
-    Raises: RunError when the sweep is another user's, or images or weights are not those of the
-    sweep any more, and what `make_plan` raises.
+    Raises: RunError if the sweep belongs to another user, or if images or weights have changed;
+    and the errors of `make_plan`.
     """
     sweep.require_own("retry", *names)
-    meant = [run for run in run_statuses(sweep) if not names or run.run in names]
+    chosen = [run for run in run_statuses(sweep) if not names or run.run in names]
     taken = (*TAKEN, Status.CANCELLED) if names or takes_cancelled else TAKEN
-    configs = [_config(sweep, run.run) for run in meant if run.status in taken]
-    left = [run for run in meant if run.status not in taken]
+    configs = [_config(sweep, run.run) for run in chosen if run.status in taken]
+    left = [run for run in chosen if run.status not in taken]
     if not configs:
         return Retry(None, left)
     plan = make_plan(
@@ -62,9 +61,9 @@ def plan_retry(
 
 
 def _config(sweep: Sweep, name: str) -> TrainConfig:
-    """Returns a run's config; its paths moved along if the project has moved with the sweep.
+    """Returns a run's config, with new paths if the project was moved together with the sweep.
 
-    Raises: RunError when images or weights are not there.
+    Raises: RunError if images or weights are missing.
     """
     config, before = Run(sweep.folder / name).config(), sweep.info().folder
     moved: dict[str, Any] = {}
@@ -76,9 +75,9 @@ def _config(sweep: Sweep, name: str) -> TrainConfig:
             path = Path(os.path.normpath(absolute(sweep.folder) / os.path.relpath(path, before)))
         if not path.exists():
             raise RunError(
-                f"{getattr(config, field)} is not there, with which {sweep.folder} was submitted",
+                f"{getattr(config, field)} is missing: {sweep.folder} was submitted with it",
                 f"skinjob submit --name {shlex.quote(sweep.name)}   # with --data, --weights and "
-                "the options of then: it takes the runs up again",
+                "the same options as before: it continues the runs",
             )
         moved[field] = str(path)
     return replace(config, **moved)

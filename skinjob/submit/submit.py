@@ -1,4 +1,4 @@
-"""From a plan to jobs in a queue, and the wait for them."""
+"""Queues a plan's jobs, and waits for them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from skinjob.sweeps.records import RunState, Status, write_record
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What a submit did: the runs it queued, and the statuses of the others."""
+    """The result of a submit: the queued runs, and the statuses of the others."""
 
     sweep: Sweep
     queued: tuple[str, ...]
     jobs: dict[str, str]
     """Job ids by run name."""
     before: dict[str, RunStatus]
-    """The statuses that runs had before, by name, of those that were queued again too."""
+    """The statuses of all runs before the submit, by name."""
 
 
 def submit(plan: Plan) -> Submission:
-    """Queues the plan's runs, but for those that are done, running or queued already.
+    """Queues the plan's runs, except for waiting, running and done runs.
 
-    Of two submits at the same time the second waits, and finds what the first has queued.
+    A second submit waits until the first has ended, and then sees its jobs.
 
-    Raises: RefusedError when the queue takes no job; then nothing is left of a new sweep.
-    NoAnswerError when it does not say; then the sweep stays, for the next submit to see.
+    Raises: RefusedError if the queue takes no job; a new sweep is then removed. NoAnswerError if
+    the queue does not answer; the sweep then stays for the next submit.
     """
     with submitting(plan.runs):
         return _submit(placed(plan))
@@ -44,8 +44,8 @@ def _submit(plan: Plan) -> Submission:
     sweep, is_new, queue = plan.sweep, plan.is_new, plan.queue
     if not is_new:
         _settle(sweep)
-    found = [] if is_new else run_statuses(sweep, is_locked=True)
-    before = {run.run: run for run in found if run.run in plan.configs}
+    statuses = [] if is_new else run_statuses(sweep, is_locked=True)
+    before = {run.run: run for run in statuses if run.run in plan.configs}
     open_or_done = {Status.WAITING, Status.RUNNING, Status.DONE}
     todo = {
         name: config
@@ -62,23 +62,23 @@ def _submit(plan: Plan) -> Submission:
         undo = partial(_restore, sweep, states, sweep.info().jobs)
     with _undoing(undo, BaseException):  # Ctrl-C too
         write_plan(plan, queued=tuple(todo))
-    # After any other error there may be jobs: the next submit finds out.
+    # After any other error there may be jobs: the next submit looks for them.
     with _undoing(undo, RefusedError):
         jobs = queue.submit(sweep, todo, plan.cluster, is_new=is_new)
     return Submission(sweep=sweep, queued=tuple(todo), jobs=jobs, before=before)
 
 
 def _settle(sweep: Sweep) -> None:
-    """Finds the jobs of a submit that was broken off before they were recorded."""
+    """Records the jobs of a submit that was killed before it could do so."""
     for name in queue_of(sweep).settle(sweep):
         run = Run(sweep.folder / name)
-        if run.state().status == Status.LOST:  # somebody looked while nobody knew of its job
+        if run.state().status == Status.LOST:  # a status looked before the job was recorded
             run.update_state(status=Status.WAITING, reason=None, fix=None)
 
 
 @contextmanager
 def _undoing(undo: Callable[[], None], errors: type[BaseException]) -> Iterator[None]:
-    """Calls *undo* when the block raises one of these errors."""
+    """Calls *undo* if the block raises one of *errors*."""
     try:
         yield
     except errors:
@@ -87,9 +87,9 @@ def _undoing(undo: Callable[[], None], errors: type[BaseException]) -> Iterator[
 
 
 def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[RunStatus], None]) -> bool:
-    """Waits until these runs have ended, tells each as it does; returns whether all are done.
+    """Waits until these runs have ended, calls *tell* for each, and returns whether all are done.
 
-    One that never starts by itself is told too, once, and waited for: it may be released.
+    It also calls *tell* once for a run that never starts by itself, and waits for it, too.
     """
     open_runs, blocked = set(names), set[str]()
     pause_s = queue_of(sweep).look_s
@@ -108,8 +108,8 @@ def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[RunStatus], None]
 
 
 def _restore(sweep: Sweep, states: Mapping[str, RunState], jobs: Mapping[str, str]) -> None:
-    """Gives runs the states back that they had before they were to be queued again."""
-    with suppress(OSError):  # the disk may be full: then they say waiting, and are lost
+    """Restores the states and jobs that runs had before this submit."""
+    with suppress(OSError):  # the disk may be full: then status shows the runs as lost
         for name, state in states.items():
             run = Run(sweep.folder / name)
             if run.state() != state:

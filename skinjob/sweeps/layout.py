@@ -1,4 +1,4 @@
-"""Sweeps and runs: one folder each, and every path in them.
+"""The folders of sweeps and runs, and every path in them.
 
 runs/<sweep>/            Sweep: sweep.json, images.csv, submission/, report/
 runs/<sweep>/<run>/      Run: config.json, state.json, metrics.csv, ...
@@ -32,12 +32,12 @@ from skinjob.sweeps.records import (
 )
 
 LOCK_S = 10
-"""The longest wait for another process to change a run's state, which takes milliseconds."""
+"""How long to wait for another process that changes a run's state, which takes milliseconds."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a folder that says all about it."""
+    """A training, and its folder."""
 
     folder: Path
 
@@ -66,12 +66,12 @@ class Run:
         return self.folder / "predictions.csv"
 
     def trained_file(self, part: str) -> Path:
-        """Returns where the layers go that were trained; *part* is head or model."""
+        """Returns the file of the trained layers; *part* is head or model."""
         return self.folder / f"{part}.safetensors"
 
     @property
     def checkpoint_files(self) -> tuple[Path, Path]:
-        """Where the run goes on from: the last finished epoch, and the one before."""
+        """The last finished epoch, and the epoch before it."""
         return self.folder / "checkpoint.pt", self.folder / "checkpoint-before.pt"
 
     @property
@@ -80,36 +80,37 @@ class Run:
 
     @property
     def lock_file(self) -> Path:
-        """What a process locks while it changes the state; private, as a reader could lock it."""
+        """The lock for changes of the state; private, because any reader could lock it."""
         return self.sweep.submission_folder / f"{self.name}.lock"
 
     def config(self) -> TrainConfig:
-        """Returns what the run was asked to do. Raises: RunError when the folder is not a run's."""
+        """Returns the run's recipe. Raises: RunError if the folder is not a run."""
         return read_record(TrainConfig, self.config_file, f"{self.folder} is not a run")
 
     def state(self) -> RunState:
-        """Returns the run's own word; a run that has not spoken yet is waiting.
-
-        Raises: RunError when what it says cannot be read.
-        """
+        """Returns state.json; a run without the file is waiting. Raises: RunError."""
         if not os.path.lexists(self.state_file):
             return RunState()
         try:
-            return read_record(RunState, self.state_file, f"{self.folder}: its state does not read")
+            return read_record(
+                RunState, self.state_file, f"{self.folder}: its state cannot be read"
+            )
         except RunError as error:
             if error.fix == UPGRADE:
                 raise
             remove = f"rm {shlex.quote(str(self.state_file))}"
-            raise RunError(error.message, f"{remove}   # the run goes on where it was") from None
+            raise RunError(
+                error.message, f"{remove}   # the run continues after its last epoch"
+            ) from None
 
     @contextmanager
     def changing_state(self) -> Iterator[None]:
-        """Keeps other processes from changing the state during the block, where there are locks.
+        """Locks the state during the block, if the file system has locks.
 
-        A process that was stopped inside its own block holds up the others for LOCK_S at most.
+        If another process was stopped inside its block, this one waits for LOCK_S at most.
         """
         with ExitStack() as stack:
-            with suppress(OSError, RunError):  # without the lock the state can still be written
+            with suppress(OSError, RunError):  # the state can be written without the lock
                 stack.enter_context(locked(self.lock_file, wait_s=LOCK_S))
             yield
 
@@ -120,7 +121,7 @@ class Run:
         return state
 
     def write_metrics(self, rows: Sequence[Sequence[str]], *, is_durable: bool = True) -> None:
-        """Replaces metrics.csv by its header and *rows*, one an epoch, in the order of METRICS."""
+        """Replaces metrics.csv: its header, and a row per epoch in the order of METRICS."""
         with (
             replacing(self.metrics_file, is_durable=is_durable) as partial,
             partial.open("w", newline="", encoding="utf-8") as lines,
@@ -130,7 +131,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in batch size, lr and seed alone: a folder with a folder for each."""
+    """Runs that differ only in batch size, lr and seed: a folder with a folder for each."""
 
     folder: Path
 
@@ -148,20 +149,20 @@ class Sweep:
 
     @property
     def submission_folder(self) -> Path:
-        """Where submitit keeps scripts, pickles and the jobs' output; private to the user."""
+        """Scripts, pickles and output of the jobs; private to the user."""
         return self.folder / "submission"
 
     @property
     def pending_file(self) -> Path:
-        """Which runs are being given to a queue, until the ids of their jobs are recorded."""
+        """The runs that a submit is queueing, until it has recorded the ids of their jobs."""
         return self.submission_folder / "pending.json"
 
     @property
     def owner(self) -> str | None:
-        """The user that the sweep belongs to; None for the user's own."""
+        """The user who owns the sweep, if it is another user; else None."""
         try:
             return owner(self.folder)
-        except OSError:  # it is not there, or is not to be seen
+        except OSError:  # it is missing, or hidden from the user
             return None
 
     @property
@@ -170,9 +171,9 @@ class Sweep:
 
     @property
     def cache_folder(self) -> Path:
-        """What can be made again, shared by the sweeps beside this one.
+        """Views and compiled code, shared by all sweeps in the same folder.
 
-        Where a colleague's is closed to the user, it is one of the user's own.
+        It is the user's own cache if the shared cache is closed to the user.
         """
         shared, own = cache_folders(self.folder.parent)
         for place in (shared, shared / "views"):
@@ -187,32 +188,31 @@ class Sweep:
     def info(self) -> SweepInfo:
         """Returns sweep.json.
 
-        Raises: RunError when the folder is not a sweep's, when what is in the file has another
-        type than it should, or when a run's name leads out of the folder.
+        Raises: RunError if the folder is not a sweep, if a value is wrong, or if a run's name
+        leads out of the folder.
         """
         return read_record(SweepInfo, self.sweep_file, f"{self.folder} is not a sweep")
 
     def retry_command(self, *options: str, twice: str | None = None) -> str:
-        """Returns the command that queues again what failed or was lost, to be pasted anywhere.
+        """Returns the command that queues failed and lost runs again; works in any folder.
 
-        *twice* is a field of ClusterConfig that is to be twice what it is in the sweep now.
-        Whatever cannot be read, there is a command.
+        *twice* names a field of ClusterConfig whose value the command doubles.
         """
-        with suppress(RunError):
+        with suppress(RunError):  # a damaged sweep.json: the command without *twice*
             if twice:
                 flag = options_of(ClusterConfig)[twice].flag
                 options = (*options, flag, f"{2 * self.info().asked(twice):.10g}")
         return self.command("retry", *options)
 
     def command(self, name: str, *words: str) -> str:
-        """Returns a command of skinjob on this sweep, to be pasted anywhere."""
+        """Returns a skinjob command for this sweep; works in any folder."""
         folder = self.folder
-        with suppress(OSError):  # the current folder may be gone
+        with suppress(OSError):  # the current folder may have been removed
             folder = absolute(folder)
         return shlex.join(["skinjob", name, str(folder), *words])
 
     def require_own(self, command: str, *words: str) -> None:
-        """Returns when the sweep is the user's own. Raises: RunError when it is another user's."""
+        """Checks that the user owns the sweep. Raises: RunError."""
         if self.owner:
             raise RunError(
                 f"sweep {self.folder} belongs to {self.owner}",
@@ -239,15 +239,15 @@ def cache_folders(runs: Path) -> tuple[Path, Path]:
 
 
 def submit_lock(runs: Path) -> Path:
-    """Returns the file that a submit, cancel or clean of the user's locks while it is at work."""
+    """Returns the file that the user's submit, cancel and clean lock while they work."""
     return runs / f".submit-{os.geteuid()}.lock"
 
 
 def sweeps(runs: Path) -> list[Sweep]:
-    """Returns the sweeps below *runs*, oldest first, before them those that do not read."""
-    # A hidden one is still being made, or being removed.
-    found = [Sweep(file.parent) for file in runs.glob("[!.]*/sweep.json")]
-    return sorted(found, key=lambda sweep: (_created_utc(sweep), sweep.name))
+    """Returns the sweeps below *runs*: first damaged sweeps, then the others, oldest first."""
+    # A hidden folder is a sweep that a command is making or removing.
+    folders = [Sweep(file.parent) for file in runs.glob("[!.]*/sweep.json")]
+    return sorted(folders, key=lambda sweep: (_created_utc(sweep), sweep.name))
 
 
 def _created_utc(sweep: Sweep) -> str:

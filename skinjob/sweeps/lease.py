@@ -1,7 +1,7 @@
-"""Whether a run that says running is still being trained: every command asks here.
+"""Is a run with status running still in training? Every command asks this module.
 
 The process that trains a run holds its lease: it writes a heartbeat to state.json every few
-seconds. A process of this machine can be looked up; any other is known by its heartbeat alone.
+seconds. This machine can look up its own processes. Of all others it sees only the heartbeat.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import RunState, Status
 
 SILENCE_S = 75
-"""A job that was silent for so long is gone: it speaks every five seconds, and some file systems
-show what it wrote up to a minute late."""
+"""A job without a heartbeat for so long has gone. A heartbeat comes every five seconds, and some
+file systems show a new file up to a minute late."""
 
 
 def may_be_training(state: RunState) -> bool:
-    """Says whether a process may hold the lease of a run, as far as one look at its state tells."""
+    """Says whether a process may hold the lease of a run with this state."""
     if state.status != Status.RUNNING or state.holder is None:
         return False
     return process_exists(state.host, state.pid) is not False
 
 
 def is_recent(run: Run, state: RunState) -> bool:
-    """Says whether a run's process has written to its folder within the last minute or so.
+    """Says whether a run's process has written to its folder within SILENCE_S.
 
-    Both clocks have to agree: the node's, which may be ahead, and the one that stamps the file.
+    The node's clock may be wrong, so the file's own time must agree.
     """
     heard_utc = state.heartbeat_utc or state.queued_utc
     if heard_utc is None:
@@ -43,5 +43,5 @@ def is_recent(run: Run, state: RunState) -> bool:
 
 
 def parse_utc(text: str) -> datetime:
-    """Returns a time of state.json, as `utc_now` writes it."""
+    """Returns a time that `utc_now` has written."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))

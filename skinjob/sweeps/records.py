@@ -1,12 +1,13 @@
-"""What a sweep has on record: sweep.json, config.json and state.json, each with its format.
+"""The records of a sweep: sweep.json, config.json and state.json, each with its format.
 
-Readers give defaults for what an older file lacks, pass over keys that they do not know, and refuse
-a newer format. FORMAT goes up with a change that an older skinjob must not read past.
+Readers fill in defaults for what an older file lacks, ignore keys that they do not know, and refuse
+a newer format. A change that an older skinjob must not ignore needs a higher FORMAT.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import stat
 from collections.abc import Mapping
@@ -25,10 +26,10 @@ from skinjob.files import write_json
 Record = TypeVar("Record")
 
 FORMAT = 2
-"""Of what is written. Format 1 had other words in state.json, and none of its files but sweep.json
-said so."""
+"""The format of new files. In format 1, state.json had other keys, and only sweep.json named its
+format."""
 
-UPGRADE = "pip install --upgrade skinjob"
+UPGRADE = "skinjob --version   # on both machines: install the newer version on this machine"
 
 METRICS = {
     "sweep": "name of the sweep",
@@ -49,18 +50,18 @@ METRICS = {
     "images_per_s": "training images of the epoch by its seconds",
     "time_utc": "when the epoch ended",
 }
-"""The columns of metrics.csv, one row an epoch, and what they mean. Readers go by the name."""
+"""The columns of metrics.csv, which has a row per epoch. Programs read columns by name."""
 
 
 class Word(str, Enum):
-    """One of a few words; in text and in JSON it is the word itself."""
+    """An enum of words: text and JSON show the word itself."""
 
     def __str__(self) -> str:
         return str(self.value)
 
 
 class Status(Word):
-    """How a run stands."""
+    """The status of a run."""
 
     RUNNING = "running"
     WAITING = "waiting"
@@ -68,16 +69,16 @@ class Status(Word):
     FAILED = "failed"
     CANCELLED = "cancelled"
     LOST = "lost"
-    """Its job is no more, and nobody says why."""
+    """Its job has gone, and no record says why."""
 
     @property
     def is_final(self) -> bool:
-        """Whether a run leaves it only by being submitted again."""
+        """Whether only a new submit changes it."""
         return self not in (Status.WAITING, Status.RUNNING)
 
 
 class Failure(Word):
-    """What ended a run before its time."""
+    """What ended a run before its last epoch."""
 
     EXCEPTION = "exception"
     OUT_OF_MEMORY = "out of memory"
@@ -90,8 +91,8 @@ class Failure(Word):
     NEVER_STARTED = "never started"
 
 
-class Stopped(BaseException):  # as KeyboardInterrupt: nobody on the way may catch it
-    """A job that has to end, and why; raised where a signal finds it."""
+class Stopped(BaseException):  # like KeyboardInterrupt: `except Exception` must not catch it
+    """A signal ends the job. The signal's handler raises it, with the reason."""
 
     def __init__(self, failure: Failure, message: str, fix: str) -> None:
         super().__init__(message)
@@ -102,45 +103,45 @@ class Stopped(BaseException):  # as KeyboardInterrupt: nobody on the way may cat
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run last said of itself (state.json). Times are UTC, ISO 8601."""
+    """The state of a run, written by its job (state.json). Times are UTC, ISO 8601."""
 
     status: Status = Status.WAITING
     job_id: str | None = None
     """SLURM's job id (12_0: task 0 of array 12), or the local job's process id."""
     holder: str | None = None
-    """A word of the process that has the run in hand; no two processes have the same."""
+    """A word that only the process with the run's lease has."""
     host: str | None = None
     pid: int | None = None
     attempts: int = 0
-    """How often a job has begun on it."""
+    """How often a job has started it."""
     resumed_epoch: int = 0
-    """Epochs that were finished when the last attempt began."""
+    """Finished epochs when the last attempt started."""
     epoch: int = 0
-    """Epochs finished."""
+    """Finished epochs."""
     epoch_utc: str | None = None
-    """When the last of them was."""
+    """When the last epoch ended."""
     test_accuracy: float | None = None
-    """Of the last of them, a fraction."""
+    """After the last epoch, a fraction."""
     device: str | None = None
     precision: str | None = None
     views_computed: int = 0
-    """Views that this run put through the backbone itself."""
+    """Views that this run computed itself."""
     views_read: int = 0
-    """Views that it found in the cache."""
+    """Views that this run read from the cache."""
     images_per_s: float | None = None
-    """Images per second, of those that this run put through the backbone or trained on itself."""
+    """Images per second that this run trained on, or passed through the backbone."""
     queued_utc: str | None = None
     started_utc: str | None = None
     heartbeat_utc: str | None = None
     finished_utc: str | None = None
     failure: Failure | None = None
-    """What ended it, or its last job, where one of the known kinds did."""
+    """What ended the run or its last job, if it is a known kind."""
     reason: str | None = None
-    """Why it failed, was cancelled or is lost, in a sentence; none where the user cancelled it."""
+    """A sentence: why it failed, was cancelled or is lost. None if the user cancelled it."""
     fix: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for a time that is none."""
+        """Checks the times. Raises: ValueError."""
         for name in TIMES:
             text = getattr(self, name)
             if text is not None and not _is_time(text):
@@ -148,8 +149,8 @@ class RunState:
 
 
 def _is_time(text: str) -> bool:
-    """Says whether a text is such as `utc_now` gives."""
-    try:  # a tenth of the time that strptime takes, which counts with a thousand runs
+    """Says whether a text has the form of `utc_now`."""
+    try:  # ten times as fast as strptime, which counts with a thousand runs
         return bool(datetime.fromisoformat(text[:-1])) and (len(text), text[-1]) == (20, "Z")
     except ValueError:
         return False
@@ -160,7 +161,7 @@ TIMES = tuple(name for name in RunState.__dataclass_fields__ if name.endswith("_
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsRecord:
-    """The backbone's weights, as a sweep has them on record."""
+    """The backbone's weights in sweep.json."""
 
     path: str = ""
     sha256: str = ""
@@ -168,13 +169,13 @@ class WeightsRecord:
     source: str = ""
     source_sha256: str = ""
     kind: str = ""
-    """fetched, demo or untrained; older files have only the next field."""
+    """fetched, demo or untrained. Older files have only the next field."""
     untrained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesRecord:
-    """The images, as a sweep has them on record."""
+    """The images in sweep.json."""
 
     root: str = ""
     fingerprint: str = ""
@@ -183,26 +184,25 @@ class ImagesRecord:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """By split and class."""
     skipped: tuple[dict[str, str], ...] = ()
-    """Path and fault of each image that was left out."""
+    """Path and fault of each skipped image."""
     repeated: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Fills in the positive class, which older files do not name: it was the last."""
+        """Fills in the positive class, which older files lack: the last class."""
         if not self.positive and self.classes:
             object.__setattr__(self, "positive", self.classes[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepInfo:
-    """What was submitted, and the jobs that have it (sweep.json)."""
+    """What a user submitted, and its jobs (sweep.json)."""
 
     name: str = ""
     folder: str = ""
-    """Where the sweep was when it was submitted."""
+    """The sweep's folder at submit."""
     created_utc: str = ""
     recipe: dict[str, Any]
-    """What the runs have in common, fields of TrainConfig: `filled_recipe` adds those that are not
-    there."""
+    """What all runs share: fields of TrainConfig. `filled_recipe` adds missing fields."""
     batch_sizes: tuple[int, ...] = ()
     lrs: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -210,16 +210,16 @@ class SweepInfo:
     weights: WeightsRecord = WeightsRecord()
     images: ImagesRecord = ImagesRecord()
     cluster: dict[str, Any] = field(default_factory=dict)
-    """What the jobs asked for last, fields of ClusterConfig, in force or not under today's rules:
-    `asked` and `cluster_config` fill in the others."""
+    """What the last jobs asked for: fields of ClusterConfig, which today's rules may refuse.
+    `asked` and `cluster_config` fill in missing fields."""
     jobs: dict[str, str] = field(default_factory=dict)
     """Job ids by run name."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises: ValueError where a value cannot be."""
+        """Checks the values. Raises: ValueError."""
         for name in self.runs:
-            # Somebody else may have written it: a run is a folder right in its sweep's, or none.
+            # Another user may have written this file: a run must be a folder inside the sweep's.
             if name in ("", ".", "..") or "/" in name:
                 raise ValueError(f"{name!r} is no run of this sweep")
         for values, name, kind in (
@@ -237,29 +237,29 @@ class SweepInfo:
 
     @property
     def weights_kind(self) -> str:
-        """What the backbone's weights are: fetched, demo or untrained."""
+        """The kind of the backbone's weights: fetched, demo or untrained."""
         return self.weights.kind or ("untrained" if self.weights.untrained else "fetched")
 
     def asked(self, name: str) -> Any:
-        """Returns what the jobs asked for last: the value of a field of ClusterConfig."""
+        """Returns the value of a ClusterConfig field for the last jobs."""
         return self.cluster.get(name, getattr(ClusterConfig, name))
 
     def cluster_config(self, **changes: Any) -> ClusterConfig:
-        """Returns what the jobs asked for last, with *changes*.
+        """Returns what the last jobs asked for, with *changes*.
 
-        Raises: ConfigError for a value that cannot be, msgspec.ValidationError for its type.
+        Raises: ConfigError for a value out of range, msgspec.ValidationError for a wrong type.
         """
         return msgspec.convert(self.cluster | changes, ClusterConfig)
 
 
 def filled_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe with the defaults of the fields that it lacks, as an older one may."""
+    """Returns a recipe with defaults for the fields that an older recipe lacks."""
     defaults = {item.name: item.default for item in fields(TrainConfig)}
     return {name: value for name, value in defaults.items() if value is not MISSING} | {**recipe}
 
 
 def utc_now() -> str:
-    """Returns the time, UTC, ISO 8601 to the second.
+    """Returns the current time, UTC, ISO 8601 to the second.
 
     >>> len(utc_now())
     20
@@ -268,24 +268,21 @@ def utc_now() -> str:
 
 
 def write_record(file: Path, record: Any, *, is_durable: bool = True) -> None:
-    """Replaces *file* by a record of this module, or a TrainConfig, as JSON with its format."""
+    """Replaces *file* by a record as JSON, with its format."""
     values = record.record() if isinstance(record, TrainConfig) else asdict(record)
     write_json(file, {"format": FORMAT, **values}, is_durable=is_durable)
 
 
 def read_record(kind: type[Record], file: Path, problem: str) -> Record:
-    """Returns the record that *file* holds, whatever keys it has besides.
+    """Returns the record in *file*; ignores unknown keys. *problem* starts the error's message.
 
-    *problem* begins what an error says.
-
-    Raises: RunError when the file is not there or of a newer format, or when a value is missing, of
-    another type, or cannot be.
+    Raises: RunError if the file is missing or of a newer format, or if a value is missing or wrong.
     """
     values = _read_object(file, problem)
-    found = values.get("format", 1)
-    if isinstance(found, int) and found > FORMAT:
+    version = values.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
         raise RunError(
-            f"{file} was made by a newer skinjob (format {found}; this one reads up to {FORMAT})",
+            f"{file} was made by a newer skinjob (format {version}; this one reads up to {FORMAT})",
             UPGRADE,
         )
     if kind is RunState and "status" not in values:
@@ -293,11 +290,23 @@ def read_record(kind: type[Record], file: Path, problem: str) -> Record:
     try:
         return msgspec.convert(values, kind)
     except (msgspec.ValidationError, ConfigError) as error:
-        raise RunError(f"{problem}: {file}: {error}", f"cat {shlex.quote(str(file))}") from None
+        reason = plain_reason(error)
+        raise RunError(f"{problem}: {file}: {reason}", f"cat {shlex.quote(str(file))}") from None
+
+
+def plain_reason(error: Exception) -> str:
+    """Returns what is wrong with a value of a record, without msgspec's marks.
+
+    >>> plain_reason(ValueError("Expected `array`, got `int` - at `$.runs`"))
+    'runs must be array, not int'
+    """
+    return re.sub(
+        r"Expected `(.+)`, got `(.+)` - at `\$\.?(.+)`", r"\3 must be \1, not \2", str(error)
+    )
 
 
 def _with_new_words(old: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of a state.json of format 1 under their names of today."""
+    """Returns the values of a state.json of format 1 under today's names."""
     names = {"state": "status", "fault": "failure", "error": "reason", "remedy": "fix"}
     values = {names.get(name, name): value for name, value in old.items()}
     endings = {"cancelled": Status.CANCELLED, "gone": Status.LOST}
@@ -313,7 +322,7 @@ def _with_new_words(old: dict[str, Any]) -> dict[str, Any]:
 def _read_object(file: Path, problem: str) -> dict[str, Any]:
     quoted = shlex.quote(str(file))
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for without end
+        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe could wait for ever
             raise RunError(f"{problem}: {file} is not a file", f"ls -ld {quoted}")
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from skinjob.console import own_command
+from skinjob.console import typed_command
 from skinjob.download import Download, download, find_mismatch
 from skinjob.errors import WeightsError
 from skinjob.files import sha256_file
@@ -161,7 +161,7 @@ def _find_made(target: Path, source: Source) -> WeightsInfo | None:
 def _download(source: Source, out: Path) -> Path:
     """Returns the downloaded file, after checking its digest."""
     path = out / f".{source.backbone.name}-{source.sha256[:8]}.pth.part"
-    again = own_command()
+    again = typed_command()
     elsewhere = "skinjob fetch-weights --source FILE   # a file from a browser, or another URL"
     download(Download(source.location, path, source.sha256, again, elsewhere, source.size_bytes))
     return path

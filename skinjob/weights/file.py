@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skinjob.console import own_command, say
+from skinjob.console import say, typed_command
 from skinjob.download import explain_full_disk, looks_like_html
 from skinjob.errors import WeightsError
 from skinjob.files import pointer_kind, replacing, sha256_file, sorted_safetensors
@@ -138,7 +138,7 @@ def write_weights(
     if kind == "demo":
         metadata["kind"] = kind
     content = sorted_safetensors(save(dict(tensors), metadata))
-    with explain_full_disk(path.parent, len(content), own_command()):
+    with explain_full_disk(path.parent, len(content), typed_command()):
         with replacing(path) as partial:
             partial.write_bytes(content)
         list_digest(path, hashlib.sha256(content).hexdigest())

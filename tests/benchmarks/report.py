@@ -18,7 +18,7 @@ from common import ROOT, Result, bare_parser, hardware, in_turns, process_s, rat
 
 sys.path.insert(0, str(ROOT / "tests/support"))
 
-from sweep_maker import make_sweep  # found by the line above
+from sweep_maker import draw_sweep  # found by the line above
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "4 runs of 20 epochs": {},
@@ -46,7 +46,7 @@ def results(name: str, n: int) -> list[Result]:
     with TemporaryDirectory(prefix="skinjob-bench-") as folder:
         sweep = Path(folder) / "sweep"
         with mock.patch("os.fsync"):  # a thousand runs in seconds; these are not to be kept
-            make_sweep(sweep, **SWEEPS[name])
+            draw_sweep(sweep, **SWEEPS[name])
         commands = {
             "report": [sys.executable, "-m", "skinjob", "report", str(sweep)],
             "imports": [sys.executable, "-c", "import pandas, matplotlib.figure"],

@@ -19,7 +19,7 @@ from common import ROOT, bare_parser, commands_in_turns, hardware, ratio, report
 
 sys.path.insert(0, str(ROOT / "tests/support"))
 
-from sweep_maker import make_sweep  # found by the line above
+from sweep_maker import draw_sweep  # found by the line above
 
 from skinjob.sweeps.layout import run_name
 
@@ -35,7 +35,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="skinjob-bench-") as name:
         folder = Path(name)
         with mock.patch("os.fsync"):  # these are not to be kept
-            make_sweep(folder / "runs/sweep", seeds=SEEDS, finished=at_work)
+            draw_sweep(folder / "runs/sweep", seeds=SEEDS, finished=at_work)
         skinjob = f"{shlex.quote(sys.executable)} -m skinjob"
         at_work_too = "[ $? = 3 ]"  # its exit code while runs are at work
         commands = {

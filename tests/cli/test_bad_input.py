@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from commands import refusal
+from commands import import_path, refusal
 from state_dict_maker import write_old_layout
 from trees import make_tree
 from untrained import write_untrained
@@ -200,13 +200,13 @@ CASES = [
     Case(
         "--name of a file",
         (*SUBMIT, "--name", "taken"),
-        "runs/taken is there, and is no sweep",
+        "runs/taken exists, and is not a sweep",
         make=lambda here: _write(here / "runs/taken", b"mine"),
     ),
     Case(
         "--name of a folder with other things in it",
         (*SUBMIT, "--name", "taken"),
-        "runs/taken is there, and is no sweep",
+        "runs/taken exists, and is not a sweep",
         make=lambda here: _write(here / "runs/taken/thesis.txt", b"mine"),
     ),
     value("--partition", "gpu\n#SBATCH --uid=0", "partition is 'gpu\\n#SBATCH --uid=0', and must"),
@@ -222,12 +222,10 @@ CASES = [
     value("--python", "python\nrm x", "python is 'python\\nrm x', and must be shell words"),
     value("--data", "nowhere", "image folder nowhere: no such folder"),
     value("--data", "no\nwhere", "image folder no\\nwhere: no such folder"),
-    value(
-        "--data", "no\0where", "--data no\\x00where: a path in UTF-8 without NUL bytes is wanted"
-    ),
+    value("--data", "no\0where", "--data no\\x00where: not a path in UTF-8 without NUL bytes"),
     value("--data", LONG, f"--data {LONG}: File name too long"),
     value("--weights", "nowhere", "nowhere: no such file"),
-    value("--weights", "\udcff", "--weights \\udcff: a path in UTF-8 without NUL bytes is wanted"),
+    value("--weights", "\udcff", "--weights \\udcff: not a path in UTF-8 without NUL bytes"),
     value("--runs", LONG, f"--runs {LONG}: File name too long"),
     Case(
         "--runs is a file",
@@ -249,8 +247,12 @@ CASES = [
     ),
     weights("missing", Path.unlink, "weights/resnet18.safetensors: no such file"),
     weights("a folder", _folder, "weights/resnet18.safetensors: cannot be read: Is a directory"),
-    weights("empty", lambda file: file.write_bytes(b"") and None, "no safetensors file, or cut"),
-    weights("cut", _cut, "weights/resnet18.safetensors: no safetensors file, or cut off"),
+    weights(
+        "empty",
+        lambda file: file.write_bytes(b"") and None,
+        "not a safetensors file, or incomplete",
+    ),
+    weights("cut", _cut, "weights/resnet18.safetensors: not a safetensors file, or incomplete"),
     weights("cut, SHA256SUMS beside it", _cut, "damaged: its SHA-256 is", listed=True),
     weights("a byte flipped", _flip, "damaged: its SHA-256 is", listed=True),
     weights("a .pth", _pickle, "weights/resnet18.safetensors: a torch file (.pth)"),
@@ -481,7 +483,7 @@ def test_what_the_user_may_not_do_is_said_at_once(
         result = subprocess.run(
             [*drop, sys.executable, "-m", "skinjob", *SUBMIT, *arguments],
             cwd=here,
-            env=os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": str(here)},
+            env=os.environ | import_path() | {"HOME": str(here)},
             capture_output=True,
             text=True,
         )
@@ -631,13 +633,13 @@ def test_on_slurm_a_python_of_this_machine_alone_is_refused(
         result = subprocess.run(
             [*command, *(word.format(venv=venv) for word in options)],
             cwd=slurm_node,
-            env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+            env=os.environ | import_path(),
             capture_output=True,
             text=True,
         )
         (found,) = [one for one in json.loads(result.stdout)["checks"] if one["name"] == "Python"]
         words = found["found"]
-        assert ("compute nodes do not see what is there" in words) == bool(says)
+        assert ("compute nodes do not see it" in words) == bool(says)
         assert (says or "").format(venv=venv) in words
         assert not says or "--allow-node-local" in found["fix"]
 
@@ -657,9 +659,9 @@ def test_on_slurm_the_user_may_say_that_nodes_share_such_a_place(slurm_node: Pat
 @pytest.mark.parametrize(
     ("runs", "reason"),
     [
-        ("100%j", "SLURM replaces what follows %"),
-        ("back\\slash", "takes \\ away"),
-        ("line\nbreak", "a line break or another control character would end its #SBATCH line"),
+        ("100%j", "SLURM replaces % and removes"),
+        ("back\\slash", "removes \\ in"),
+        ("line\nbreak", "a control character such as a line break would end the #SBATCH line"),
     ],
 )
 def test_on_slurm_a_path_that_sbatch_would_not_read_as_it_is_is_refused(
@@ -729,7 +731,7 @@ def test_a_limit_of_threads_is_said(shared: Path) -> None:
         result = subprocess.run(
             [*limits, sys.executable, "-m", "skinjob", *SUBMIT, "--dry-run"],
             cwd=here,
-            env=os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": str(here)},
+            env=os.environ | import_path() | {"HOME": str(here)},
             capture_output=True,
             text=True,
         )

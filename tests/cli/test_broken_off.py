@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import recorded, refusal, skinjob, wait_until
+from commands import import_path, recorded, refusal, skinjob, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -42,7 +42,7 @@ main(sys.argv[3:])
 
 def stopped(at: int, number: int, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", STOPPED, str(at), str(int(number)), *SUBMIT]
-    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | import_path()
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -69,7 +69,7 @@ def test_two_submits_of_one_name_make_one_sweep(project: Path) -> None:
     lock = project / "runs" / f".submit-{os.geteuid()}.lock"
     lock.parent.mkdir()
     command = [sys.executable, "-m", "skinjob", *SUBMIT]
-    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | import_path()
     with lock.open("w") as first:
         fcntl.flock(first, fcntl.LOCK_EX)
         both = [
@@ -127,7 +127,7 @@ def test_a_status_that_was_overtaken_by_a_submit_loses_no_run(
         """SLURM with one job that waits."""
 
         def jobs(self, sweep: Sweep) -> dict[str, QueuedJob]:
-            return {run.name: QueuedJob("7", is_waiting=True, note="others are before it")}
+            return {run.name: QueuedJob("7", is_waiting=True, note="other jobs are before it")}
 
     monkeypatch.setattr(state, "_nobody_submits", submit_ends)
     assert [one.status for one in state.sweep_status(sweep, Queue()).runs] == ["waiting"]

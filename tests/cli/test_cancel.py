@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from commands import only_sweep, skinjob, standing, wait_until
+from commands import import_path, only_sweep, skinjob, standing, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -152,7 +152,7 @@ def on_a_terminal(typed: str, *arguments: str, cwd: Path) -> str:
         said = subprocess.run(
             [sys.executable, "-m", "skinjob", *arguments],
             cwd=cwd,
-            env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+            env=os.environ | import_path(),
             stdin=theirs,
             capture_output=True,
             text=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import refusal, skinjob
-from sweep_maker import make_sweep
+from sweep_maker import draw_sweep
 
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import RunState
@@ -26,7 +26,7 @@ def fill(file: Path, num_bytes: int = 50_000) -> Path:
 
 def make_runs(project: Path, state: RunState = FAILED) -> Sweep:
     """Returns a sweep of one run that is done and one in a *state*, with all that jobs leave."""
-    sweep = make_sweep(project / "runs/s", batch_sizes=(32, 64), states={SECOND: state})
+    sweep = draw_sweep(project / "runs/s", batch_sizes=(32, 64), states={SECOND: state})
     for run in sweep.runs():
         fill(run.folder / ".state.json.x.part")
     fill(sweep.runs()[1].checkpoint_files[0])
@@ -100,15 +100,15 @@ def test_sweeps_and_caches_at_work_are_left_alone(tmp_path: Path) -> None:
     """A run that another machine has in hand keeps its files, and the views it is about to read."""
     sweep = make_runs(tmp_path, AT_WORK)
     sweep.runs()[1].update_state()  # a heartbeat
-    make_sweep(tmp_path / "runs/over", batch_sizes=(32,))
+    draw_sweep(tmp_path / "runs/over", batch_sizes=(32,))
     spare = fill(tmp_path / "runs/over/submission/7_0_log.out")
     before = files(tmp_path / "runs/s") | files(tmp_path / "runs/.cache")
     result = skinjob("clean", "--yes", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert files(tmp_path / "runs/s") | files(tmp_path / "runs/.cache") == before
     assert not spare.exists()
-    assert "left alone: runs/s: runs of it wait or are at work: 1" in result.stdout
-    assert "left alone: runs/.cache: runs that use it wait or are at work" in result.stdout
+    assert "left alone: runs/s: 1 run waiting or running" in result.stdout
+    assert "left alone: runs/.cache: runs that use it are waiting or running" in result.stdout
 
 
 def test_one_sweep_is_cleared_without_what_all_share(tmp_path: Path) -> None:
@@ -158,4 +158,4 @@ def test_a_cache_that_others_use_is_left_alone(tmp_path: Path) -> None:
     before = files(tmp_path / "runs/.cache")
     result = skinjob("clean", "--yes", cwd=tmp_path)
     assert files(tmp_path / "runs/.cache") == before
-    assert "left alone: runs/.cache: others have files in it" in result.stdout
+    assert "left alone: runs/.cache: other users have files in it" in result.stdout

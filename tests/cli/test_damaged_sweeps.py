@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import recorded, skinjob
-from sweep_maker import make_sweep as make_drawn_sweep
+from sweep_maker import draw_sweep
 from trees import make_sweep
 
 from skinjob.sweeps.layout import Sweep
@@ -29,7 +29,7 @@ def sweep(project: Path) -> Sweep:
 
 def test_a_sweep_without_jobs_is_shown_and_cleared(tmp_path: Path) -> None:
     """A sweep.json that lacks what it need not have ends nothing in a traceback."""
-    sweep = make_drawn_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=2)
+    sweep = draw_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=2)
     info = recorded(sweep)
     del info["jobs"]
     sweep.sweep_file.write_text(json.dumps(info))
@@ -51,15 +51,15 @@ def test_a_damaged_sweep_stops_no_command_on_others(
     assert listed.returncode == 0, listed.stderr
     assert "broken  " in listed.stdout
     assert "broken/sweep.json" in listed.stdout
-    assert "1 waiting" in listed.stdout or "1 failed" in listed.stdout
+    assert "1 lost" in listed.stdout  # no submit is left to give it a job
     words = ("--cluster", "local", "--device", "cpu", "--precision", "fp32", "--epochs", "2")
     grid = (*words, "--lr", "0.1", "--batch-sizes", "4", "--dry-run")
     for name in ((), ("--name", "sweep")):
         planned = skinjob("submit", *grid, *name, cwd=project)
         assert planned.returncode == 0, planned.stderr
-        assert "runs/sweep  (there already, taken up again)" in planned.stdout
+        assert "runs/sweep  (exists, continues)" in planned.stdout
     other = skinjob("submit", *grid, "--schedule", "cosine", cwd=project)
     assert other.returncode == 0, other.stderr
-    assert re.search(r"^note +passed over: .*runs/broken", other.stdout, re.M)
+    assert re.search(r"^note +ignored: .*runs/broken", other.stdout, re.M)
     assert skinjob("status", "sweep", cwd=project).stdout.startswith("sweep runs/sweep\n")
     assert "left alone: runs/broken: " in skinjob("clean", cwd=project).stdout

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm
-from commands import all_commands, only_sweep, wait_for
+from commands import all_commands, import_path, only_sweep, wait_for
 from local_server import Site, serving
 from safetensors.numpy import load_file
 from state_dict_maker import write_old_layout
@@ -78,9 +78,7 @@ def run(line: str, cwd: Path, **env: str) -> str:
     result = subprocess.run(
         ["sh", "-c", _unmade(line)],
         cwd=cwd,
-        env=os.environ
-        | {"PATH": f"{tools_in(cwd)}:{os.environ['PATH']}", "PYTHONPATH": ":".join(sys.path)}
-        | env,
+        env=os.environ | {"PATH": f"{tools_in(cwd)}:{os.environ['PATH']}"} | import_path() | env,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -159,7 +157,7 @@ def test_your_site_runs_as_written(project: Path, slurm: Slurm) -> None:
     """What the page on sites tells a person to type works on a real SLURM, in that order."""
     shutil.copytree(ROOT / "jobs", project / "jobs")
     path = f"{tools_in(project)}:{os.environ['PATH']}"
-    env = {"PATH": path, "PYTHONPATH": ":".join(sys.path), "SKINJOB_SUBMIT_BATCH_SIZES": "4"}
+    env = {"PATH": path, **import_path(), "SKINJOB_SUBMIT_BATCH_SIZES": "4"}
     for line in commands_in(PAGES[ON_SLURM]):
         result = slurm.run(["sh", "-c", line], cwd=project, env=env)
         assert result.returncode == 0, f"{line}: {result.stdout}{result.stderr}"

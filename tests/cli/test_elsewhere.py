@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm
-from commands import only_sweep, skinjob, standing, wait_until
+from commands import import_path, only_sweep, skinjob, standing, wait_until
 
 from skinjob.sweeps.layout import Sweep
 
@@ -52,7 +52,7 @@ def test_no_module_in_the_users_folder_is_taken_for_pythons(project: Path) -> No
     """A random.py beside the images, as anybody may have, has no part in a job."""
     for name in SHADOWS:
         (project / name).write_text("value = 4\n")
-    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | import_path()
     words = [SKINJOB, "submit", *LOCAL, "--wait"]
     result = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -91,7 +91,7 @@ def test_a_nodes_link_module_and_locale_change_nothing(
         {{ {shlex.join(probe)} >{kept}/probe.json; {shlex.join(submit)}; }}
     """
     login = ["unshare", "--mount", "--propagation=private", "bash", "-c", script]
-    environment = {"PYTHONPATH": ":".join(sys.path)}
+    environment = import_path()
     result = slurm.run(login, cwd=project, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     unseen = f"cannot read {project}/disk/skin_cancer"
@@ -130,7 +130,7 @@ def test_a_project_that_was_moved_goes_on(
 def test_names_in_another_locale_are_the_same_names(project: Path, latin1: dict[str, str]) -> None:
     """A shell that is not UTF-8 changes no path, neither on the login node nor in a job."""
     rename_class(project)
-    environment = os.environ | latin1 | {"PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | latin1 | import_path()
     for arguments in (["submit", *LOCAL, "--wait"], ["status"], ["report"]):
         result = subprocess.run(
             [SKINJOB, *arguments], cwd=project, env=environment, capture_output=True

@@ -8,14 +8,13 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import sweep_maker
 import trees
-from commands import SKINJOB, only_sweep, recorded, refusal, skinjob, wait_until
+from commands import SKINJOB, import_path, only_sweep, recorded, refusal, skinjob, wait_until
 from terminal import terminal
 
 from skinjob.config import ClusterConfig
@@ -23,7 +22,7 @@ from skinjob.files import tail, write_json
 from skinjob.queues.base import JobEnd, QueuedJob, record_jobs
 from skinjob.queues.slurm.client import ENDS, SlurmEnd, SlurmJob, ask_queue, job_ends
 from skinjob.queues.slurm.queue import SlurmQueue, _job_end, _queued_job
-from skinjob.queues.slurm.reasons import BEGUN, HELD, family, why_pending
+from skinjob.queues.slurm.reasons import HELD, OTHER_STATES, family, why_pending
 from skinjob.report.findings import missing
 from skinjob.report.tables import read_sweep
 from skinjob.status.failures import (
@@ -82,7 +81,7 @@ def status(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 @pytest.fixture
 def slurm_sweep(tmp_path: Path) -> Sweep:
     """The folder of a sweep on SLURM: one run failed and told, one runs, one is done."""
-    sweep = sweep_maker.make_sweep(
+    sweep = sweep_maker.draw_sweep(
         tmp_path / "runs/sweep", batch_sizes=(32, 64, 128), finished={"bs0128-lr0.01-seed0": 20}
     )
     info = recorded(sweep) | {"cluster": asdict(ClusterConfig(cluster="slurm", partition="gpu"))}
@@ -126,7 +125,7 @@ def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
         state = run.state()
         assert (state.status, state.failure) == ("lost", None)
         assert re.match(
-            r"job local-1 and its queue are gone \(killed, .+\) on \S+ after epoch",
+            r"job local-1 and its queue have gone \(killed, .+\) on \S+ after epoch",
             str(state.reason),
         )
     assert "and 1 more of its job: lost" in told.stdout
@@ -141,7 +140,7 @@ def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
     assert refusal(result).startswith("not every run of ")
     state = only_sweep(project / "runs").runs()[0].state()
     assert (state.status, state.failure) == ("failed", "never started")
-    assert "job local-1 ended with exit code 1 before it began to train" in str(state.reason)
+    assert "job local-1 ended with exit code 1 before training started" in str(state.reason)
     assert f"bs0004-lr0.01-seed0 failed, never started: {state.reason}\n" in result.stdout
     output = shlex.split(str(state.fix))[-1]
     assert "no such module" in (project / output).read_text()
@@ -181,7 +180,7 @@ def test_the_fix_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.Monk
     assert "--mem" in words
     result = skinjob(*words[1:], "--dry-run", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert "(there already, taken up again)" in result.stdout
+    assert "(exists, continues)" in result.stdout
     listed = result.stdout.split("# runs\n")[1].split("\n\n")[0].splitlines()
     assert sorted(listed) == [run.name for run in sweep.runs()]
     assert "mem_gb = 16.0" in result.stdout
@@ -211,7 +210,8 @@ def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(-9, "by hand or by the kernel"), (143, "15 (SIGTERM: kill, or a shutdown")]
+    ("code", "words"),
+    [(-9, "by hand, or by the kernel"), (143, "15 (SIGTERM: kill, or a shutdown")],
 )
 def test_a_reason_names_the_signal_that_ended_a_job(
     slurm_sweep: Sweep, code: int, words: str
@@ -306,7 +306,7 @@ def test_exit_codes_of_status(slurm_sweep: Sweep, tmp_path: Path) -> None:
 
 def test_of_many_faults_some_are_told_and_the_rest_counted(tmp_path: Path) -> None:
     """A thousand runs that failed do not bury what ended them."""
-    sweep = sweep_maker.make_sweep(tmp_path / "runs/sweep", batch_sizes=range(1, 31))
+    sweep = sweep_maker.draw_sweep(tmp_path / "runs/sweep", batch_sizes=range(1, 31))
     for run in sweep.runs():
         say(run, status="failed", failure="exception", reason="no", fix="tail")
     told = status(cwd=tmp_path).stdout
@@ -369,17 +369,17 @@ def test_a_step_that_was_out_of_memory_tells_of_its_job(
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("Resources", "no GPU, cores or memory free for it yet (Resources)"),
-        ("Priority", "others are before it (Priority)"),
-        ("BeginTime", "not before its begin time (BeginTime)"),
+        ("Resources", "no free GPU, cores or memory yet (Resources)"),
+        ("Priority", "other jobs are before it (Priority)"),
+        ("BeginTime", "its begin time has not come (BeginTime)"),
         (
             "ReqNodeNotAvail, UnavailableNodes:vm",
             "its nodes are down or reserved (ReqNodeNotAvail)",
         ),
         (
             "QOSMaxCpuPerUserLimit",
-            "at a limit of your account or QOS: it starts when jobs there end, and never if it "
-            "asks for more than the limit by itself (QOSMaxCpuPerUserLimit)",
+            "at a limit of your account or QOS: it starts when other jobs end, but never if it "
+            "alone asks for more than the limit (QOSMaxCpuPerUserLimit)",
         ),
         ("SomethingNew", "SomethingNew"),
     ],
@@ -449,7 +449,7 @@ def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
     result = subprocess.run(
         shell,
         cwd=project,
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | import_path(),
         capture_output=True,
         text=True,
     )
@@ -461,7 +461,7 @@ def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
 
 def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
     """A used-up budget, a limit that others share and a job that fits nowhere are told apart."""
-    words = {"limit": "when jobs there end", "budget": "your project's time is used up"}
+    words = {"limit": "when other jobs end", "budget": "your project has less time left"}
     kind, num = "", 0
     for line in REASONS.read_text().splitlines()[1:]:
         if not line.startswith(" "):
@@ -476,7 +476,7 @@ def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
     assert num == 216
     for state in HELD:
         assert "scontrol release" in str(getattr(family(state), "fix", ""))
-        assert state not in BEGUN
+        assert state not in OTHER_STATES
 
 
 def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:

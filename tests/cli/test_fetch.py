@@ -357,16 +357,20 @@ def test_a_cut_off_file_is_told_by_its_size(pth: Path, tmp_path: Path) -> None:
     """Half of the published file is told as cut off, with both sizes."""
     half = tmp_path / "resnet18-f37072fd.pth"
     half.write_bytes(bytes(1000))
-    _refused(tmp_path / "weights", "cut off or another file: 1,000 of 46,830,571 bytes", str(half))
+    _refused(
+        tmp_path / "weights", "incomplete or another file: 1,000 of 46,830,571 bytes", str(half)
+    )
     half = tmp_path / pth.name  # of this one nobody told the size
     half.write_bytes(pth.read_bytes()[:1_000_000])
-    _refused(tmp_path / "weights", "damaged, cut off or another file: 1,000,000 bytes", str(half))
+    _refused(
+        tmp_path / "weights", "damaged, incomplete or another file: 1,000,000 bytes", str(half)
+    )
 
 
 def test_a_login_page_is_told(site: Site, pth: Path, tmp_path: Path) -> None:
     """A captive portal's page is told as that, from the network and from a file."""
     site.files[f"/{pth.name}"] = LOGIN_PAGE
-    _refused(tmp_path / "a", "an HTML page came in place", f"{site.base}/{pth.name}")
+    _refused(tmp_path / "a", "an HTML page came instead", f"{site.base}/{pth.name}")
     page = tmp_path / pth.name
     page.write_bytes(LOGIN_PAGE)
     _refused(tmp_path / "b", "an HTML page, not weights", str(page))
@@ -390,10 +394,12 @@ def test_a_source_that_is_no_pth_is_called_what_it_is(
         words = "a (Git LFS|git-annex) pointer, not the weights"
     elif kind == "ours":
         shutil.copy(weights, file)
-        words = "this file was made by skinjob fetch-weights already"
+        words = "skinjob fetch-weights has already made this file"
     else:
         save_file(HUGGING_FACE, file, {"format": "pt"})
-        words = "'resnet.embedder.*' is no tensor of torchvision's ResNet18 .Hugging Face's names"
+        words = (
+            "'resnet.embedder.*' is not a tensor of torchvision's ResNet18 .Hugging Face's names"
+        )
         with pytest.raises(WeightsError, match=words):
             read_weights_info(file)
     _refused(tmp_path / "weights", words, str(file))
@@ -405,7 +411,7 @@ def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
 ) -> None:
     """torchvision's tensors in a safetensors file without its origin are one command away."""
     save_file(load_file(weights), tmp_path / "other one.safetensors")
-    with pytest.raises(WeightsError, match="nothing in it says what it is") as found:
+    with pytest.raises(WeightsError, match="of another program, without metadata") as found:
         read_weights_info(tmp_path / "other one.safetensors")
     convert, again = found.value.fix.split(" && ")
     assert again == "skinjob fetch-weights --source new.pth"
@@ -424,11 +430,11 @@ def test_a_404_is_told(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("weights.pth", None), "weights.pth: its name carries no 8 hex digits"),
+        (("weights.pth", None), "weights.pth: its name has no 8 hex digits"),
         (("https://m.example/w.pth", None), "carries no 8 hex digits"),
-        (("w-01234567.pth", "f" * 64), "--sha256 ffffffff...: the source's name promises 01234567"),
+        (("w-01234567.pth", "f" * 64), "--sha256 ffffffff...: the name of the source has 01234567"),
         (("w-01234567.pth", "0123"), "--sha256 0123: 4 characters, a SHA-256 has 64 hex digits"),
-        (("ftp://m.example/w-01234567.pth", None), "neither an http.s. address nor a file"),
+        (("ftp://m.example/w-01234567.pth", None), "neither an http.s. URL nor a file"),
         (("absent-01234567.pth", None), "absent-01234567.pth: No such file"),
         ((".", "0" * 64), "Is a directory"),
     ],
@@ -445,7 +451,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     mark = tmp_path / "it-ran"
     run = make.call(make.name("posix", "system"), make.text(f"touch '{mark}'"))
     path = make.write_archive(tmp_path / "w.pth", make.START + run + make.STOP, {})
-    _refused(tmp_path / "weights", "asks for posix.system", str(path), _digest(path))
+    _refused(tmp_path / "weights", "uses posix.system", str(path), _digest(path))
     assert not mark.exists()
 
 
@@ -473,11 +479,11 @@ def _with_seven_classes(arrays: dict[str, np.ndarray]) -> None:
     ("change", "message"),
     [
         (_without, r"layer3\.1\.bn2\.bias is missing \(float32 \(256,\) expected\)$"),
-        (_with_more, r"layer1\.2\.conv1\.weight is no tensor of it$"),
+        (_with_more, r"layer1\.2\.conv1\.weight is not a tensor of it$"),
         (
             _with_seven_classes,
             r"fc\.weight is float32 \(7, 512\), float32 \(1000, 512\) expected"
-            r" \(2 differences in all\)$",
+            r" \(2 differences in total\)$",
         ),
     ],
 )
@@ -503,7 +509,7 @@ def test_torchvisions_other_networks_are_refused(tmp_path: Path, name: str) -> N
         network = getattr(models, name)()
     torch.save(network.to_empty(device="cpu").state_dict(), tmp_path / "w.pth")
     path = tmp_path / "w.pth"
-    _refused(tmp_path / "o", "ResNet18: layer.* differences in all", str(path), _digest(path))
+    _refused(tmp_path / "o", "ResNet18: layer.* differences in total", str(path), _digest(path))
 
 
 def test_a_folder_that_cannot_be_written_is_told(pth: Path, tmp_path: Path) -> None:
@@ -593,7 +599,9 @@ def test_two_at_once_do_not_mix(site: Site, pth: Path, tmp_path: Path) -> None:
     _wait_for_bytes(tmp_path, first)
     second = _start(tmp_path, url)
     told = second.stderr.readline() if second.stderr else ""
-    assert told == f"waiting for another fetch-weights or demo (it holds {tmp_path}/.fetch.lock)\n"
+    assert (
+        told == f"waiting for another fetch-weights or demo (which locks {tmp_path}/.fetch.lock)\n"
+    )
     site.go_on.set()
     digests = [process.communicate()[0].strip() for process in (first, second)]
     assert digests == [_digest(tmp_path / NAME)] * 2
@@ -639,7 +647,7 @@ def test_weights_without_their_digest_can_be_used(out: Path) -> None:
 def test_what_is_no_safetensors_file_is_told(tmp_path: Path, content: bytes) -> None:
     """A file of another kind under the weights' name is told as that."""
     (tmp_path / NAME).write_bytes(content)
-    with pytest.raises(WeightsError, match="no safetensors file, or cut off"):
+    with pytest.raises(WeightsError, match="not a safetensors file, or incomplete"):
         read_weights_info(tmp_path / NAME)
 
 
@@ -647,7 +655,7 @@ def test_weights_cut_off_on_the_way_are_told(out: Path) -> None:
     """Half a weights file without SHA256SUMS is still found out."""
     (out / "SHA256SUMS").unlink()
     (out / NAME).write_bytes((out / NAME).read_bytes()[:-1])
-    with pytest.raises(WeightsError, match="no safetensors file, or cut off"):
+    with pytest.raises(WeightsError, match="not a safetensors file, or incomplete"):
         read_weights_info(out / NAME)
 
 
@@ -657,7 +665,7 @@ def test_weights_cut_off_on_the_way_are_told(out: Path) -> None:
         ({"architecture": "resnet50"}, "architecture resnet50, resnet18 expected"),
         (
             {"architecture": ""},
-            "a safetensors file of another maker: nothing in it says what it is",
+            "a safetensors file of another program, without metadata",
         ),
         ({"source_sha256": ""}, "its metadata cannot be used"),
         ({"mean": "[1, 2]"}, "its metadata cannot be used"),
@@ -725,7 +733,7 @@ def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path
     write_demo_weights(path, tensors, SMALL, "here")
     assert fetch(tmp_path, str(pth)).kind == "fetched"
     assert find_weights(path, "demo") is None
-    with pytest.raises(WeightsError, match="holds trained weights"):
+    with pytest.raises(WeightsError, match="has fetched weights"):
         write_demo_weights(path, tensors, SMALL, "here")
 
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import all_commands, skinjob
-from sweep_maker import make_sweep
+from commands import all_commands, import_path, skinjob
+from sweep_maker import draw_sweep
 
 from skinjob.cli import TASKS
 from skinjob.config import SECTIONS
@@ -39,7 +39,7 @@ def in_shell(shell: str, line: str, cwd: Path, path: str) -> subprocess.Complete
     return subprocess.run(
         [shell, "-c", line],
         cwd=cwd,
-        env=ours | {"PATH": path, "PYTHONPATH": ":".join(sys.path)},
+        env=ours | {"PATH": path} | import_path(),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -61,8 +61,8 @@ def test_tab_completes_commands_values_sweeps_and_runs(
     """In a real shell, Tab offers commands, an option's values, sweeps and runs."""
     if not shutil.which(shell):
         pytest.skip(f"no {shell}: apt-get install {shell}")
-    make_sweep(tmp_path / "runs" / "monday", batch_sizes=(32, 64), epochs=1)
-    make_sweep(tmp_path / "other" / "tuesday", batch_sizes=(32,), epochs=1)
+    draw_sweep(tmp_path / "runs" / "monday", batch_sizes=(32, 64), epochs=1)
+    draw_sweep(tmp_path / "other" / "tuesday", batch_sizes=(32,), epochs=1)
 
     assert set(all_commands()) <= set(completed(shell, "skinjob", tmp_path, shell_path))
     assert completed(shell, "skinjob submit --train", tmp_path, shell_path) == ["all", "head"]
@@ -157,7 +157,7 @@ def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
     output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path), "COLUMNS": str(columns)},
+        env=os.environ | import_path() | {"COLUMNS": str(columns)},
         capture_output=True,
         text=True,
         check=True,
@@ -171,7 +171,7 @@ def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_seeds", [1, 100], ids=["fits a buffer", "fits none"])
 def test_a_pipe_that_closes_is_no_fault(num_seeds: int, tmp_path: Path, shell_path: str) -> None:
     """`skinjob ... | head -1` prints its line and no error."""
-    make_sweep(tmp_path / "runs" / "monday", seeds=range(num_seeds), epochs=1)
+    draw_sweep(tmp_path / "runs" / "monday", seeds=range(num_seeds), epochs=1)
     for reader, num_lines in (("head -1", 1), ("true", 0)):
         for line in ("skinjob submit --help", "skinjob status"):
             call = f"{line} | {reader}; echo ${{PIPESTATUS[0]}} >&2"
@@ -183,7 +183,7 @@ def test_a_pipe_that_closes_is_no_fault(num_seeds: int, tmp_path: Path, shell_pa
 
 def test_output_that_finds_no_room_is_two_lines(tmp_path: Path, shell_path: str) -> None:
     """A disk that is full under `skinjob ... > FILE` gives an error and a fix."""
-    make_sweep(tmp_path / "runs" / "monday", epochs=1)
+    draw_sweep(tmp_path / "runs" / "monday", epochs=1)
     for line in ("skinjob --help", "skinjob status"):
         result = in_shell("bash", f"{line} > /dev/full", tmp_path, shell_path)
         assert result.returncode == 1

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import only_sweep, refusal, skinjob
+from commands import import_path, only_sweep, refusal, skinjob
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from trees import make_sweep, make_tree
 
 from skinjob.config import ClusterConfig, TrainConfig, grid
-from skinjob.console import shown
+from skinjob.console import printable
 from skinjob.data.images import MAX_PIXELS, decode, read_index, write_index
 from skinjob.data.scan import scan
 from skinjob.errors import ImagesError
@@ -33,7 +33,7 @@ from skinjob.submit.folders import write_plan
 from skinjob.submit.plan import make_plan
 
 SMALL = ("--batch-sizes", "4", "--epochs", "1", "--cluster", "local")
-ENV = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+ENV = os.environ | import_path()
 QUADRANTS = np.array([[0, 80], [160, 240]], np.uint8)  # no turn or flip of it looks the same
 
 
@@ -527,10 +527,10 @@ def test_a_sweep_without_its_bad_images_is_taken_up_again(project: Path) -> None
         skinjob(*again, cwd=project, SKINJOB_SUBMIT_SKIP_BAD_IMAGES="1"),
         skinjob(*again, "--job", "job.toml", cwd=project),
     ):
-        assert "taken up again" in result.stdout, result.stderr
+        assert "exists, continues" in result.stdout, result.stderr
     for one in plan.images.skipped:
         (project / "skin_cancer" / one.path).unlink()
-    assert "taken up again" in skinjob(*again, cwd=project).stdout
+    assert "exists, continues" in skinjob(*again, cwd=project).stdout
 
 
 def test_folders_are_not_skipped(project: Path) -> None:
@@ -689,7 +689,7 @@ def test_a_tree_is_taken_whole_or_its_faults_are_listed(
             (root / split / name).mkdir()
             for file, content in files.items():
                 (root / split / name / file).write_bytes(content)
-    wanted = sorted(shown(path) for path in wrong(tree))
+    wanted = sorted(printable(path) for path in wrong(tree))
     if wanted:
         with pytest.raises(ImagesError) as fault:
             scan(root)

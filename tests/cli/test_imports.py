@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import all_commands
+from commands import all_commands, import_path
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in all_commands())], ids=" ".join)
@@ -36,5 +36,5 @@ def test_login_node_and_report_load_no_torch(tmp_path: Path) -> None:
         "import skinjob.weights.fetch, skinjob.submit.submit, skinjob.queues.local\n"
         "import skinjob.report.build, skinjob.data.lesions, skinjob.data.shapes\n"
     )
-    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | import_path()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import SKINJOB, Lines, recorded, refusal, skinjob
-from sweep_maker import make_sweep
+from commands import SKINJOB, Lines, import_path, recorded, refusal, skinjob
+from sweep_maker import draw_sweep
 from terminal import terminal
 
 from skinjob.files import write_json
@@ -26,7 +25,7 @@ STAMP = "2026-01-01T10:00:00Z"
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run of this machine's queue that waits, with what its last job left."""
-    sweep = make_sweep(
+    sweep = draw_sweep(
         tmp_path / "runs/sweep",
         batch_sizes=(32, 64),
         finished={NAME: 3},
@@ -81,7 +80,7 @@ def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
     with subprocess.Popen(
         [*SKINJOB, "logs", "-f", "-n", "1", NAME],
         cwd=tmp_path,
-        env={"PYTHONPATH": ":".join(sys.path), "PATH": NO_SLURM},
+        env=import_path() | {"PATH": NO_SLURM},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -118,7 +117,7 @@ def test_a_log_of_a_run_that_is_gone_is_not_followed_for_ever(run: Run, tmp_path
     result = logs("-f", NAME, cwd=tmp_path)
     assert result.returncode == 0
     *_, stands, fix = result.stderr.splitlines()
-    assert stands.startswith(f"{NAME} lost, epoch 3/20: job 77 is gone")
+    assert stands.startswith(f"{NAME} lost, epoch 3/20: job 77 has gone")
     assert fix.startswith("fix: skinjob ")
 
 

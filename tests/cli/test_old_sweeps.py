@@ -120,6 +120,6 @@ def test_submitted_again_an_old_sweep_is_the_same_one(project: Path) -> None:
     words = (*OPTIONS.split()[:-1], "4,8", "--seeds", "0,1")
     result = skinjob("submit", *words, "--dry-run", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert "sweep    runs/old  (there already, taken up again)" in result.stdout
+    assert "sweep    runs/old  (exists, continues)" in result.stdout
     other = skinjob("submit", *words, "--schedule", "cosine", "--dry-run", cwd=project)
-    assert "taken up again" not in other.stdout
+    assert "exists, continues" not in other.stdout

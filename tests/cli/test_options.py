@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import import_path
 
 ROOT = Path(__file__).parents[2]
 NEW_OPTIONS = """
@@ -34,7 +35,7 @@ def run(code: str, *arguments: str, cwd: Path, **env: str) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, "-c", NEW_OPTIONS + code, *arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path)} | env,
+        env=os.environ | import_path() | env,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

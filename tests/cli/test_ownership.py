@@ -16,7 +16,7 @@ from threading import Event, Thread
 
 import pytest
 from cluster import Slurm
-from commands import refusal, skinjob
+from commands import import_path, refusal, skinjob
 from trees import make_sweep
 
 from skinjob.errors import RunError
@@ -161,7 +161,7 @@ def test_a_job_executes_no_pickle_of_another_user(sweep: Sweep) -> None:
     environment["PYTHONPATH"] = ":".join(sys.path)
     cwd = sweep.folder.parent.parent
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert refusal(result) == f"{pickle} is not a file of yours: the job does not execute it"
+    assert refusal(result) == f"{pickle} belongs to another user: the job does not execute it"
     assert not (cwd / "pwned").exists()
 
 
@@ -193,7 +193,7 @@ def test_a_folder_that_was_opened_after_submit_stops_the_job(slurm: Slurm, proje
     """A job on SLURM that finds its folder open executes nothing, and status says why."""
     options = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
     python = [sys.executable, "-m", "skinjob"]
-    environment = {"PYTHONPATH": ":".join(sys.path)}
+    environment = import_path()
     slurm.run(["scontrol", "update", "partitionname=lab", "state=down"], check=True)
     try:
         submit = [*python, "submit", *options, "--name", "s"]

@@ -13,12 +13,14 @@ from html import escape
 from pathlib import Path
 
 import pytest
-from commands import SKINJOB, as_nobody, refusal, skinjob
-from sweep_maker import make_sweep
+from commands import SKINJOB, as_nobody, import_path, refusal, skinjob
+from sweep_maker import draw_sweep
 
 from skinjob.errors import RunError
 from skinjob.report.build import build_report
 from skinjob.sweeps.layout import Run, Sweep, run_name
+
+pytestmark = pytest.mark.slow  # nearly each test draws a whole report, as another user
 
 NAMES = [run_name(size, 0.01, 0) for size in (32, 64, 128, 256)]
 FIRST = NAMES[0]
@@ -27,7 +29,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="other users' files ne
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    return make_sweep(tmp_path / "runs/a b", batch_sizes=(32, 64), epochs=2)
+    return draw_sweep(tmp_path / "runs/a b", batch_sizes=(32, 64), epochs=2)
 
 
 @pytest.fixture
@@ -89,11 +91,10 @@ def damage_config(run: Run) -> str:
 DAMAGES = (damage_row, put_folder, put_pipe, link_to_itself, damage_state, damage_config)
 
 
-@pytest.mark.slow
 def test_a_run_that_cannot_be_read_is_missing_and_stops_no_other(tmp_path: Path) -> None:
     """It is named with file and reason, in the terminal and on the page, and is in no number."""
     sizes = (32, 64, 128, 256, 512, 1024, 2048)
-    sweep = make_sweep(tmp_path.resolve() / "s", batch_sizes=sizes, epochs=2)
+    sweep = draw_sweep(tmp_path.resolve() / "s", batch_sizes=sizes, epochs=2)
     *bad, good = sweep.runs()
     reasons = [damage(run) for damage, run in zip(DAMAGES, bad, strict=True)]
     result = skinjob("report", "s", cwd=tmp_path)
@@ -116,7 +117,7 @@ def test_a_run_that_cannot_be_read_is_missing_and_stops_no_other(tmp_path: Path)
 def test_runs_that_cannot_be_read_are_all_named_first(tmp_path: Path) -> None:
     """However many runs are missing, none that is damaged is only counted."""
     names = [run_name(32, 0.01, seed) for seed in range(60)]
-    sweep = make_sweep(
+    sweep = draw_sweep(
         tmp_path / "s", batch_sizes=[32], seeds=range(60), epochs=1,
         finished=dict.fromkeys(names[1:30], 0),
     )  # fmt: skip
@@ -128,11 +129,10 @@ def test_runs_that_cannot_be_read_are_all_named_first(tmp_path: Path) -> None:
     assert missing[-1] == "and 9 more runs: 9 running"
 
 
-@pytest.mark.slow
 @needs_root
 def test_runs_that_may_not_be_read_are_missing(place: Path) -> None:
     """A file, or a whole run, that the user has no rights to is one line of the report."""
-    sweep = make_sweep(place / "sweep", epochs=1)
+    sweep = draw_sweep(place / "sweep", epochs=1)
     runs = sweep.runs()
     for path in (runs[0].metrics_file, runs[1].config_file, runs[2].folder):
         path.chmod(0)
@@ -154,7 +154,7 @@ def test_runs_that_may_not_be_read_are_missing(place: Path) -> None:
 @needs_root
 def test_a_report_on_another_users_sweep_is_one_paste_away(place: Path) -> None:
     """Nothing is written into the sweep; what the fix says writes the report to one's home."""
-    sweep = make_sweep(place / "it's $HOME", batch_sizes=(32,), epochs=1)
+    sweep = draw_sweep(place / "it's $HOME", batch_sizes=(32,), epochs=1)
     sweep.folder.chmod(0o777)
     home = place / "home"
     home.mkdir()
@@ -188,7 +188,7 @@ def test_a_report_goes_through_no_link_but_the_users_own(
 ) -> None:
     """A link in a sweep, or beside it, replaces no file of the user's; with --out it may be one."""
     runs = tmp_path / "runs"
-    sweeps = [make_sweep(runs / f"s{n}", batch_sizes=(32,), epochs=1) for n in range(num_sweeps)]
+    sweeps = [draw_sweep(runs / f"s{n}", batch_sizes=(32,), epochs=1) for n in range(num_sweeps)]
     report = sweeps[0].report_folder if num_sweeps == 1 else runs / "report-s0-s1"
     report.symlink_to(mine)
     before = listing(mine)
@@ -196,7 +196,7 @@ def test_a_report_goes_through_no_link_but_the_users_own(
     assert refusal(refused) == f"{report} is a link to {mine}"
     assert listing(mine) == before
     line = f'skinjob() {{ {sys.executable} -m skinjob "$@"; }}; {fix_of(refused)}'
-    env = os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path)}
+    env = os.environ | import_path() | {"HOME": str(tmp_path)}
     done = subprocess.run(["bash", "-c", line], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / f"report-{'-'.join(one.name for one in sweeps)}/index.html").exists()
@@ -222,7 +222,7 @@ def test_a_report_goes_into_the_users_own_folders_alone(sweep: Sweep, where: str
 @needs_root
 def test_a_place_that_cannot_be_written_is_two_lines(place: Path) -> None:
     """The path and the reason, wherever the report was to go; the fix has a place that can be."""
-    sweep = make_sweep(place / "sweep", batch_sizes=(32,), epochs=1)
+    sweep = draw_sweep(place / "sweep", batch_sizes=(32,), epochs=1)
     home = place / "home"
     (home / "closed").mkdir(parents=True)
     (home / "file").write_text("")

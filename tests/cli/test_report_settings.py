@@ -10,7 +10,7 @@ import matplotlib
 import pandas as pd
 import pytest
 from commands import skinjob
-from sweep_maker import make_sweep
+from sweep_maker import draw_sweep
 
 from skinjob.report.build import build_report
 from skinjob.sweeps.layout import Sweep
@@ -36,7 +36,7 @@ def written(folder: Path) -> dict[str, str]:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """Runs of two seeds, so that the table has all of its columns."""
     runs = tmp_path_factory.mktemp("project") / "runs"
-    return make_sweep(runs / "s", batch_sizes=[32, 64], seeds=[0, 1], epochs=4)
+    return draw_sweep(runs / "s", batch_sizes=[32, 64], seeds=[0, 1], epochs=4)
 
 
 @pytest.fixture(scope="module")

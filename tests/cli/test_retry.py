@@ -141,7 +141,7 @@ def test_images_that_have_changed_since_are_refused(project: Path, sweep: Sweep)
     """Epochs of one sweep are not continued on other images."""
     (project / "skin_cancer/train/benign/0.jpg").unlink()
     result = skinjob("retry", "sweep", "--dry-run", cwd=project)
-    assert "is there, with another recipe, images or weights" in refusal(result)
+    assert "exists, with another recipe, images or weights" in refusal(result)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import SKINJOB, recorded, skinjob
-from sweep_maker import make_sweep, metric_rows, write_rows
+from sweep_maker import draw_sweep, metric_rows, write_rows
 from terminal import on_a_pty
 
 from skinjob.files import write_json
@@ -56,7 +56,7 @@ def sweep(tmp_path: Path) -> Sweep:
         reason=HOSTILE,
         fix=HOSTILE,
     )
-    sweep = make_sweep(
+    sweep = draw_sweep(
         tmp_path / "runs" / HOSTILE, batch_sizes=(32,), finished={PLAIN: 3}, states={PLAIN: failed}
     )
     run = sweep.runs()[0]
@@ -167,7 +167,7 @@ def test_help_and_completion_only_print(sweep: Sweep, tmp_path: Path) -> None:
     shown = skinjob("submit", "--job", "job.toml", "--help", cwd=tmp_path)
     assert r"\u202e" in shown.stdout
     assert is_harmless(shown.stdout), repr(shown.stdout)
-    make_sweep(tmp_path / "runs/plain", batch_sizes=(32,), epochs=1)
+    draw_sweep(tmp_path / "runs/plain", batch_sizes=(32,), epochs=1)
     words = {"COMP_WORDS": "skinjob status ", "COMP_CWORD": "2"}
     offered = skinjob(cwd=tmp_path, _SKINJOB_COMPLETE="bash_complete", **words).stdout
     assert "plain" in offered

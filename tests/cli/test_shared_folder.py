@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import sweep_maker
 from cluster import Slurm
-from commands import recorded, refusal, skinjob, wait_until
+from commands import import_path, recorded, refusal, skinjob, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -35,7 +35,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be two users one h
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": ":".join(sys.path), "HOME": "/nonexistent"}
+    return os.environ | import_path() | {"HOME": "/nonexistent"}
 
 
 def as_nobody(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -140,7 +140,7 @@ def test_a_colleagues_closed_sweep_is_in_nobodys_way(project: Path, group: Path)
 def test_a_group_mate_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Path) -> None:
     """Of another user's sweep SLURM is asked for that user's jobs; what it hides is not lost."""
     done = {"bs0032-lr0.01-seed0": 1, "bs0064-lr0.01-seed0": 1}
-    sweep = sweep_maker.make_sweep(group / "runs/s", batch_sizes=(32, 64), epochs=2, finished=done)
+    sweep = sweep_maker.draw_sweep(group / "runs/s", batch_sizes=(32, 64), epochs=2, finished=done)
     sweep.submission_folder.mkdir(mode=0o700)
     script = sweep.submission_folder / "job.sh"
     script.write_text("#!/bin/sh\nsleep 600\n")
@@ -186,7 +186,7 @@ def test_a_link_to_a_colleagues_sweep_is_the_colleagues(project: Path, group: Pa
 
 def test_a_pipe_in_the_place_of_a_sweeps_file_stops_no_command(tmp_path: Path) -> None:
     """What is no file is not waited for; the other sweeps are shown."""
-    sweep_maker.make_sweep(tmp_path / "runs/good")
+    sweep_maker.draw_sweep(tmp_path / "runs/good")
     (tmp_path / "runs/bad").mkdir()
     os.mkfifo(tmp_path / "runs/bad/sweep.json")
     result = skinjob("list", cwd=tmp_path)

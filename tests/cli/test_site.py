@@ -65,7 +65,7 @@ def test_the_golden_script_of_options(project: Path, golden: Callable[[str, str]
         cwd=project, PATH=with_sbatch(project),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    script = result.stdout.split("# sbatch script\n")[1].split("\nnothing was made")[0]
+    script = result.stdout.split("# job script\n")[1].split("\nnothing was made")[0]
     golden("sbatch/of-options.sh", script.replace(str(project), "PROJECT"))
 
 
@@ -376,7 +376,7 @@ def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
     [
         ((), "PYTHON -IS", "lacks skinjob"),
         (("export X=1",), None, None),
-        (("module load torch",), "PYTHON -IS", "was not tried: here it says: "),
+        (("module load torch",), "PYTHON -IS", "was not checked: on this machine it says: "),
         (
             ("printf 'Run conda init.\\n\\n  then again\\nIMPORTANT: close it\\n' >&2; false",),
             "PYTHON -IS",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import SKINJOB, recorded, refusal, skinjob
-from sweep_maker import make_sweep
+from sweep_maker import draw_sweep
 from terminal import terminal
 
 from skinjob.files import write_json
@@ -36,7 +36,7 @@ def sweep(tmp_path: Path) -> Sweep:
         heartbeat_utc=now,
     )
     first = RunState(status="running", host="gpu-node-018", attempts=1, heartbeat_utc=now)
-    return make_sweep(
+    return draw_sweep(
         tmp_path / "runs/sweep",
         finished={FIRST: 10, SECOND: 0, THIRD: 0, FOURTH: 20},
         states={FIRST: running, SECOND: first, THIRD: RunState(queued_utc=utc_now())},
@@ -142,7 +142,7 @@ def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> 
     broken.write_text("{")
     result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
     runs = {one["run"]: one for one in json.loads(result.stdout)["runs"]}
-    assert (runs[SECOND]["status"], runs[SECOND]["note"]) == ("lost", "its state does not read")
+    assert (runs[SECOND]["status"], runs[SECOND]["note"]) == ("lost", "its state cannot be read")
     assert runs[SECOND]["fix"].startswith("rm ")
     assert runs[FIRST]["status"] == "running"
     assert f"left alone: {broken.parent.relative_to(tmp_path)}: " in (
@@ -163,7 +163,7 @@ def test_why_a_run_was_cancelled_is_told_to_who_did_not_do_it(sweep: Sweep, tmp_
 def test_of_too_many_runs_those_at_work_are_seen(tmp_path: Path) -> None:
     """A sweep longer than the screen is watched all the same, the others counted."""
     last = run_name(32, 0.01, 99)
-    make_sweep(tmp_path / "runs/sweep", batch_sizes=(32,), seeds=range(100), finished={last: 7})
+    draw_sweep(tmp_path / "runs/sweep", batch_sizes=(32,), seeds=range(100), finished={last: 7})
     with terminal(
         *SKINJOB, "status", "--watch", cwd=tmp_path, columns=60, lines=12, PATH=NO_SLURM
     ) as shown:
@@ -189,7 +189,7 @@ def test_a_pipe_gets_every_column_and_its_reader_may_leave(sweep: Sweep, tmp_pat
 
 def test_sweeps_are_listed_with_how_well_they_do(sweep: Sweep, tmp_path: Path) -> None:
     """The newest is last, and one that does not read hides no other."""
-    newer = make_sweep(tmp_path / "runs/newer", batch_sizes=(8, 16), seeds=(0, 1), lrs=(0.1, 0.2))
+    newer = draw_sweep(tmp_path / "runs/newer", batch_sizes=(8, 16), seeds=(0, 1), lrs=(0.1, 0.2))
     info = recorded(newer) | {"created_utc": "2026-05-05T12:30:00Z"}
     write_json(newer.sweep_file, info)
     damaged = tmp_path / "runs/damaged/sweep.json"
@@ -204,7 +204,7 @@ def test_sweeps_are_listed_with_how_well_they_do(sweep: Sweep, tmp_path: Path) -
     assert re.match(r"sweep +2025-03-01 08:59 .* 2 running, 1 waiting, 1 done +8\d.\d%$", second)
     made = "2026-05-05 12:30  head, batch sizes 8,16, 2 learning rates, 2 seeds, 20 epochs  8 done"
     assert last.startswith(f"newer    {made}")
-    assert "runs/damaged/sweep.json: Expected `array`, got `int` - at `$.runs`" in below
+    assert "runs/damaged/sweep.json: runs must be array, not int" in below
 
 
 @pytest.mark.parametrize("columns", [60, 100, 200])

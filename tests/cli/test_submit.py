@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import only_sweep, recorded, refusal, skinjob, standing, wait_for
+from commands import import_path, only_sweep, recorded, refusal, skinjob, standing, wait_for
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -136,7 +136,7 @@ def test_a_name_is_not_shared_by_two_recipes(project: Path) -> None:
     """Numbers of two recipes never land in one sweep."""
     skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
     other = skinjob("submit", *SMALL, "--name", "mine", "--epochs", "3", cwd=project)
-    assert "is there, with another recipe" in refusal(other)
+    assert "exists, with another recipe" in refusal(other)
 
 
 @pytest.mark.train
@@ -192,7 +192,7 @@ def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) ->
     LocalQueue().require_free(run.sweep)  # its queue takes some seconds to leave
     run.state_file.write_text("")
     result = skinjob("submit", *SMALL, cwd=project)
-    assert "its state does not read" in refusal(result)
+    assert "its state cannot be read" in refusal(result)
     subprocess.run(
         result.stderr.splitlines()[1].removeprefix("fix:"), shell=True, check=True, cwd=project
     )
@@ -205,7 +205,7 @@ def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) ->
 def test_two_submits_at_once_queue_a_sweep_once(project: Path) -> None:
     """The second of two people, or of two terminals, finds what the first has queued."""
     command = [sys.executable, "-m", "skinjob", "submit", *SMALL]
-    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | import_path()
     both = [
         subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -395,7 +395,7 @@ def test_without_torch_the_local_machine_is_refused(project: Path) -> None:
         cwd=project,
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | import_path(),
     )
     assert "needs torch" in refusal(result)
 

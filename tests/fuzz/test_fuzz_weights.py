@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pytest
 import state_dict_maker as make
-from commands import refusal, skinjob
+from commands import import_path, refusal, skinjob
 from trees import make_sweep, make_tree
 
 from skinjob.errors import WeightsError
@@ -409,7 +409,7 @@ def test_damaged_weights_are_refused_or_read_as_they_were() -> None:
     """Of thousands of damaged .pth files none gives a wrong number, crashes, hangs or runs code."""
     done = subprocess.run(
         [sys.executable, __file__, "--count", "4000"],
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+        env=os.environ | import_path() | {"OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -14,9 +14,8 @@ import click
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sweep_maker import make_sweep
-from trees import make_sweep as make_checked_sweep
-from trees import make_tree
+from sweep_maker import draw_sweep
+from trees import make_sweep, make_tree
 
 from skinjob.cli import main
 from skinjob.commands.options import MAX_RANGE, IntegerList, NumberList
@@ -91,7 +90,7 @@ class Written:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
-    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
+    run = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
     return Written(run, run.metrics_file.read_bytes(), read_run(run))
 
 
@@ -281,7 +280,7 @@ def test_a_job_does_not_train_on_a_part_of_the_images(tmp_path: Path, weights: P
     """A list of images that lost its end stops the job, with the file's name."""
     job = pytest.importorskip("skinjob.train.job")
     data = make_tree(tmp_path / "skin_cancer", num_train=4, num_test=2)
-    sweep = make_checked_sweep(data, weights, tmp_path / "runs", batch_sizes=[4])
+    sweep = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[4])
     lines = sweep.images_file.read_bytes().splitlines(keepends=True)
     sweep.images_file.write_bytes(b"".join(lines[:-1]))
     with pytest.raises(ImagesError, match=r"images\.csv has changed since the submit"):

@@ -102,8 +102,8 @@ def state_of(sweep: Sweep, name: str) -> RunState:
     ("name", "fault", "words"),
     [
         (CANCELLED, "cancelled", r"was cancelled by \w+ on \S+ after epoch \d+ of 2000"),
-        (STEP_KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand or by the kernel"),
-        (KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand or by the kernel"),
+        (STEP_KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand, or by the kernel"),
+        (KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand, or by the kernel"),
         (
             SEGFAULT,
             "killed",
@@ -162,7 +162,7 @@ def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
     said = slurm.skinjob("status", sweep.folder, cwd=project, code=1).stdout
     state = state_of(sweep, run.name)
     assert state.failure == "out of memory"
-    assert "took more than the 0.5 GB of memory that it had" in str(state.reason)
+    assert "needed more than its 0.5 GB of memory" in str(state.reason)
     assert "--mem 1" in str(state.fix)
     assert "exceeded memory limit" in said
 
@@ -204,7 +204,7 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
     assert set(states.values()) == {"waiting"}
     assert re.search(rf"^{second.name} +cancelled ", one_gone, re.M)
     assert [run.state().status for run in sweep.runs()] == ["cancelled"] * 3
-    assert "before it began to train" in str(third.state().reason)
+    assert "before training started" in str(third.state().reason)
 
 
 def test_a_record_that_cannot_be_asked_for_concludes_nothing(
@@ -305,7 +305,7 @@ def test_a_job_that_never_began_is_told_at_once(
     (run,) = Sweep(project / "runs/setup").runs()
     plain.wait(job_of(run))
     told = plain.skinjob("status", run.sweep.folder, cwd=project, code=1).stdout
-    assert "ended with exit code 3 before it began to train" in told
+    assert "ended with exit code 3 before training started" in told
     assert run.state().status == "waiting", "its own word may come late, and would be better"
 
 
@@ -319,5 +319,5 @@ def test_a_time_limit_that_the_job_could_not_heed_is_told(
     slurm.skinjob("status", hanging.folder, cwd=project, code=1)
     state = state_of(hanging, run.name)
     assert state.failure == "time limit"
-    assert "reached its time limit of 00:01:00 before it began to train" in str(state.reason)
+    assert "reached its time limit of 00:01:00 before training started" in str(state.reason)
     assert str(state.fix).endswith(" --time 240")

@@ -139,7 +139,7 @@ def test_a_budget_that_is_used_up_is_not_waited_for(site: Slurm, project: Path) 
     finally:
         site.skinjob("cancel", "runs/budget", cwd=project)
         sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=-1")
-    assert "your project's time is used up" in shown[-1]
+    assert "your project has less time left" in shown[-1]
     assert "until others end" not in shown[-1]
     assert "fix: sshare " in shown[-1]
 

@@ -105,7 +105,7 @@ def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path)
     )
     site.wait(job)
     output = (project / f"job-{job}.out").read_text()
-    assert "note     sbatch is not shown SBATCH_PARTITION, SBATCH_TIMELIMIT: give" in output
+    assert "note     skinjob ignores SBATCH_PARTITION, SBATCH_TIMELIMIT: use" in output
     array = array_of(project, "inside")
     assert "TimeLimit=02:00:00" in site.run(["scontrol", "show", "job", array]).stdout
     for _, gpu, partition, _ in noted(site, project, array):

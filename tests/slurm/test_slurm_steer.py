@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cluster import Slurm, slurm_of_its_own
 from commands import recorded, refusal, wait_until
-from sweep_maker import make_sweep
+from sweep_maker import draw_sweep
 from trees import left, make_tree
 
 from skinjob.files import write_json
@@ -139,7 +139,7 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
 
 def test_a_stranger_s_job_of_the_same_number_is_left_alone(slurm: Slurm, project: Path) -> None:
     """SLURM may count anew: a job that was not submitted from the sweep's folder is not its own."""
-    sweep = make_sweep(project / "runs/s", batch_sizes=(32,), finished={}, states={})
+    sweep = draw_sweep(project / "runs/s", batch_sizes=(32,), finished={}, states={})
     (run,) = sweep.runs()
     run.update_state(status="cancelled")
     stranger = slurm.sbatch("sleep 600", cwd=project)

@@ -75,7 +75,7 @@ class Watched:
 def start_array(cluster: Slurm, folder: Path) -> Watched:
     """Queues the array and returns when its jobs stand as they are meant to."""
     names = [run_name(32, 0.01, seed) for seed in range(ARRAY)]
-    sweep = sweep_maker.make_sweep(
+    sweep = sweep_maker.draw_sweep(
         folder / "runs/fifty",
         batch_sizes=(32,),
         seeds=range(ARRAY),
@@ -125,7 +125,7 @@ def unaccounted(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Itera
 def expected(watched: Watched) -> list[tuple[str, ...]]:
     """Returns status, epoch, accuracy, node and note of each run, as they must be."""
     node = os.uname().nodename.split(".")[0]
-    limit = "as many are at work as --array-parallelism allows (JobArrayTaskLimit)"
+    limit = "as many jobs run as --array-parallelism allows (JobArrayTaskLimit)"
     kinds = {
         "done": ("done", 20, 0.75, node, ""),
         "failed": ("failed", 3, 0.75, node, "exception"),

@@ -24,7 +24,7 @@ class SlurmMissingError(Exception):
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running cluster of one node and three partitions: lab, short and closed. `start` makes one.
+    """A running cluster: one node, three partitions (lab, short, closed). `start` starts it.
 
     The daemons and every job live in a network namespace with loopback only, and so do commands
     that are run with `run`. Ports belong to the namespace: clusters side by side do not collide.
@@ -87,11 +87,13 @@ class Slurm:
         *env* is added to the environment, in which no SLURM variable of ours is left: the tests
         may themselves be a job. The tests' folders lie below /tmp, which this one node shares.
         """
-        ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))
+        }
         return subprocess.run(
             ["nsenter", f"--net={self.netns}", *argv],
             cwd=cwd,
-            env={**ours, **self.env, "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1", **(env or {})},
+            env={**environment, **self.env, "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1", **(env or {})},
             check=check,
             timeout=timeout_s,
             stdin=subprocess.DEVNULL,
@@ -112,7 +114,7 @@ class Slurm:
         return result
 
     def path_without(self, *commands: str) -> str:
-        """Returns a PATH on which these commands are not, and all others are."""
+        """Returns a PATH with all commands but these."""
         tools = self.state / f"without-{'-'.join(commands)}"
         if not tools.exists():
             tools.mkdir()
@@ -130,7 +132,7 @@ class Slurm:
         return self.run(argv, cwd=cwd, check=True).stdout.strip()
 
     def wait(self, job_id: str, *, timeout_s: float = 60) -> None:
-        """Returns when a job, or every task of an array, has left the queue.
+        """Waits until a job, or every task of an array, has left the queue.
 
         Raises: TimeoutError with the queue as it is then.
         """
@@ -141,7 +143,7 @@ class Slurm:
             time.sleep(0.2)
 
     def stop_controller(self) -> None:
-        """Ends slurmctld, which keeps its queue on disk; returns when it is no more."""
+        """Ends slurmctld, which keeps its queue on disk, and waits for its end."""
         pid = int((self.state / "pid/slurmctld").read_text().split()[0])
         os.kill(pid, signal.SIGTERM)
         end = time.monotonic() + 60

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+from forked import run_forked
 
 from skinjob.cli import cli
 from skinjob.status.status import run_statuses
@@ -26,8 +28,8 @@ SKINJOB = (sys.executable, "-m", "skinjob")
 def all_commands() -> dict[str, click.Command]:
     """Returns every command by its name."""
     context = click.Context(cli)
-    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
-    return {name: command for name, command in found.items() if command}
+    commands = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return {name: command for name, command in commands.items() if command}
 
 
 def import_path() -> dict[str, str]:
@@ -40,22 +42,21 @@ def skinjob(
 ) -> subprocess.CompletedProcess[str]:
     """Runs `skinjob` in *cwd*, piped, and returns its output; checks its exit code if given.
 
-    On the login node of a test's cluster it is `Slurm.skinjob`.
+    The process is a fork, see `forked`. Variables that Python reads when it starts need a real
+    start, which `SKINJOB` is. On the login node of a test's cluster it is `Slurm.skinjob`.
     """
-    result = subprocess.run(
-        [*SKINJOB, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | import_path() | env,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    assert code in (None, result.returncode), result.stdout + result.stderr
+    words = [str(argument) for argument in arguments]
+    environment = os.environ | import_path() | env
+    with tempfile.TemporaryDirectory() as output:
+        exit_code = run_forked(words, cwd, environment, Path(output))
+        stdout, stderr = (Path(output, name).read_text() for name in ("stdout", "stderr"))
+    result = subprocess.CompletedProcess(["skinjob", *words], exit_code, stdout, stderr)
+    assert code in (None, exit_code), stdout + stderr
     return result
 
 
 def as_nobody(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as another user, which only root can; `cwd` has to be open to that user."""
+    """Runs a command as another user, which needs root; that user must have access to *cwd*."""
     if os.geteuid() != 0:
         pytest.skip("being another user needs root")
     return subprocess.run(
@@ -72,14 +73,14 @@ def as_nobody(*words: str | Path, cwd: Path, **env: str) -> subprocess.Completed
 
 
 class Lines:
-    """What a command prints, read as it comes."""
+    """The lines that a running command prints."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.read: list[str] = []
 
     def until(self, words: str, timeout_s: float = 60) -> None:
-        """Returns when a line with these words has come; a command that is late is killed."""
+        """Reads until a line holds *words*; kills the command after *timeout_s*."""
         assert self.process.stdout
         timer = Timer(timeout_s, self.process.kill)
         timer.start()
@@ -90,11 +91,11 @@ class Lines:
                     return
         finally:
             timer.cancel()
-        raise AssertionError(f"{words!r} never came: {self.read}")
+        raise AssertionError(f"no line holds {words!r}: {self.read}")
 
 
 def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    """Returns the error's first line, having checked that the two lines are all there is."""
+    """Returns the message of an error; checks that stderr is its two lines and nothing else."""
     lines = result.stderr.strip().splitlines()
     assert result.returncode == code, result.stderr
     assert len(lines) == 2, result.stderr
@@ -104,34 +105,34 @@ def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
 
 
 def recorded(sweep: Sweep) -> dict[str, Any]:
-    """Returns sweep.json as it is in the file, to be changed and written again."""
+    """Returns the content of sweep.json, for tests that change it."""
     return dict(json.loads(sweep.sweep_file.read_text()))
 
 
 def only_sweep(runs: Path) -> Sweep:
-    (found,) = sweeps(runs)
-    return found
+    (sweep,) = sweeps(runs)
+    return sweep
 
 
 def standing(sweep: Sweep) -> dict[str, str]:
-    """Returns the state of every run of a sweep, by name."""
-    return {one.run: str(one.status) for one in run_statuses(sweep)}
+    """Returns the status of every run of a sweep, by the run's name."""
+    return {run.run: str(run.status) for run in run_statuses(sweep)}
 
 
-def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
-    """Returns when something is so."""
+def wait_until(is_true: Callable[[], object], timeout_s: float = 120) -> None:
+    """Waits until *is_true* returns a true value."""
     end = time.monotonic() + timeout_s
-    while not is_so():
+    while not is_true():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def wait_for(sweep: Sweep, state: str, timeout_s: float = 120) -> None:
-    """Returns when every run of a sweep stands so."""
+def wait_for(sweep: Sweep, status: str, timeout_s: float = 120) -> None:
+    """Waits until every run of a sweep has this status."""
     end = time.monotonic() + timeout_s
-    while set(found := standing(sweep).values()) != {state}:
-        assert time.monotonic() < end, found
-        assert state in ("failed", "lost") or not {"failed", "lost"} & set(found), [
+    while set(statuses := standing(sweep).values()) != {status}:
+        assert time.monotonic() < end, statuses
+        assert status in ("failed", "lost") or not {"failed", "lost"} & set(statuses), [
             run.state() for run in sweep.runs()
         ]
         time.sleep(0.2)

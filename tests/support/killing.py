@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, killed at a file operation or told there that the disk is full.
+"""Jobs in their own processes, killed at a file operation or refused it: "the disk is full".
 
 The network is a small one: what is tried here are the files, and hundreds of times. The process,
 its SIGKILL, and all else are real.
@@ -93,7 +93,7 @@ def _silence() -> None:
 
 
 class _Operations:
-    """Counts what this process does to files, and stops it at one of them."""
+    """Counts this process's file operations and stops it at the chosen number."""
 
     def __init__(self, stop_at: int | None, how: str) -> None:
         self.count = 0

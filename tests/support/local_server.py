@@ -1,4 +1,4 @@
-"""A web server and a forward proxy on 127.0.0.1 that misbehave as they are told."""
+"""A web server and a forward proxy on 127.0.0.1 that misbehave on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Site:
     """What the server has and how it behaves; it writes down what it was asked."""
 
     files: dict[str, bytes] = field(default_factory=dict)
-    cuts: list[int] = field(default_factory=list)  # bytes after which transfers break, one each
+    cuts: list[int] = field(default_factory=list)  # bytes after which each transfer breaks
     knows_ranges: bool = True
     tells_length: bool = True
     etag: str = ""

@@ -1,4 +1,7 @@
-"""Makes sweep folders as jobs would leave them, with drawn learning curves and no training."""
+"""Makes sweep folders as jobs would leave them, with drawn learning curves and no training.
+
+A sweep as submit leaves it, before its jobs begin, is what `trees.make_sweep` makes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ COUNTS = {
 }
 
 
-def make_sweep(
+def draw_sweep(
     folder: Path,
     *,
     batch_sizes: Sequence[int] = (32, 64, 128, 256),

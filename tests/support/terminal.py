@@ -21,7 +21,7 @@ TMUX = shutil.which("tmux") or ""
 
 @dataclass(frozen=True)
 class Terminal:
-    """A terminal in which a command is at work, or has ended."""
+    """A terminal in which a command runs or has ended."""
 
     socket: Path
 
@@ -30,11 +30,11 @@ class Terminal:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def screen(self) -> str:
-        """Returns what is to be seen, colours left out."""
+        """Returns the screen as text, without colours."""
         return self.tmux("capture-pane", "-p").rstrip("\n") + "\n"
 
     def coloured(self) -> str:
-        """Returns what is to be seen, with the terminal's codes for colours."""
+        """Returns the screen as text, with the codes for colours."""
         return self.tmux("capture-pane", "-p", "-e")
 
     def show(self, words: str) -> str:
@@ -43,7 +43,7 @@ class Terminal:
         return self.screen()
 
     def ask(self, name: str) -> int:
-        """Returns one of tmux's numbers: cursor_flag, 1 where it is seen; history_size."""
+        """Returns a number that tmux knows: cursor_flag (1: visible) or history_size."""
         return int(self.tmux("display-message", "-p", f"#{{{name}}}"))
 
     def press(self, key: str) -> None:
@@ -62,26 +62,26 @@ def terminal(
         if os.environ.get("SKINJOB_REQUIRE_SLURM") == "1":
             pytest.fail("no tmux", pytrace=False)
         pytest.skip("no tmux")
-    found = Terminal(cwd / ".tmux")
+    screen = Terminal(cwd / ".tmux")
     size = ("-x", str(columns), "-y", str(lines))
     command = f"{shlex.join(map(str, words))}; echo exit $?; exec /bin/sleep 1000"
-    ours = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
     subprocess.run(
-        [TMUX, "-S", found.socket, "-f", os.devnull, "new-session", "-d", *size, command],
+        [TMUX, "-S", screen.socket, "-f", os.devnull, "new-session", "-d", *size, command],
         cwd=cwd,
-        env=ours | import_path() | {"TERM": "xterm-256color"} | env,
+        env=environment | import_path() | {"TERM": "xterm-256color"} | env,
         check=True,
     )
     try:
-        yield found
+        yield screen
     finally:
-        subprocess.run([TMUX, "-S", found.socket, "kill-server"], check=False)
+        subprocess.run([TMUX, "-S", screen.socket, "kill-server"], check=False)
 
 
 def on_a_pty(*words: str | Path, cwd: Path, columns: int, typed: str = "", **env: str) -> str:
-    """Returns every byte that a command writes to its terminal, stdout and stderr in one."""
-    ours, theirs = pty.openpty()
-    os.write(ours, typed.encode())
+    """Returns every byte that a command writes to its terminal, stdout and stderr together."""
+    our_end, their_end = pty.openpty()
+    os.write(our_end, typed.encode())
     process = subprocess.Popen(
         [*map(str, words)],
         cwd=cwd,
@@ -89,18 +89,18 @@ def on_a_pty(*words: str | Path, cwd: Path, columns: int, typed: str = "", **env
         | import_path()
         | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40"}
         | env,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=their_end,
+        stdout=their_end,
+        stderr=their_end,
     )
-    os.close(theirs)
+    os.close(their_end)
     timer = Timer(60, process.kill)
     timer.start()
-    said = b""
+    output = b""
     with contextlib.suppress(OSError):  # Linux's end of a terminal that nobody writes to any more
-        while part := os.read(ours, 1 << 16):
-            said += part
+        while part := os.read(our_end, 1 << 16):
+            output += part
     timer.cancel()
-    os.close(ours)
+    os.close(our_end)
     process.wait()
-    return said.decode()
+    return output.decode()

@@ -84,7 +84,7 @@ def test_a_run_that_another_job_has_by_now_is_left_alone(
 
 
 def test_a_job_that_is_started_again_trains_what_is_left(
-    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, weights: Path, tmp_path: Path
 ) -> None:
     """A requeued job repeats no run that is done, and takes none that another job has."""
     sweep = make_sweep(data, weights, tmp_path, batch_sizes=[4, 8, 16], epochs=1)
@@ -92,8 +92,7 @@ def test_a_job_that_is_started_again_trains_what_is_left(
     record_jobs(sweep, {done.name: "1", other.name: "2", left_over.name: "1"})
     run_job([done.folder], job_id="1")
     before = done.metrics_file.stat().st_mtime_ns
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    run_job([run.folder for run in sweep.runs()], job_id="1")
+    run_job([run.folder for run in sweep.runs()], job_id="1", is_restart=True)
     assert left_over.state().status == "done"
     assert not other.metrics_file.exists()
     assert done.metrics_file.stat().st_mtime_ns == before

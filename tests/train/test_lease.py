@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob, wait_until
+from commands import import_path, refusal, skinjob, wait_until
 from trees import left, make_sweep, make_tree
 
 from skinjob import locks
@@ -42,7 +42,7 @@ def start(run: Run) -> subprocess.Popen[bytes]:
     """Starts `skinjob train` on a run, and returns once it has finished an epoch."""
     process = subprocess.Popen(
         [sys.executable, "-m", "skinjob", "train", run.folder],
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | import_path(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -121,12 +121,11 @@ def test_a_holder_on_another_machine_is_believed_by_its_heartbeat(
 def test_a_restarted_job_waits_for_no_heartbeat_of_its_last_attempt(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SLURM has ended that attempt."""
+    """The queue has ended that attempt."""
     run = make_run(data, weights, tmp_path)
     Lease([run], status="running", host="another", pid=1, job_id="7")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setattr(lease.time, "sleep", lambda _: pytest.fail("it waits"))
-    assert take([run], job_id="7").has(run)
+    assert take([run], job_id="7", is_restart=True).has(run)
 
 
 def while_waiting(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
@@ -268,7 +267,7 @@ def test_output_that_nobody_reads_ends_no_training(
     with Path("/dev/full").open("wb") as full:
         subprocess.run(
             [sys.executable, "-u", "-m", "skinjob", "train", run.folder],
-            env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+            env=os.environ | import_path(),
             stdout=full,
             stderr=subprocess.DEVNULL,
         )

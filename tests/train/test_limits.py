@@ -66,8 +66,8 @@ def test_a_time_limit_shorter_than_an_epoch_is_told_and_not_tried_again(run: Run
         Task([run.folder], requeues=2).checkpoint()
     assert stop.value.failure == "time limit"
     assert stop.value.message == (
-        "the time limit of 120 min ended the job before one epoch was finished: "
-        "at 0.001 images/s one of 4 takes 67 min"
+        "the time limit of 120 min ended the job before it finished an epoch: "
+        "at 0.001 images/s, an epoch of 4 images takes 67 min"
     )
     assert "--time 240" in stop.value.fix
 
@@ -89,7 +89,7 @@ def test_a_run_that_is_not_the_jobs_says_nothing_of_its_time(run: Run) -> None:
 def test_the_allowance_comes_to_an_end(run: Run) -> None:
     """A job that is queued again and again is stopped, and told how it goes on."""
     at_work(run, epoch=4, resumed_epoch=3)
-    with pytest.raises(Stopped, match="once too often, after epoch 4 of 9") as stop:
+    with pytest.raises(Stopped, match="too often, after epoch 4 of 9") as stop:
         Task([run.folder], requeues=0).checkpoint()
     assert "--time 240" in stop.value.fix
 

@@ -118,10 +118,10 @@ def test_a_sweep_from_before_is_taken_up_again(project: Path) -> None:
     sweep.sweep_file.write_text(json.dumps(info))
     for given in ((), ("--positive", "malignant")):
         again = skinjob("submit", *SMALL, *given, cwd=project).stdout
-        assert f"{sweep.name}  (there already, taken up again)" in again
+        assert f"{sweep.name}  (exists, continues)" in again
         assert "done  not repeated" in again
     other = skinjob("submit", *SMALL, "--positive", "benign", "--dry-run", cwd=project).stdout
-    assert "taken up again" not in other
+    assert "exists, continues" not in other
 
 
 def test_a_checkpoint_from_before_is_gone_on_from(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from commands import import_path
 from local_server import Site, serving
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -36,9 +37,10 @@ NOWHERE = "http://127.0.0.1:9"  # the port that discards: nothing listens there
 @pytest.fixture(autouse=True, scope="module")
 def one_core() -> Iterator[None]:
     """Leaves the other core to the tests that run at the same time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CPUS_PER_TASK", "1")
-        yield
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def run_offline(folder: Path) -> str:
     return subprocess.run(
         [sys.executable, "-m", "skinjob", "demo"],
         cwd=folder,
-        env=os.environ | offline | {"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | offline | import_path(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from commands import import_path
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
@@ -156,7 +157,7 @@ def test_four_runs_at_once_compute_each_view_once(
         subprocess.Popen(
             [sys.executable, "-m", "skinjob", "train", str(run.folder)],
             stdout=subprocess.DEVNULL,
-            env={"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
+            env={"OMP_NUM_THREADS": "1"} | import_path(),
         )
         for run in together.runs()
     ]

@@ -45,7 +45,7 @@ def test_a_new_option_orphans_no_sweep(sweep: Sweep, monkeypatch: pytest.MonkeyP
     assert plan("sweep").folder == plan(None).folder == plan(None, momentum=0.9).folder
     assert plan(None).folder == sweep.folder
     assert plan(None, momentum=0.5).folder != sweep.folder
-    with pytest.raises(RunError, match="is there, with another recipe"):
+    with pytest.raises(RunError, match="exists, with another recipe"):
         plan("sweep", momentum=0.5)
     assert read_checkpoint(run, WiderConfig(**old)).epoch == 1
     assert read_checkpoint(run, WiderConfig(**old, momentum=0.5)).epoch == 0

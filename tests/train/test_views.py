@@ -17,7 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from commands import wait_until
+from commands import import_path, wait_until
 from torch import Tensor
 from torchvision.models import resnet18
 from trees import make_sweep, make_tree
@@ -306,7 +306,7 @@ def test_what_a_killed_job_left_in_the_cache_is_removed_by_the_next(
     folder = run.sweep.views_folder
     job = subprocess.Popen(
         [sys.executable, "-m", "skinjob", "train", run.folder],
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | import_path(),
         stdout=subprocess.DEVNULL,
     )
     try:

@@ -48,7 +48,7 @@ def test_a_tree_that_is_there_is_kept_and_a_foreign_one_is_refused(
 
     monkeypatch.setattr(demo, "draw_lesion", lambda *_: pytest.fail("drew again"))
     make_images(root, num_train=1, num_test=1, size=SIZE)
-    with pytest.raises(ImagesError, match="something else"):
+    with pytest.raises(ImagesError, match="other content"):
         make_images(root, num_train=2, num_test=1, size=SIZE)
 
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == first

@@ -139,7 +139,7 @@ def test_a_pickle_that_would_run_code_is_refused_unrun(
     mark = tmp_path / "it-ran"
     program = pickle.dumps({"weight": _hostile_calls(mark)[kind]}, protocol)
     path = make.write_archive(tmp_path / "hostile.pth", program, {})
-    with pytest.raises(WeightsError, match=r"hostile\.pth: its pickle (asks for|uses) "):
+    with pytest.raises(WeightsError, match=r"hostile\.pth: its pickle uses "):
         read_state_dict(path)
     assert not mark.exists()
 
@@ -162,7 +162,7 @@ def test_names_are_admitted_whole(tmp_path: Path, module_name: str, attribute: s
     short = [b"\x8c" + bytes([len(word)]) + word.encode() for word in (module_name, attribute)]
     program = b"\x80\x04" + b"".join(short) + b"\x93."  # STACK_GLOBAL follows dots
     path = make.write_archive(tmp_path / "dotted.pth", program, {})
-    with pytest.raises(WeightsError, match=f"asks for {module_name}.{attribute}, which no"):
+    with pytest.raises(WeightsError, match=f"uses {module_name}.{attribute}, which a"):
         read_state_dict(path)
 
 
@@ -180,19 +180,31 @@ REBUILD = make.name("torch._utils", "_rebuild_tensor_v2")
         (make.START + b"(icollections\nOrderedDict\n.", "uses INST"),
         (make.START + make.name("collections", "OrderedDict") + b")\x81.", "uses NEWOBJ"),
         (make.START + b"\x82\x01.", "uses EXT1"),
-        (make.START + b"}r\xff\xff\xff\x7f.", "not hold tensors by name"),
+        (make.START + b"}r\xff\xff\xff\x7f.", "it has no tensors by name"),
         (make.START + b")" + b"\x85" * 60_000 + b".", "too long"),
-        (make.START + b"})" + b"\x85" * 49_000 + b"Ns.", "no state_dict|recursion"),
-        (make.START + b"K\x01.", "not hold tensors by name"),
-        (make.state_dict({"epoch": make.integer(3)}), "'epoch' is no tensor"),
-        (make.state_dict({"a": make.sequence(make.text("storage")) + b"Q"}), "no state_dict"),
-        (make.state_dict({"a": FLOATS.replace(b"storage", b"modules")}), "refers to no storage"),
-        (make.state_dict({"a": FLOATS}), "'a' is no tensor"),
-        (make.state_dict({"a": make.parameter(make.integer(1))}), "'a' is no tensor"),
-        (make.state_dict({"a": make.tensor(make.integer(1), (2,), (1,))}), "a tensor of shape"),
-        (make.state_dict({"a": make.tensor(FLOATS, (2, 3), (1,))}), "a tensor of shape"),
-        (make.state_dict({"a": make.tensor(FLOATS, (-2,), (1,))}), "a tensor of shape"),
-        (make.state_dict({"a": make.tensor(FLOATS, (2,), (-1,), 5)}), "a tensor of shape"),
+        (make.START + b"})" + b"\x85" * 49_000 + b"Ns.", "not a state_dict|recursion"),
+        (make.START + b"K\x01.", "it has no tensors by name"),
+        (make.state_dict({"epoch": make.integer(3)}), "'epoch' is not a tensor"),
+        (make.state_dict({"a": make.sequence(make.text("storage")) + b"Q"}), "not a state_dict"),
+        (make.state_dict({"a": FLOATS.replace(b"storage", b"modules")}), "that is not a storage"),
+        (make.state_dict({"a": FLOATS}), "'a' is not a tensor"),
+        (make.state_dict({"a": make.parameter(make.integer(1))}), "'a' is not a tensor"),
+        (
+            make.state_dict({"a": make.tensor(make.integer(1), (2,), (1,))}),
+            "a tensor with impossible shape",
+        ),
+        (
+            make.state_dict({"a": make.tensor(FLOATS, (2, 3), (1,))}),
+            "a tensor with impossible shape",
+        ),
+        (
+            make.state_dict({"a": make.tensor(FLOATS, (-2,), (1,))}),
+            "a tensor with impossible shape",
+        ),
+        (
+            make.state_dict({"a": make.tensor(FLOATS, (2,), (-1,), 5)}),
+            "a tensor with impossible shape",
+        ),
         (make.state_dict({"a": make.tensor(FLOATS, (2, 3), (3, 1), 1)}), "outside its storage"),
         (make.state_dict({"a": make.tensor(FLOATS, (3,), (3,))}), "outside its storage"),
         (make.state_dict({"a": make.tensor(FLOATS, (7,), (0,))}), "outside its storage"),
@@ -264,7 +276,7 @@ def test_compressed_entries_are_refused(tmp_path: Path) -> None:
             [("x/data.pkl", GOOD), ("x/data/0", bytes(24)), ("x/byteorder", b"big")],
             "not little-endian",
         ),
-        ([("x/data.pkl", GOOD), ("x/data.pkl", GOOD)], "two entries of one name"),
+        ([("x/data.pkl", GOOD), ("x/data.pkl", GOOD)], "two entries with the same name"),
         ([("x/data.pkl", GOOD), ("y/data.pkl", GOOD)], "2 entries named data.pkl"),
         ([("word/document.xml", b"")], "0 entries named data.pkl"),
     ],
@@ -322,7 +334,7 @@ def test_a_whole_model_is_refused_by_its_class(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pth"
     torch.save(torch.nn.Linear(2, 2), path)
-    with pytest.raises(WeightsError, match=r"asks for torch\.nn\.modules\.linear\.Linear") as found:
+    with pytest.raises(WeightsError, match=r"uses torch\.nn\.modules\.linear\.Linear") as found:
         read_state_dict(path)
     assert "state_dict()" in found.value.fix
 

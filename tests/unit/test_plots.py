@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageColor
-from sweep_maker import make_sweep
+from sweep_maker import draw_sweep
 
 from skinjob.report import plots
 from skinjob.report.measures import ACCURACY, LOSS
@@ -24,7 +24,7 @@ DARKEST_PAPER = 190  # a line on white paper is darker than this grey
 
 
 def make_series(folder: Path, **kwargs: object) -> list[Series]:
-    return group_runs([read_sweep(make_sweep(folder, **kwargs))])  # type: ignore[arg-type]
+    return group_runs([read_sweep(draw_sweep(folder, **kwargs))])  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_the_last_epoch_always_has_a_marker() -> None:
 @pytest.mark.parametrize("loss", ["", "inf"])
 def test_a_loss_that_diverged_leaves_the_others_legible(tmp_path: Path, loss: str) -> None:
     """A loss that is not a number is a gap, and stretches no axis."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=3)
     file = sweep.runs()[0].metrics_file
     lines = file.read_text(encoding="utf-8").split("\n")
     cells = lines[3].split(",")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_maker import make_sweep
+from sweep_maker import draw_sweep
 
 from skinjob.errors import RunError
 from skinjob.sweeps.layout import Run, Sweep
@@ -27,7 +27,7 @@ def first(sweep: Sweep) -> Run:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    return make_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=2)
+    return draw_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=2)
 
 
 @pytest.mark.parametrize("name", FILES)

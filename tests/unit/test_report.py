@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import recorded
-from sweep_maker import make_sweep, metric_rows, write_rows
+from sweep_maker import draw_sweep, metric_rows, write_rows
 
 from skinjob.commands.report import report_on
 from skinjob.console import table_lines
@@ -28,7 +28,7 @@ from skinjob.sweeps.records import METRICS, RunState
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    return make_sweep(tmp_path_factory.mktemp("runs") / "plain")
+    return draw_sweep(tmp_path_factory.mktemp("runs") / "plain")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_summary_holds_the_numbers_of_the_rows(sweep: Sweep, report: Report)
 
 def test_accuracy_change_is_the_mean_of_the_absolute_steps(tmp_path: Path) -> None:
     """50, 60, 55, 55 % is a change of 5 points: up 10, down 5, none."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
     _set_column(sweep.runs()[0], "test_accuracy", ["0.5", "0.6", "0.55", "0.55"])
     [series] = group_runs([read_sweep(sweep)])
     assert series.changes() == [pytest.approx(0.05)]
@@ -88,7 +88,7 @@ def test_the_interval_is_wilsons() -> None:
 
 def test_an_editor_that_drops_the_last_line_break_drops_no_epoch(tmp_path: Path) -> None:
     """A whole last line counts, although nothing follows it."""
-    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
+    run = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
     run.metrics_file.write_bytes(run.metrics_file.read_bytes().rstrip())
     assert [row[list(METRICS).index("epoch")] for row in read_run(run).values] == [1, 2, 3]
 
@@ -107,7 +107,7 @@ def test_a_damaged_csv_is_named_with_its_line(
     tmp_path: Path, column: str, values: list[str], fault: str
 ) -> None:
     """Where no other run is left, the error names file and line, and the fix shows it."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
     run = sweep.runs()[0]
     _set_column(run, column, values)
     with pytest.raises(RunError) as caught:
@@ -120,7 +120,7 @@ def test_a_damaged_csv_is_named_with_its_line(
 
 def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:
     """A line that lost its end is damage: a job writes the file as a whole."""
-    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
+    run = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=3).runs()[0]
     lines = run.metrics_file.read_bytes().split(b"\r\n")
     lines[2] = lines[2].rsplit(b",", 2)[0]
     run.metrics_file.write_bytes(b"\r\n".join(lines))
@@ -128,9 +128,10 @@ def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:
         read_run(run)
 
 
+@pytest.mark.slow
 def test_a_report_says_what_is_missing(tmp_path: Path) -> None:
     """Of a sweep that is partly done, each run that lacks epochs is named with its reason."""
-    sweep = make_sweep(
+    sweep = draw_sweep(
         tmp_path / "s",
         batch_sizes=(16, 32, 64, 128, 256),
         finished={
@@ -164,7 +165,7 @@ def test_a_finished_sweep_misses_nothing(report: Report) -> None:
 
 def test_a_sweep_without_an_epoch_is_an_error_that_shows_the_log(tmp_path: Path) -> None:
     """Before the first epoch there is nothing to report; the log tells why."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 0})
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 0})
     sweep.runs()[0].log_file.write_text("starting\n", encoding="utf-8")
     with pytest.raises(RunError, match="no run has finished an epoch") as caught:
         build_report([sweep])
@@ -174,7 +175,7 @@ def test_a_sweep_without_an_epoch_is_an_error_that_shows_the_log(tmp_path: Path)
 
 def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
     """With several seeds a batch size's accuracy is their mean, and sd their standard deviation."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(3), epochs=5)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(3), epochs=5)
     runs = sweep.runs()
     finals = [metric_rows(run, 32, seed, 5)[-1]["test_accuracy"] for seed, run in enumerate(runs)]
     [row] = summarize(group_runs([read_sweep(sweep)])).to_dict("records")
@@ -185,7 +186,7 @@ def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
 
 def test_a_mean_never_mixes_epochs(tmp_path: Path) -> None:
     """A seed that failed early is left out of the mean, not averaged in where it stopped."""
-    sweep = make_sweep(
+    sweep = draw_sweep(
         tmp_path / "s",
         batch_sizes=[32],
         seeds=range(3),
@@ -200,7 +201,7 @@ def test_a_mean_never_mixes_epochs(tmp_path: Path) -> None:
 
 def test_a_loss_that_diverged_is_a_dash_and_not_a_mean_of_the_others(tmp_path: Path) -> None:
     """A blank loss of one seed makes the mean unknown; passing over it would flatter."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(2), epochs=3)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], seeds=range(2), epochs=3)
     _set_column(sweep.runs()[0], "test_loss", ["0.5", "", ""])
     [series] = group_runs([read_sweep(sweep)])
     columns, [row] = readable(summarize([series]), is_complete=False)
@@ -221,7 +222,7 @@ def test_one_seed_is_not_said_to_show_anything(report: Report) -> None:
 
 def test_seeds_that_differ_for_sure_are_said_to(tmp_path: Path) -> None:
     """Where 256 moves more in every one of five seeds, it is called less stable."""
-    sweep = make_sweep(tmp_path / "s", seeds=range(5), epochs=8)
+    sweep = draw_sweep(tmp_path / "s", seeds=range(5), epochs=8)
     for run in sweep.runs():
         step = 0.02 if run.name.startswith("bs0256") else 0.01
         wobble = [f"{0.8 + step * (epoch % 2):.4f}" for epoch in range(8)]
@@ -234,7 +235,7 @@ def test_seeds_that_differ_for_sure_are_said_to(tmp_path: Path) -> None:
 
 def test_seeds_that_do_not_differ_are_said_not_to(tmp_path: Path) -> None:
     """Where seeds scatter and batch sizes do not, no difference is shown."""
-    sweep = make_sweep(tmp_path / "s", seeds=range(5), epochs=8)
+    sweep = draw_sweep(tmp_path / "s", seeds=range(5), epochs=8)
     for run in sweep.runs():
         step = 0.01 + 0.001 * run.config().seed
         wobble = [f"{0.8 + step * (epoch % 2):.4f}" for epoch in range(8)]
@@ -251,7 +252,7 @@ def test_the_permutation_test_is_right_where_it_can_be_counted() -> None:
 
 def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> None:
     """While 256 is behind, nothing is said of its stability, and it is named as left out."""
-    sweep = make_sweep(tmp_path / "s", finished={"bs0256-lr0.01-seed0": 7})
+    sweep = draw_sweep(tmp_path / "s", finished={"bs0256-lr0.01-seed0": 7})
     notes = findings.compare(group_runs([read_sweep(sweep)]))
     assert notes[0] == "Not compared, because not yet at epoch 20: 256 (epoch 7)."
     assert not any("stable" in note for note in notes)
@@ -265,7 +266,7 @@ def test_weights_that_were_not_fetched_are_said_once(
     tmp_path: Path, kind: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One notice stands above all numbers, on the page and in the terminal, and in no picture."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
     report_on([sweep], None)
     printed = capsys.readouterr().out
     page = (sweep.report_folder / "index.html").read_text("utf-8")
@@ -280,7 +281,7 @@ def test_weights_that_were_not_fetched_are_said_once(
 @pytest.mark.parametrize("kind", ["fetched", None])
 def test_fetched_weights_need_no_notice(tmp_path: Path, kind: str | None) -> None:
     """A sweep.json from before kinds were written is read by what it says of random weights."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=2, kind=kind)
     assert not build_report([sweep]).notice
     info = recorded(sweep)
     info["weights"].pop("kind", None)
@@ -293,7 +294,7 @@ def test_names_from_outside_are_text_in_the_page(tmp_path: Path) -> None:
     """A class, a sweep or an error that holds HTML is shown, not obeyed."""
     evil = "<b>&"
     counts = {split: {"benign": 5, evil: 5} for split in ("train", "test")}
-    sweep = make_sweep(
+    sweep = draw_sweep(
         tmp_path / "<i>sweep",
         batch_sizes=[32],
         epochs=2,
@@ -326,7 +327,7 @@ def test_the_page_needs_no_other_file(report: Report) -> None:
 
 def test_a_folder_copied_with_only_its_numbers_can_be_reported(tmp_path: Path) -> None:
     """sweep.json with runs and epochs, and the CSVs, are enough."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=4)
     info = {"runs": list(sweep.info().runs), "recipe": {"epochs": 4}}
     sweep.sweep_file.write_text(json.dumps(info), encoding="utf-8")
     for run in sweep.runs():
@@ -341,7 +342,7 @@ def test_a_folder_copied_with_only_its_numbers_can_be_reported(tmp_path: Path) -
 @pytest.mark.parametrize("content", ['{"recipe": {"epochs": 1}}', '{"runs": []}'])
 def test_a_sweep_file_that_lacks_the_runs_is_an_error(tmp_path: Path, content: str) -> None:
     """What is no sweep is said to be none, with the file to look at."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=1)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=1)
     sweep.sweep_file.write_text(content, encoding="utf-8")
     with pytest.raises(
         RunError, match=r"sweep\.json: Object missing required field `(runs|recipe)`"
@@ -351,8 +352,8 @@ def test_a_sweep_file_that_lacks_the_runs_is_an_error(tmp_path: Path, content: s
 
 def test_several_sweeps_make_one_report(tmp_path: Path) -> None:
     """Two sweeps with the same batch sizes stay apart by name, and what differs is said."""
-    one = make_sweep(tmp_path / "one", batch_sizes=[32], epochs=3)
-    two = make_sweep(tmp_path / "two", batch_sizes=[32], epochs=4)
+    one = draw_sweep(tmp_path / "one", batch_sizes=[32], epochs=3)
+    two = draw_sweep(tmp_path / "two", batch_sizes=[32], epochs=4)
     report = build_report([one, two, one])
     assert report.folder == tmp_path.resolve() / "report-one-two"
     _, rows = readable(report.summary, is_complete=False)
@@ -362,6 +363,7 @@ def test_several_sweeps_make_one_report(tmp_path: Path) -> None:
     assert report.notes[0] == "The sweeps differ in their epochs: compare them with care."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -374,7 +376,7 @@ def test_sweeps_of_two_recipes_are_compared_with_a_warning(
     tmp_path: Path, key: str, value: str, words: str
 ) -> None:
     """What was trained, and how, is never mixed up in silence."""
-    one, two = (make_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
+    one, two = (draw_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
     info = recorded(two)
     two.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | {key: value}}))
     notes = build_report([one, two]).notes
@@ -383,7 +385,7 @@ def test_sweeps_of_two_recipes_are_compared_with_a_warning(
 
 def test_two_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
     """Series that could not be told apart are not drawn."""
-    sweeps = [make_sweep(tmp_path / at / "s", batch_sizes=[32], epochs=1) for at in "ab"]
+    sweeps = [draw_sweep(tmp_path / at / "s", batch_sizes=[32], epochs=1) for at in "ab"]
     with pytest.raises(RunError, match="two sweeps are called s"):
         build_report(sweeps)
 
@@ -394,7 +396,7 @@ def test_the_printed_table_fits_the_terminal(
     tmp_path: Path, width: int, lrs: tuple[float, ...]
 ) -> None:
     """No line of the printed table is longer than the terminal, with several seeds and lrs too."""
-    sweep = make_sweep(tmp_path / "s", seeds=range(2), lrs=lrs, epochs=12)
+    sweep = draw_sweep(tmp_path / "s", seeds=range(2), lrs=lrs, epochs=12)
     columns, rows = readable(summarize(group_runs([read_sweep(sweep)])), is_complete=False)
     lines = table_lines(columns, rows, width=width, drop=DROP)
     assert max(map(len, lines)) <= width
@@ -411,10 +413,11 @@ def test_one_lr_is_told_only_where_a_program_reads(report: Report) -> None:
     assert ", lr 0.01" not in page
 
 
+@pytest.mark.slow
 def test_several_lrs_are_several_series(tmp_path: Path) -> None:
     """A line of the summary is of one lr, and is what a sweep of that lr alone has."""
-    both = build_report([make_sweep(tmp_path / "s", lrs=(0.1, 0.001), seeds=range(2))])
-    alone = build_report([make_sweep(tmp_path / "a" / "s", lrs=(0.1,), seeds=range(2))])
+    both = build_report([draw_sweep(tmp_path / "s", lrs=(0.1, 0.001), seeds=range(2))])
+    alone = build_report([draw_sweep(tmp_path / "a" / "s", lrs=(0.1,), seeds=range(2))])
     sizes = [32, 64, 128, 256]
     assert list(both.summary["lr"]) == [0.001] * 4 + [0.1] * 4
     assert list(both.summary["batch_size"]) == [*sizes, *sizes]
@@ -423,9 +426,10 @@ def test_several_lrs_are_several_series(tmp_path: Path) -> None:
     assert [row[columns.index("lr")] for row in rows] == ["0.001"] * 4 + ["0.1"] * 4
 
 
+@pytest.mark.slow
 def test_several_lrs_are_told_apart_in_every_name(tmp_path: Path) -> None:
     """Labels and file names carry the lr; few series still share one comparison."""
-    report = build_report([make_sweep(tmp_path / "s", batch_sizes=[32, 64], lrs=(0.01, 0.1))])
+    report = build_report([draw_sweep(tmp_path / "s", batch_sizes=[32, 64], lrs=(0.01, 0.1))])
     names = [f"batch-{size}-lr{lr}" for lr in ("0.01", "0.1") for size in ("0032", "0064")]
     pngs = {file.stem for file in report.folder.glob("*.png")}
     assert pngs == {*names, "comparison"}
@@ -437,7 +441,7 @@ def test_several_lrs_are_told_apart_in_every_name(tmp_path: Path) -> None:
 
 def test_a_schedule_does_not_part_a_run(tmp_path: Path) -> None:
     """A run's lr is what it was asked for, whatever the optimizer's lr is in an epoch."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], lrs=(0.1, 0.01), epochs=3)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], lrs=(0.1, 0.01), epochs=3)
     for run in sweep.runs():
         _set_column(run, "lr", ["0.1", "0.05", "0.01"])
     series = group_runs([read_sweep(sweep)])
@@ -449,7 +453,7 @@ def test_a_schedule_does_not_part_a_run(tmp_path: Path) -> None:
 
 def test_a_run_is_believed_more_than_its_name(tmp_path: Path) -> None:
     """The lr is that of config.json; the name says it only where that file was not copied."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], lrs=(1e-05, 0.1), epochs=2)
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], lrs=(1e-05, 0.1), epochs=2)
     small, large = sweep.runs()
     small.config_file.unlink()
     config = json.loads(large.config_file.read_text(encoding="utf-8"))
@@ -457,22 +461,24 @@ def test_a_run_is_believed_more_than_its_name(tmp_path: Path) -> None:
     assert [one.lr for one in group_runs([read_sweep(sweep)])] == [1e-05, 0.3]
 
 
+@pytest.mark.slow
 def test_findings_never_mix_lrs(tmp_path: Path) -> None:
     """What is said of an lr is what a sweep of that lr alone would hear; advice comes once."""
-    both = make_sweep(tmp_path / "s", lrs=(0.001, 0.1))
+    both = draw_sweep(tmp_path / "s", lrs=(0.001, 0.1))
     notes = build_report([both]).notes
     expected = []
     for lr in (0.001, 0.1):
-        alone = build_report([make_sweep(tmp_path / str(lr) / "s", lrs=(lr,))])
+        alone = build_report([draw_sweep(tmp_path / str(lr) / "s", lrs=(lr,))])
         expected += [f"lr {lr}: {note}" for note in alone.notes[:2]]
     assert notes == [*expected, findings.FEW_SEEDS]
-    one_size = build_report([make_sweep(tmp_path / "b", batch_sizes=[32], lrs=(0.001, 0.1))])
+    one_size = build_report([draw_sweep(tmp_path / "b", batch_sizes=[32], lrs=(0.001, 0.1))])
     assert one_size.notes == [findings.ONE_SIZE]
 
 
+@pytest.mark.slow
 def test_many_series_get_a_comparison_for_each_lr(tmp_path: Path) -> None:
     """Nine lines in one picture are too many; comparison.* has the best lr's, and words say so."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32, 64, 128], lrs=(0.0001, 0.01, 0.001))
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32, 64, 128], lrs=(0.0001, 0.01, 0.001))
     accuracy = {0.0001: "0.6", 0.01: "0.8", 0.001: "0.7"}
     for run in sweep.runs():
         _set_column(run, "test_accuracy", [accuracy[run.config().lr]] * 20)
@@ -488,13 +494,13 @@ def test_many_series_get_a_comparison_for_each_lr(tmp_path: Path) -> None:
     page = (report.folder / "index.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 3 + 9
     first, second, third = (page.index(f"sizes with lr {lr} on") for lr in (0.01, 0.0001, 0.001))
-    assert first < page.index("Of 3 lrs this one has the highest mean accuracy") < second < third
+    assert first < page.index("Of 3 lrs, it has the highest mean accuracy") < second < third
 
 
 def test_of_many_missing_runs_the_failed_are_named(tmp_path: Path) -> None:
     """A thousand queued runs are counted, not listed, and hide no run that failed."""
     names = [f"bs0032-lr0.01-seed{seed}" for seed in range(60)]
-    sweep = make_sweep(
+    sweep = draw_sweep(
         tmp_path / "s",
         batch_sizes=[32],
         seeds=range(60),
@@ -509,9 +515,10 @@ def test_of_many_missing_runs_the_failed_are_named(tmp_path: Path) -> None:
     assert missing[20:] == ["and 39 more runs: 30 waiting, 9 running"]
 
 
+@pytest.mark.slow
 def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
     """Run again on a sweep that went on, the report has the newer numbers."""
-    sweep = make_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 7})
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], finished={"bs0032-lr0.01-seed0": 7})
     before = build_report([sweep], tmp_path / "out")
     run = sweep.runs()[0]
     write_rows(run, metric_rows(run, 32, 0, 20))
@@ -521,10 +528,11 @@ def test_a_newer_report_replaces_the_older(tmp_path: Path) -> None:
     assert len((after.folder / "metrics.csv").read_text("utf-8").splitlines()) == 21
 
 
+@pytest.mark.slow
 def test_no_cell_of_a_report_is_a_formula(tmp_path: Path) -> None:
     """A sweep's name is text in a spreadsheet, whatever it begins with."""
     names = ("=cmd|x", "@sum(a1)", "-2+3", "plain", "-2")
-    sweeps = [make_sweep(tmp_path / name, batch_sizes=[32], epochs=1) for name in names]
+    sweeps = [draw_sweep(tmp_path / name, batch_sizes=[32], epochs=1) for name in names]
     folder = build_report(sweeps, tmp_path / "out").folder
     for file in ("metrics.csv", "summary.csv"):
         rows = list(csv.DictReader((folder / file).read_text().splitlines()))
@@ -541,7 +549,7 @@ def _set_column(run: Run, column: str, values: list[str]) -> None:
 
 def test_columns_are_read_by_name(tmp_path: Path) -> None:
     """Unknown columns are kept, in any order; missing ones are empty."""
-    old, new = make_sweep(tmp_path / "s", batch_sizes=[32, 64], epochs=2).runs()
+    old, new = draw_sweep(tmp_path / "s", batch_sizes=[32, 64], epochs=2).runs()
     with old.metrics_file.open(newline="", encoding="utf-8") as lines:
         rows = [{k: v for k, v in row.items() if k != "test_auc"} for row in csv.DictReader(lines)]
     _write_csv(old, rows)
@@ -558,7 +566,7 @@ def test_columns_are_read_by_name(tmp_path: Path) -> None:
 
 def test_a_column_that_no_run_has_is_in_no_table(tmp_path: Path) -> None:
     """A sweep from before a metric was measured is reported without it."""
-    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
+    run = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
     with run.metrics_file.open(newline="", encoding="utf-8") as lines:
         rows = [{k: v for k, v in row.items() if k != "test_auc"} for row in csv.DictReader(lines)]
     _write_csv(run, rows)
@@ -570,7 +578,7 @@ def test_a_column_that_no_run_has_is_in_no_table(tmp_path: Path) -> None:
 
 def test_a_metric_that_a_report_needs_is_asked_for(tmp_path: Path) -> None:
     """A file without the accuracy that batch sizes are compared by is named."""
-    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
+    run = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
     content = run.metrics_file.read_text(encoding="utf-8").replace("test_accuracy", "accuracy")
     run.metrics_file.write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match="line 1: no column test_accuracy"):
@@ -593,7 +601,7 @@ def test_a_validation_split_is_a_few_lines_of_a_table(
     names = [*METRICS, "val_loss", "val_accuracy"]
     monkeypatch.setattr(tables, "METRICS", names)
     monkeypatch.setattr(tables, "READERS", {name: tables._reader(name) for name in names})
-    run = make_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
+    run = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
     with run.metrics_file.open(newline="", encoding="utf-8") as lines:
         rows = [{**row, "val_loss": "0.5", "val_accuracy": "0.9"} for row in csv.DictReader(lines)]
     _write_csv(run, rows)

@@ -1,3 +1,3 @@
-"""SLURM: its commands, its words, and the queue that skinjob makes of them."""
+"""SLURM: the queue, and its commands and messages."""
 
 from skinjob.queues.slurm.queue import QUEUE as QUEUE

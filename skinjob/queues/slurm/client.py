@@ -1,6 +1,6 @@
-"""The one door to SLURM's commands, and what they say of jobs: queued jobs, and how others ended.
+"""Calls SLURM's commands, and reads their answers: the queued jobs, and how other jobs ended.
 
-Where an answer leaves a job out, SLURM did not say: nothing may be concluded from it.
+If an answer lacks a job, SLURM does not know yet: the caller must not conclude anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from skinjob.words import list_first
 
 TIMEOUT_S = 20
 TIMED_OUT = 124
-MOST_LINES = 4  # of what a command says
+MOST_LINES = 4  # of a command's errors
 ENDS = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -34,31 +34,31 @@ ENDS = {
     "REVOKED",
     "TIMEOUT",
 }
-"""States that a job does not leave. SLURM has others, of jobs that are not over."""
+"""Final states. SLURM's other states are of jobs that have not ended."""
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job that is in SLURM's queue."""
+    """A job in SLURM's queue."""
 
     state: str
     """SLURM's word: PENDING, RUNNING, COMPLETING or another."""
     node: str
-    """Where it runs; empty while it waits."""
+    """Its node; empty while it waits."""
     reason: str
-    """Why a pending job has not started: Resources, JobHeldUser or another of squeue's words."""
+    """squeue's word for why a pending job has not started: Resources, JobHeldUser or another."""
     script: str
-    """The file that was given to sbatch."""
+    """The file that sbatch got."""
 
 
 @dataclass(frozen=True)
 class SlurmEnd:
-    """How a job ended, in SLURM's words."""
+    """The end of a job in SLURM's terms."""
 
     state: str
     """One of ENDS."""
     by: str = ""
-    """Who cancelled it, where SLURM says so."""
+    """The user who cancelled it, if SLURM knows."""
     exit_code: int = 0
     signal: int = 0
     """The signal that killed it, or 0."""
@@ -68,7 +68,7 @@ class SlurmEnd:
 
 
 class SlurmClient:
-    """Asks SLURM each question once, and remembers the answer."""
+    """Asks SLURM each question once and remembers the answer."""
 
     def __init__(self) -> None:
         self._queues: dict[str | None, dict[str, SlurmJob] | str] = {}
@@ -77,9 +77,9 @@ class SlurmClient:
         self._arrays: dict[str, dict[str, SlurmEnd | None] | None] = {}
 
     def queue(self, submission: Path, user: str | None = None) -> dict[str, SlurmJob] | str:
-        """Returns a user's queued jobs that were submitted from a folder, or why none is known.
+        """Returns a user's queued jobs whose script is in a folder, or why SLURM does not answer.
 
-        Where SLURM began to count anew, another sweep's job may have the id of a job of ours.
+        The folder matters because SLURM may give an old job id to a job of another sweep.
         """
         if user not in self._queues:
             self._queues[user] = ask_queue(user)
@@ -90,16 +90,16 @@ class SlurmClient:
         return {name: job for name, job in queue.items() if folders[job.script] == folder}
 
     def ends(self, jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
-        """Returns what `job_ends` does, of these jobs and of those asked for before."""
+        """Returns `job_ends` of these jobs and of all jobs of earlier calls."""
         new = set(jobs) - self._asked
         self._ends |= job_ends(new)
         self._asked |= new
         return self._ends
 
     def is_dropped(self, job: str) -> bool:
-        """Says whether SLURM has a record of an array, but not of this task, nor has it queued.
+        """Says whether SLURM has a record of an array, but not of this task.
 
-        So it is with a task that was cancelled alone before it began.
+        This happens if a single task is cancelled before it starts.
         """
         array = _array(job)
         if array not in self._arrays:
@@ -108,13 +108,13 @@ class SlurmClient:
 
 
 def ask_queue(user: str | None = None) -> dict[str, SlurmJob] | str:
-    """Returns a user's jobs in SLURM's queue by their ids, or in words why it does not answer.
+    """Returns a user's jobs in SLURM's queue by id, or why SLURM does not answer.
 
-    Without a *user* they are yours.
+    Without *user*: the jobs of the current user.
     """
-    whose = user.removeprefix(NAMELESS) if user else os.geteuid()
+    owner = user.removeprefix(NAMELESS) if user else os.geteuid()
     # Older versions do not know --me.
-    answer = ask("squeue", f"--user={whose}", "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
+    answer = ask("squeue", f"--user={owner}", "--noheader", "--array", "--format=%i|%T|%N|%r|%o")
     if answer is None:
         return "no squeue on PATH"
     if answer.returncode:
@@ -124,7 +124,7 @@ def ask_queue(user: str | None = None) -> dict[str, SlurmJob] | str:
 
 
 def words_of(answer: subprocess.CompletedProcess[str]) -> str:
-    """Returns what a command of SLURM's had to say against a question, in a line.
+    """Returns the error of a SLURM command in a line.
 
     >>> words_of(subprocess.CompletedProcess(["squeue"], 1, "", "Hello\\nsqueue: error: No\\n"))
     'Hello; No'
@@ -140,10 +140,10 @@ def words_of(answer: subprocess.CompletedProcess[str]) -> str:
 
 
 def job_ends(jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
-    """Returns how jobs that left the queue ended; None where SLURM has forgotten it.
+    """Returns how jobs ended that left the queue; None if SLURM has forgotten a job.
 
-    sacct is asked first, and of what it does not know slurmctld, which remembers jobs for some
-    minutes. Where neither says anything of a job, it is not in the answer.
+    It asks sacct first, and then slurmctld, which remembers jobs for some minutes. The answer lacks
+    a job that neither of them knows.
     """
     if not jobs:
         return {}
@@ -155,7 +155,7 @@ def job_ends(jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
     for job in others:
         remembered = answers[_array(job)]
         if remembered is None:
-            continue  # slurmctld does not answer
+            continue  # no answer from slurmctld
         if remembered.get(job):
             ends[job] = remembered[job]
         elif accounted is not None and job not in {**known, **remembered}:
@@ -164,7 +164,7 @@ def job_ends(jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
 
 
 def cancel_jobs(jobs: Collection[str]) -> str:
-    """Ends jobs, at work or in the queue; returns why SLURM does not, or nothing."""
+    """Ends waiting and running jobs; returns why SLURM did not, or an empty text."""
     answer = ask("scancel", *sorted(jobs))
     if answer is None:
         return "no scancel on PATH"
@@ -172,9 +172,9 @@ def cancel_jobs(jobs: Collection[str]) -> str:
 
 
 def _accounted(jobs: Collection[str]) -> dict[str, SlurmEnd | None] | None:
-    """Returns what accounting has of the jobs, None of a job that it takes to be running.
+    """Returns how jobs ended by sacct's records; None for a job that still runs there.
 
-    It is empty where the cluster keeps no accounting, and None where that does not answer.
+    The answer is empty if the cluster has no accounting, and None if accounting does not answer.
     """
     answer = ask_accounting(jobs)
     if answer is None:
@@ -195,26 +195,25 @@ def _accounted(jobs: Collection[str]) -> dict[str, SlurmEnd | None] | None:
 
 
 def ask_accounting(jobs: Collection[str]) -> subprocess.CompletedProcess[str] | None:
-    """Returns what sacct answers of jobs; None where there is no sacct."""
+    """Returns sacct's answer about jobs; None if there is no sacct."""
     return ask(
         "sacct",
         "--noheader",
         "--parsable2",
         "--format=JobID,State,ExitCode,NodeList,Timelimit,End",
-        # Asked for a task of an array that never began, sacct does not find it: its row is that
-        # of the whole array, 12_[0-3].
+        # sacct does not find a task that never started: it is part of a row 12_[0-3].
         f"--jobs={','.join(_arrays(jobs))}",
     )
 
 
 def _with_step(end: SlurmEnd, step: str, state: str, exit_code: str) -> SlurmEnd | None:
-    """Returns the end of a job with what a later row of accounting says of one of its steps.
+    """Returns the end of a job, changed by the row of one of its steps.
 
-    The job's own exit code is that of srun, which sacct cuts to seven bits: 137 becomes 9. Its
-    derived exit code, the step's, is missing when the job's end was written before the step's.
+    The job's exit code is srun's, which sacct cuts to seven bits: 137 becomes 9. The job's derived
+    exit code is missing if sacct wrote the end of the job before the end of the step.
     """
     if state == "RUNNING":
-        return None  # not yet all is known
+        return None  # more rows will come
     if state == "OUT_OF_MEMORY":
         return replace(end, state=state)
     code, number = _code(exit_code)
@@ -223,7 +222,7 @@ def _with_step(end: SlurmEnd, step: str, state: str, exit_code: str) -> SlurmEnd
 
 
 def _remembered(array: str) -> dict[str, SlurmEnd | None] | None:
-    """Returns what slurmctld remembers of a job or array, as `_accounted` does."""
+    """Returns how the jobs of an array ended, from slurmctld's memory; see `_accounted`."""
     answer = ask("scontrol", "--oneliner", "show", "job", array)
     if answer is None:
         return None
@@ -250,7 +249,7 @@ def _remembered(array: str) -> dict[str, SlurmEnd | None] | None:
 
 
 def _end(state: str, exit_code: str, node: str, time_limit: str, ended: str) -> SlurmEnd | None:
-    """Returns a job's end from SLURM's words; None of a job that is not over."""
+    """Returns a job's end from SLURM's fields; None if the job has not ended."""
     word, _, by = state.partition(" by ")
     if word not in ENDS:
         return None
@@ -267,7 +266,7 @@ def _end(state: str, exit_code: str, node: str, time_limit: str, ended: str) -> 
 
 
 def _code(text: str) -> tuple[int, int]:
-    """Returns exit code and signal; a shell tells the signal of what it ran as 128 and more.
+    """Returns exit code and signal; a shell adds 128 to the signal of its command.
 
     >>> _code("1:0"), _code("0:9"), _code("137:0"), _code("")
     ((1, 0), (0, 9), (0, 9), (0, 0))
@@ -280,7 +279,7 @@ def _code(text: str) -> tuple[int, int]:
 
 
 def _tasks(name: str) -> list[str]:
-    """Returns the ids of jobs that SLURM writes in one word.
+    """Returns the job ids in SLURM's short form.
 
     >>> _tasks("12"), _tasks("12_3"), _tasks("12_[0,2-3%2]")
     (['12'], ['12_3'], ['12_0', '12_2', '12_3'])
@@ -296,7 +295,7 @@ def _tasks(name: str) -> list[str]:
 
 
 def _array(job: str) -> str:
-    """Returns the id of the array that a job is a task of, or its own."""
+    """Returns the id of a job's array, or the job's own id."""
     return job.split("_")[0]
 
 
@@ -313,10 +312,10 @@ def _utc(seconds: str) -> str | None:
 def ask(
     *command: str, script: str | None = None, timeout_s: float | None = TIMEOUT_S
 ) -> subprocess.CompletedProcess[str] | None:
-    """Returns what a command of SLURM's answers, times in seconds since 1970.
+    """Returns the answer of a SLURM command; None if the command is not installed.
 
-    *script* is a job's script for its stdin; times are then written as SLURM does. None where
-    there is no such command. A command that takes too long is given the exit code 124.
+    *script* is a job script for its stdin. Without it, times are seconds since 1970. A command that
+    takes too long has exit code 124.
     """
     times = {"SLURM_TIME_FORMAT": "%s"} if script is None else {}
     try:
@@ -326,7 +325,7 @@ def ask(
             stdin=subprocess.DEVNULL if script is None else None,
             capture_output=True,
             encoding="utf-8",
-            errors="surrogateescape",  # a job's path may be no UTF-8
+            errors="surrogateescape",  # a job's path may not be UTF-8
             timeout=timeout_s,
             env=slurm_environment() | times,
         )
@@ -337,19 +336,19 @@ def ask(
 
 
 def read(*command: str) -> str:
-    """Returns what a command of SLURM's prints; nothing where it does not work."""
+    """Returns the output of a SLURM command; empty if it fails."""
     answer = ask(*command)
     return "" if answer is None or answer.returncode else answer.stdout
 
 
 @cache
 def settings() -> dict[str, str]:
-    """Returns slurm.conf as the controller has it, asked once; empty where it does not say."""
+    """Returns slurm.conf from the controller, asked once; empty if it does not answer."""
     return dict(re.findall(r"(?m)^(\w+)\s*= (.*?)\s*$", read("scontrol", "show", "config")))
 
 
 def read_pairs(line: str) -> dict[str, str]:
-    """Returns the words of a line of scontrol's by name.
+    """Returns the values in a line of scontrol by name.
 
     >>> read_pairs("JobId=12 Reason=None Requeue=1")
     {'JobId': '12', 'Reason': 'None', 'Requeue': '1'}

@@ -1,4 +1,4 @@
-"""What the environment says of jobs and of SLURM, and what of it a command of SLURM may see."""
+"""The environment for SLURM's commands, without the variables of another job."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import os
 from collections.abc import Iterator
 
 KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SBATCH_CLUSTERS", "SLURM_JWT"}
-"""They say which cluster is meant and who asks, and nothing of a job."""
+"""They name the cluster and the user, and say nothing about jobs."""
 PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "SCANCEL_", "SQUEUE_", "SACCT_", "SINFO_")
 GPUS = {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES"}
 
 
 def slurm_environment() -> dict[str, str]:
-    """Returns the environment for a command of SLURM, without what another job left in it.
+    """Returns the environment for a SLURM command, without the variables of another job.
 
-    SBATCH_PARTITION wins over the script's own lines, SLURM_MEM_PER_CPU breaks the srun of a job
-    that asks for memory in another way, SQUEUE_STATES hides jobs. GPUs are those of the job that
-    submits; a job gets its own from SLURM.
+    SBATCH_PARTITION would override the job script, SLURM_MEM_PER_CPU would break srun in a job that
+    asks for memory in another way, and SQUEUE_STATES would hide jobs. The variables of GPUs belong
+    to the job that submits: SLURM gives a new job its own.
     """
     is_in_job = "SLURM_JOB_ID" in os.environ
     return {
@@ -29,7 +29,7 @@ def slurm_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def as_outside_jobs() -> Iterator[None]:
-    """Has this process and its children see `slurm_environment` alone, for as long as it holds."""
+    """Sets `slurm_environment` for this process and its children during the block."""
     before = dict(os.environ)
     hidden = before.keys() - slurm_environment().keys()
     for name in hidden:
@@ -40,8 +40,8 @@ def as_outside_jobs() -> Iterator[None]:
         os.environ.update({name: before[name] for name in hidden})
 
 
-def unheeded() -> dict[str, str]:
-    """Returns the variables that would be options of sbatch, and are not heeded."""
+def ignored_variables() -> dict[str, str]:
+    """Returns the variables that set options of sbatch, which skinjob ignores."""
     return {
         name: value
         for name, value in sorted(os.environ.items())

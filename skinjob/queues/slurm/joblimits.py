@@ -1,4 +1,4 @@
-"""How many jobs SLURM takes in an array, and of an account, a QOS or a user; and which to leave."""
+"""SLURM's limits on the number of jobs: of an array, an account, a QOS and a user."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from skinjob.queues.slurm.client import read, read_pairs, settings
 from skinjob.words import pluralize
 
 AXES = {"batch_size": "--batch-sizes", "seed": "--seeds", "lr": "--lr"}
-WAIT = "squeue --user=$USER   # wait until some have ended, and the same again"
+WAIT = "squeue --user=$USER   # wait until some jobs have ended, then try again"
 
 
 @dataclass(frozen=True)
 class JobLimit:
-    """How many jobs there may be."""
+    """A limit on the number of jobs."""
 
     name: str
-    """SLURM's word for it, and of whom it is."""
+    """SLURM's name for it, and what it applies to."""
     most: int
     used: int = 0
-    """Jobs that count against it already."""
+    """Jobs that already count."""
 
     @property
     def left(self) -> int:
         return max(0, self.most - self.used)
 
     def __str__(self) -> str:
-        whose = "an array may have" if "Array" in self.name else "you may have"
+        subject = "an array may have" if "Array" in self.name else "you may have"
         used = f", {self.used} of them used" if self.used else ""
         where = "" if "Array" in self.name else " in the queue"
-        return f"{whose} {self.most}{where} ({self.name}{used})"
+        return f"{subject} {self.most}{where} ({self.name}{used})"
 
 
 def job_limits(cluster: ClusterConfig) -> list[JobLimit]:
-    """Returns the limits that hold for the jobs, the tightest first, as far as SLURM tells them."""
+    """Returns the limits for these jobs, the tightest first, as far as SLURM shows them."""
     return sorted(_limits(cluster), key=lambda limit: limit.left)
 
 
@@ -58,12 +58,14 @@ def _limits(cluster: ClusterConfig) -> Iterator[JobLimit]:
 
 
 def _of_accounts(text: str, account: str | None) -> Iterator[JobLimit]:
-    """Yields the limits of the user's association, and of the accounts above it."""
+    """Yields the limits of the user's association and of its parent accounts."""
     lines = [read_pairs(line) for line in text.splitlines()]
     rows = [row for row in lines if "Account" in row]
     own = [row for row in rows if row.get("UserName", "").endswith(f"({os.geteuid()})")]
     mine = [row for row in own if account in (None, row["Account"])]
-    mine.sort(key=lambda row: row.get("DefAssoc") != "Yes")  # another partition's come later
+    mine.sort(
+        key=lambda row: row.get("DefAssoc") != "Yes"
+    )  # associations of single partitions come later
     for row in mine[:1]:
         yield from _counted(row, "MaxSubmitJobs", f"account {row['Account']}")
         yield from _counted(row, "GrpSubmitJobs", f"account {row['Account']}")
@@ -81,7 +83,7 @@ def _counted(row: dict[str, str], word: str, whose: str) -> Iterator[JobLimit]:
 
 
 def _qos(cluster: ClusterConfig, me: str) -> list[str]:
-    """Returns the QOS of the jobs, and that of their partition; not where it has to be guessed."""
+    """Returns the QOS of the jobs and of their partition, as far as they are certain."""
     partition = f"partition={cluster.partition}" if cluster.partition else "partition"
     shown = read("scontrol", "--oneliner", "show", *partition.split("=")).splitlines()
     is_meant = [line for line in shown if cluster.partition or " Default=YES " in line]
@@ -95,7 +97,7 @@ def _qos(cluster: ClusterConfig, me: str) -> list[str]:
 
 
 def _of_qos(text: str, qos: str) -> Iterator[JobLimit]:
-    """Yields the limits of a QOS; scontrol has those of a user only while the user has jobs."""
+    """Yields the limits of a QOS; scontrol counts jobs only for users that have some."""
     used = next((line for line in text.splitlines() if line.startswith(f"QOS={qos}(")), "")
     columns = "maxsubmitjobsperuser,maxsubmitjobsperaccount,grpsubmitjobs"
     for row in _sacctmgr("show", "qos", f"where name={qos}", f"format={columns}"):
@@ -120,26 +122,25 @@ def _sacctmgr(*words: str) -> list[str]:
 
 
 def number_words(configs: Mapping[str, TrainConfig], limits: Sequence[JobLimit]) -> tuple[str, int]:
-    """Returns why these runs' jobs are too many, and how many would not be."""
+    """Returns why these runs have too many jobs, and how many jobs SLURM would take."""
     num_jobs = len(group_runs(configs))
     num = pluralize(num_jobs, "job")
-    if not limits or limits[0].left >= num_jobs:  # SLURM does not tell the limit
+    if not limits or limits[0].left >= num_jobs:  # SLURM does not show the limit
         return f"SLURM does not take {num} now", num_jobs // 2
     return f"{num}, and {limits[0]}", limits[0].left
 
 
 def fewer(configs: Mapping[str, TrainConfig], most: int, command: str, name: str) -> str:
-    """Returns a command for the first of these runs, of no more than *most* jobs.
+    """Returns *command* with options for the first runs, which make at most *most* jobs.
 
-    Options are added to *command*. Submitted part by part under one *name*, the runs come into
-    the same sweep.
+    The options give the sweep a *name*: later submits with the same name add to the same sweep.
     """
     options = f"{_options(configs, most)} --name {shlex.quote(name)}"
-    return f"{command} {options}   # then the others, under the same name"
+    return f"{command} {options}   # later the others, under the same name"
 
 
 def _options(configs: Mapping[str, TrainConfig], most: int) -> str:
-    """Returns options for the first of these runs, of no more than *most* jobs."""
+    """Returns options for the first runs, which make at most *most* jobs."""
     options: list[str] = []
     for field, option in AXES.items():
         values = list(dict.fromkeys(getattr(config, field) for config in configs.values()))

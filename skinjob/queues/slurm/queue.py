@@ -1,4 +1,4 @@
-"""SLURM as a queue: what `skinjob.queues.base` asks, in SLURM's commands and words."""
+"""The queue of SLURM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig, slurm_requests
-from skinjob.console import own_command
+from skinjob.console import typed_command
 from skinjob.errors import ClusterError, ConfigError
 from skinjob.files import absolute, tail
 from skinjob.queues.base import (
@@ -36,19 +36,19 @@ from skinjob.queues.slurm.client import (
     parse_time,
     read,
 )
-from skinjob.queues.slurm.environment import unheeded
+from skinjob.queues.slurm.environment import ignored_variables
 from skinjob.queues.slurm.joblimits import WAIT, fewer, job_limits, number_words
-from skinjob.queues.slurm.reasons import HELD, family, what_begun, why_pending
+from skinjob.queues.slurm.reasons import HELD, describe_state, family, why_pending
 from skinjob.queues.slurm.refusals import TooManyJobsError
-from skinjob.queues.slurm.unrecorded import sbatch_may_be_at_work, unrecorded_jobs, write_pending
+from skinjob.queues.slurm.unrecorded import sbatch_may_run, unrecorded_jobs, write_pending
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import Failure, Status
 from skinjob.words import list_first
 
-LATE_S = (1, 2, 4)  # pauses in which a busy SLURM may come to show a job
-AGAIN = "squeue --user=$USER; skinjob submit   # the same again, once it answers"
+LATE_S = (1, 2, 4)  # pauses: a busy SLURM shows a new job late
+AGAIN = "squeue --user=$USER; skinjob submit   # try again when SLURM answers"
 UNHEARD = r"[Cc]ontact|[Cc]onnect|[Cc]ommunicat|timed out|Zero Bytes|no answer in|no squeue|^$"
-"""Words of SLURM's commands where its controller has not heard the question."""
+"""Errors of SLURM's commands if its controller did not get the question."""
 IN_OUTPUT = (
     (r"oom[-_]kill event|[Ee]xceeded (job )?memory limit", "OUT_OF_MEMORY"),
     (r"CANCELLED AT \S+ DUE TO TIME LIMIT", "TIMEOUT"),
@@ -56,12 +56,12 @@ IN_OUTPUT = (
     (r"CANCELLED AT \S+ DUE TO NODE FAILURE", "NODE_FAIL"),
     (r"CANCELLED AT \S+ \*\*\*", "CANCELLED"),
 )
-"""What SLURM writes into a job's output, and the state that it stands for."""
+"""SLURM's messages in a job's output, and the job states that they mean."""
 ENDINGS: dict[str, tuple[Failure | Status, str, str | None]] = {
     "TIMEOUT": (Failure.TIME_LIMIT, "reached its time limit of {limit}", "time_min"),
     "OUT_OF_MEMORY": (
         Failure.OUT_OF_MEMORY,
-        "took more than the {mem_gb:g} GB of memory that it had",
+        "needed more than its {mem_gb:g} GB of memory",
         "mem_gb",
     ),
     "CANCELLED": (Status.CANCELLED, "was cancelled{by}", None),
@@ -71,9 +71,9 @@ ENDINGS: dict[str, tuple[Failure | Status, str, str | None]] = {
     "NODE_FAIL": (Failure.NODE_FAILURE, "lost its node", None),
     "BOOT_FAIL": (Failure.NODE_FAILURE, "got a node that did not boot", None),
 }
-"""What SLURM's states mean, in words, and the field that asks for more of what was lacking.
+"""The meaning of SLURM's final states, and the field of ClusterConfig that was too small.
 
-FAILED and COMPLETED are not here: they say no more than the exit code.
+FAILED and COMPLETED are missing: they say no more than the exit code.
 """
 
 
@@ -92,11 +92,8 @@ class SlurmQueue(Queue):
     def absence(self) -> tuple[str, str]:
         if shutil.which("sbatch"):
             return "", ""
-        here = "--cluster local trains on this machine"
-        return (
-            "there is no sbatch on PATH",
-            f"module load slurm   # or log in to the login node; {here}",
-        )
+        fix = "module load slurm   # or log in to the login node; --cluster local trains here"
+        return "there is no sbatch on PATH", fix
 
     def asked_only_here(self, cluster: ClusterConfig) -> list[str]:
         return slurm_requests(cluster)
@@ -104,18 +101,16 @@ class SlurmQueue(Queue):
     def require_folder(self, folder: Path) -> None:
         path = str(absolute(folder))  # it goes into an #SBATCH --output line
         if not path.isprintable():
-            reason = "a line break or another control character would end its #SBATCH line"
+            reason = "a control character such as a line break would end the #SBATCH line"
         elif "%" in path or "\\" in path:
-            reason = (
-                "in the path of a job's output SLURM replaces what follows %, and takes \\ away"
-            )
+            reason = "SLURM replaces % and removes \\ in the path of a job's output"
         else:
             return
         raise ConfigError(f"sweep folder {path}: {reason}", "skinjob submit --runs /another/folder")
 
     def notes(self) -> list[str]:
-        names = ", ".join(unheeded())
-        return [f"sbatch is not shown {names}: give skinjob's options instead"] if names else []
+        names = ", ".join(ignored_variables())
+        return [f"skinjob ignores {names}: use its own options instead"] if names else []
 
     def jobs_at_once(self, cluster: ClusterConfig) -> int:
         return cluster.array_parallelism
@@ -138,7 +133,7 @@ class SlurmQueue(Queue):
         from skinjob.queues.slurm.sbatch import queue
 
         groups = group_runs(configs)
-        with _deaf_to_ctrl_c():
+        with _ignoring_ctrl_c():
             write_pending(sweep, groups)
             try:
                 jobs = queue(sweep, groups, cluster)
@@ -160,7 +155,7 @@ class SlurmQueue(Queue):
                 f"SLURM does not say whether it has the jobs of {sweep.folder} already", AGAIN
             )
         jobs = _queued_after_all(sweep, recorded_cluster(sweep), LATE_S)
-        if not jobs and sbatch_may_be_at_work(sweep):
+        if not jobs and sbatch_may_run(sweep):
             raise NoAnswerError(f"an earlier sbatch for {sweep.folder} has not ended yet", AGAIN)
         _record(sweep, jobs)
         return list(jobs)
@@ -183,8 +178,8 @@ class SlurmQueue(Queue):
         ends: dict[str, JobEnd | None] = {}
         for job in jobs:
             output = job_output(sweep, job)
-            may_have_begun = sweep.owner or output.exists()  # another user's cannot be seen
-            if not answers.get(job) and not may_have_begun and self.client.is_dropped(job):
+            may_have_started = sweep.owner or output.exists()  # another user's output is hidden
+            if not answers.get(job) and not may_have_started and self.client.is_dropped(job):
                 ends[job] = JobEnd(Status.CANCELLED, "was cancelled")
             elif job in answers:
                 ends[job] = _job_end(sweep, answers[job], output)
@@ -196,23 +191,23 @@ class SlurmQueue(Queue):
     def cancel(self, sweep: Sweep, jobs: Collection[str]) -> list[str]:
         queue = self.client.queue(sweep.submission_folder) if jobs else {}
         if isinstance(queue, str):
-            there, refusal = sorted(jobs), f"it does not answer: {queue}".rstrip(": ")
+            queued, refusal = sorted(jobs), f"it does not answer: {queue}".rstrip(": ")
         else:
-            there = [
+            queued = [
                 job for job in sorted(jobs) if job in queue and queue[job].state != "COMPLETING"
             ]
-            refusal = cancel_jobs(there) if there else ""
+            refusal = cancel_jobs(queued) if queued else ""
         if refusal:
             raise ClusterError(
-                f"SLURM has not ended job {list_first(there)} ({refusal})", "scontrol ping"
+                f"SLURM has not ended job {list_first(queued)} ({refusal})", "scontrol ping"
             )
-        return there
+        return queued
 
     def seconds_left(self) -> float | None:
         job = os.environ.get("SLURM_JOB_ID")
         if job is None:
             return None
-        # One task of an array has the array's own number, by which squeue would list them all.
+        # The last task of an array has the array's own id, for which squeue lists all tasks.
         array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
         job = f"{array}_{task}" if array and task else job
         return parse_time(read("squeue", "--noheader", "--jobs", job, "--format=%L").strip())
@@ -228,25 +223,25 @@ QUEUE = SlurmQueue
 
 
 def _queued_job(sweep: Sweep, job: str, queued: SlurmJob, names: Sequence[str]) -> QueuedJob:
-    """Returns a job of SLURM's queue in words; *names* are its runs."""
+    """Returns a queued job of SLURM; *names* are its runs."""
     if queued.state == "RUNNING":
         return QueuedJob(job, is_waiting=False, node=queued.node)
     if queued.state not in ("PENDING", *HELD):
-        return QueuedJob(job, is_waiting=False, note=what_begun(queued.state))
+        return QueuedJob(job, is_waiting=False, note=describe_state(queued.state))
     reason = queued.state if queued.state in HELD else queued.reason
     kind = family(reason)
     if kind is None or kind.fix is None:
         return QueuedJob(job, is_waiting=True, note=why_pending(reason))
-    again = sweep.retry_command(*names)  # cancelled runs are queued again by name alone
+    again = sweep.retry_command(*names)  # retry needs the names of cancelled runs
     cancel = sweep.command("cancel", *names)
     fix = kind.fix.format(job=job, again=again, cancel=cancel)
     return QueuedJob(job, is_waiting=True, note=f"{kind.words} ({reason})", fix=fix)
 
 
 def _job_end(sweep: Sweep, end: SlurmEnd | None, output: Path) -> JobEnd | None:
-    """Returns how a job ended; where SLURM has forgotten it, its *output* may still say.
+    """Returns how a job ended; if SLURM has forgotten it, the job's *output* may show it.
 
-    Where memory is watched by slurmd itself, SLURM says FAILED and only the output says why.
+    If slurmd itself limits memory, SLURM says FAILED and only the output says why.
     """
     state = end.state if end else None
     if state in (None, "FAILED"):
@@ -267,7 +262,7 @@ def _job_end(sweep: Sweep, end: SlurmEnd | None, output: Path) -> JobEnd | None:
 
 
 def _record(sweep: Sweep, jobs: Mapping[str, str]) -> None:
-    """Records which jobs SLURM took of those that it was asked to take."""
+    """Records the jobs that SLURM took."""
     record_jobs(sweep, jobs)
     sweep.pending_file.unlink()
 
@@ -275,9 +270,9 @@ def _record(sweep: Sweep, jobs: Mapping[str, str]) -> None:
 def _queued_after_all(
     sweep: Sweep, cluster: ClusterConfig, pauses_s: Sequence[float]
 ) -> dict[str, str]:
-    """Returns the jobs that SLURM took although it did not say so, and gives them their work.
+    """Returns jobs that SLURM took without saying so, and writes their pickles.
 
-    SLURM is asked once, and again after each of the pauses.
+    It asks SLURM once, and again after each of the pauses.
     """
     from skinjob.queues.job import make_task, write_task
 
@@ -299,21 +294,21 @@ def _too_many(
     *,
     is_new: bool,
 ) -> RefusedError:
-    """Returns the error of jobs that SLURM refused for their number."""
+    """Returns the error for too many jobs."""
     words, most = number_words(configs, job_limits(cluster))
     if not most:
         fix = WAIT
     elif is_new:
-        fix = fewer(configs, most, own_command(), sweep.name)
+        fix = fewer(configs, most, typed_command(), sweep.name)
     else:
         first = [name for job in group_runs(configs)[:most] for name in job]
-        fix = f"{sweep.retry_command(*first)}   # then the others"
+        fix = f"{sweep.retry_command(*first)}   # later the others"
     return RefusedError(f"{words}: sbatch says {error.message}", fix, error.details)
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Ignores Ctrl-C, in sbatch too, which gives up by itself when SLURM does not answer."""
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Ignores Ctrl-C, in sbatch, too: sbatch ends by itself if SLURM does not answer."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

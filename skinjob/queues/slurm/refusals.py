@@ -1,4 +1,4 @@
-"""What sbatch says when it takes no job: which value is at fault, and what the valid ones are."""
+"""sbatch's refusals: the option that is wrong, and a command that lists valid values."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ REASONS = (
         "sinfo --format='%P %c %m %G %f'",
     ),
 )
-"""Words in a refusal, the values that they may mean, and a command that lists the valid ones."""
+"""Words in a refusal, the fields that they may mean, and a command that lists valid values."""
 BY_FLAG = tuple(
     (option.sbatch.rstrip("s"), (name,), "sbatch --help")
     for name, option in options_of(ClusterConfig).items()
     if option.sbatch and name not in {field for _, fields, _ in REASONS for field in fields}
 )
-"""The same of fields that the table above does not have: by the name of the flag."""
+"""The same for all other fields, by the name of the flag."""
 
 FAILED = r"(?:Batch job submission failed|allocation failure): "
 RETRIES = r"Slurm temporarily unable to accept job"
 TOO_MANY = r"SubmitJob|Resource temporarily unavailable|job array specification"
-"""Words of a refusal for the number of jobs."""
+"""Words of a refusal because of the number of jobs."""
 
 NO_ANSWER = (
     r"Socket timed out|Zero Bytes were transmitted|Unexpected message|Header lengths are"
@@ -48,7 +48,7 @@ NO_ANSWER = (
     r"|Communication connection failure|Unable to contact slurm controller"
     r"|Could not make sense of sbatch output|killed for an unknown reason"
 )
-"""What sbatch, or submitit of it, says where the job may be queued all the same."""
+"""Errors of sbatch, or of submitit, after which the job may still be queued."""
 
 
 SPECIFIC = (
@@ -56,26 +56,26 @@ SPECIFIC = (
     r"|invalid partition specified: .+"
     r"|.+ (specifications?|count per node|requirements) can not be satisfied"
 )
-"""Lines of SLURM's own that say more than its last one."""
+"""SLURM's lines that say more than its last line."""
 UNSPECIFIED = r"Unspecified error|cli_filter plugin terminated with error"
-"""Last lines of a refusal by a site's own rules: they leave the reason to the lines before."""
+"""Last lines of a refusal by a site's own rules: the lines before have the reason."""
 
 
 class TooManyJobsError(RefusedError):
-    """SLURM refused jobs for their number. The message is SLURM's reason."""
+    """SLURM refused jobs because of their number. The message is SLURM's reason."""
 
 
-def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
-    """Returns the error for what sbatch said, with the value that it means, where that can be told.
+def refusal(output: str, cluster: ClusterConfig) -> ClusterError:
+    """Returns the error for sbatch's output; it names the wrong value if that is clear.
 
-    sbatch itself mostly leaves it out: "Invalid feature specification". What the site's own rules
-    had sbatch say besides is in the error's details.
+    sbatch often leaves the value out: "Invalid feature specification". The error's details hold
+    messages from the site's own rules.
     """
-    words, others = reason(said)
-    if not said.strip() or re.search(NO_ANSWER, said):  # sbatch was killed, or heard nothing
+    words, others = reason(output)
+    if not output.strip() or re.search(NO_ANSWER, output):  # sbatch was killed, or got no answer
         return NoAnswerError(
             f"SLURM did not say whether it took the jobs: {words}",
-            "squeue --user=$USER; skinjob submit   # the same again takes up a job that was queued",
+            "squeue --user=$USER; skinjob submit   # try again: it records a job that was queued",
         )
     if re.search(UNSPECIFIED, words):
         rules = "; ".join(others)
@@ -89,12 +89,12 @@ def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
         return TooManyJobsError(words, "squeue --user=$USER", others)
     for pattern, fields, listing in (*BY_FLAG, *REASONS):
         if re.search(pattern, words, re.IGNORECASE):
-            meant = _meant(fields, words, cluster)
-            usages = ", ".join(_usage(cluster, name) for name in meant)
-            first = options_of(type(cluster))[(meant or fields)[0]].flag
+            likely = _likely(fields, words, cluster)
+            usages = ", ".join(_usage(cluster, name) for name in likely)
+            first = options_of(type(cluster))[(likely or fields)[0]].flag
             return RefusedError(
                 f"sbatch refused: {words}{f' ({usages})' if usages else ''}",
-                f"{listing}   # what there is; then skinjob submit with another {first}",
+                f"{listing}   # lists valid values; then skinjob submit with another {first}",
                 others,
             )
     return RefusedError(
@@ -102,18 +102,18 @@ def refusal(said: str, cluster: ClusterConfig) -> ClusterError:
     )
 
 
-def reason(said: str) -> tuple[str, list[str]]:
-    """Returns why sbatch takes no job, and the other lines of what it said.
+def reason(output: str) -> tuple[str, list[str]]:
+    """Returns why sbatch takes no job, and the other lines of its output.
 
-    Plugins of the site may have sbatch say something first. SLURM's own reason is its last line.
+    Plugins of the site may print lines first. SLURM's own reason is the last line.
 
     >>> reason("sbatch: error: Hello\\nsbatch: error: Batch job submission failed: Access denied")
     ('Access denied', ['Hello'])
     """
-    own = re.findall(rf"(?m)^(?:sbatch: (?:error: |fatal: )?(.+)|({FAILED}.+))", said)
-    own = ["".join(pair) for pair in own] or said.split("\n")
+    own = re.findall(rf"(?m)^(?:sbatch: (?:error: |fatal: )?(.+)|({FAILED}.+))", output)
+    own = ["".join(pair) for pair in own] or output.split("\n")
     lines = list(dict.fromkeys(line.strip() for line in own if line.strip()))
-    last = [found[1] for line in lines if (found := re.fullmatch(FAILED + "(.+)", line))]
+    last = [match[1] for line in lines if (match := re.fullmatch(FAILED + "(.+)", line))]
     if not last:
         rules = [line for line in lines if re.search(UNSPECIFIED, line)]
         last = rules or ["; ".join(lines) or "nothing"]
@@ -123,14 +123,14 @@ def reason(said: str) -> tuple[str, list[str]]:
     return (specific or last)[-1], [line for line in others if line not in specific]
 
 
-def _meant(fields: tuple[str, ...], words: str, cluster: ClusterConfig) -> list[str]:
-    """Returns those fields that ask for something which the words do not hold yet."""
+def _likely(fields: tuple[str, ...], words: str, cluster: ClusterConfig) -> list[str]:
+    """Returns the fields that are set and whose value sbatch's error does not show yet."""
     asked = [name for name in fields if getattr(cluster, name) not in (None, ())]
     return [name for name in asked if as_text(getattr(cluster, name)) not in words]
 
 
 def _usage(cluster: ClusterConfig, name: str) -> str:
-    """Returns an option with its value, as one types it."""
+    """Returns an option with its value, as a user types it."""
     value = getattr(cluster, name)
     values = value if isinstance(value, tuple) else [value]
     return " ".join(options_of(type(cluster))[name].usage(item) for item in values)

@@ -1,4 +1,4 @@
-"""The script of the jobs, and its way to sbatch, with submitit."""
+"""Makes the job script and gives it to sbatch, with submitit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JOB_NAME = "skinjob"
 
 
 class _Executor(submitit.SlurmExecutor):
-    """submitit's executor, whose jobs begin with a command of ours."""
+    """submitit's executor with another start command."""
 
     start: str
 
@@ -36,15 +36,14 @@ class _Executor(submitit.SlurmExecutor):
 
 
 def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -> dict[str, str]:
-    """Queues jobs, each given as names of runs, as one SLURM array; returns job ids by run name.
+    """Queues jobs, each a list of run names, as a SLURM array; returns job ids by run name.
 
-    Raises: NoAnswerError when SLURM does not say whether it took them, and another ClusterError
-    with sbatch's own words when it refuses.
+    Raises: NoAnswerError if SLURM does not confirm the jobs, RefusedError with sbatch's own words.
     """
     executor = _Executor(absolute(sweep.submission_folder), max_num_timeout=UNLIMITED_TIMEOUTS)
     executor.start = start_command(sweep, cluster)
     executor.update_parameters(**_parameters(cluster))
-    # submitit prints what it also raises.
+    # submitit also prints its errors.
     with as_outside_jobs(), contextlib.redirect_stderr(io.StringIO()):
         try:
             queued = executor.submit_array([make_task(sweep, names, cluster) for names in jobs])
@@ -54,13 +53,13 @@ def queue(sweep: Sweep, jobs: Sequence[Sequence[str]], cluster: ClusterConfig) -
 
 
 def sbatch_script(sweep: Sweep, num_jobs: int, cluster: ClusterConfig) -> str:
-    """Returns the script that `queue` would hand to sbatch, to the letter.
+    """Returns the exact script that `queue` gives to sbatch.
 
-    submitit has no public way to it; a test holds this text to the script of a real submission.
+    submitit has no public function for it; a test compares the text with a real submission.
     """
     folder = absolute(sweep.submission_folder)
     command = start_command(sweep, cluster)
-    count = num_jobs if num_jobs > 1 else None  # submitit makes no array of one
+    count = num_jobs if num_jobs > 1 else None  # submitit makes no array of a single job
     return _make_sbatch_string(
         command=command, folder=folder, map_count=count, **_parameters(cluster)
     )
@@ -81,34 +80,34 @@ def probe_script(script: Path, cluster: ClusterConfig, *, time_min: int) -> str:
 
 
 def _parameters(cluster: ClusterConfig) -> dict[str, Any]:
-    """Returns what submitit makes the lines of the script of; of None it makes none."""
+    """Returns the parameters of submitit's script; it ignores None."""
     return {
         "job_name": JOB_NAME,
         "time": cluster.time_min,
-        "wckey": None,  # submitit's own default is refused where wckeys are enforced
+        "wckey": None,  # a cluster that enforces wckeys refuses submitit's default
         "setup": list(cluster.setup) or None,
         "array_parallelism": cluster.array_parallelism,
         "stderr_to_stdout": True,
-        # SLURM 22.05 to 23.02: srun does not take over the batch script's own --cpus-per-task.
+        # SLURM 22.05 to 23.02: srun does not inherit --cpus-per-task from the job script.
         "srun_args": [f"--cpus-per-task={cluster.cpus}"],
         "additional_parameters": _additional(cluster),
     }
 
 
 def _memory(cluster: ClusterConfig) -> dict[str, Any]:
-    """Returns the memory of a job in the terms of the flag that the site takes."""
+    """Returns the memory of a job for the site's memory flag."""
     megabytes = cluster.mem_gb * 1024
     if cluster.mem_flag == "mem-per-cpu":
         return {"mem-per-cpu": f"{math.ceil(megabytes / cluster.cpus)}M"}
     if cluster.mem_flag == "mem-per-gpu" and cluster.gpus:
         return {"mem-per-gpu": f"{round(megabytes)}M"}
-    return {"mem": f"{round(megabytes)}M"}  # without a GPU there is none to count by
+    return {"mem": f"{round(megabytes)}M"}  # also for mem-per-gpu without a GPU
 
 
 def _additional(cluster: ClusterConfig) -> dict[str, Any]:
-    """Returns the flags of sbatch that a cluster's fields mean."""
+    """Returns sbatch's flags for a cluster's fields."""
     flags = sbatch_flags(cluster) | _memory(cluster)
-    # A site may have requeueing off by default, or on; a run goes on from its folder.
+    # The site's default may be on or off. A run continues from its folder.
     flags["requeue" if cluster.requeue else "no-requeue"] = True
     if cluster.mail:
         flags["mail-type"] = cluster.mail_type
@@ -116,8 +115,8 @@ def _additional(cluster: ClusterConfig) -> dict[str, Any]:
         words = ["gpu"] if cluster.gpu_flag == "gres" else []
         words += [cluster.gpu_type] if cluster.gpu_type else []
         flags[cluster.gpu_flag] = ":".join([*words, str(cluster.gpus)])
-    if (here := absolute(Path())) != Path.cwd():
-        flags["chdir"] = str(here)  # sbatch would name the place that a link leads to here
+    if (folder := absolute(Path())) != Path.cwd():
+        flags["chdir"] = str(folder)  # sbatch would resolve links
     for flag in cluster.sbatch:
         name, is_set, value = flag.removeprefix("--").partition("=")
         flags[name] = value if is_set else True

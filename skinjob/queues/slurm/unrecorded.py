@@ -1,4 +1,4 @@
-"""Jobs that SLURM took and whose ids were not recorded: submit was killed, or got no answer."""
+"""Jobs without recorded ids, because a submit was killed or got no answer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from skinjob.queues.slurm.client import SlurmJob
 from skinjob.sweeps.layout import Sweep
 
 FORMAT = 1
-SBATCH_S = 300  # a busy SLURM has it try again for minutes
+SBATCH_S = 300  # sbatch tries for minutes if SLURM is busy
 
 
 def write_pending(sweep: Sweep, jobs: Sequence[Sequence[str]]) -> None:
-    """Writes down which runs each job is to have, before sbatch is asked to take the jobs."""
+    """Records the runs of each job, before sbatch queues the jobs."""
     scripts = sorted(script.name for script in _scripts(sweep))
     pending = {
         "format": FORMAT,
@@ -31,9 +31,9 @@ def write_pending(sweep: Sweep, jobs: Sequence[Sequence[str]]) -> None:
 
 
 def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, SlurmJob]) -> dict[str, str]:
-    """Returns run name -> job id of the jobs in SLURM's queue that sweep.json does not have yet.
+    """Returns job ids by run name of jobs that are in SLURM's queue but not in sweep.json.
 
-    They are known by their script, which was not there before sbatch was asked to take them.
+    Their script is newer than the record of the pending submit.
     """
     try:
         pending = json.loads(sweep.pending_file.read_text(encoding="utf-8"))
@@ -49,11 +49,10 @@ def unrecorded_jobs(sweep: Sweep, queue: Mapping[str, SlurmJob]) -> dict[str, st
     return jobs
 
 
-def sbatch_may_be_at_work(sweep: Sweep) -> bool:
-    """Says whether the sbatch that pending.json tells of may not have ended yet.
+def sbatch_may_run(sweep: Sweep) -> bool:
+    """Says whether the sbatch of a submit that was killed may still run.
 
-    It outlives a submit that is killed. On this host it is seen by its script; on another it is
-    given so long as sbatch tries.
+    On this host, /proc shows its script. On another host, it may run for SBATCH_S.
     """
     try:
         pending = json.loads(sweep.pending_file.read_text(encoding="utf-8"))
@@ -72,5 +71,5 @@ def sbatch_may_be_at_work(sweep: Sweep) -> bool:
 
 
 def _scripts(sweep: Sweep) -> list[Path]:
-    """Returns the scripts that sbatch was given, by the hidden names that it knows them by."""
+    """Returns the job scripts of all submits; submitit hides them."""
     return list(sweep.submission_folder.glob(".submission_file_*.sh"))
