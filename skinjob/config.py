@@ -455,8 +455,11 @@ class ClusterConfig:
         for name, option in options.items():
             option.require_valid(getattr(self, name))
         if self.gpu_flag == "none" and self.gpu_type is not None:
-            reason = "but gpu flag none asks for no GPU: use --constraint for the type"
-            raise options["gpu_type"].error(self.gpu_type, reason)
+            raise FieldError(
+                "gpu_type",
+                f"gpu type is {self.gpu_type!r}, but gpu flag none cannot ask for a type",
+                f"skinjob submit --gpu-flag none --constraint {shlex.quote(self.gpu_type)}",
+            )
         if self.gpu_flag == "none" and self.mem_flag == "mem-per-gpu":
             reason = "but gpu flag none asks for no GPU: use mem or mem-per-cpu"
             raise options["mem_flag"].error(self.mem_flag, reason)

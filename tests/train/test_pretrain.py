@@ -70,7 +70,7 @@ def test_a_demo_without_internet_says_what_it_did(offline_demo: tuple[Path, str]
     assert output.count("no internet: pretrained ResNet18 here for") == 1
     assert output.count("A demo:") == 1
     (sweep,) = sweeps(folder / "demo/runs")
-    assert sweep.info()["weights"]["kind"] == "demo"
+    assert sweep.info().weights.kind == "demo"
 
 
 def test_the_demo_shows_the_story(offline_demo: tuple[Path, str]) -> None:
