@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skinjob.commands.arguments import runs_option
-from skinjob.commands.options import name_option, plan_arguments, submit_options
-from skinjob.commands.sources import FileCommand
+from skinjob.commands.options import FileCommand, name_option, plan_arguments, submit_options
 from skinjob.console import print_unescaped, say, terminal_width, wrapped
 
 if TYPE_CHECKING:

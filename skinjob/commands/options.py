@@ -3,16 +3,95 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from skinjob.commands.help import SectionOption
-from skinjob.commands.sources import DEFAULT_JOB, DEFAULT_SITE, JOB_TABLES, SITES
-from skinjob.config import FILES, SITE, ClusterConfig, Option, TrainConfig, grid, options_of
+from skinjob.commands import sources
+from skinjob.commands.help import SectionOption, TaskCommand
+from skinjob.commands.sources import (
+    DEFAULT_JOB,
+    DEFAULT_SITE,
+    JOB_TABLES,
+    SITES,
+    ValueFile,
+    read_file,
+    value_files,
+    with_source,
+)
+from skinjob.config import (
+    FILES,
+    SITE,
+    VARIABLES,
+    ClusterConfig,
+    FieldError,
+    Option,
+    TrainConfig,
+    grid,
+    options_of,
+)
+from skinjob.console import printable
+from skinjob.errors import ConfigError
 
 MAX_RANGE = 10_000  # numbers in a range; more is a typing error, and would fill the memory
+
+
+class FileCommand(TaskCommand):
+    """A command with the options of `submit`: files and variables set their defaults."""
+
+    def __init__(self, name: str | None, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self.context_settings["auto_envvar_prefix"] = VARIABLES
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads the files, then the options: click handles --help before it would read files.
+
+        A broken file does not stop --help, which the user needs to mend the file.
+        """
+        given = self._given(ctx, args)
+        files: list[ValueFile] = []
+        job, site = (self._set_value(ctx, given, name) for name in ("job", "site"))
+        for kind, path, tables in value_files(job, site):
+            try:
+                files.append(read_file(kind, path, tables))
+            except ConfigError as error:
+                if not ctx.resilient_parsing and not set(ctx.help_option_names).intersection(args):
+                    raise
+                ctx.meta[sources.BROKEN] = error
+        ctx.meta[sources.FILES] = files
+        ctx.default_map = {k: v for file in reversed(files) for k, v in file.values.items()}
+        return super().parse_args(ctx, args)
+
+    def _given(self, ctx: click.Context, args: Sequence[str]) -> Mapping[str, Any]:
+        """Returns the values of the command line by option, unchecked: click checks them later."""
+        was_resilient, ctx.resilient_parsing = ctx.resilient_parsing, True
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        ctx.resilient_parsing = was_resilient
+        return given
+
+    def _set_value(self, ctx: click.Context, given: Mapping[str, Any], name: str) -> str | None:
+        """Returns the value of --job or --site, if the command line or a variable sets it."""
+        (option,) = (param for param in self.params if param.name == name)
+        value, origin = option.consume_value(ctx, given)
+        is_set = origin in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+        return str(value) if is_set else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Calls the command. An error about a value names the file or the variable that set it."""
+        try:
+            return super().invoke(ctx)
+        except FieldError as error:
+            raise with_source(ctx, error) from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        if error := ctx.meta.get(sources.BROKEN):
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"The defaults of a broken file are missing: {printable(error.message)}"
+            )
 
 
 class Line(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on

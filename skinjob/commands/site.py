@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.options import configs, submit_options, with_layer_defaults
-from skinjob.commands.sources import DEFAULT_SITE, JOB_TABLES, FileCommand, source
+from skinjob.commands.options import FileCommand, configs, submit_options, with_layer_defaults
+from skinjob.commands.sources import DEFAULT_SITE, JOB_TABLES, source
 from skinjob.config import as_text
 from skinjob.console import print_table, print_unescaped, say
 from skinjob.errors import ConfigError

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from skinjob.commands.help import TaskCommand
 from skinjob.config import (
     SKIP_BAD_IMAGES,
-    VARIABLES,
     ClusterConfig,
     FieldError,
     Option,
     TrainConfig,
     options_of,
 )
-from skinjob.console import printable
 from skinjob.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -71,62 +68,6 @@ class ValueFile:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.path}"
-
-
-class FileCommand(TaskCommand):
-    """A command with the options of `submit`: files and variables set their defaults."""
-
-    def __init__(self, name: str | None, **kwargs: Any) -> None:
-        super().__init__(name, **kwargs)
-        self.context_settings["auto_envvar_prefix"] = VARIABLES
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads the files, then the options: click handles --help before it would read files.
-
-        A broken file does not stop --help, which the user needs to mend the file.
-        """
-        given = self._given(ctx, args)
-        files: list[ValueFile] = []
-        job, site = (self._set_value(ctx, given, name) for name in ("job", "site"))
-        for kind, path, tables in value_files(job, site):
-            try:
-                files.append(read_file(kind, path, tables))
-            except ConfigError as error:
-                if not ctx.resilient_parsing and not set(ctx.help_option_names).intersection(args):
-                    raise
-                ctx.meta[BROKEN] = error
-        ctx.meta[FILES] = files
-        ctx.default_map = {k: v for file in reversed(files) for k, v in file.values.items()}
-        return super().parse_args(ctx, args)
-
-    def _given(self, ctx: click.Context, args: Sequence[str]) -> Mapping[str, Any]:
-        """Returns the values of the command line by option, unchecked: click checks them later."""
-        was_resilient, ctx.resilient_parsing = ctx.resilient_parsing, True
-        given, _, _ = self.make_parser(ctx).parse_args(list(args))
-        ctx.resilient_parsing = was_resilient
-        return given
-
-    def _set_value(self, ctx: click.Context, given: Mapping[str, Any], name: str) -> str | None:
-        """Returns the value of --job or --site, if the command line or a variable sets it."""
-        (option,) = (param for param in self.params if param.name == name)
-        value, origin = option.consume_value(ctx, given)
-        is_set = origin in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-        return str(value) if is_set else None
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Calls the command. An error about a value names the file or the variable that set it."""
-        try:
-            return super().invoke(ctx)
-        except FieldError as error:
-            raise with_source(ctx, error) from None
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_options(ctx, formatter)
-        if error := ctx.meta.get(BROKEN):
-            formatter.write_paragraph()
-            formatter.write_text(
-                f"The defaults of a broken file are missing: {printable(error.message)}"
-            )
 
 
 def value_files(job: str | None, site: str | None) -> Iterator[tuple[str, Path, Any]]:

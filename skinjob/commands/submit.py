@@ -10,8 +10,7 @@ import click
 
 from skinjob.commands.arguments import runs_option
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.options import name_option, plan_arguments, submit_options
-from skinjob.commands.sources import FileCommand
+from skinjob.commands.options import FileCommand, name_option, plan_arguments, submit_options
 from skinjob.console import print_table, say
 from skinjob.errors import RunError
 from skinjob.sweeps.layout import Run

@@ -28,7 +28,6 @@ MAX_NUMBERS = 1 << 27  # of all tensors and storages; ResNet18 has 11.7 million
 MAX_ENTRIES = 10_000  # of the zip archive, each takes 1 kB of memory; ResNet18 has 130
 MAX_INSTRUCTIONS = 50_000  # of the pickle; ResNet18 has 4,300
 MAX_DIMENSIONS = 32  # of a tensor; numpy 1 takes no more
-QUOTED = ".300"  # the longest text of an error, which may come from the file
 
 SAVE = "skinjob fetch-weights   # or, of another model, torch.save MODEL.float().state_dict()"
 SAVE_AGAIN = 'import torch; torch.save(torch.load("{}", weights_only=True), "new.pth")'
@@ -84,10 +83,10 @@ def read_state_dict(path: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _read_tensors(archive)
     except _RefusedError as error:
-        raise WeightsError(f"{path}: {error!s:{QUOTED}}", fix) from error
+        raise WeightsError(f"{path}: {error!s:.300}", fix) from error
     except Exception as error:  # malformed files raise many types in zipfile and pickletools
         words = f"damaged, or not a state_dict: {str(error) or type(error).__name__}"
-        raise WeightsError(f"{path}: {words:{QUOTED}}", fix) from error
+        raise WeightsError(f"{path}: {words:.300}", fix) from error
 
 
 def _read_tensors(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
@@ -101,27 +100,23 @@ def _read_tensors(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
     views = _interpret(_read_entry(archive, entries[pickles[0]]))
     _require(isinstance(views, dict) and bool(views), "it has no tensors by name")
     for name, view in views.items():
-        _require(
-            isinstance(view, _View), f"not a state_dict but a checkpoint? {name!r} is not a tensor"
-        )
+        _require(isinstance(view, _View), f"a checkpoint? its {name!r} is not a tensor")
     storages = {view.storage for view in views.values()}
     num_items = sum(math.prod(v.shape) for v in views.values()) + sum(s.num_items for s in storages)
     _require(num_items <= MAX_NUMBERS, f"its tensors have {num_items:,} numbers")
     numbers = {}  # each storage is read once, also if several tensors share it
     for storage in storages:
         entry = entries[f"{folder}/data/{storage.key}"]
-        numbers[storage] = np.frombuffer(_read_entry(archive, entry), storage.dtype)
-        is_whole = len(numbers[storage]) == storage.num_items
-        _require(is_whole, f"{entry.filename} does not have {storage.num_items:,} numbers")
+        items = numbers[storage] = np.frombuffer(_read_entry(archive, entry), storage.dtype)
+        words = f"{entry.filename} does not have {storage.num_items:,} numbers"
+        _require(len(items) == storage.num_items, words)
     return {name: view.cut_from(numbers[view.storage]) for name, view in views.items()}
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """Returns the bytes of an entry, after checking its CRC; refuses compressed entries."""
     is_plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
-    _require(
-        is_plain, f"{entry.filename} is compressed or encrypted, unlike in files of torch.save"
-    )
+    _require(is_plain, f"{entry.filename} is compressed or encrypted")
     return archive.read(entry)
 
 
@@ -133,8 +128,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_unused: Any) 
         and all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
     )
     _require(is_sound, "a tensor with impossible shape, strides or storage")
-    reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    end = offset if 0 in shape else max(math.prod(shape), offset + reach + 1)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    end = offset if 0 in shape else max(math.prod(shape), last + 1)
     words = f"a tensor of shape {shape} reaches outside its storage of {storage.num_items:,} items"
     _require(end <= storage.num_items, words)  # numpy does not check it
     return _View(storage, offset, shape, strides)
@@ -185,18 +180,14 @@ def _interpret(program: bytes) -> Any:
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "GLOBAL" | "STACK_GLOBAL":
                 name = argument or " ".join(pop(2))
-                words = (
-                    f"its pickle uses {name.replace(' ', '.')}, which a float32 state_dict does not"
-                )
-                _require(name in _NAMES, f"{words} need; nothing was executed")
+                words = f"its pickle uses {name.replace(' ', '.')}, which a float32 state_dict"
+                _require(name in _NAMES, f"{words} does not need; nothing was executed")
                 stack.append(_NAMES[name])
             case "BINPERSID":
                 kind, dtype, key, _device, num_items = stack.pop()
                 types = kind, isinstance(dtype, np.dtype), type(key), type(num_items)
-                _require(
-                    types == ("storage", True, str, int),
-                    "its pickle refers to something that is not a storage",
-                )
+                is_sound = types == ("storage", True, str, int)
+                _require(is_sound, "its pickle refers to something that is not a storage")
                 stack.append(_Storage(key, dtype.str, num_items))
             case "REDUCE":
                 function, arguments = pop(2)
