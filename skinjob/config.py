@@ -395,13 +395,13 @@ class ClusterConfig:
     )
     gpu_flag: str = _site(
         "gpus-per-node",
-        "sbatch flag that asks for the GPU; none: the partition gives a GPU anyway.",
+        "sbatch flag that asks for the GPU; none if the partition always gives a GPU.",
         choices=("gpus-per-node", "gres", "gpus", "none"),
         sets=("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "gres"),
     )
     mem_flag: str = _site(
         "mem",
-        "sbatch flag that asks for memory; --mem stays the memory of a whole job.",
+        "sbatch flag that asks for memory; --mem is always for the whole job.",
         choices=("mem", "mem-per-cpu", "mem-per-gpu"),
         sets=("mem-per-cpu", "mem-per-gpu"),
     )
@@ -528,7 +528,7 @@ def _require_free_flags(cluster: ClusterConfig) -> None:
             if taken.startswith(name):
                 raise FieldError(
                     "sbatch",
-                    f"sbatch is {flag!r}, and --{taken} is set by skinjob itself",
+                    f"--sbatch={flag} is not allowed: skinjob sets --{taken} itself",
                     f"{f'skinjob submit {usage}'.rstrip()}   # without {flag}",
                 )
 
@@ -542,10 +542,11 @@ def grid(recipe: TrainConfig, **axes: Sequence[Any]) -> list[TrainConfig]:
     """
     for name, values in axes.items():
         if not values or len(set(values)) < len(values):
-            words = options_of(type(recipe))[name].key.replace("_", " ")
+            option = options_of(type(recipe))[name]
+            unique = tuple(dict.fromkeys(values)) or None
             raise ConfigError(
-                f"{words} {list(values)}: give each value once, and at least one value",
-                "skinjob submit --help",
+                f"{option.flag} has {'a value twice' if values else 'no value'}: {list(values)}",
+                f"skinjob submit {option.usage(unique)}",
             )
     return [
         replace(recipe, **dict(zip(axes, point, strict=True)))

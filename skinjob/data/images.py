@@ -244,7 +244,9 @@ def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
                 folder, has_file, _ = below.partition("/")
                 is_sound = has_file and top in FOLDERS and name in (folder, csv_text(folder))
                 if split not in splits or not is_sound:
-                    raise ValueError(f"{path!r:.80} in {split!r:.80}, {name!r:.80}")
+                    raise ValueError(
+                        f"{path!r:.80} is not of split {split!r:.80}, class {name!r:.80}"
+                    )
                 files.append(ImageFile(path, split, classes.index(folder), int(num_bytes), sha256))
     except OSError as error:
         fix = f"ls {shlex.quote(str(file.parent))}"

@@ -286,7 +286,10 @@ def slot_folder() -> Path:
 
 def _busy(sweep: Sweep) -> RunError:
     watch = f"skinjob status {shlex.quote(str(sweep.folder))} --watch"
-    return RunError(f"another queue works on sweep {sweep.folder}", f"{watch}   # then try again")
+    return RunError(
+        f"another process of skinjob still runs jobs of sweep {sweep.folder}",
+        f"{watch}   # then try again",
+    )
 
 
 # --- the queue's process ------------------------------------------------------------------------

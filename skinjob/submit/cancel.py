@@ -61,8 +61,8 @@ def _cancel(sweep: Sweep, names: Sequence[str]) -> Cancellation:
         ended = queue.cancel(sweep, idle)
     except ClusterError as error:
         raise ClusterError(
-            f"{error.message}; the runs are cancelled, and their jobs will leave them",
-            f"{sweep.command('cancel', *names)}   # once it answers",
+            f"{error.message}; the runs are marked as cancelled, and their jobs will skip them",
+            f"{sweep.command('cancel', *names)}   # when the queue answers",
             [f"cancelled: {list_first(sorted(cancelled))}"] if cancelled else [],
         ) from None
     return Cancellation(

@@ -201,7 +201,7 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
         words = f"{num} {verb} a single grey level, or nearly (first: {printable(images.flat[0])})"
         remarks.append(("note", f"{words}: there is nothing to see in it"))
     for what, where, so, repeated in (
-        ("test image", "in train too", "the test accuracy flatters", images.in_train_too()),
+        ("test image", "in train too", "the test accuracy is too high", images.in_train_too()),
         ("image", "in two classes", "a label is wrong", images.in_two_classes()),
     ):
         if repeated:
@@ -218,9 +218,7 @@ def _require_same_cluster(plan: Plan) -> None:
         return
     problem, fix = (queue := queue_of(plan.sweep)).absence
     if problem:
-        raise ConfigError(
-            f"the jobs of {plan.sweep.folder} are {queue.title}'s, and {problem}", fix
-        )
+        raise ConfigError(f"{plan.sweep.folder} was submitted to {queue.title}, but {problem}", fix)
 
 
 def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig, queue: Queue) -> None:
@@ -287,7 +285,7 @@ def _resolve_device(
         asked = "asked for with --device" if device == "cuda" else "auto: a GPU is asked for"
         return "cuda", asked, cluster
     elif device == "cuda":
-        raise ConfigError("device cuda with gpus 0", "skinjob submit --gpus 1")
+        raise ConfigError("--device cuda needs a GPU, but --gpus is 0", "skinjob submit --gpus 1")
     return "cpu", "auto: no GPU is asked for", cluster
 
 

@@ -1,4 +1,4 @@
-"""Views: the features of a pass over the images, computed once and shared by all runs.
+"""Computes the features of each view once, for all runs. A view is a pass over a split.
 
 With a frozen backbone, the head sees only the features of an image. The augmentation of an image is
 drawn only from (augmentation seed, epoch, image). So an epoch has the same features for every batch
@@ -147,7 +147,7 @@ class Views:
 
     def _require_going(self) -> None:
         if self._stopped.is_set():
-            raise RunError("stopped while views were computed", "skinjob submit")
+            raise RunError("the job ended while it computed features", "skinjob retry")
 
     def _require_finite(self, features: Tensor, view: View, first: int) -> None:
         bad = (~features.isfinite()).any(dim=1).nonzero().flatten().tolist()

@@ -135,12 +135,12 @@ def find_source(location: str | None, sha256: str | None) -> Source:
     given, named = (sha256 or "").lower(), (_HEX_IN_NAME.findall(name) or [""])[-1]
     if given and not given.startswith(named):
         raise WeightsError(
-            f"--sha256 {given[:8]}...: the name of the source has {named} ({location})",
-            "cp FILE weights.pth; skinjob fetch-weights --source weights.pth",
+            f"--sha256 begins with {given[:8]}, but the file name says {named} ({location})",
+            f"cp FILE weights.pth; skinjob fetch-weights --source weights.pth --sha256 {given}",
         )
     if not given and not named:
         raise WeightsError(
-            f"--source {location}: its name has no 8 hex digits of its SHA-256",
+            f"--source {location} cannot be checked: its name has no digest, and there is no --sha256",
             f"skinjob fetch-weights --source {shlex.quote(location)} --sha256 DIGEST"
             "   # 64 hex digits, from the page that publishes it",
         )

@@ -158,7 +158,7 @@ def write_demo_weights(
     with weights_lock(path.parent):
         if info := find_weights(path, "fetched"):
             raise WeightsError(
-                f"{path}: has fetched weights ({info.source}), which the demo does not replace",
+                f"{path}: holds fetched weights ({info.source}); the demo does not overwrite them",
                 f"mv {shlex.quote(str(path))} ELSEWHERE",
             )
         arrays = {name: np.array(array, order="C") for name, array in tensors.items()}
@@ -223,7 +223,8 @@ def _foreign_file(path: Path, names: Iterable[str]) -> WeightsError:
     )
     return WeightsError(
         f"{start}, without metadata",
-        f"python -c {shlex.quote(program)} && skinjob fetch-weights --source new.pth",
+        f"python -c {shlex.quote(program)} && skinjob fetch-weights --source new.pth "
+        "--sha256 $(sha256sum new.pth | cut -c1-64)",
     )
 
 
@@ -285,7 +286,8 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.is_file() and zipfile.is_zipfile(path):
             raise WeightsError(
                 f"{path}: a torch file (.pth), but jobs need the safetensors file made from it",
-                f"skinjob fetch-weights --source {shlex.quote(str(path))}",
+                f"skinjob fetch-weights --source {shlex.quote(str(path))}   # if the name has no "
+                "digest, add --sha256",
             ) from error
         raise WeightsError(
             f"{path}: not a safetensors file, or incomplete: {error}", FETCH

@@ -144,7 +144,7 @@ CASES = [
     value("--batch-sizes", "0", "batch size is 0, and must be at least 1"),
     value("--batch-sizes", "4,0", "batch size is 0, and must be at least 1"),
     value("--batch-sizes", "-4", f"'-4' in '-4' {WHOLE}", 2),
-    value("--batch-sizes", "4,4", "batch sizes [4, 4]: give each value once"),
+    value("--batch-sizes", "4,4", "--batch-sizes has a value twice: [4, 4]"),
     value("--batch-sizes", "4,many", f"'many' in '4,many' {WHOLE}", 2),
     value("--batch-sizes", "4.5", f"'4.5' in '4.5' {WHOLE}", 2),
     value("--batch-sizes", "", f"'' in '' {WHOLE}", 2),
@@ -160,7 +160,7 @@ CASES = [
     value("--lr", "1e400", "lr is inf, and must be a number above 0"),
     value("--lr", "0.1,,0.2", "'0.1,,0.2' is no list of numbers", 2),
     value("--lr", "0,1;0,2", "'0,1;0,2' is no list of numbers", 2),
-    value("--lr", "0.1,0.10", "lr [0.1, 0.1]: give each value once"),
+    value("--lr", "0.1,0.10", "--lr has a value twice: [0.1, 0.1]"),
     value("--seeds", "0,,2", f"'' in '0,,2' {WHOLE}", 2),
     value("--seeds", "3-1", f"'3-1' in '3-1' {WHOLE}", 2),
     value("--seeds", "a", f"'a' in 'a' {WHOLE}", 2),
@@ -168,7 +168,7 @@ CASES = [
     value("--seeds", "0-99999999", f"'0-99999999' in '0-99999999' {WHOLE}", 2),
     value("--seeds", str(2**64), f"seed is {2**64}, and must be 0 to 2**63 - 1"),
     value("--seeds", f"0,{2**63}", f"seed is {2**63}, and must be 0 to 2**63 - 1"),
-    value("--seeds", "1,1", "seeds [1, 1]: give each value once"),
+    value("--seeds", "1,1", "--seeds has a value twice: [1, 1]"),
     value("--time", "0", "time is 0, and must be 5 to 525600 (minutes)"),
     value("--time", "-5", "time is -5, and must be 5 to 525600 (minutes)"),
     value("--time", "2:00:00", "'2:00:00' is not a valid integer", 2),
@@ -677,7 +677,7 @@ def test_on_slurm_a_gpu_run_without_a_gpu_is_refused(slurm_node: Path) -> None:
     """A request that cannot train is refused at the login node."""
     said = on_slurm(slurm_node, "--gpus", "0", "--device", "cuda", "--allow-node-local")
     assert said.code == 1
-    assert "device cuda with gpus 0" in said.errors
+    assert "--device cuda needs a GPU, but --gpus is 0" in said.errors
 
 
 def test_a_file_system_is_known_by_its_innermost_mount(tmp_path: Path) -> None:

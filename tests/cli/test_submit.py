@@ -313,11 +313,11 @@ def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
     [
         (["--batch-sizes", "0"], "batch size is 0"),
         (["--batch-sizes", "4,17"], "batch size 17 is more than the 16 training images"),
-        (["--batch-sizes", "4,4"], "batch sizes [4, 4]: give each value once"),
+        (["--batch-sizes", "4,4"], "--batch-sizes has a value twice: [4, 4]"),
         (["--epochs", "0"], "epochs is 0"),
         (["--lr", "nan"], "lr is nan"),
         (["--lr", "0"], "lr is 0.0"),
-        (["--lr", "0.1,0.10"], "lr [0.1, 0.1]: give each value once"),
+        (["--lr", "0.1,0.10"], "--lr has a value twice: [0.1, 0.1]"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--job", "nowhere.toml"], "job file nowhere.toml: no such file"),
@@ -483,7 +483,7 @@ def test_a_site_profile_and_a_sweep_of_slurm_keep_to_slurm(project: Path) -> Non
     info = recorded(sweep)
     write_json(sweep.sweep_file, info | {"cluster": {**info["cluster"], "cluster": "slurm"}})
     result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
-    assert refusal(result) == "the jobs of runs/s are SLURM's, and there is no sbatch on PATH"
+    assert refusal(result) == "runs/s was submitted to SLURM, but there is no sbatch on PATH"
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")

@@ -46,7 +46,7 @@ from skinjob.sweeps.records import Failure, Status
 from skinjob.words import list_first
 
 LATE_S = (1, 2, 4)  # pauses: a busy SLURM shows a new job late
-AGAIN = "squeue --user=$USER; skinjob submit   # try again when SLURM answers"
+AGAIN = "squeue --user=$USER; skinjob submit   # safe to repeat: no job is queued twice"
 UNHEARD = r"[Cc]ontact|[Cc]onnect|[Cc]ommunicat|timed out|Zero Bytes|no answer in|no squeue|^$"
 """Errors of SLURM's commands if its controller did not get the question."""
 IN_OUTPUT = (
@@ -156,7 +156,7 @@ class SlurmQueue(Queue):
             )
         jobs = _queued_after_all(sweep, recorded_cluster(sweep), LATE_S)
         if not jobs and sbatch_may_run(sweep):
-            raise NoAnswerError(f"an earlier sbatch for {sweep.folder} has not ended yet", AGAIN)
+            raise NoAnswerError(f"an earlier submit of {sweep.folder} still waits for SLURM", AGAIN)
         _record(sweep, jobs)
         return list(jobs)
 

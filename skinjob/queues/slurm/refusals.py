@@ -75,7 +75,7 @@ def refusal(output: str, cluster: ClusterConfig) -> ClusterError:
     if not output.strip() or re.search(NO_ANSWER, output):  # sbatch was killed, or got no answer
         return NoAnswerError(
             f"SLURM did not say whether it took the jobs: {words}",
-            "squeue --user=$USER; skinjob submit   # try again: it records a job that was queued",
+            "squeue --user=$USER; skinjob submit   # safe to repeat: no job is queued twice",
         )
     if re.search(UNSPECIFIED, words):
         rules = "; ".join(others)
