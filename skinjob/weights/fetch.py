@@ -140,7 +140,7 @@ def find_source(location: str | None, sha256: str | None) -> Source:
         )
     if not given and not named:
         raise WeightsError(
-            f"--source {location} cannot be checked: its name has no digest, and there is no --sha256",
+            f"--source {location}: its name has no digest, and there is no --sha256",
             f"skinjob fetch-weights --source {shlex.quote(location)} --sha256 DIGEST"
             "   # 64 hex digits, from the page that publishes it",
         )

@@ -137,7 +137,7 @@ def test_names_in_another_locale_are_the_same_names(project: Path, latin1: dict[
         )
         assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
-    assert sweep.info().images.classes == ["benign", CLASS]
+    assert sweep.info().images.classes == ("benign", CLASS)
     assert CLASS in (sweep.report_folder / "index.html").read_text(encoding="utf-8")
 
 

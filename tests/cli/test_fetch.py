@@ -430,11 +430,11 @@ def test_a_404_is_told(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("weights.pth", None), "weights.pth cannot be checked: its name has no digest"),
+        (("weights.pth", None), "weights.pth: its name has no digest"),
         (("https://m.example/w.pth", None), "its name has no digest"),
         (
             ("w-01234567.pth", "f" * 64),
-            "--sha256 begins with ffffffff, but the file name says 01234567",
+            "ffffffff, but the file name says 01234567",
         ),
         (("w-01234567.pth", "0123"), "--sha256 0123: 4 characters, a SHA-256 has 64 hex digits"),
         (("ftp://m.example/w-01234567.pth", None), "neither an http.s. URL nor a file"),

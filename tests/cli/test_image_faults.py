@@ -495,9 +495,9 @@ def test_bad_images_are_skipped_when_that_is_asked_for(project: Path) -> None:
     assert len(index.files) == 22
     assert not skipped.keys() & {file.path for file in index.files}
     report = skinjob("report", cwd=project)
-    assert "3 faulty images were skipped" in report.stdout
+    assert "3 faulty images were left out of training and test" in report.stdout
     page = (sweep.report_folder / "index.html").read_text()
-    assert "3 faulty images were skipped" in page
+    assert "3 faulty images were left out of training and test" in page
     assert "<dt>images skipped</dt><dd>3</dd>" in page
 
 
@@ -558,7 +558,7 @@ def test_an_image_in_both_splits_or_classes_is_told_and_not_refused(project: Pat
     assert "2 test images are in train too, byte for byte (first: test/benign/copy.jpg)" in notes[0]
     assert "2 images are in two classes, byte for byte (first: train/benign/two.jpg)" in notes[1]
     info = make_sweep(tree, project / "weights/resnet18.safetensors", project / "runs").info()
-    assert info["images"]["repeated"] == {"test_in_train": 2, "in_two_classes": 2}
+    assert info.images.repeated == {"test_in_train": 2, "in_two_classes": 2}
 
 
 def test_of_images_that_are_there_once_nothing_is_told(project: Path) -> None:

@@ -50,7 +50,7 @@ MODES = [
     ("weights", FOLDER, BY_UMASK),
     ("weights/resnet18.safetensors", FILE, f"{BY_UMASK}; its digest is checked at every use"),
     ("weights/SHA256SUMS", FILE, BY_UMASK),
-    ("weights/.fetch.lock", FILE, f"{BY_UMASK}; empty"),
+    ("weights/.fetch.lock", "0600", "empty, locked by a fetch: who can read it can lock it"),
     ("runs", FOLDER, f"{BY_UMASK}; refused where everybody may write without a sticky bit"),
     ("runs/.submit-*.lock", "0600", "empty, locked by a submit: who can read it can lock it"),
     ("runs/.cache", FOLDER, BY_UMASK),

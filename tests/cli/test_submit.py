@@ -127,8 +127,8 @@ def test_more_batch_sizes_join_a_named_sweep(project: Path) -> None:
     grown = ("--batch-sizes", "8,16", "--epochs", "2", "--cluster", "local", "--name", "mine")
     assert skinjob("submit", *grown, "--wait", cwd=project).returncode == 0
     info = only_sweep(project / "runs").info()
-    assert info["batch_sizes"] == [4, 8, 16]
-    assert info["runs"] == ["bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0", "bs0016-lr0.01-seed0"]
+    names = ("bs0004-lr0.01-seed0", "bs0008-lr0.01-seed0", "bs0016-lr0.01-seed0")
+    assert (info.batch_sizes, info.runs) == ((4, 8, 16), names)
 
 
 @pytest.mark.train
