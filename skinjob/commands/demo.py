@@ -95,9 +95,10 @@ def _demo_weights(file: Path) -> None:
         say(f"pretraining a {DEFAULT.title} on drawn shapes instead; this takes about a minute")
         start = time.monotonic()
         pretrain(file)
+        seconds = f"{time.monotonic() - start:.0f} s"
         say(
-            f"{reason}pretrained {DEFAULT.title} for {time.monotonic() - start:.0f} s on drawn "
-            "shapes (the published weights are better)"
+            f"{reason}pretrained {DEFAULT.title} here for {seconds} on drawn shapes "
+            "(the published weights are better)"
         )
 
 

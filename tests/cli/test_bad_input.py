@@ -317,7 +317,7 @@ CASES = [
     job_file("[cluster]\naccount = 'a b'", f"{IN_JOB}account is 'a b', and must be a name"),
     job_file("[cluster]\ngpus = 2", f"{IN_JOB}gpus is 2, and must be 0 or 1"),
     job_file("[cluster]\ntime_min = 4", f"{IN_JOB}time is 4, and must be 5 to 525600 (minutes"),
-    job_file("[cluster]\nsbatch = ['--mem=4']", f"{IN_JOB}sbatch is '--mem=4', and --mem is set"),
+    job_file("[cluster]\nsbatch = ['--mem=4']", f"{IN_JOB}--sbatch=--mem=4 is not allowed"),
     job_file("[cluster]\nallow_node_local = 1", f"{IN_JOB}allow_node_local is 1, and must be true"),
     environment("SKINJOB_SUBMIT_EPOCHS", "many", "SKINJOB_SUBMIT_EPOCHS: Invalid value for"),
     environment("SKINJOB_SUBMIT_BATCH_SIZES", "4;8", "SKINJOB_SUBMIT_BATCH_SIZES: Invalid value"),

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import state_dict_maker as make
-from commands import refusal, skinjob
+from commands import import_path, refusal, skinjob
 from local_server import LOGIN_PAGE, Site, serving
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -26,7 +26,6 @@ from untrained import write_untrained
 
 from skinjob import download as download_module
 from skinjob.errors import DownloadError, SkinjobError, WeightsError
-from skinjob.files import sha256_file
 from skinjob.weights import fetch as fetch_module
 from skinjob.weights.backbones import DEFAULT, Preprocessing
 from skinjob.weights.fetch import fetch_weights, find_source
@@ -414,12 +413,11 @@ def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
     with pytest.raises(WeightsError, match="of another program, without metadata") as found:
         read_weights_info(tmp_path / "other one.safetensors")
     convert, again = found.value.fix.split(" && ")
-    assert again == "skinjob fetch-weights --source new.pth"
-    python = shlex.join([sys.executable]) + convert.removeprefix("python")
-    subprocess.run(["bash", "-c", python], cwd=tmp_path, check=True)
-    digest = sha256_file(tmp_path / "new.pth")
-    made = fetch(tmp_path / "made", str(tmp_path / "new.pth"), digest)
-    assert made.path.exists()
+    python = shlex.join([sys.executable])
+    typed = f"{python}{convert.removeprefix('python')} && {python} -m {again} --out made"
+    environment = os.environ | import_path()
+    subprocess.run(["bash", "-c", typed], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "made" / weights.name).exists()
 
 
 def test_a_404_is_told(site: Site, tmp_path: Path) -> None:
@@ -736,7 +734,7 @@ def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path
     write_demo_weights(path, tensors, SMALL, "here")
     assert fetch(tmp_path, str(pth)).kind == "fetched"
     assert find_weights(path, "demo") is None
-    with pytest.raises(WeightsError, match="has fetched weights"):
+    with pytest.raises(WeightsError, match="holds fetched weights"):
         write_demo_weights(path, tensors, SMALL, "here")
 
 

@@ -113,7 +113,7 @@ def test_gpu_and_memory_are_asked_for_as_the_site_takes_them(
 def test_a_flag_that_skinjob_sets_is_refused_with_the_option_for_it(flag: str) -> None:
     """sbatch would choose between two values; it also accepts the beginning of a flag."""
     for given in (f"--{flag}=1", f"--{flag[:-1]}"):
-        with pytest.raises(ConfigError, match="set by skinjob itself") as raised:
+        with pytest.raises(ConfigError, match="skinjob sets") as raised:
             ClusterConfig(sbatch=(given,))
         assert "skinjob submit" in raised.value.fix
         assert not reserved_flags()[flag] or "--" in raised.value.fix

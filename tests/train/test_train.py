@@ -57,14 +57,14 @@ def sweep(data: Path, weights: Path, tmp_path: Path) -> Sweep:
 
 def views_of(run: Run) -> Views:
     config, info = run.config(), run.sweep.info()
-    classes = tuple(info["images"]["classes"])
+    classes = info.images.classes
     images = read_index(run.sweep.images_file, Path(config.data), classes)
     seed, folder = config.augmentation_seed, run.sweep.cache_folder
     source = ImageSource(images, seed, folder, PREPROCESSING)
     forward = Forward(build_backbone(DEFAULT, Path(config.weights)), torch.float32, (8,))
     return Views(
         FeatureExtractor(lambda: forward, choose_device("cpu", "fp32"), source),
-        weights_sha256=info["weights"]["sha256"],
+        weights_sha256=info.weights.sha256,
         epochs=config.epochs,
         cache=ViewCache(run.sweep.views_folder, DEFAULT.num_features),
         reporter=Mock(),

@@ -110,23 +110,23 @@ def test_the_quickest_batch_size_is_kept() -> None:
 
 def choose(backbone: torch.nn.Module, folder: Path) -> Forward:
     """Returns how a large sweep on this machine's CPU puts images through the backbone."""
-    device = choose_device("cpu", "fp32")
+    device = choose_device("cpu", "bf16")
     return choose_forward(backbone, device, num_images=WORTH_IMAGES, side=SIDE, folder=folder)
 
 
 def test_a_compiled_backbone_gives_the_same_features(
     backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A large sweep compiles the backbone; no feature changes by it."""
+    """A large sweep in bf16 compiles the backbone; features change by rounding only."""
     caplog.set_level("INFO", "skinjob")
     forward = choose(backbone, tmp_path / "compiled")
     if not forward.is_compiled:
         pytest.skip(f"torch compiles nothing here: {caplog.text}")
     pictures = torch.randn(COMPILED_BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        wanted, found = backbone(pictures), forward(pictures)
-        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
-        assert torch.equal(forward(pictures[:3]), found[:3])  # a last batch that is not full
+        plain, compiled = backbone(pictures.bfloat16()).float(), forward(pictures)
+        assert (compiled - plain).abs().max() < 0.02 * plain.abs().max()
+        assert torch.equal(forward(pictures[:3]), compiled[:3])  # a last batch that is not full
 
 
 def test_a_machine_that_cannot_compile_says_why_and_goes_on(
