@@ -50,8 +50,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return scan(make_tree(folder, num_train=20, num_test=4))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def backbone(weights: Path) -> torch.nn.Module:
+    """A backbone of this test alone: choosing how it computes changes its precision in place."""
     return build_backbone(DEFAULT, weights)
 
 
