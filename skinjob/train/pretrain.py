@@ -20,6 +20,7 @@ from skinjob.weights.file import WeightsInfo, write_demo_weights
 
 SIDE = 48  # pixels of a picture
 NUM_UPDATES, BATCH_SIZE, MAX_LR = 150, 32, 2e-3
+NUM_THREADS = 1  # the same numbers on any number of cores: sums over threads round differently
 
 
 def pretrain(path: Path, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> WeightsInfo:
@@ -32,6 +33,7 @@ def pretrain(path: Path, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> We
         WeightsError: *path* holds fetched weights, or cannot be written.
     """
     is_bf16 = choose_device("cpu", "auto").dtype == torch.bfloat16
+    torch.set_num_threads(NUM_THREADS)
     preprocessing = Preprocessing(resize=SIDE, crop=SIDE)
     rng = np.random.default_rng(seed)
     model = _new_model(torch.Generator().manual_seed(seed))
