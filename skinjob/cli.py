@@ -18,7 +18,7 @@ import click
 
 from skinjob import __version__
 from skinjob.commands.help import TaskGroup
-from skinjob.console import escape_unencodable, print_unescaped, say
+from skinjob.console import escape_unencodable, print_unescaped, say, with_typed_options
 from skinjob.errors import SkinjobError
 
 TASKS = {
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SkinjobError as error:
         if error.details:
             say(*error.details)
-        code = _print_error(error.message, error.fix, 1)
+        code = _print_error(error.message, with_typed_options(error.fix), 1)
     except click.UsageError as error:
         from skinjob.commands.sources import place_of
 

@@ -158,6 +158,24 @@ def typed_command() -> str:
     return shlex.join(["skinjob", *sys.argv[1:]])
 
 
+def with_typed_options(fix: str) -> str:
+    """Returns a fix of the command that the user typed, with the other options that the user typed.
+
+    A fix of another command, or without options, stays the same.
+    """
+    typed = sys.argv[1:]
+    if len(typed) < 2 or not fix.startswith(f"skinjob {typed[0]} --"):
+        return fix
+    changed = set(re.findall("--[a-z-]+", fix.partition("#")[0]))
+    kept, is_value = [], False  # whether a word is the value of a changed option
+    for word in typed[1:]:
+        flag, equals, _ = word.partition("=")
+        if not is_value and flag not in changed:
+            kept.append(word)
+        is_value = flag in changed and not equals
+    return f"{shlex.join(['skinjob', typed[0], *kept])} {fix.split(maxsplit=2)[2]}"
+
+
 def terminal_width() -> int | None:
     """Returns the number of columns of the terminal; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from commands import SKINJOB, recorded, skinjob
 from sweep_maker import draw_sweep, metric_rows, write_rows
 from terminal import on_a_pty
 
+from skinjob.console import with_typed_options
 from skinjob.files import write_json
 from skinjob.sweeps.layout import Run, Sweep, run_name
 from skinjob.sweeps.records import RunState
@@ -172,3 +174,21 @@ def test_help_and_completion_only_print(sweep: Sweep, tmp_path: Path) -> None:
     offered = skinjob(cwd=tmp_path, _SKINJOB_COMPLETE="bash_complete", **words).stdout
     assert "plain" in offered
     assert is_harmless(offered), repr(offered)
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix", "shown"),
+    [
+        ("submit --data 'a b' --epochs 0", "--epochs 20", "--data 'a b' --epochs 20"),
+        ("submit --epochs=0 --wait", "--epochs 20   # why", "--wait --epochs 20   # why"),
+        ("submit --name x --name y", "--name z", "--name z"),
+        ("submit", "--epochs 20", "--epochs 20"),
+        ("status --epochs 0", "--epochs 20", "--epochs 20"),
+    ],
+)
+def test_a_fix_keeps_the_other_options_that_were_typed(
+    typed: str, fix: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it can be pasted: only the options that it changes are replaced."""
+    monkeypatch.setattr("sys.argv", ["skinjob", *shlex.split(typed)])
+    assert with_typed_options(f"skinjob submit {fix}") == f"skinjob submit {shown}"

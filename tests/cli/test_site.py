@@ -20,7 +20,7 @@ from skinjob.errors import ConfigError
 from skinjob.queues.slurm.environment import slurm_environment
 from skinjob.queues.slurm.queue import SlurmQueue
 from skinjob.queues.slurm.refusals import refusal as refusal_of
-from skinjob.queues.slurm.sbatch import sbatch_script
+from skinjob.queues.slurm.script import sbatch_script
 from skinjob.queues.slurm.site import Rights, Site, read_sinfo
 from skinjob.submit.checks import python_note
 from skinjob.sweeps.layout import Sweep
@@ -200,7 +200,8 @@ def test_a_value_of_a_profile_that_cannot_work_is_mended_in_the_profile(
     assert "fix:   unset SKINJOB_SUBMIT_TIME " in result.stderr
     result = skinjob(command, "--site", "my q.toml", "--time", "2", cwd=tmp_path)
     assert refusal(result).startswith("time is 2, and must be")
-    assert "fix:   skinjob submit --time 120" in result.stderr
+    site = "--site 'my q.toml' " if command == "submit" else ""
+    assert f"fix:   skinjob submit {site}--time 120\n" in result.stderr
 
 
 def test_config_shows_what_does_not_print_escaped(tmp_path: Path) -> None:

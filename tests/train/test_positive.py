@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def test_a_positive_class_that_is_none_is_refused_with_those_that_are(
     words = "positive class 'Malignant' is not one of benign, malignant"
     assert refusal(result) == ("job file job.toml: " if is_in_file else "") + words
     if not is_in_file:
-        assert "fix:   skinjob submit --positive malignant\n" in result.stderr
+        fix = shlex.join(["skinjob", "submit", *SMALL, "--positive", "malignant"])
+        assert f"fix:   {fix}\n" in result.stderr
     assert not (project / "runs").exists()
 
 
