@@ -8,6 +8,7 @@ from typing import Any
 from skinjob import __version__
 from skinjob.config import ClusterConfig
 from skinjob.doctor.finding import AGAIN, Finding, check, fail, ok, skipped, warn
+from skinjob.queues.slurm.probe_job import on_node
 
 MAX_SKEW_S = 30  # a run counts as silent after some minutes
 WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu{}   # {}"
@@ -55,7 +56,7 @@ def _check_gpu(seen: dict[str, Any], cluster: ClusterConfig) -> Finding:
             f"{driver or '?'}, torch was built for {built or '?'}"
         )
     given = f"SLURM gave GPU {seen['gpus_given']}" if seen["gpus_given"] else "SLURM gave no GPU"
-    ask_node = f"srun --gpus=1 --nodelist={seen['node']} nvidia-smi   # show it to the admins"
+    ask_node = f"{on_node(seen['node'], 'nvidia-smi')}   # show it to the admins"
     elsewhere = "on a machine with internet, for the wheels"
     if not seen["gpus_given"] and cluster.gpu_flag != "none":
         return fail(f"{given}, but the job asked for a GPU", f"{AGAIN} --gpu-flag gres   # or gpus")

@@ -28,7 +28,7 @@ from skinjob.queues.slurm.probe_job import (
     job_progress,
     queue_script,
 )
-from skinjob.queues.slurm.sbatch import probe_script
+from skinjob.queues.slurm.script import probe_script
 
 SCRIPT = Path(__file__).parent / "probe_script.py"
 LOOK_S = 0.5  # between two looks at the folder

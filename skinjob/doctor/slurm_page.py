@@ -27,7 +27,7 @@ from skinjob.queues.slurm.client import (
 from skinjob.queues.slurm.environment import slurm_environment
 from skinjob.queues.slurm.joblimits import WAIT, JobLimit, fewer, job_limits, number_words
 from skinjob.queues.slurm.refusals import TooManyJobsError, refusal
-from skinjob.queues.slurm.sbatch import sbatch_script
+from skinjob.queues.slurm.script import sbatch_script
 from skinjob.queues.slurm.site import Partition, Site, ask_site
 from skinjob.sweeps.layout import Sweep
 from skinjob.words import duration, list_first, pluralize

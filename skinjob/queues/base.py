@@ -90,10 +90,10 @@ class Queue(ABC):
 
     @property
     @abstractmethod
-    def absence(self) -> tuple[str, str]:
+    def problem(self) -> tuple[str, str]:
         """Why this machine cannot use the queue, and the fix; two empty texts if it can."""
 
-    def asked_only_here(self, cluster: ClusterConfig) -> list[str]:
+    def own_options(self, cluster: ClusterConfig) -> list[str]:
         """Returns the options that only this queue understands, as a user types them."""
         return []
 
@@ -117,7 +117,7 @@ class Queue(ABC):
     def require_free(self, sweep: Sweep) -> None:  # noqa: B027  # most queues always are
         """Waits until a sweep without unfinished runs can get new jobs. Raises: RunError."""
 
-    def settle(self, sweep: Sweep) -> list[str]:
+    def recover_submit(self, sweep: Sweep) -> list[str]:
         """Records the jobs of a submit that was killed; returns the names of their runs.
 
         Raises: NoAnswerError while the queue does not show whether such jobs exist.
@@ -148,7 +148,7 @@ class Queue(ABC):
         """
 
     @abstractmethod
-    def ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
+    def job_ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
         """Returns how jobs ended that left the queue; None if the queue has forgotten a job.
 
         The answer lacks a job if the queue does not know its end yet.
@@ -204,12 +204,12 @@ def choose_queue(cluster: ClusterConfig) -> Queue:
         if name == "auto":
             continue
         queue = open_queue(name)
-        problem, fix = queue.absence
+        problem, fix = queue.problem
         if not problem:
             return queue
         if not is_auto:
             raise ConfigError(f"cluster {name} was asked for and {problem}", fix)
-        if asked := queue.asked_only_here(cluster):
+        if asked := queue.own_options(cluster):
             raise ConfigError(f"{asked[0]} asks for {queue.title}, and {problem}", fix)
     raise ConfigError(problem, fix)
 

@@ -81,7 +81,7 @@ class LocalQueue(Queue):
     look_s = 0.5
 
     @property
-    def absence(self) -> tuple[str, str]:
+    def problem(self) -> tuple[str, str]:
         return "", ""
 
     def jobs_at_once(self, cluster: ClusterConfig) -> int:
@@ -141,7 +141,7 @@ class LocalQueue(Queue):
                 queued[run.name] = QueuedJob("", is_waiting=is_waiting, note=note)
         return queued
 
-    def ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
+    def job_ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
         known = _read_jobs(sweep)
         return {job: _job_end(sweep, known.get(job)) for job in jobs}
 

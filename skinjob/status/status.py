@@ -164,7 +164,7 @@ def _by_queue(
         for folder in folders
         if not folder.state.status.is_final and folder.run.name not in queued and folder.job
     }
-    ends = queue.ends(sweep, gone) if gone else {}
+    ends = queue.job_ends(sweep, gone) if gone else {}
     statuses = []
     for folder in folders:
         if folder.state.status.is_final:

@@ -216,7 +216,7 @@ def _require_same_cluster(plan: Plan) -> None:
     """Checks that an existing sweep's queue can be used. Raises: ConfigError."""
     if plan.is_new:
         return
-    problem, fix = (queue := queue_of(plan.sweep)).absence
+    problem, fix = (queue := queue_of(plan.sweep)).problem
     if problem:
         raise ConfigError(f"{plan.sweep.folder} was submitted to {queue.title}, but {problem}", fix)
 

@@ -43,7 +43,7 @@ def submit(plan: Plan) -> Submission:
 def _submit(plan: Plan) -> Submission:
     sweep, is_new, queue = plan.sweep, plan.is_new, plan.queue
     if not is_new:
-        _settle(sweep)
+        _recover(sweep)
     statuses = [] if is_new else run_statuses(sweep, is_locked=True)
     before = {run.run: run for run in statuses if run.run in plan.configs}
     open_or_done = {Status.WAITING, Status.RUNNING, Status.DONE}
@@ -68,9 +68,9 @@ def _submit(plan: Plan) -> Submission:
     return Submission(sweep=sweep, queued=tuple(todo), jobs=jobs, before=before)
 
 
-def _settle(sweep: Sweep) -> None:
+def _recover(sweep: Sweep) -> None:
     """Records the jobs of a submit that was killed before it could do so."""
-    for name in queue_of(sweep).settle(sweep):
+    for name in queue_of(sweep).recover_submit(sweep):
         run = Run(sweep.folder / name)
         if run.state().status == Status.LOST:  # a status looked before the job was recorded
             run.update_state(status=Status.WAITING, reason=None, fix=None)

@@ -288,8 +288,7 @@ def _before_cpu_limit(run: Run) -> Iterator[None]:
             Failure.KILLED,
             f"the job reached its limit of {limit} s of CPU time (ulimit -t), which comes from the "
             "shell that submitted it",
-            f"ulimit -t unlimited; {run.sweep.retry_command()}   # on SLURM, if the shell may not "
-            "change it: --sbatch=--propagate=NONE",
+            f"ulimit -t unlimited; {run.sweep.retry_command()}",
         )
 
     before = signal.signal(signal.SIGXCPU, stop)

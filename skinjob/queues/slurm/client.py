@@ -89,8 +89,8 @@ class SlurmClient:
         folders = {job.script: Path(job.script).parent.resolve() for job in queue.values()}
         return {name: job for name, job in queue.items() if folders[job.script] == folder}
 
-    def ends(self, jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
-        """Returns `job_ends` of these jobs and of all jobs of earlier calls."""
+    def known_ends(self, jobs: Collection[str]) -> dict[str, SlurmEnd | None]:
+        """Returns how these jobs and all jobs of earlier calls ended, as `job_ends` does."""
         new = set(jobs) - self._asked
         self._ends |= job_ends(new)
         self._asked |= new

@@ -50,6 +50,11 @@ def job_progress(job: str) -> tuple[str, bool]:
     return f"waiting, {why}", True
 
 
+def on_node(node: str, command: str) -> str:
+    """Returns a command line that runs a command on a node, with a GPU."""
+    return f"srun --gpus=1 --nodelist={node} {command}"
+
+
 def job_end(job: str) -> SlurmEnd | None:
     """Returns how a job ended, if SLURM says so."""
     return job_ends({job}).get(job)

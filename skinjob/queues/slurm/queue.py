@@ -89,13 +89,13 @@ class SlurmQueue(Queue):
         self.client = SlurmClient()
 
     @property
-    def absence(self) -> tuple[str, str]:
+    def problem(self) -> tuple[str, str]:
         if shutil.which("sbatch"):
             return "", ""
         fix = "module load slurm   # or log in to the login node; --cluster local trains here"
         return "there is no sbatch on PATH", fix
 
-    def asked_only_here(self, cluster: ClusterConfig) -> list[str]:
+    def own_options(self, cluster: ClusterConfig) -> list[str]:
         return slurm_requests(cluster)
 
     def require_folder(self, folder: Path) -> None:
@@ -118,7 +118,7 @@ class SlurmQueue(Queue):
     def script(
         self, sweep: Sweep, configs: Mapping[str, TrainConfig], cluster: ClusterConfig
     ) -> str:
-        from skinjob.queues.slurm.sbatch import sbatch_script  # submitit takes long to load
+        from skinjob.queues.slurm.script import sbatch_script  # submitit takes long to load
 
         return sbatch_script(sweep, len(group_runs(configs)), cluster)
 
@@ -130,7 +130,7 @@ class SlurmQueue(Queue):
         *,
         is_new: bool,
     ) -> dict[str, str]:
-        from skinjob.queues.slurm.sbatch import queue
+        from skinjob.queues.slurm.script import queue
 
         groups = group_runs(configs)
         with _ignoring_ctrl_c():
@@ -147,7 +147,7 @@ class SlurmQueue(Queue):
             _record(sweep, jobs)
         return jobs
 
-    def settle(self, sweep: Sweep) -> list[str]:
+    def recover_submit(self, sweep: Sweep) -> list[str]:
         if not sweep.pending_file.exists():
             return []
         if isinstance(SlurmClient().queue(sweep.submission_folder), str):
@@ -173,8 +173,8 @@ class SlurmQueue(Queue):
             for name in names
         }
 
-    def ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
-        answers = self.client.ends(jobs)
+    def job_ends(self, sweep: Sweep, jobs: Collection[str]) -> dict[str, JobEnd | None]:
+        answers = self.client.known_ends(jobs)
         ends: dict[str, JobEnd | None] = {}
         for job in jobs:
             output = job_output(sweep, job)
