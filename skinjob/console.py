@@ -159,21 +159,19 @@ def typed_command() -> str:
 
 
 def with_typed_options(fix: str) -> str:
-    """Returns a fix of the command that the user typed, with the other options that the user typed.
+    """Returns a fix that changes options of the typed command, with its other options kept."""
+    command, *typed = sys.argv[1:] or [""]
 
-    A fix of another command, or without options, stays the same.
-    """
-    typed = sys.argv[1:]
-    if len(typed) < 2 or not fix.startswith(f"skinjob {typed[0]} --"):
-        return fix
-    changed = set(re.findall("--[a-z-]+", fix.partition("#")[0]))
-    kept, is_value = [], False  # whether a word is the value of a changed option
-    for word in typed[1:]:
-        flag, equals, _ = word.partition("=")
-        if not is_value and flag not in changed:
-            kept.append(word)
-        is_value = flag in changed and not equals
-    return f"{shlex.join(['skinjob', typed[0], *kept])} {fix.split(maxsplit=2)[2]}"
+    def complete(match: re.Match[str]) -> str:
+        changed, kept, is_value = set(re.findall("--[a-z-]+", match[1])), [], False
+        for word in typed:
+            flag, equals, _ = word.partition("=")
+            if not is_value and flag not in changed:
+                kept.append(word)
+            is_value = flag in changed and not equals
+        return f"{shlex.join(['skinjob', command, *kept])} {match[1]}"
+
+    return re.sub(f"skinjob {re.escape(command)} (--[^;#]*)", complete, fix)
 
 
 def terminal_width() -> int | None:

@@ -11,7 +11,7 @@ import click
 
 from skinjob.commands.arguments import runs_option
 from skinjob.commands.options import FileCommand, name_option, plan_arguments, submit_options
-from skinjob.console import print_unescaped, say, terminal_width, wrapped
+from skinjob.console import print_unescaped, say, terminal_width, with_typed_options, wrapped
 
 if TYPE_CHECKING:
     from skinjob.doctor.finding import Finding
@@ -61,7 +61,7 @@ def _printed(findings: Iterable[Finding]) -> Iterable[Finding]:
         for line in [*others, *(f"| {detail}" for detail in finding.details)]:
             say(" " * INDENT + line)
         if finding.fix:
-            say(f"{'':<9}fix: {finding.fix}")
+            say(f"{'':<9}fix: {with_typed_options(finding.fix)}")
         yield finding
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from skinjob.errors import SkinjobError
 
-AGAIN = "the same command with"
-"""The beginning of a fix that changes an option: the other options of the command must stay."""
+AGAIN = "skinjob doctor"
+"""The beginning of a fix that changes an option. When it is shown, it gets the typed options."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def skipped(text: str) -> Finding:
 
 def failed(error: SkinjobError) -> Finding:
     """Returns an error as a failed check. The doctor takes the same options as submit."""
-    fix = re.sub(r"skinjob submit (?=--(?!dry-run|help))", f"{AGAIN} ", error.fix)
+    fix = re.sub("skinjob submit (?=--(?!dry-run|help))", f"{AGAIN} ", error.fix)
     return fail(error.message, fix, error.details)
 
 

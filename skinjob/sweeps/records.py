@@ -299,10 +299,11 @@ def plain_reason(error: Exception) -> str:
 
     >>> plain_reason(ValueError("Expected `array`, got `int` - at `$.runs`"))
     'runs must be array, not int'
+    >>> plain_reason(ValueError("Object missing required field `runs`"))
+    'runs is missing'
     """
-    return re.sub(
-        r"Expected `(.+)`, got `(.+)` - at `\$\.?(.+)`", r"\3 must be \1, not \2", str(error)
-    )
+    text = re.sub(r"Object missing required field `(.+?)`.*", r"\1 is missing", str(error))
+    return re.sub(r"Expected `(.+)`, got `(.+)` - at `\$\.?(.+)`", r"\3 must be \1, not \2", text)
 
 
 def _with_new_words(old: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_a_sweep_that_does_not_fit_is_told_with_its_fix(project: Path) -> None:
     result = skinjob("doctor", "--batch-sizes", "4,64", "--cluster", "local", cwd=project)
     assert result.returncode == 1
     assert "batch size 64 is more than the 16 training images" in result.stdout
-    assert "fix: the same command with --batch-sizes 4" in result.stdout
+    assert "fix: skinjob doctor --cluster local --batch-sizes 4\n" in result.stdout
 
 
 def test_a_folder_of_runs_that_is_open_to_all_fails(project: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("fix", "beginning"),
     [
-        ("skinjob submit --runs A; or skinjob submit -x", "the same command with --runs A; or"),
+        ("skinjob submit --runs A; or skinjob submit -x", "skinjob doctor --runs A; or"),
         ("skinjob submit --dry-run   # shows", "skinjob submit --dry-run"),
         ("sinfo; then skinjob submit with another", "sinfo; then skinjob submit with"),
     ],

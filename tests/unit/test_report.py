@@ -344,9 +344,7 @@ def test_a_sweep_file_that_lacks_the_runs_is_an_error(tmp_path: Path, content: s
     """What is no sweep is said to be none, with the file to look at."""
     sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=1)
     sweep.sweep_file.write_text(content, encoding="utf-8")
-    with pytest.raises(
-        RunError, match=r"sweep\.json: Object missing required field `(runs|recipe)`"
-    ):
+    with pytest.raises(RunError, match=r"sweep\.json: (runs|recipe) is missing"):
         read_sweep(sweep)
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig, slurm_requests
-from skinjob.console import typed_command
 from skinjob.errors import ClusterError, ConfigError
 from skinjob.files import absolute, tail
 from skinjob.queues.base import (
@@ -299,7 +298,7 @@ def _too_many(
     if not most:
         fix = WAIT
     elif is_new:
-        fix = fewer(configs, most, typed_command(), sweep.name)
+        fix = fewer(configs, most, "skinjob submit", sweep.name)
     else:
         first = [name for job in group_runs(configs)[:most] for name in job]
         fix = f"{sweep.retry_command(*first)}   # later the others"
