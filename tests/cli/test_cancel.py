@@ -130,6 +130,7 @@ def test_a_person_is_asked_before_a_whole_sweep_is_cancelled(
     assert ("nothing was cancelled" in said) != is_cancelled
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_with_yes_or_a_run_s_name(sweep: Sweep, project: Path) -> None:
     """Whoever names a run, or says yes, means it."""
     running = sweep.runs()[1]

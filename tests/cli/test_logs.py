@@ -73,6 +73,7 @@ def test_a_log_s_end_is_shown_and_what_the_job_has_besides(
     assert refused == "nothing: no run of runs/sweep"
 
 
+@pytest.mark.slow
 def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
     run: Run, at_work: None, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from sweep_maker import draw_sweep
 from skinjob.report.build import build_report
 from skinjob.sweeps.layout import Sweep
 
+pytestmark = pytest.mark.slow  # each test makes reports in new processes
+
 SETTINGS = """\
 font.family: monospace
 font.size: 20

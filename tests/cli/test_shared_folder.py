@@ -28,6 +28,8 @@ from skinjob.queues.local import queue_lock
 from skinjob.status.status import run_statuses
 from skinjob.sweeps.records import RunState
 
+pytestmark = pytest.mark.slow  # each test acts as two users
+
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 AN_HOUR_S = 3600
 

@@ -93,6 +93,7 @@ def test_without_colours_the_words_are_the_same(sweep: Sweep, tmp_path: Path) ->
         assert f"{FIRST}  running" in plain.screen()
 
 
+@pytest.mark.slow
 def test_a_watch_redraws_in_place(sweep: Sweep, tmp_path: Path) -> None:
     """Nothing scrolls away while it goes on; at its end the cursor and the exit code are there."""
     with terminal(
