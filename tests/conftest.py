@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Slurm, slurm_of_its_own
+from cluster import Slurm, running_slurm
 from trees import make_tree
 from untrained import write_untrained
 
 GOLDENS = Path(__file__).parent / "golden"
 
-collect_ignore = ["support"]  # pytest would put no_torch, which stands in for torch, on the path
+collect_ignore = ["support"]  # pytest would put no_torch/, a fake torch, on the path
 
 # Two test files run at the same time: jobs with a thread for every core would thrash.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# nohup and a shell's background make Python ignore these signals, and its child processes too.
+# Under nohup and in a shell's background, Python and its child processes ignore these signals.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
@@ -30,11 +30,11 @@ for number, handler in (
         signal.signal(number, handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest leaves tests out by their marks
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test with what its folder or its cluster needs, and puts the longest file first.
+    """Marks each test with what its folder or its fixtures need, and puts the longest file first.
 
-    A long file that comes last would run alone at the end.
+    A long file at the end would run alone, while the other process has nothing to do.
     """
     for item in items:
         folder = item.path.parent.name
@@ -65,8 +65,8 @@ def own_queue() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A real SLURM behind an air gap, with accounting, which all tests of a process share."""
-    with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="dbd") as cluster:
+    """A real SLURM with accounting, behind an air gap; all tests of a process share it."""
+    with running_slurm(tmp_path_factory.mktemp("slurm"), accounting="dbd") as cluster:
         yield cluster
 
 
@@ -78,7 +78,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """A check that a text for people equals its file in tests/golden.
+    """Returns a check that a text for people equals its file in tests/golden.
 
     After an intended change: make test-fast ARGS="--write-goldens -k golden"
     """

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from commands import import_path, only_sweep, skinjob, standing, wait_until
+from commands import import_path, only_sweep, skinjob, status_by_run, wait_until
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -54,7 +54,7 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
         assert (state.status, state.failure, state.reason) == ("cancelled", None, None)
     assert "SIGTERM: leaves" in first.log_file.read_text()
     assert second.state().attempts == 0
-    assert set(standing(sweep).values()) == {"cancelled"}
+    assert set(status_by_run(sweep).values()) == {"cancelled"}
     told = skinjob("retry", sweep.name, "--dry-run", cwd=project).stdout
     assert "nothing in " in told
 

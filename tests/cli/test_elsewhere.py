@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm
-from commands import import_path, only_sweep, skinjob, standing, wait_until
+from commands import import_path, only_sweep, skinjob, status_by_run, wait_until
 
 from skinjob.sweeps.layout import Sweep
 
@@ -154,7 +154,7 @@ def test_an_early_death_of_a_local_queue_says_why(project: Path) -> None:
     command = [sys.executable, "-m", "skinjob"]
     subprocess.run([*command, "submit", *LOCAL], cwd=project, env=environment, check=True)
     sweep = only_sweep(project / "runs")
-    wait_until(lambda: set(standing(sweep).values()) == {"failed"}, timeout_s=30)
+    wait_until(lambda: set(status_by_run(sweep).values()) == {"failed"}, timeout_s=30)
     shown = skinjob("status", cwd=project).stdout
     assert "No module named skinjob_of_mine" in shown
 
@@ -168,10 +168,10 @@ def test_a_killed_local_queue_is_seen_by_its_lock(project: Path) -> None:
         kill_all(project)
         sweep = Sweep(project / "runs/n")
         assert sweep.runs()[0].state().status == "waiting", "killed before the run began"
-        assert set(standing(sweep).values()) == {"failed"}
+        assert set(status_by_run(sweep).values()) == {"failed"}
         result = skinjob(*again, cwd=project)
         assert result.returncode == 0, result.stdout + result.stderr
-        assert set(standing(sweep).values()) == {"done"}
+        assert set(status_by_run(sweep).values()) == {"done"}
 
 
 def kill_all(project: Path) -> None:

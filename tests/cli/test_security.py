@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 import pytest
 import sweep_maker
-from commands import only_sweep, recorded, refusal, skinjob, standing
+from commands import only_sweep, recorded, refusal, skinjob, status_by_run
 from safetensors.numpy import load_file
 from state_dict_maker import write_old_layout
 from trees import make_sweep, make_tree
@@ -152,7 +152,7 @@ def call(story: Story, *arguments: str) -> str:
 @pytest.mark.train
 def test_odd_paths_train(story: Story) -> None:
     """Spaces, quotes, %, backslashes, $, leading dashes: every path may have them all."""
-    assert set(standing(story.sweep).values()) == {"done"}
+    assert set(status_by_run(story.sweep).values()) == {"done"}
     assert "\ufffd" not in story.said
 
 

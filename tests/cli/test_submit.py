@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import import_path, only_sweep, recorded, refusal, skinjob, standing, wait_for
+from commands import import_path, only_sweep, recorded, refusal, skinjob, status_by_run, wait_for
 from trees import make_sweep
 
 from skinjob.files import write_json
@@ -33,7 +33,7 @@ def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
     result = skinjob("submit", *SMALL, cwd=project)
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
-    assert "done" not in standing(sweep).values()  # it did not wait
+    assert "done" not in status_by_run(sweep).values()  # it did not wait
     for words in (
         "8 benign, 8 malignant",
         "bs0004-lr0.01-seed0",
@@ -88,7 +88,7 @@ def test_a_look_at_a_sweep_does_not_make_it_busy(project: Path) -> None:
 def test_wait_returns_when_all_have_ended(project: Path) -> None:
     """With --wait the exit code says whether every run is done."""
     assert skinjob("submit", *SMALL, "--wait", cwd=project).returncode == 0
-    assert set(standing(only_sweep(project / "runs")).values()) == {"done"}
+    assert set(status_by_run(only_sweep(project / "runs")).values()) == {"done"}
 
 
 @pytest.mark.train
@@ -305,7 +305,7 @@ def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
     runs = project / """it's "my" runs"""
     result = skinjob("submit", *SMALL, "--runs", runs, "--wait", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert set(standing(only_sweep(runs)).values()) == {"done"}
+    assert set(status_by_run(only_sweep(runs)).values()) == {"done"}
 
 
 @pytest.mark.parametrize(

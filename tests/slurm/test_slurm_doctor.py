@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Slurm, slurm_of_its_own
+from cluster import Slurm, running_slurm
 from commands import SKINJOB, import_path, wait_until
 
 import skinjob
@@ -27,7 +27,7 @@ PROBE = ("--gpus", "0", "--probe")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A cluster with GPUs of type a100, whose daemons a test may stop."""
     folder = tmp_path_factory.mktemp("lab")
-    with slurm_of_its_own(folder, accounting="dbd", gpu_type="a100") as cluster:
+    with running_slurm(folder, accounting="dbd", gpu_type="a100") as cluster:
         yield cluster
 
 

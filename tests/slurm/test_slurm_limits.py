@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Slurm, slurm_of_its_own
+from cluster import Slurm, running_slurm
 from commands import refusal, wait_until
 from trees import make_tree
 
@@ -40,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     state = tmp_path_factory.mktemp("limits")
     (state / "conf").mkdir()
     (state / "conf/job_submit.lua").write_text(PLUGIN)
-    with slurm_of_its_own(state, accounting="dbd", conf=CONF) as cluster:
+    with running_slurm(state, accounting="dbd", conf=CONF) as cluster:
         sacctmgr(cluster, "add", "account", "lab")
         sacctmgr(cluster, "add", "user", "root", "account=lab")
         sacctmgr(cluster, "modify", "user", "root", "set", "defaultaccount=lab")

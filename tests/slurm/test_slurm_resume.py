@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Slurm, slurm_of_its_own
+from cluster import Slurm, running_slurm
 from commands import wait_until
 from trees import left
 
@@ -30,7 +30,7 @@ USR2 = 1 << (signal.SIGUSR2 - 1)
 @pytest.fixture(scope="module")
 def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A cluster whose node can be taken down without disturbing other tests."""
-    with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
+    with running_slurm(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
         yield cluster
 
 

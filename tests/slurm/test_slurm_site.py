@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tomllib
-from cluster import Slurm, slurm_of_its_own
+from cluster import Slurm, running_slurm
 from commands import refusal, wait_until
 from trees import make_tree
 
@@ -24,7 +24,7 @@ SMALL = ("--batch-sizes", "4,8", "--cpus", "1", "--mem", "1")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A cluster whose GPUs are a100s, and that keeps no accounts."""
     state = tmp_path_factory.mktemp("site")
-    with slurm_of_its_own(state, accounting="none", gpu_type="a100") as cluster:
+    with running_slurm(state, accounting="none", gpu_type="a100") as cluster:
         yield cluster
 
 

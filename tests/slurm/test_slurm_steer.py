@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from cluster import Slurm, slurm_of_its_own
+from cluster import Slurm, running_slurm
 from commands import recorded, refusal, wait_until
 from sweep_maker import draw_sweep
 from trees import left, make_tree
@@ -111,7 +111,7 @@ def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
 
 @pytest.fixture
 def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with slurm_of_its_own(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
+    with running_slurm(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
         yield cluster
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sweep_maker
-from cluster import Slurm, slurm_of_its_own
+from cluster import Slurm, running_slurm
 from commands import Lines, import_path, recorded, wait_until
 
 from skinjob.files import write_json
@@ -118,7 +118,7 @@ def as_it_was(watched: Watched) -> Path:
 def unaccounted(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Iterator[Watched]:
     """The array where it is off; *slurm* for where there is no SLURM at all."""
     folder = tmp_path_factory.mktemp("unaccounted")
-    with slurm_of_its_own(folder / "slurm", accounting="none") as cluster:
+    with running_slurm(folder / "slurm", accounting="none") as cluster:
         yield start_array(cluster, folder)
 
 

@@ -44,9 +44,9 @@ class Slurm:
         gpu_type: str = "",
         cpus: int = 8,
     ) -> Slurm:
-        """Starts a cluster that keeps all it writes in *state*; returns when its node is idle.
+        """Starts a cluster, with all its files in *state*; returns when its node is idle.
 
-        *accounting* is "none" (sacct fails) or "dbd" (the real one, some seconds behind).
+        *accounting* is "none" (sacct fails) or "dbd" (sacct works, some seconds behind).
 
         Raises: SlurmMissingError when this machine lacks packages or rights.
         """
@@ -82,10 +82,10 @@ class Slurm:
         check: bool = False,
         timeout_s: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command as on the login node, and returns it with its output captured.
+        """Runs a command as on the login node; returns its exit code and output.
 
-        *env* is added to the environment, in which no SLURM variable of ours is left: the tests
-        may themselves be a job. The tests' folders lie below /tmp, which this one node shares.
+        *env* is added to the environment of the tests without their SLURM variables: the tests
+        may run in a job. Their folders are below /tmp, which the only node of the cluster shares.
         """
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))
@@ -114,7 +114,7 @@ class Slurm:
         return result
 
     def path_without(self, *commands: str) -> str:
-        """Returns a PATH with all commands but these."""
+        """Returns a PATH with all commands except these."""
         tools = self.state / f"without-{'-'.join(commands)}"
         if not tools.exists():
             tools.mkdir()
@@ -134,7 +134,7 @@ class Slurm:
     def wait(self, job_id: str, *, timeout_s: float = 60) -> None:
         """Waits until a job, or every task of an array, has left the queue.
 
-        Raises: TimeoutError with the queue as it is then.
+        Raises: TimeoutError with the jobs that are still in the queue.
         """
         end = time.monotonic() + timeout_s
         while queue := self.run(["squeue", "-h", "-j", job_id], check=True).stdout:
@@ -143,7 +143,7 @@ class Slurm:
             time.sleep(0.2)
 
     def stop_controller(self) -> None:
-        """Ends slurmctld, which keeps its queue on disk, and waits for its end."""
+        """Stops slurmctld and waits until it has ended; its queue stays on disk."""
         pid = int((self.state / "pid/slurmctld").read_text().split()[0])
         os.kill(pid, signal.SIGTERM)
         end = time.monotonic() + 60
@@ -153,7 +153,7 @@ class Slurm:
             time.sleep(0.05)
 
     def restart(self) -> None:
-        """Starts those of the daemons again that were killed, and puts the node back to work."""
+        """Starts the killed daemons again and makes the node available."""
         subprocess.run([SCRIPTS / "up.sh", self.state], check=True, capture_output=True)
 
     def stop(self) -> None:
@@ -162,13 +162,13 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm_of_its_own(
+def running_slurm(
     state: Path, *, accounting: str, gpu_type: str = "", conf: str = ""
 ) -> Iterator[Slurm]:
-    """Yields a cluster and stops it afterwards; *conf* are lines of slurm.conf besides its own.
+    """Yields a cluster and stops it afterwards; *conf* is added to its slurm.conf.
 
-    Where there is none a test is skipped, and with SKINJOB_REQUIRE_SLURM=1 it fails: a machine
-    that is meant to run these tests must not pass by leaving them out.
+    Without SLURM the test is skipped. With SKINJOB_REQUIRE_SLURM=1 it fails, so that a machine
+    which should run these tests cannot pass by skipping them.
     """
     with contextlib.ExitStack() as undo:
         # A time limit's SIGTERM would end Python at once and leave the daemons running.
@@ -187,8 +187,8 @@ def slurm_of_its_own(
 
 
 def _stop(state: Path) -> None:
-    # Not subprocess.run, which kills its child, and in a session of its own: a second Ctrl-C ends
-    # the tests, and the clearing up goes on without them.
+    # A second Ctrl-C ends the tests, and down.sh must still finish. subprocess.run would kill it;
+    # in its own session it gets no Ctrl-C.
     down = subprocess.Popen(
         [SCRIPTS / "down.sh", state], stdin=subprocess.DEVNULL, start_new_session=True
     )

@@ -33,17 +33,17 @@ def all_commands() -> dict[str, click.Command]:
 
 
 def import_path() -> dict[str, str]:
-    """Returns the variable with which another Python imports what the tests import."""
+    """Returns the variable with which another Python can import what the tests import."""
     return {"PYTHONPATH": ":".join(sys.path)}
 
 
 def skinjob(
     *arguments: str | Path, cwd: Path, code: int | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` in *cwd*, piped, and returns its output; checks its exit code if given.
+    """Runs `skinjob` in *cwd* without a terminal; returns its output; checks its code if given.
 
-    The process is a fork, see `forked`. Variables that Python reads when it starts need a real
-    start, which `SKINJOB` is. On the login node of a test's cluster it is `Slurm.skinjob`.
+    The process is a fork, see `forked`. Run `SKINJOB` instead if the test sets variables that
+    Python reads when it starts, and `Slurm.skinjob` for the login node of a test's cluster.
     """
     words = [str(argument) for argument in arguments]
     environment = os.environ | import_path() | env
@@ -95,7 +95,7 @@ class Lines:
 
 
 def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    """Returns the message of an error; checks that stderr is its two lines and nothing else."""
+    """Returns the message of an error; checks that stderr has its two lines and nothing else."""
     lines = result.stderr.strip().splitlines()
     assert result.returncode == code, result.stderr
     assert len(lines) == 2, result.stderr
@@ -110,11 +110,12 @@ def recorded(sweep: Sweep) -> dict[str, Any]:
 
 
 def only_sweep(runs: Path) -> Sweep:
+    """Returns the sweep in a folder that has only one."""
     (sweep,) = sweeps(runs)
     return sweep
 
 
-def standing(sweep: Sweep) -> dict[str, str]:
+def status_by_run(sweep: Sweep) -> dict[str, str]:
     """Returns the status of every run of a sweep, by the run's name."""
     return {run.run: str(run.status) for run in run_statuses(sweep)}
 
@@ -130,7 +131,7 @@ def wait_until(is_true: Callable[[], object], timeout_s: float = 120) -> None:
 def wait_for(sweep: Sweep, status: str, timeout_s: float = 120) -> None:
     """Waits until every run of a sweep has this status."""
     end = time.monotonic() + timeout_s
-    while set(statuses := standing(sweep).values()) != {status}:
+    while set(statuses := status_by_run(sweep).values()) != {status}:
         assert time.monotonic() < end, statuses
         assert status in ("failed", "lost") or not {"failed", "lost"} & set(statuses), [
             run.state() for run in sweep.runs()

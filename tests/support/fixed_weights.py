@@ -1,7 +1,7 @@
 """A ResNet18 file whose bytes are the same on every machine and with every version of skinjob.
 
-Sweeps that an older skinjob made name their weights by digest. The 45 MB are not kept with them:
-a test makes the file again.
+Sweeps of an older skinjob name their weights by digest. The file (45 MB) is not in the repository;
+a test makes it again.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ METADATA = {
 
 
 def write_fixed_weights(path: Path) -> Path:
-    """Makes *path* a safetensors file of uniform random numbers, as wide as He et al. draw them.
+    """Writes a safetensors file of uniform random numbers; their range is that of He et al.
 
-    Only what IEEE 754 makes exact is used, and `RandomState`, whose numbers NumPy never changes.
+    It uses only operations that IEEE 754 makes exact, and `RandomState`, whose numbers NumPy
+    never changes.
     """
     numbers = np.random.RandomState(0)
     tensors = {}

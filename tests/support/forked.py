@@ -1,8 +1,8 @@
 """Runs `skinjob` without importing the package for every call: a fork takes 20 ms, a start 300 ms.
 
-A Python that has imported the commands waits for calls and forks for each. A fork is a process as
-`python -m skinjob` is: it has its own folder, variables, umask, output and exit code. A test of the
-locale, limits, another user or the imports themselves needs a real start: `commands.SKINJOB`.
+A Python that has imported the commands waits for calls and forks for each. A fork is a process like
+`python -m skinjob`: it has its own folder, variables, umask, output and exit code. A test of the
+locale, of limits, of another user or of the imports needs a real start: `commands.SKINJOB`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 NOT_IMPORTED = ("torch", "matplotlib")
-"""Few calls need torch. matplotlib reads its settings at import: each call has its own settings."""
+"""Few calls need torch. matplotlib reads its settings at import, and each call has its own."""
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def _become(call: dict[str, Any]) -> None:
 
 
 def _call_main() -> NoReturn:
-    """Runs the command and ends this process. Python's own end would cost more than the call."""
+    """Runs the command and ends this process; a normal exit of Python would take longer."""
     from skinjob.cli import main
 
     code = 1

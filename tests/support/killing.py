@@ -1,7 +1,7 @@
-"""Jobs in their own processes, killed at a file operation or refused it: "the disk is full".
+"""Runs jobs in processes that are killed at a file operation, or find the disk full there.
 
-The network is a small one: what is tried here are the files, and hundreds of times. The process,
-its SIGKILL, and all else are real.
+The network is small, because tests of files run hundreds of jobs. The process, its SIGKILL and
+everything else are real.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SmallBackbone(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Has what is trained of a ResNet18: a convolution, a batch norm and a last layer."""
+    """Has the kinds of layers that are trained in a ResNet18, one of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ class SmallResNet(nn.Module):
 
 
 def attempt(folders: Sequence[Path], stop_at: int | None, how: str = KILLED) -> tuple[int, int]:
-    """Runs a job that is stopped at its *stop_at*-th file operation, if it comes so far.
+    """Runs a job and stops it at its *stop_at*-th file operation, if it gets that far.
 
-    Returns its exit code, and the file operations that it came to.
+    Returns its exit code and the number of file operations that it began.
     """
     receiver, sender = FORKS.Pipe(duplex=False)
     process = FORKS.Process(target=_run, args=(list(map(str, folders)), stop_at, how, sender))
@@ -93,13 +93,13 @@ def _silence() -> None:
 
 
 class _Operations:
-    """Counts this process's file operations and stops it at the chosen number."""
+    """Counts the file operations of this process and stops it at the chosen number."""
 
     def __init__(self, stop_at: int | None, how: str) -> None:
         self.count = 0
         self.stop_at = stop_at
         self.how = how
-        for name in ("fsync", "pwrite"):  # these are not audited
+        for name in ("fsync", "pwrite"):  # Python sends no audit event for these
             setattr(os, name, self._counted(getattr(os, name)))
         sys.addaudithook(self._audit)
 

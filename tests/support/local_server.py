@@ -16,25 +16,25 @@ LOGIN_PAGE = b"<!DOCTYPE html><html><body>Welcome to Hotel WiFi</body></html>"
 
 @dataclass
 class Site:
-    """What the server has and how it behaves; it writes down what it was asked."""
+    """What the server has and how it behaves; it records its requests."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)  # bytes after which each transfer breaks
     knows_ranges: bool = True
     tells_length: bool = True
     etag: str = ""
-    status: int = 0  # answers with it, whatever is asked
+    status: int = 0  # the answer to every request, if not 0
     content_type: str = "application/octet-stream"
     redirects: dict[str, str] = field(default_factory=dict)
-    hold_after: int | None = None  # sends so many bytes, then waits for `go_on`
+    hold_after: int | None = None  # sends this many bytes, then waits for `go_on`
     go_on: threading.Event = field(default_factory=threading.Event)
     headers: list[dict[str, str]] = field(default_factory=list)  # of each request, in order
-    proxied: list[str] = field(default_factory=list)  # whole addresses that a proxy was asked for
+    proxied: list[str] = field(default_factory=list)  # addresses that a proxy was asked for
     base: str = ""  # http://127.0.0.1:PORT
 
     @property
     def ranges(self) -> list[str]:
-        return [asked.get("Range", "") for asked in self.headers]
+        return [request.get("Range", "") for request in self.headers]
 
 
 @contextlib.contextmanager

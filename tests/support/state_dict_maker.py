@@ -1,7 +1,7 @@
-"""Makes torch state_dict files without torch, byte by byte: good ones, odd ones and hostile ones.
+"""Makes torch state_dict files without torch, byte by byte: good, odd and hostile files.
 
-A pickle is put together from the pieces below; each returns the instructions that leave one value
-on the pickle machine's stack.
+The functions below return the parts of a pickle: instructions that leave a value on the stack of
+the pickle machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 START = b"\x80\x02"  # protocol 2
 STOP = b"."
-FIRST_ADDRESS = 140219038694208  # the old layout names storages by where they lay in memory
+FIRST_ADDRESS = 140219038694208  # the old layout names storages by their address in memory
 
 
 def name(module: str, attribute: str) -> bytes:
@@ -74,7 +74,7 @@ def state_dict(values: Mapping[str, bytes]) -> bytes:
 
 
 def write_archive(path: Path, pickle: bytes, storages: Mapping[str, bytes]) -> Path:
-    """Writes a torch zip archive as torchvision's published file is laid out."""
+    """Writes a torch zip archive in the layout of torchvision's published file."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickle)
         for key, content in storages.items():
@@ -84,7 +84,7 @@ def write_archive(path: Path, pickle: bytes, storages: Mapping[str, bytes]) -> P
 
 
 def write_old_layout(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    """Writes float32 *arrays* as the published file holds them; running statistics are plain."""
+    """Writes float32 *arrays* as the published file has them; all but statistics are parameters."""
     values, storages = {}, {}
     for number, (key, array) in enumerate(arrays.items()):
         address = str(FIRST_ADDRESS + 80 * number)
@@ -96,7 +96,7 @@ def write_old_layout(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
 
 
 def resnet18_arrays(seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns 102 arrays of random numbers, written out here and not taken from the package."""
+    """Returns 102 arrays of random numbers; names and shapes do not come from the package."""
     numbers = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)} | _norm("bn1", 64)
     widths = [64, 64, 128, 256, 512]

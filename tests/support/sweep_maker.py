@@ -1,6 +1,6 @@
 """Makes sweep folders as jobs would leave them, with drawn learning curves and no training.
 
-A sweep as submit leaves it, before its jobs begin, is what `trees.make_sweep` makes.
+`trees.make_sweep` makes a sweep as submit leaves it, before its jobs begin.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def draw_sweep(
     counts: Mapping[str, Mapping[str, int]] = COUNTS,
     kind: str | None = None,
 ) -> Sweep:
-    """Returns a sweep whose runs are done, but for those that *finished* fewer epochs.
+    """Makes a sweep whose runs are done, except those with fewer epochs in *finished*.
 
     *finished* maps a run's name to its epochs, *states* to its state.json.
     """
@@ -94,7 +94,7 @@ def write_rows(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _written(name: str, value: Any) -> str:
-    """Returns a value as a job writes it: of a fixed number of digits, zeros at the end too."""
+    """Returns a value as a job writes it: with a fixed number of digits, also if they are zeros."""
     digits = {"lr": "g", "seconds": ".3f", "images_per_s": ".1f"}
     return format(value, digits.get(name, ".6f")) if isinstance(value, float) else str(value)
 

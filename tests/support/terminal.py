@@ -1,4 +1,4 @@
-"""A real terminal for a command, of a size: tmux shows its screen, a pseudo-terminal every byte."""
+"""A real terminal for a command: tmux shows its screen, a pseudo-terminal shows every byte."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Terminal:
 def terminal(
     *words: str | Path, cwd: Path, columns: int, lines: int = 40, **env: str
 ) -> Iterator[Terminal]:
-    """Yields a terminal in which a command begins; its exit code is the last line, as `exit N`.
+    """Yields a terminal in which a command starts; its exit code is the last line, as `exit N`.
 
-    Where there is no tmux a test is skipped, and with SKINJOB_REQUIRE_SLURM=1 it fails.
+    Without tmux the test is skipped; with SKINJOB_REQUIRE_SLURM=1 it fails.
     """
     if not TMUX:
         if os.environ.get("SKINJOB_REQUIRE_SLURM") == "1":
@@ -97,7 +97,7 @@ def on_a_pty(*words: str | Path, cwd: Path, columns: int, typed: str = "", **env
     timer = Timer(60, process.kill)
     timer.start()
     output = b""
-    with contextlib.suppress(OSError):  # Linux's end of a terminal that nobody writes to any more
+    with contextlib.suppress(OSError):  # Linux raises it when no process has the other end open
         while part := os.read(our_end, 1 << 16):
             output += part
     timer.cancel()

@@ -26,7 +26,7 @@ def make_tree(
     num_test: int = 4,
     classes: Sequence[str] = ("benign", "malignant"),
 ) -> Path:
-    """Makes noisy images of several shapes, num_train and num_test of each class."""
+    """Makes noisy images of several shapes: num_train and num_test images of each class."""
     draws = np.random.default_rng(0)
     for split, count in (("train", num_train), ("test", num_test)):
         for name in classes:
@@ -76,7 +76,7 @@ def make_sweep(
 
 
 def left(run: Run) -> tuple[Any, ...]:
-    """Returns what a finished run leaves, without what differs from one attempt to the next."""
+    """Returns the results of a finished run, without the columns that hold times."""
     with run.metrics_file.open(newline="") as lines:
         rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
     part = "head" if run.config().train == "head" else "model"

@@ -12,7 +12,7 @@ from skinjob.weights.file import WeightsInfo, read_weights_info, write_weights
 
 
 def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
-    """Makes *path* a weights file that says "untrained", the same bytes for the same *seed*.
+    """Writes weights that are marked as untrained; the same *seed* gives the same bytes.
 
     Convolutions are drawn as He et al., "Delving Deep into Rectifiers" (2015), by fan-out.
     """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # down.sh STATE: stops what up.sh started for STATE, its jobs first, and nothing else.
-# STATE and its logs stay. Asking again, or for a STATE that never was, changes nothing.
+# STATE and its logs stay. Calling it again, or for a STATE that never existed, changes nothing.
 set -uo pipefail
 
 say() { echo "slurm: $*" >&2; }
@@ -16,7 +16,7 @@ started_here() {  # PID START: is it still that process? Pids are used again.
   [ -n "$2" ] && [ "$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20)" = "$2" ]
 }
 
-# Jobs outlive slurmd, so they are cancelled while there is still somebody to do it.
+# Jobs outlive slurmd, so they are cancelled while slurmctld is still there.
 name=$(cat "$state/pid/netns" 2>/dev/null)
 if [ -s "$state/pid/slurmctld" ] && read -r pid started <"$state/pid/slurmctld" &&
   started_here "$pid" "$started"; then
@@ -27,7 +27,7 @@ if [ -s "$state/pid/slurmctld" ] && read -r pid started <"$state/pid/slurmctld" 
     while [ -n "$(squeue -h)" ]; do sleep 0.2; done' || say "some jobs may be left"
 fi
 
-# All at once: each takes about two seconds, and has nothing left to say to the others.
+# All at once: each takes about two seconds, and none needs the others any more.
 daemons=(slurmd slurmctld slurmdbd mariadbd munged)
 running() {  # DAEMON: sets pid; is it still there?
   [ -s "$state/pid/$1" ] && read -r pid started <"$state/pid/$1" && started_here "$pid" "$started"

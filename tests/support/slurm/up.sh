@@ -3,11 +3,11 @@
 #
 # Starts a private one-node SLURM cluster behind an air gap and returns when its node is idle. Its
 # partitions: lab, the default, without a limit; short, of 30 minutes; closed, which is down.
-# Asking again for the same STATE, with no options, changes nothing and starts only what has died.
+# Calling it again with the same STATE and no options starts only the daemons that have ended.
 #   --accounting  dbd: slurmdbd on its own MariaDB, so that sacct answers. none (default): no sacct.
 #   --gpus        fake GPUs (default 4)
 #   --gpu-type    their type, as a job may ask for it (default: none)
-#   --cpus        CPUs that SLURM believes in (default 8); may be more than there are
+#   --cpus        CPUs that SLURM counts (default 8); may be more than the machine has
 # What is in STATE/site.conf, if there is one, is added to slurm.conf.
 # Needs root. Touches STATE and /run/netns, nothing else. Afterwards:
 #   . STATE/env.sh; nsenter --net="$SLURM_NETNS" sinfo
@@ -109,8 +109,8 @@ inside() { nsenter --net="$netns" "$@"; }
 
 # ---- the air gap: a network namespace with loopback only ------------------------------------
 
-# Named once and remembered. A name derived from STATE could meet a namespace that a killed
-# session left behind, with its daemons still on the ports.
+# The name is chosen once and kept. A name derived from STATE could be that of a namespace that a
+# killed session left behind, with its daemons still on the ports.
 [ -s "$state/pid/netns" ] || echo "skinjob-$$-$RANDOM" >"$state/pid/netns"
 name=$(cat "$state/pid/netns")
 netns=/run/netns/$name
@@ -153,8 +153,8 @@ else
 JobAcctGatherType=jobacct_gather/none"
 fi
 
-# Memory is given out, 1 GB to a job that does not ask, and with accounting a job that takes more is
-# killed within a second: by slurmd itself, as clusters side by side would share cgroups.
+# Memory is shared out: a job that does not ask gets 1 GB. With accounting, a job that uses more than
+# it got is killed within a second: by slurmd, because clusters side by side would share cgroups.
 # cred_expire: a requeued job waits until its old credential is void; the default is 120 s.
 # MinJobAge: scontrol remembers finished jobs for as long as any test asks.
 # batch_sched_delay and the intervals: a test's job starts within a second, not within a minute.
@@ -224,7 +224,7 @@ StoragePass=slurm
 StorageLoc=slurm_acct
 CONF
   )
-  # A MariaDB that starts clears its temporary folder of tables, another server's in /tmp as well.
+  # MariaDB deletes tables from its temporary folder when it starts: in /tmp also another server's.
   mkdir -p "$state/tmp"
   if [ ! -e "$state/mysql/installed" ]; then
     TMPDIR=$state/tmp mariadb-install-db --no-defaults --user=root --datadir="$state/mysql" --skip-test-db \
@@ -232,7 +232,7 @@ CONF
       { say "mariadb-install-db failed:"; tail "$state/log/mariadb-install.out" >&2; exit 4; }
     touch "$state/mysql/installed"
   fi
-  # Durability is off: what a power cut would lose here is a test.
+  # Durability is off: a power cut would lose only a test.
   start mariadbd mariadbd --no-defaults --user=root --datadir="$state/mysql" \
     --tmpdir="$state/tmp" --socket="$state/mysql/s" --pid-file="$state/mysql/pid" --bind-address=127.0.0.1 \
     --skip-log-bin --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900
