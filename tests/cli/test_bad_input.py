@@ -1,7 +1,7 @@
-"""What a user can get wrong, and the line that answers it: one table, row by row.
+"""A table of wrong input, and what the error says about each.
 
-`PYTHONPATH=tests/support python tests/cli/test_bad_input.py` prints
-it in Markdown, with what was really said.
+`PYTHONPATH=tests/support python tests/cli/test_bad_input.py` prints the table in Markdown, with the
+errors that skinjob really prints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from skinjob.submit.folders import write_plan
 from skinjob.submit.plan import Plan, make_plan, new_bytes
 from skinjob.weights.backbones import RESNET18
 
-ROOT = Path("/usr/share").resolve()  # on a file system of the machine's, not in memory
+ROOT = Path("/usr/share").resolve()  # on a disk of this machine, not in memory
 HUGE = "9" * 5000
 LONG = "x" * 300
 SUBMIT = ("submit", "--batch-sizes", "4", "--cluster", "local")
@@ -41,15 +41,15 @@ SUBMIT = ("submit", "--batch-sizes", "4", "--cluster", "local")
 
 @dataclass(frozen=True)
 class Case:
-    """One slip: how it is made, and what is said to it."""
+    """A wrong input: how it is made, and what the error says."""
 
     id: str
     arguments: tuple[str, ...]
     says: str
-    """In the first line; {here} is the folder that the command is called in."""
+    """Is in the first line of the error; {here} is the folder of the command."""
     code: int = 1
     make: Callable[[Path], None] = lambda here: None
-    """Makes what the slip needs, in that folder."""
+    """Prepares that folder."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -75,7 +75,7 @@ def environment(name: str, text: str, says: str, code: int = 2) -> Case:
 
 
 def weights(id: str, make: Callable[[Path], None], says: str, *, listed: bool = False) -> Case:  # noqa: A002
-    """A row about weights/resnet18.safetensors, which *make* may replace or change."""
+    """Returns a row about weights/resnet18.safetensors, which *make* may replace or change."""
 
     def prepare(here: Path) -> None:
         shared = (here / "weights").resolve()
@@ -89,7 +89,7 @@ def weights(id: str, make: Callable[[Path], None], says: str, *, listed: bool = 
 
 
 def images(id: str, make: Callable[[Path], None], says: str) -> Case:  # noqa: A002
-    """A row about skin_cancer/, which *make* may replace or change."""
+    """Returns a row about skin_cancer/, which *make* may replace or change."""
 
     def prepare(here: Path) -> None:
         shared = (here / "skin_cancer").resolve()
@@ -329,10 +329,10 @@ CASES = [
     environment("SKINJOB_SUBMIT_DRY_RUN", "maybe", "SKINJOB_SUBMIT_DRY_RUN: Invalid value for"),
     environment("SKINJOB_SUBMIT_ALLOW_NODE_LOCAL", "x", "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL: Invalid"),
     environment("SKINJOB_SUBMIT_JOB", "nowhere.toml", "job file nowhere.toml: no such file", 1),
-    Case("an option with a slip", ("submit", "--epoch", "3"), "No such option", 2),
+    Case("a misspelt option", ("submit", "--epoch", "3"), "No such option", 2),
     Case("an option without its value", ("submit", "--epochs"), "'--epochs' requires an arg", 2),
-    Case("a word too many", ("submit", "now"), "Got unexpected extra argument (now)", 2),
-    Case("a command with a slip", ("sumbit",), "No such command 'sumbit'", 2),
+    Case("an extra word", ("submit", "now"), "Got unexpected extra argument (now)", 2),
+    Case("a misspelt command", ("sumbit",), "No such command 'sumbit'", 2),
     Case("train without a run", ("train",), "Missing argument 'RUN...'", 2),
     Case("train of no run", ("train", "nowhere"), "nowhere is not a run: no config.json in it"),
     Case(
@@ -349,7 +349,7 @@ class Answer:
 
 
 def answer(case: Case, here: Path) -> Answer:
-    """Returns what `skinjob` says to a row in a folder, called in this process, which is quick."""
+    """Returns how `skinjob` answers a row in a folder; it runs in this process, to be fast."""
     errors = io.StringIO()
     with (
         contextlib.chdir(here) if sys.version_info >= (3, 11) else _chdir(here),
@@ -391,16 +391,16 @@ def make_project(here: Path) -> None:
 
 
 def borrow(shared: Path, here: Path) -> None:
-    """Makes a project of links to another's images and weights."""
+    """Makes a project whose images and weights are links to those of *shared*."""
     here.mkdir(exist_ok=True)
     for name in ("skin_cancer", "weights"):
         (here / name).symlink_to(shared / name)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Returns size and time of all in a folder, by path below it."""
-    found = {p.relative_to(folder).as_posix(): p.lstat() for p in folder.rglob("*")}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+    """Returns size and time of everything in a folder, by its path in the folder."""
+    paths = {p.relative_to(folder).as_posix(): p.lstat() for p in folder.rglob("*")}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in paths.items()}
 
 
 @pytest.fixture(scope="module")
@@ -411,31 +411,31 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
-def test_a_slip_is_answered_in_two_lines_and_makes_nothing(
+def test_wrong_input_gives_two_lines_and_changes_nothing(
     shared: Path, tmp_path: Path, case: Case
 ) -> None:
-    """Whatever is wrong is said where it is typed, with its very value, and nothing is touched."""
+    """The error repeats the wrong value and has a fix; no file changes."""
     borrow(shared, tmp_path)
     case.make(tmp_path)
     before = listing(tmp_path)
-    said = answer(case, tmp_path)
-    lines = said.errors.splitlines()
-    assert len(lines) == 2, said.errors
+    result = answer(case, tmp_path)
+    lines = result.errors.splitlines()
+    assert len(lines) == 2, result.errors
     assert lines[0].startswith("error: ")
     assert lines[1].startswith("fix:   ")
     assert case.says.replace("{here}", str(tmp_path)) in lines[0]
-    assert said.code == case.code
+    assert result.code == case.code
     assert listing(tmp_path) == before
 
 
-def test_the_table_has_no_two_rows_alike() -> None:
-    """A row that is there twice tests nothing more."""
+def test_every_row_of_the_table_is_different() -> None:
+    """A repeated row would test nothing new."""
     assert len({case.id for case in CASES}) == len(CASES) >= 60
 
 
 @pytest.mark.parametrize("table", JOB_TABLES)
 def test_every_key_of_a_job_file_has_a_type(table: str, tmp_path: Path) -> None:
-    """No key is taken from a job file without a look at what kind of value it has."""
+    """A value of the wrong type is refused for every key of a job file."""
     for key in JOB_TABLES[table]:
         file = tmp_path / f"{key}.toml"
         file.write_text(f"[{table}]\n{key} = {{a = 1}}\n")
@@ -469,10 +469,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="being another user ne
         (("--job", "root.toml"), "job file root.toml: Permission denied", 1),
     ],
 )
-def test_what_the_user_may_not_do_is_said_at_once(
+def test_a_path_without_permission_is_refused_by_name(
     shared: Path, arguments: tuple[str, ...], says: str, code: int
 ) -> None:
-    """A user without the rights is told which path it is, and nothing is queued."""
+    """A user without permission sees which path it is, and nothing is queued."""
     with open_to_others(shared) as here:
         (here / "closed").mkdir(mode=0o700)
         (here / "root").mkdir(mode=0o755)
@@ -493,7 +493,7 @@ def test_what_the_user_may_not_do_is_said_at_once(
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Yields a folder with a file system of its own, in memory."""
+    """Yields a folder on a separate file system, in memory."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
@@ -506,12 +506,12 @@ needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file syst
 
 
 @needs_mount
-def test_a_read_only_file_system_is_said(shared: Path, tmp_path: Path) -> None:
-    """On a read-only file system even root is told so before images are looked at."""
+def test_a_read_only_file_system_is_refused(shared: Path, tmp_path: Path) -> None:
+    """A read-only file system is an error before any image is read, even for root."""
     borrow(shared, tmp_path)
     with mounted(tmp_path / "disk", "ro"):
-        said = answer(Case("", (*SUBMIT, "--runs", "disk/runs"), ""), tmp_path)
-    assert "error: --runs disk/runs: disk is on a read-only file system\n" in said.errors
+        result = answer(Case("", (*SUBMIT, "--runs", "disk/runs"), ""), tmp_path)
+    assert "error: --runs disk/runs: disk is on a read-only file system\n" in result.errors
 
 
 @needs_mount
@@ -526,25 +526,25 @@ def test_a_read_only_file_system_is_said(shared: Path, tmp_path: Path) -> None:
     ],
     ids=["it fits", "views", "checkpoints"],
 )
-def test_a_sweep_that_does_not_fit_is_refused_with_both_numbers(
+def test_a_sweep_that_does_not_fit_the_disk_is_refused(
     shared: Path, tmp_path: Path, arguments: tuple[str, ...], megabytes: int | None
 ) -> None:
-    """What the disk has no room for is refused before it is queued, with both numbers."""
+    """Before anything is queued, the error shows how much the sweep writes and how much is free."""
     borrow(shared, tmp_path)
     with mounted(tmp_path / "disk", "size=2m") as disk:
         case = Case("", (*SUBMIT, *arguments, "--runs", "disk", "--dry-run"), "")
-        said = answer(case, tmp_path)
+        result = answer(case, tmp_path)
         assert list(disk.iterdir()) == []
     if megabytes is None:
-        assert said.code == 0, said.errors
+        assert result.code == 0, result.errors
     else:
         wanted = f"error: --runs disk: the sweep writes up to {megabytes} MB, and 2 MB are free\n"
-        assert said.errors.startswith(wanted)
-        assert said.code == 1
+        assert result.errors.startswith(wanted)
+        assert result.code == 1
 
 
-def test_what_is_there_already_needs_no_room(shared: Path, tmp_path: Path) -> None:
-    """On a full disk the same submit again is not refused, and views that are there count."""
+def test_files_that_exist_need_no_new_space(shared: Path, tmp_path: Path) -> None:
+    """The same submit again works on a full disk: existing rows and views need no new space."""
 
     def plan(batch_sizes: tuple[int, ...], train: str) -> Plan:
         return make_plan(
@@ -576,7 +576,7 @@ def test_what_is_there_already_needs_no_room(shared: Path, tmp_path: Path) -> No
 
 @pytest.fixture
 def slurm_node(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project where there seems to be SLURM: sbatch is a fake, and never gets called here."""
+    """A project on a machine that seems to have SLURM: sbatch is a fake that is never called."""
     borrow(shared, tmp_path)
     fake = tmp_path / "bin/sbatch"
     _write(fake, b"#!/bin/sh\nexit 1\n")
@@ -591,8 +591,8 @@ def on_slurm(here: Path, *arguments: str, **env: str) -> Answer:
     return answer(Case("", command, "", env=env), here)
 
 
-def test_on_slurm_a_place_of_this_machine_alone_is_refused(slurm_node: Path) -> None:
-    """Below /tmp, $TMPDIR or in memory the nodes see nothing: each path is told with its reason."""
+def test_on_slurm_a_path_that_nodes_cannot_see_is_refused(slurm_node: Path) -> None:
+    """A path below /tmp, below $TMPDIR or in memory is refused with its option and the reason."""
     elsewhere = {"TMPDIR": str(ROOT)}
     data = str(ROOT / "data")
     for arguments, env, says in (
@@ -601,11 +601,11 @@ def test_on_slurm_a_place_of_this_machine_alone_is_refused(slurm_node: Path) -> 
         (("--data", data, "--weights", "/dev/shm/w"), {}, "--weights /dev/shm/w is below /dev/shm"),
         (("--data", data), elsewhere, f"--data {data} is below $TMPDIR: compute nodes do not see"),
     ):
-        said = on_slurm(slurm_node, *arguments, **env)
-        assert said.code == 1
-        assert says in said.errors
-        assert "fix:   " in said.errors
-        assert "--allow-node-local" in said.errors
+        result = on_slurm(slurm_node, *arguments, **env)
+        assert result.code == 1
+        assert says in result.errors
+        assert "fix:   " in result.errors
+        assert "--allow-node-local" in result.errors
 
 
 @pytest.mark.parametrize(
@@ -619,12 +619,12 @@ def test_on_slurm_a_place_of_this_machine_alone_is_refused(slurm_node: Path) -> 
         (("--python", "env python3"), None),
     ],
 )
-def test_on_slurm_a_python_of_this_machine_alone_is_refused(
+def test_on_slurm_a_python_that_nodes_cannot_see_is_refused(
     slurm_node: Path, options: tuple[str, ...], says: str | None
 ) -> None:
-    """All that a job opens is looked at: its Python, a venv in /tmp, files that set-up lines read.
+    """A job's Python and the files that its set-up lines read are checked as well.
 
-    The venv is a real one, whose Python is a link to one that the nodes may have.
+    The venv is real; its Python is a link to a file that the nodes may have.
     """
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         venv = Path(folder, "venv")
@@ -637,23 +637,24 @@ def test_on_slurm_a_python_of_this_machine_alone_is_refused(
             capture_output=True,
             text=True,
         )
-        (found,) = [one for one in json.loads(result.stdout)["checks"] if one["name"] == "Python"]
-        words = found["found"]
+        checks = json.loads(result.stdout)["checks"]
+        (check,) = [check for check in checks if check["name"] == "Python"]
+        words = check["found"]
         assert ("compute nodes do not see it" in words) == bool(says)
         assert (says or "").format(venv=venv) in words
-        assert not says or "--allow-node-local" in found["fix"]
+        assert not says or "--allow-node-local" in check["fix"]
 
 
-def test_on_slurm_the_user_may_say_that_nodes_share_such_a_place(slurm_node: Path) -> None:
-    """Where a site shares its /tmp, an option, a variable or the job file says so."""
+def test_on_slurm_a_shared_tmp_can_be_allowed(slurm_node: Path) -> None:
+    """If the nodes share /tmp, the user can say so with an option, a variable or the job file."""
     _write(slurm_node / "site.toml", b"[cluster]\nallow_node_local = true\n")
     for arguments, env in (
         (("--allow-node-local",), {}),
         ((), {"SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1"}),
         (("--job", "site.toml"), {}),
     ):
-        said = on_slurm(slurm_node, *arguments, **env)
-        assert said.code == 0, said.errors
+        result = on_slurm(slurm_node, *arguments, **env)
+        assert result.code == 0, result.errors
 
 
 @pytest.mark.parametrize(
@@ -664,24 +665,24 @@ def test_on_slurm_the_user_may_say_that_nodes_share_such_a_place(slurm_node: Pat
         ("line\nbreak", "a control character such as a line break would end the #SBATCH line"),
     ],
 )
-def test_on_slurm_a_path_that_sbatch_would_not_read_as_it_is_is_refused(
+def test_on_slurm_a_path_that_sbatch_would_change_is_refused(
     slurm_node: Path, runs: str, reason: str
 ) -> None:
-    """A path that #SBATCH --output cannot hold is refused with the reason, and nothing is made."""
-    said = on_slurm(slurm_node, "--runs", runs, "--allow-node-local")
-    assert (said.code, reason in said.errors) == (1, True), said.errors
+    """A path that #SBATCH --output cannot contain is refused with the reason; no file is made."""
+    result = on_slurm(slurm_node, "--runs", runs, "--allow-node-local")
+    assert (result.code, reason in result.errors) == (1, True), result.errors
     assert not (slurm_node / runs).exists()
 
 
 def test_on_slurm_a_gpu_run_without_a_gpu_is_refused(slurm_node: Path) -> None:
-    """A request that cannot train is refused at the login node."""
-    said = on_slurm(slurm_node, "--gpus", "0", "--device", "cuda", "--allow-node-local")
-    assert said.code == 1
-    assert "--device cuda needs a GPU, but --gpus is 0" in said.errors
+    """A request that cannot train is refused on the login node."""
+    result = on_slurm(slurm_node, "--gpus", "0", "--device", "cuda", "--allow-node-local")
+    assert result.code == 1
+    assert "--device cuda needs a GPU, but --gpus is 0" in result.errors
 
 
 def test_a_file_system_is_known_by_its_innermost_mount(tmp_path: Path) -> None:
-    """A disk in memory is seen wherever it is mounted, and nothing above it is taken for one."""
+    """A folder has the type of the last file system that is mounted at it or above it."""
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw 0 0\nnfs:/home /home nfs4 rw 0 0\n"
@@ -700,7 +701,7 @@ def test_a_file_system_is_known_by_its_innermost_mount(tmp_path: Path) -> None:
 
 def main_table() -> None:
     """Prints the table in Markdown."""
-    print("| input | what is said | exit code |\n| --- | --- | --- |")
+    print("| input | error | exit code |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(folder, "shared")
         make_project(shared)
@@ -708,9 +709,9 @@ def main_table() -> None:
             here = Path(folder, str(number))
             borrow(shared, here)
             case.make(here)
-            said = answer(case, here)
-            first = said.errors.splitlines()[0].removeprefix("error: ").replace(str(here), "HERE")
-            cells = [case.id, _short(first), str(said.code)]
+            result = answer(case, here)
+            first = result.errors.splitlines()[0].removeprefix("error: ").replace(str(here), "HERE")
+            cells = [case.id, _short(first), str(result.code)]
             print(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
 
 
@@ -723,8 +724,8 @@ if __name__ == "__main__":
 
 
 @needs_root
-def test_a_limit_of_threads_is_said(shared: Path) -> None:
-    """Where a login node allows a user few threads, nothing is a traceback or a Ctrl-C."""
+def test_a_limit_of_threads_is_an_error(shared: Path) -> None:
+    """If a login node allows too few threads, the user sees an error and not a traceback."""
     with open_to_others(shared) as here:
         os.chown(here, 54321, 54321)
         limits = ["prlimit", "--nproc=1", "setpriv", "--reuid=54321", "--clear-groups"]

@@ -1,6 +1,6 @@
-"""A submit that is broken off, doubled or not answered: nothing half made stays, nothing is lost.
+"""A submit that is interrupted, or runs twice at once, loses no run and leaves no partial sweep.
 
-Interrupts and kills are real, at file operations that are counted.
+Interrupts and kills are real. They come at a chosen file operation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def step(event, arguments):
 sys.addaudithook(step)
 main(sys.argv[3:])
 """
-"""`skinjob`, sent a signal at its n-th file operation in the folder of runs."""
+"""`skinjob` that gets a signal at its n-th file operation in the folder of runs."""
 
 
 def stopped(at: int, number: int, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -49,8 +49,8 @@ def stopped(at: int, number: int, cwd: Path) -> subprocess.CompletedProcess[str]
 @pytest.mark.train
 @pytest.mark.parametrize("at", [3, 8, 15])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
-def test_a_submit_that_is_broken_off_can_be_repeated(project: Path, at: int, number: int) -> None:
-    """Wherever a submit ends, the same command goes on, and no half a sweep is seen."""
+def test_an_interrupted_submit_can_be_repeated(project: Path, at: int, number: int) -> None:
+    """The same command continues, wherever the first ended, and no partial sweep is visible."""
     result = stopped(at, number, project)
     assert result.returncode in (130, -signal.SIGKILL), result.stderr
     assert all(sweep.sweep_file.exists() for sweep in map(Sweep, (project / "runs").glob("[!.]*")))
@@ -65,7 +65,7 @@ def test_a_submit_that_is_broken_off_can_be_repeated(project: Path, at: int, num
 
 @pytest.mark.train
 def test_two_submits_of_one_name_make_one_sweep(project: Path) -> None:
-    """The second waits for the first, says so, and finds what it has queued."""
+    """The second submit waits for the first, says so, and does not queue the jobs again."""
     lock = project / "runs" / f".submit-{os.geteuid()}.lock"
     lock.parent.mkdir()
     command = [sys.executable, "-m", "skinjob", *SUBMIT]
@@ -89,9 +89,9 @@ def test_two_submits_of_one_name_make_one_sweep(project: Path) -> None:
 
 
 @pytest.mark.train
-@pytest.mark.skipif(os.geteuid() != 0, reason="to be two users one has to be root")
-def test_no_reader_keeps_a_submit_waiting(project: Path) -> None:
-    """Whoever can read a folder of runs cannot hold its lock: it is its owner's alone."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="being another user needs root")
+def test_another_user_cannot_block_a_submit(project: Path) -> None:
+    """A user who can read a folder of runs cannot hold its lock: only the owner can open it."""
     assert skinjob(*SUBMIT, "--wait", cwd=project).returncode == 0
     (lock,) = (project / "runs").glob(".submit*.lock")
     opened = subprocess.run(
@@ -109,10 +109,10 @@ def test_no_reader_keeps_a_submit_waiting(project: Path) -> None:
     )
 
 
-def test_a_status_that_was_overtaken_by_a_submit_loses_no_run(
+def test_a_submit_that_ends_during_a_status_loses_no_run(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A submit may end while the folders are read: its jobs are looked at once more."""
+    """If a submit ends while `status` reads the folders, `status` looks at the jobs again."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     sweep = make_sweep(data, weights, project / "runs", batch_sizes=(4,))
     (run,) = sweep.runs()
@@ -124,11 +124,11 @@ def test_a_status_that_was_overtaken_by_a_submit_loses_no_run(
         return True
 
     class Queue(SlurmQueue):
-        """SLURM with one job that waits."""
+        """SLURM with a job that waits."""
 
         def jobs(self, sweep: Sweep) -> dict[str, QueuedJob]:
             return {run.name: QueuedJob("7", is_waiting=True, note="other jobs are before it")}
 
     monkeypatch.setattr(state, "_nobody_submits", submit_ends)
-    assert [one.status for one in state.sweep_status(sweep, Queue()).runs] == ["waiting"]
+    assert [status.status for status in state.sweep_status(sweep, Queue()).runs] == ["waiting"]
     assert run.state().status == "waiting"

@@ -1,4 +1,4 @@
-"""`skinjob cancel` without SLURM, and what a job does with a run that was cancelled."""
+"""`skinjob cancel` without SLURM, and what a job does with a cancelled run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from skinjob.sweeps.layout import Run, Sweep
 
 @pytest.fixture
 def sweep(project: Path) -> Sweep:
-    """A local sweep with a run that is done, and one at work on another machine."""
+    """A local sweep with two runs: the first is done, the second is running on another machine."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     made = make_sweep(data, weights, project / "runs", batch_sizes=(4, 8))
     done, running = made.runs()
@@ -34,7 +34,7 @@ def sweep(project: Path) -> Sweep:
 
 @pytest.mark.train
 def test_a_local_sweep_is_cancelled(project: Path) -> None:
-    """The run at work ends, those that wait never begin, and retry leaves both alone."""
+    """The running run ends, the waiting run never starts, and retry leaves both alone."""
     options = ("--batch-sizes", "4,8", "--epochs", "400", "--train", "all", "--cluster", "local")
     assert skinjob("submit", *options, cwd=project).returncode == 0
     sweep = only_sweep(project / "runs")
@@ -42,26 +42,28 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
     wait_until(lambda: first.state().status == "running")
     pid = first.state().pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)  # else it may let go of its run before it is told to end
+    os.kill(
+        pid, signal.SIGSTOP
+    )  # otherwise it may release its run before it gets the signal to end
     result = skinjob("cancel", sweep.name, cwd=project)
     os.kill(pid, signal.SIGCONT)
     assert result.returncode == 0, result.stderr
     assert len(re.findall(r"^bs\S+ +cancelled$", result.stdout, re.M)) == 2
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=20)
-    LocalQueue().require_free(sweep)  # its queue has nothing left to do
+    LocalQueue().require_free(sweep)  # its queue has ended
     for run in (first, second):
         state = run.state()
         assert (state.status, state.failure, state.reason) == ("cancelled", None, None)
     assert "SIGTERM: leaves" in first.log_file.read_text()
     assert second.state().attempts == 0
     assert set(status_by_run(sweep).values()) == {"cancelled"}
-    told = skinjob("retry", sweep.name, "--dry-run", cwd=project).stdout
-    assert "nothing in " in told
+    retried = skinjob("retry", sweep.name, "--dry-run", cwd=project).stdout
+    assert "nothing in " in retried
 
 
 @pytest.mark.train
-def test_a_process_lets_go_of_a_run_that_was_cancelled(sweep: Sweep, project: Path) -> None:
-    """Its folder says so, and the process, wherever it is, writes no more to it."""
+def test_a_process_releases_a_cancelled_run(sweep: Sweep, project: Path) -> None:
+    """A process on any machine reads from the run's folder that it must write no more to it."""
     from skinjob.train.lease import Lease
 
     running = sweep.runs()[1]
@@ -74,8 +76,8 @@ def test_a_process_lets_go_of_a_run_that_was_cancelled(sweep: Sweep, project: Pa
     assert running.state().epoch == 1
 
 
-def test_what_is_done_stays_done(sweep: Sweep, project: Path) -> None:
-    """A finished run cannot be called off, and is told apart; a second time there is nothing."""
+def test_cancel_leaves_a_done_run_alone(sweep: Sweep, project: Path) -> None:
+    """`cancel` lists a finished run as left alone; a second `cancel` changes nothing."""
     done, running = sweep.runs()
     before = done.state()
     result = skinjob("cancel", "sweep", cwd=project)
@@ -92,24 +94,24 @@ def test_what_is_done_stays_done(sweep: Sweep, project: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["done", "running"])
-def test_a_run_that_speaks_just_then_is_heard(
+def test_cancel_respects_a_state_that_is_written_meanwhile(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    """One that ended in that moment is done; one whose heartbeat came over it is cancelled."""
+    """A run that ends at that moment is done; a run that only writes a heartbeat is cancelled."""
     running = sweep.runs()[1]
     at_work = running.state()
 
-    def speak(seconds: float) -> None:
+    def write_state(seconds: float) -> None:
         write_json(running.state_file, asdict(at_work) | {"status": state})
 
-    monkeypatch.setattr("skinjob.submit.cancel.time.sleep", speak)
+    monkeypatch.setattr("skinjob.submit.cancel.time.sleep", write_state)
     assert cancel(sweep, []).cancelled == ((running.name,) if state == "running" else ())
     assert running.state().status == ("cancelled" if state == "running" else "done")
 
 
 @pytest.mark.train
-def test_a_job_does_not_begin_on_a_run_that_was_cancelled(sweep: Sweep, project: Path) -> None:
-    """It may have been queued before, and start after; `train` by hand still takes the run."""
+def test_a_job_does_not_start_a_cancelled_run(sweep: Sweep, project: Path) -> None:
+    """A job that was queued before the cancel and starts after it leaves the run alone."""
     from skinjob.train.job import run_job
 
     running = sweep.runs()[1]
@@ -120,37 +122,37 @@ def test_a_job_does_not_begin_on_a_run_that_was_cancelled(sweep: Sweep, project:
 
 
 @pytest.mark.parametrize(("answer", "is_cancelled"), [("n", False), ("y", True)])
-def test_a_person_is_asked_before_a_whole_sweep_is_cancelled(
+def test_cancel_asks_before_it_cancels_a_whole_sweep(
     sweep: Sweep, project: Path, answer: str, is_cancelled: bool
 ) -> None:
-    """A slip of the hand costs no night's work."""
-    said = on_a_terminal(f"{answer}\n", "cancel", "sweep", cwd=project)
-    assert "1 run of runs/sweep running. Cancel all? [y/N]" in said
+    """On a terminal, only the answer y cancels: a typing mistake costs no night's work."""
+    output = on_a_terminal(f"{answer}\n", "cancel", "sweep", cwd=project)
+    assert "1 run of runs/sweep running. Cancel all? [y/N]" in output
     assert (sweep.runs()[1].state().status == "cancelled") == is_cancelled
-    assert ("nothing was cancelled" in said) != is_cancelled
+    assert ("nothing was cancelled" in output) != is_cancelled
 
 
 @pytest.mark.slow
-def test_nobody_is_asked_with_yes_or_a_run_s_name(sweep: Sweep, project: Path) -> None:
-    """Whoever names a run, or says yes, means it."""
+def test_cancel_does_not_ask_with_yes_or_with_a_run(sweep: Sweep, project: Path) -> None:
+    """A user who names a run or gives --yes is not asked again."""
     running = sweep.runs()[1]
     assert "?" not in on_a_terminal("", "cancel", "sweep", running.name, cwd=project)
     assert running.state().status == "cancelled"
-    take_up(running)
+    restart(running)
     assert "?" not in on_a_terminal("", "cancel", "sweep", "--yes", cwd=project)
     assert running.state().status == "cancelled"
 
 
-def take_up(run: Run) -> None:
+def restart(run: Run) -> None:
     run.update_state(status="running", failure=None, reason=None, fix=None)
 
 
 def on_a_terminal(typed: str, *arguments: str, cwd: Path) -> str:
-    """Returns what `skinjob` says on a terminal at which this is typed."""
+    """Returns the output of `skinjob` on a terminal where *typed* is typed."""
     ours, theirs = pty.openpty()
     os.write(ours, typed.encode())
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "skinjob", *arguments],
             cwd=cwd,
             env=os.environ | import_path(),
@@ -162,4 +164,4 @@ def on_a_terminal(typed: str, *arguments: str, cwd: Path) -> str:
     finally:
         os.close(ours)
         os.close(theirs)
-    return said.stdout + said.stderr
+    return result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""`skinjob clean`: what it shows, what it removes, and what it never touches."""
+"""`skinjob clean`: what it shows, what it removes and what it never touches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fill(file: Path, num_bytes: int = 50_000) -> Path:
 
 
 def make_runs(project: Path, state: RunState = FAILED) -> Sweep:
-    """Returns a sweep of one run that is done and one in a *state*, with all that jobs leave."""
+    """Makes a sweep with a done run and a run in *state*, with all files that jobs leave."""
     sweep = draw_sweep(project / "runs/s", batch_sizes=(32, 64), states={SECOND: state})
     for run in sweep.runs():
         fill(run.folder / ".state.json.x.part")
@@ -41,24 +41,24 @@ def make_runs(project: Path, state: RunState = FAILED) -> Sweep:
 
 
 def du(folder: Path) -> int:
-    """Returns the bytes that a folder takes on the disk, by du."""
-    said = subprocess.check_output(["du", "--summarize", "--block-size=1", folder], text=True)
-    return int(said.split()[0])
+    """Returns the bytes that a folder takes on the disk, as `du` counts them."""
+    output = subprocess.check_output(["du", "--summarize", "--block-size=1", folder], text=True)
+    return int(output.split()[0])
 
 
 def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def removed(said: str, words: str) -> int:
-    """Returns the bytes that a line of the output names."""
-    (line,) = [line for line in said.splitlines() if line.startswith(words)]
+def removed(output: str, words: str) -> int:
+    """Returns the number of bytes in the line of the output that begins with *words*."""
+    (line,) = [line for line in output.splitlines() if line.startswith(words)]
     return int(line.removeprefix(words).split()[0].replace(",", ""))
 
 
 @pytest.mark.slow
-def test_what_is_shown_is_what_du_sees_freed(tmp_path: Path) -> None:
-    """The bytes are counted as the disk counts them, and without --yes nothing is removed."""
+def test_clean_frees_as_many_bytes_as_it_shows(tmp_path: Path) -> None:
+    """`clean` counts bytes as `du` does; without --yes it removes nothing."""
     make_runs(tmp_path)
     before, there = du(tmp_path / "runs"), files(tmp_path)
     shown = skinjob("clean", cwd=tmp_path)
@@ -72,7 +72,7 @@ def test_what_is_shown_is_what_du_sees_freed(tmp_path: Path) -> None:
     assert {path for path in left if "bs0" not in path} == {
         f".submit-{os.geteuid()}.lock",
         "s/sweep.json",
-        "s/submission/12_1_0_log.out",  # status shows what the failed run's job said
+        "s/submission/12_1_0_log.out",  # status shows this output of the failed run's job
     }
     assert {f"s/{SECOND}/{name}" for name in ("config.json", "state.json", "metrics.csv")} < left
     assert "nothing to remove" in skinjob("clean", cwd=tmp_path).stdout
@@ -86,8 +86,10 @@ def test_what_is_shown_is_what_du_sees_freed(tmp_path: Path) -> None:
         ("--submission", {"12_0_", "12_submission", "link"}),
     ],
 )
-def test_kinds_are_removed_by_themselves(tmp_path: Path, kind: str, gone: set[str]) -> None:
-    """Who wants the room of the caches keeps the checkpoints."""
+def test_an_option_removes_its_kind_of_files_only(
+    tmp_path: Path, kind: str, gone: set[str]
+) -> None:
+    """A user who removes the caches keeps the checkpoints, and so on."""
     make_runs(tmp_path)
     before = files(tmp_path)
     skinjob("clean", kind, "--yes", cwd=tmp_path)
@@ -96,8 +98,8 @@ def test_kinds_are_removed_by_themselves(tmp_path: Path, kind: str, gone: set[st
     assert all(any(word in file for file in before - files(tmp_path)) for word in gone)
 
 
-def test_sweeps_and_caches_at_work_are_left_alone(tmp_path: Path) -> None:
-    """A run that another machine has in hand keeps its files, and the views it is about to read."""
+def test_sweeps_and_caches_in_use_are_left_alone(tmp_path: Path) -> None:
+    """A run on another machine keeps its files and the views that it may read next."""
     sweep = make_runs(tmp_path, AT_WORK)
     sweep.runs()[1].update_state()  # a heartbeat
     draw_sweep(tmp_path / "runs/over", batch_sizes=(32,))
@@ -111,31 +113,31 @@ def test_sweeps_and_caches_at_work_are_left_alone(tmp_path: Path) -> None:
     assert "left alone: runs/.cache: runs that use it are waiting or running" in result.stdout
 
 
-def test_one_sweep_is_cleared_without_what_all_share(tmp_path: Path) -> None:
-    """Named, a sweep alone is cleared, and the caches only where that is said too."""
+def test_clean_of_a_sweep_leaves_the_shared_caches(tmp_path: Path) -> None:
+    """If a sweep is named, only its own files are removed."""
     make_runs(tmp_path)
     skinjob("clean", "s", "--yes", cwd=tmp_path)
     assert files(tmp_path / "runs/.cache")
     assert not (tmp_path / f"runs/s/{SECOND}/checkpoint.pt").exists()
 
 
-def test_a_cancelled_run_keeps_where_it_goes_on(tmp_path: Path) -> None:
-    """Whoever cancelled a run was told that it can be taken up where it was."""
+def test_a_cancelled_run_keeps_its_checkpoints(tmp_path: Path) -> None:
+    """A cancelled run can still continue after its last epoch, as `cancel` says."""
     cancelled = RunState(status="cancelled", epoch=3)
     sweep = make_runs(tmp_path, cancelled)
     skinjob("clean", "--yes", cwd=tmp_path)
     assert all(file.exists() for file in sweep.runs()[1].checkpoint_files)
 
 
-def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    """A slip in --runs is told, and leaves nothing."""
+def test_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
+    """A typing mistake in --runs is an error and leaves no folder behind."""
     result = skinjob("clean", "--runs", "rnus", "--yes", cwd=tmp_path)
     assert refusal(result) == "--runs rnus: no such folder"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """A cache or a run that lies elsewhere is not emptied through its link."""
+    """A cache or run that is a link to another place is not emptied."""
     sweep = make_runs(tmp_path)
     elsewhere = tmp_path / "elsewhere"
     (tmp_path / "runs/.cache").rename(elsewhere)
@@ -150,7 +152,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_others_use_is_left_alone(tmp_path: Path) -> None:
-    """Another user's jobs may be at work with the views in it."""
+    """Another user's jobs may be using the views in it."""
     if os.geteuid() != 0:
         pytest.skip("giving a file to another user needs root")
     make_runs(tmp_path)

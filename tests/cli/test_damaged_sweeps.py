@@ -1,4 +1,4 @@
-"""Sweeps whose sweep.json lacks something, is damaged, or is of a newer skinjob."""
+"""A sweep.json that is incomplete, damaged or of a newer skinjob."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def sweep(project: Path) -> Sweep:
     return make_sweep(data, weights, project / "runs", batch_sizes=(4,))
 
 
-def test_a_sweep_without_jobs_is_shown_and_cleared(tmp_path: Path) -> None:
-    """A sweep.json that lacks what it need not have ends nothing in a traceback."""
+def test_status_and_clean_work_on_a_sweep_without_jobs(tmp_path: Path) -> None:
+    """An optional key that is missing from sweep.json is not an error."""
     sweep = draw_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=2)
     info = recorded(sweep)
     del info["jobs"]
@@ -40,10 +40,10 @@ def test_a_sweep_without_jobs_is_shown_and_cleared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_sweep_stops_no_command_on_others(
+def test_a_damaged_sweep_stops_no_command_on_other_sweeps(
     project: Path, sweep: Sweep, damage: str
 ) -> None:
-    """It is named with what is wrong; the other sweep is listed, shown, submitted and cleared."""
+    """Commands name the damaged sweep and the reason, and work on the other sweep."""
     broken = project / "runs/broken/sweep.json"
     broken.parent.mkdir()
     broken.write_text(DAMAGES[damage])
@@ -51,7 +51,7 @@ def test_a_damaged_sweep_stops_no_command_on_others(
     assert listed.returncode == 0, listed.stderr
     assert "broken  " in listed.stdout
     assert "broken/sweep.json" in listed.stdout
-    assert "1 lost" in listed.stdout  # no submit is left to give it a job
+    assert "1 lost" in listed.stdout  # no submit is running that could give it a job
     words = ("--cluster", "local", "--device", "cpu", "--precision", "fp32", "--epochs", "2")
     grid = (*words, "--lr", "0.1", "--batch-sizes", "4", "--dry-run")
     for name in ((), ("--name", "sweep")):

@@ -1,4 +1,4 @@
-"""README and docs/ are true: commands run as written, links and the file tree lead somewhere."""
+"""README and docs/ are true: their commands run as written, and every link and file exists."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/*.md"))}
 NOT_COMMANDS = {"does"}  # a sentence in sample output
 STORY = ("Set up", "On the laptop", "On the login node", "The report")  # README's sections
-ON_SLURM = "your-site.md"  # its commands ask a cluster; those of other pages work anywhere
+ON_SLURM = "your-site.md"  # its commands need SLURM; those of the other pages do not
 
 
 def commands(section: str) -> list[str]:
@@ -46,7 +46,7 @@ def commands_in(text: str) -> list[str]:
 
 @pytest.fixture
 def login_node(tmp_path: Path) -> Iterator[Path]:
-    """A real sshd on loopback whose users land in the folder that is yielded."""
+    """The folder in which the users of a real sshd on loopback start."""
     if not shutil.which("sshd", path="/usr/sbin:" + os.environ["PATH"]):
         pytest.skip("no sshd: apt-get install openssh-server openssh-client")
     if os.geteuid() != 0:
@@ -54,7 +54,7 @@ def login_node(tmp_path: Path) -> Iterator[Path]:
     home, keys = tmp_path / "login", tmp_path / "ssh"
     home.mkdir()
     keys.mkdir(mode=0o700)
-    Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it to drop its rights in
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it to drop its rights
     for name in ("host", "id"):
         subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", keys / name], check=True)
     port = 20000 + os.getpid() % 20000
@@ -97,21 +97,21 @@ def tools_in(folder: Path) -> Path:
 
 
 def _unmade(line: str) -> str:
-    """Returns what `make TARGET` would call, without the making of a .venv."""
+    """Returns the command that `make TARGET` would run after it has made a .venv."""
     if not line.startswith("make "):
         return line
     return make(*line.split()[1:], "--dry-run").splitlines()[-1].removeprefix(".venv/bin/")
 
 
 def make(*arguments: str) -> str:
-    """Returns what `make` says, also when the tests themselves were called by a make."""
+    """Returns the output of `make`, also if a make runs the tests."""
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.train
 def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
-    """The story of README from laptop to report works as it stands, and so do all other pages."""
+    """README's commands from laptop to report work as written, and so do those of other pages."""
     laptop, cluster = tmp_path / "laptop", login_node / "skinjob"
     laptop.mkdir()
     (cluster / "weights").mkdir(parents=True)
@@ -147,14 +147,14 @@ def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
     for line in dict.fromkeys(line for text in pages for line in commands_in(text)):
         if line in done:
             continue
-        # What trains is checked to the end, and then not queued: that was done above.
+        # Training was tested above: these commands check everything and then queue nothing.
         named = line.replace("SWEEP", sweep.name).replace("RUN", sweep.runs()[0].name)
         local = {"SKINJOB_SUBMIT_CLUSTER": "local", "SKINJOB_SUBMIT_DRY_RUN": "1"}
         run(named, cluster, SKINJOB_FETCH_WEIGHTS_SOURCE=str(tmp_path / name), **local)
 
 
 def test_your_site_runs_as_written(project: Path, slurm: Slurm) -> None:
-    """What the page on sites tells a person to type works on a real SLURM, in that order."""
+    """The commands of the page on sites work on a real SLURM, in their order."""
     shutil.copytree(ROOT / "jobs", project / "jobs")
     path = f"{tools_in(project)}:{os.environ['PATH']}"
     env = {"PATH": path, **import_path(), "SKINJOB_SUBMIT_BATCH_SIZES": "4"}
@@ -165,7 +165,7 @@ def test_your_site_runs_as_written(project: Path, slurm: Slurm) -> None:
 
 
 def test_set_up_is_two_make_targets() -> None:
-    """README's two commands exist, and every target of the Makefile is listed by `make` alone."""
+    """README's two commands exist, and `make` alone lists every target of the Makefile."""
     assert commands("Set up") == ["make demo", "make test"]
     listed = make()
     for target in ("fetch-weights", "demo", "test", "bench", "check", "docs", "clean"):
@@ -173,18 +173,18 @@ def test_set_up_is_two_make_targets() -> None:
 
 
 def test_the_reference_is_what_help_prints() -> None:
-    """docs/commands.md holds every command's help, to the letter; `make docs` writes it anew."""
+    """docs/commands.md has the exact help of every command; `make docs` writes it again."""
     reference = runpy.run_path(str(ROOT / "docs/reference.py"))
     written = reference["reference"]()
     assert PAGES["commands.md"] == written, "make docs"
     assert (ROOT / "jobs/default.toml").read_text() == reference["job_file"](), "make docs"
-    assert len(re.findall("^  --epochs ", written, re.M)) == 1, "submit's options stand there once"
+    assert len(re.findall("^  --epochs ", written, re.M)) == 1, "submit's options are listed once"
     for command in all_commands():
         assert f"### skinjob {command}\n" in written
 
 
-def test_no_page_names_what_is_not_there() -> None:
-    """Every command and option that a page speaks of exists."""
+def test_every_command_and_option_of_a_page_exists() -> None:
+    """No page names a command or option that skinjob does not have."""
     params = [param for command in all_commands().values() for param in command.params]
     options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
     for name, text in {"README.md": README, **PAGES}.items():
@@ -196,15 +196,15 @@ def test_no_page_names_what_is_not_there() -> None:
 
 
 def test_every_column_is_explained() -> None:
-    """The meaning of a column of metrics.csv is in the docs, in the words of the code."""
+    """The docs explain every column of metrics.csv, with the same words as the code."""
     rows = re.findall(
         r"^\| `(\w+)` \| (.*) \|$", PAGES["files.md"].split("### metrics.csv")[1], re.M
     )
     assert dict(rows) == METRICS
 
 
-def test_every_state_fault_and_reason_is_explained() -> None:
-    """Whatever word `skinjob status` prints of a run has a line in the docs."""
+def test_every_status_failure_and_reason_is_explained() -> None:
+    """Every word that `skinjob status` prints about a run has a line in the docs."""
     page = PAGES["when-a-job-fails.md"]
     assert set(re.findall(r"^\| (\w+) \|", page, re.M)) == {"status", "failure", *Status}
     assert re.findall(r"^\| `([^`]+)` \|", page, re.M) == list(Failure)
@@ -214,8 +214,8 @@ def test_every_state_fault_and_reason_is_explained() -> None:
         assert [word for word in words if re.fullmatch(reason.pattern, word)], reason.pattern
 
 
-def test_links_and_file_tree_lead_somewhere() -> None:
-    """No link is broken, and the list of folders is complete."""
+def test_links_and_file_tree_are_true() -> None:
+    """No link is broken, and README lists every folder of the package."""
     for folder, text in [(ROOT, README), *((ROOT / "docs", text) for text in PAGES.values())]:
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (folder / target).exists(), target

@@ -1,4 +1,4 @@
-"""`skinjob doctor` without SLURM: files, folders, and what follows from what a node has seen."""
+"""`skinjob doctor` without SLURM: files, folders, and findings about a compute node."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SEEN: dict[str, Any] = {
     "network": "Network is unreachable",
     "clock": 1000.0,
 }
-"""What a node with a GPU that works writes down."""
+"""What the probe records on a node with a working GPU."""
 
 
-def test_everything_is_looked_at_whatever_failed_before(project: Path) -> None:
-    """The doctor reports bad weights and bad images together, each with a fix."""
+def test_doctor_checks_everything_even_after_a_failure(project: Path) -> None:
+    """The doctor reports missing weights and bad images together, each with a fix."""
     (project / "weights/resnet18.safetensors").unlink()
     (project / "skin_cancer/train/benign/3.jpg").write_bytes(b"no image")
     (project / "skin_cancer/test/malignant/1.jpg").write_bytes(b"")
@@ -50,31 +50,31 @@ def test_everything_is_looked_at_whatever_failed_before(project: Path) -> None:
     assert "train/benign/3.jpg" in result.stdout
     assert "test/malignant/1.jpg" in result.stdout
     assert any(line.startswith("ok       run folder") for line in lines)
-    assert not (project / "runs").exists(), "it only looks"
+    assert not (project / "runs").exists(), "doctor writes nothing"
 
 
 def test_json_holds_the_same_checks(project: Path) -> None:
-    """A program gets each check with its verdict, and the exit code of the checklist."""
+    """A program gets each check with its verdict, and the same exit code."""
     result = skinjob("doctor", "--json", "--epochs", "2", cwd=project, **FITTING)
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert result.returncode == 0
     assert checks["images"]["verdict"] == "ok"
     assert "train: 8 benign, 8 malignant" in checks["images"]["found"]
-    assert checks["weights"]["verdict"] == "warn", "random numbers are no reason to stop"
+    assert checks["weights"]["verdict"] == "warn", "random weights are not a failure"
     assert checks["sweep"]["found"].startswith("2 runs in 2 jobs, in runs/")
     assert checks["SLURM"]["verdict"] == checks["probe"]["verdict"] == "skipped"
 
 
-def test_a_sweep_that_does_not_fit_is_told_with_its_fix(project: Path) -> None:
-    """What submit would refuse at the end, doctor tells too: here a batch above all images."""
+def test_a_sweep_that_submit_would_refuse_fails_with_a_fix(project: Path) -> None:
+    """The doctor also reports what submit checks last, such as a batch size that is too large."""
     result = skinjob("doctor", "--batch-sizes", "4,64", "--cluster", "local", cwd=project)
     assert result.returncode == 1
     assert "batch size 64 is more than the 16 training images" in result.stdout
     assert "fix: skinjob doctor --cluster local --batch-sizes 4\n" in result.stdout
 
 
-def test_a_folder_of_runs_that_is_open_to_all_fails(project: Path) -> None:
-    """Jobs execute what lies in a sweep: a folder in which anybody could swap it is refused."""
+def test_a_folder_of_runs_that_everybody_can_write_fails(project: Path) -> None:
+    """Jobs execute files of a sweep, so a folder where others could replace them is refused."""
     (project / "runs").mkdir()
     (project / "runs").chmod(0o777)
     result = skinjob("doctor", cwd=project, **FITTING)
@@ -84,11 +84,11 @@ def test_a_folder_of_runs_that_is_open_to_all_fails(project: Path) -> None:
     assert "skipped  sweep" in result.stdout
 
 
-def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Path) -> None:
-    """Runs, weights and images on this machine's own disk are three failures."""
+def test_each_path_that_nodes_cannot_see_fails(project: Path, tmp_path: Path) -> None:
+    """Runs, weights and images on a disk of this machine only are three failures."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    shutil.copy("/bin/true", tools / "sbatch")  # so that a cluster is meant
+    shutil.copy("/bin/true", tools / "sbatch")  # makes this machine a login node
     path = "/dev/shm/x"
     result = skinjob(
         "doctor",
@@ -111,18 +111,18 @@ def test_what_nodes_cannot_see_is_told_of_each_path(project: Path, tmp_path: Pat
     ],
 )
 def test_a_fix_keeps_the_options_that_were_given(fix: str, beginning: str) -> None:
-    """A fix of submit that changes an option becomes a change of the doctor's command."""
+    """A fix that names another submit becomes a doctor command; other fixes stay as they are."""
     assert str(failed(ClusterError("", fix)).fix).startswith(beginning)
 
 
 def seen(**changes: Any) -> dict[str, Finding]:
-    """Returns the findings by name that follow from a node that differs in *changes*."""
+    """Returns the findings by name for a node that differs from SEEN in *changes*."""
     findings = node_page({**SEEN, **changes}, ClusterConfig(), token="t", seen_at=1000.0)
     return {finding.name: finding for finding in findings}
 
 
-def test_a_gpu_that_works_is_named_with_both_versions_of_cuda() -> None:
-    """The driver's CUDA and that of torch stand side by side."""
+def test_a_working_gpu_is_shown_with_both_versions_of_cuda() -> None:
+    """The finding names the GPU, the CUDA of the driver and the CUDA of torch."""
     gpu = seen()["its GPU"]
     assert gpu.verdict == "ok"
     assert gpu.text == (
@@ -140,10 +140,10 @@ def test_a_gpu_that_works_is_named_with_both_versions_of_cuda() -> None:
         ({}, "torch cannot use it: RuntimeError: no kernel image", "nvidia-smi"),
     ],
 )
-def test_a_gpu_that_does_not_work_has_its_cause_told(
+def test_a_gpu_that_does_not_work_is_shown_with_its_cause(
     changes: dict[str, str], text: str, fix: str
 ) -> None:
-    """No GPU given, no driver, a torch without CUDA, a driver too old: each has another fix."""
+    """No GPU, no driver, a torch without CUDA and an old driver each have their own fix."""
     built = changes.pop("built", "12.1")
     error = {"error": "RuntimeError: no kernel image is available\nmore", "built": built}
     gpu = seen(gpu=error, **changes)["its GPU"]
@@ -152,8 +152,8 @@ def test_a_gpu_that_does_not_work_has_its_cause_told(
     assert fix in str(gpu.fix)
 
 
-def test_a_folder_or_clock_that_differs_on_the_node_is_told() -> None:
-    """A path that is another folder there fails; a clock that is off warns, with the way it is."""
+def test_a_folder_or_clock_that_differs_on_the_node_is_reported() -> None:
+    """A path that is another folder on the node fails; a wrong clock there is a warning."""
     findings = seen(token="another", clock=1100.0, cores=2)
     assert findings["its folder"].verdict == "fail"
     assert findings["its clock"].verdict == "warn"
@@ -161,8 +161,8 @@ def test_a_folder_or_clock_that_differs_on_the_node_is_told() -> None:
     assert findings["its cores"].verdict == "warn"
 
 
-def test_a_path_that_a_node_lacks_is_told() -> None:
-    """A link of the login node that leads nowhere on the node fails, by the path of a job."""
+def test_a_path_that_the_node_cannot_read_fails() -> None:
+    """A link of the login node that is broken on the node fails, with the path that jobs use."""
     paths = seen(unseen=["/mnt/disk/skin_cancer"])["its paths"]
     assert paths.verdict == "fail"
     assert paths.text == "node7 cannot read /mnt/disk/skin_cancer"
@@ -170,8 +170,8 @@ def test_a_path_that_a_node_lacks_is_told() -> None:
     assert seen()["its paths"].verdict == "ok"
 
 
-def test_a_network_is_a_fact_and_no_fault() -> None:
-    """The doctor says whether a node reaches the internet; it changes no exit code."""
+def test_a_network_is_no_failure() -> None:
+    """The doctor says whether a node reaches the internet; both answers are ok."""
     assert "no internet" in seen()["its network"].text
     reached = seen(network="")["its network"]
     assert (reached.verdict, "reaches the internet" in reached.text) == ("ok", True)

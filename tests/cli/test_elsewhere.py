@@ -1,6 +1,7 @@
-"""Differences between the login node and the node of a job: links, folders, modules, locales.
+"""The node of a job differs from the login node: in links, folders, modules and the locale.
 
-And a queue of this machine that was killed. Links, moves, kills and the locale are real.
+Some tests are about a queue of this machine that ended early. Links, moves, kills and the locale
+are real.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SMALL = ("--batch-sizes", "4", "--epochs", "1", "--device", "cpu", "--cpus", "1"
 SHADOWS = ("random.py", "argparse.py", "logging.py", "skinjob.py", "torch.py")
 CLASS = "mélanome"
 SKINJOB = str(Path(sys.executable).with_name("skinjob"))
-"""The command as it is installed: `python -m` would look for modules in the working folder."""
+"""The installed command: `python -m` would look for modules in the working folder."""
 
 
 def rename_class(project: Path) -> None:
@@ -37,7 +38,7 @@ def rename_class(project: Path) -> None:
 
 @pytest.fixture
 def latin1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variables of a locale in which é is one byte, made for the test."""
+    """The variables of a locale in which é is a single byte; the locale is made for the test."""
     folder = tmp_path_factory.mktemp("locale")
     words = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", folder / "en_US.ISO-8859-1"]
     if shutil.which("localedef") is None or subprocess.run(words, capture_output=True).returncode:
@@ -48,8 +49,8 @@ def latin1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.train
-def test_no_module_in_the_users_folder_is_taken_for_pythons(project: Path) -> None:
-    """A random.py beside the images, as anybody may have, has no part in a job."""
+def test_a_job_imports_no_module_of_the_users_folder(project: Path) -> None:
+    """A random.py beside the images, as any user may have, is not imported by a job."""
     for name in SHADOWS:
         (project / name).write_text("value = 4\n")
     environment = os.environ | import_path()
@@ -58,12 +59,12 @@ def test_no_module_in_the_users_folder_is_taken_for_pythons(project: Path) -> No
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_a_nodes_link_module_and_locale_change_nothing(
+def test_a_nodes_links_modules_and_locale_change_nothing(
     slurm: Slurm, project: Path, latin1: dict[str, str]
 ) -> None:
-    """A job finds what submit has checked, wherever the login node's links lead.
+    """A job finds the files that submit has checked, also if a link is different on its node.
 
-    On the login node home is a link to disk/; the node has home as a folder and no disk.
+    On the login node, home/ is a link to disk/. The node has home/ as a folder and no disk/.
     """
     rename_class(project)
     home, base = project / "home", project.parent
@@ -95,7 +96,7 @@ def test_a_nodes_link_module_and_locale_change_nothing(
     result = slurm.run(login, cwd=project, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     unseen = f"cannot read {project}/disk/skin_cancer"
-    assert unseen in (home / "probe.json").read_text(), "a path that only this machine has"
+    assert unseen in (home / "probe.json").read_text(), "only the login node has this path"
     sweep = only_sweep(home / "runs")
     (job,) = sweep.info().jobs.values()
     slurm.wait(job)
@@ -108,10 +109,10 @@ def test_a_nodes_link_module_and_locale_change_nothing(
 
 
 @pytest.mark.train
-def test_a_project_that_was_moved_goes_on(
+def test_a_project_that_was_moved_continues(
     project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Runs that are queued again use the paths that were checked and printed now."""
+    """Runs that are queued again use the new paths, which are checked and printed again."""
     failing = skinjob("submit", *LOCAL, "--setup", "exit 3", "--wait", cwd=project)
     assert failing.returncode == 1
     (run,) = only_sweep(project / "runs").runs()
@@ -127,8 +128,8 @@ def test_a_project_that_was_moved_goes_on(
 
 
 @pytest.mark.train
-def test_names_in_another_locale_are_the_same_names(project: Path, latin1: dict[str, str]) -> None:
-    """A shell that is not UTF-8 changes no path, neither on the login node nor in a job."""
+def test_another_locale_changes_no_name(project: Path, latin1: dict[str, str]) -> None:
+    """A shell without UTF-8 changes no path, neither on the login node nor in a job."""
     rename_class(project)
     environment = os.environ | latin1 | import_path()
     for arguments in (["submit", *LOCAL, "--wait"], ["status"], ["report"]):
@@ -141,8 +142,8 @@ def test_names_in_another_locale_are_the_same_names(project: Path, latin1: dict[
     assert CLASS in (sweep.report_folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_an_early_death_of_a_local_queue_says_why(project: Path) -> None:
-    """The last words of a local queue are shown at once as the reason."""
+def test_a_local_queue_that_dies_early_says_why(project: Path) -> None:
+    """`status` shows the last output of a local queue as the reason at once."""
     (project / "site").mkdir()
     (project / "site/sitecustomize.py").write_text(
         "import sys\n"
@@ -160,8 +161,8 @@ def test_an_early_death_of_a_local_queue_says_why(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_a_killed_local_queue_is_seen_by_its_lock(project: Path) -> None:
-    """After SIGKILL of all processes status says so at once, and submit and retry go on."""
+def test_status_notices_a_killed_local_queue_by_its_lock(project: Path) -> None:
+    """After SIGKILL of all processes the run is failed at once; submit and retry continue it."""
     for again in (("submit", *LOCAL, "--wait"), ("retry", "n", "--wait")):
         shutil.rmtree(project / "runs", ignore_errors=True)
         assert skinjob("submit", *LOCAL, "--name", "n", cwd=project).returncode == 0
@@ -175,11 +176,11 @@ def test_a_killed_local_queue_is_seen_by_its_lock(project: Path) -> None:
 
 
 def kill_all(project: Path) -> None:
-    """Kills every process that has the project in its command line, at once."""
+    """Kills every process that has the project in its command line, until none is left."""
     end = time.monotonic() + 5
-    found = True
-    while found or time.monotonic() < end - 4.5:
-        found = False
+    is_alive = True
+    while is_alive or time.monotonic() < end - 4.5:
+        is_alive = False
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes()
@@ -187,5 +188,5 @@ def kill_all(project: Path) -> None:
                 continue
             if str(project).encode() in command and int(process.name) != os.getpid():
                 os.kill(int(process.name), signal.SIGKILL)
-                found = True
+                is_alive = True
         time.sleep(0.01)

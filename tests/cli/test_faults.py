@@ -1,4 +1,4 @@
-"""What ended a run, where no SLURM is needed to find out: this machine's queue, words, displays."""
+"""Why a run ended, without SLURM: the queue of this machine, the sentences, the screen."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ LONG = ("--batch-sizes", "4,8", "--epochs", "2000", "--cluster", "local", "--dev
 LONG_AGO = "2020-01-01T00:00:00Z"
 REASONS = Path(__file__).parents[1] / "support/slurm/reasons.txt"
 TRACEBACK = "Traceback (most recent call last):"
-NO_SLURM = "/nonexistent"  # a PATH
+NO_SLURM = "/nonexistent"  # a PATH without SLURM's commands
 
 
 def process_of(run: Run) -> int:
-    """Returns the process that has the run in hand, once it has."""
+    """Waits until a process trains the run, and returns the process."""
     wait_until(lambda: run.state().status == "running")
     pid = run.state().pid
     assert pid
@@ -51,7 +51,7 @@ def process_of(run: Run) -> int:
 
 
 def queue_of(sweep: Sweep) -> int:
-    """Returns the process of this machine's queue that has the sweep in hand."""
+    """Returns the process of this machine's queue that works on the sweep."""
     ours = os.fsencode(sweep.folder)
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -61,33 +61,33 @@ def queue_of(sweep: Sweep) -> int:
     raise AssertionError("no queue")
 
 
-def say(run: Run, **words: object) -> None:
-    """Makes a run's last word, its heartbeat long ago."""
+def set_state(run: Run, **words: object) -> None:
+    """Writes a run's state, with a heartbeat of long ago."""
     values = asdict(RunState(queued_utc=LONG_AGO, heartbeat_utc=LONG_AGO)) | words
     write_json(run.state_file, values)
 
 
 def queued(sweep: Sweep, reason: str) -> QueuedJob:
-    """Returns what is said of a job of the sweep that waits for a reason of squeue's."""
+    """Returns what the queue knows of a job that waits for a *reason* of squeue."""
     job = SlurmJob("PENDING", node="", reason=reason, script="")
     return _queued_job(sweep, "12_0", job, [sweep.runs()[0].name])
 
 
 def status(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob status` where there is no SLURM."""
+    """Runs `skinjob status` without SLURM."""
     return skinjob("status", *arguments, cwd=cwd, PATH=NO_SLURM)
 
 
 @pytest.fixture
 def slurm_sweep(tmp_path: Path) -> Sweep:
-    """The folder of a sweep on SLURM: one run failed and told, one runs, one is done."""
+    """A sweep on SLURM with three runs: failed with a reason, running, done."""
     sweep = sweep_maker.draw_sweep(
         tmp_path / "runs/sweep", batch_sizes=(32, 64, 128), finished={"bs0128-lr0.01-seed0": 20}
     )
     info = recorded(sweep) | {"cluster": asdict(ClusterConfig(cluster="slurm", partition="gpu"))}
     write_json(sweep.sweep_file, info)
     failed, running, _ = sweep.runs()
-    say(
+    set_state(
         failed,
         status="failed",
         epoch=7,
@@ -95,7 +95,7 @@ def slurm_sweep(tmp_path: Path) -> Sweep:
         reason="a batch of 32 images does not fit the 16 GB of this GPU, which other jobs share",
         fix="skinjob submit --batch-sizes 16",
     )
-    say(running, status="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
+    set_state(running, status="running", epoch=3, host="elsewhere", pid=1, started_utc=LONG_AGO)
     failed.log_file.write_text("2026-01-01T00:00:00Z the last that the log has\n")
     sweep.submission_folder.mkdir()
     (sweep.submission_folder / "12_0_0_log.out").write_text(
@@ -106,8 +106,8 @@ def slurm_sweep(tmp_path: Path) -> Sweep:
 
 
 @pytest.mark.train
-def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
-    """kill -9 on the queue leaves its job at work, which is said; on the job too, it is gone."""
+def test_status_shows_a_killed_queue_and_a_killed_job(project: Path) -> None:
+    """After kill -9 of a queue its job runs on; after kill -9 of the job its runs are lost."""
     assert skinjob("submit", *LONG, cwd=project).returncode == 0
     sweep = only_sweep(project / "runs")
     pid = process_of(sweep.runs()[0])
@@ -119,8 +119,8 @@ def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
 
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    told = skinjob("status", cwd=project)
-    assert told.returncode == 1, told.stdout
+    killed = skinjob("status", cwd=project)
+    assert killed.returncode == 1, killed.stdout
     for run in sweep.runs():
         state = run.state()
         assert (state.status, state.failure) == ("lost", None)
@@ -128,11 +128,11 @@ def test_a_killed_job_and_then_its_queue_are_told(project: Path) -> None:
             r"job local-1 and its queue have gone \(killed, .+\) on \S+ after epoch",
             str(state.reason),
         )
-    assert "and 1 more of its job: lost" in told.stdout
+    assert "and 1 more of its job: lost" in killed.stdout
 
 
-def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
-    """A setup line that fails ends the job before it trains; `submit --wait` says so as it does."""
+def test_a_job_that_ends_before_python_starts_is_reported(project: Path) -> None:
+    """A set-up line that fails ends the job; `submit --wait` shows the failure at once."""
     result = skinjob(
         "submit", *LONG, "--setup", "echo no such module; false", "--wait", cwd=project
     )
@@ -146,25 +146,25 @@ def test_a_job_that_python_never_came_to_is_told(project: Path) -> None:
     assert "no such module" in (project / output).read_text()
 
 
-def test_a_queue_that_ended_before_a_run_s_turn_is_told(project: Path) -> None:
-    """A run that waited for a queue that is no more is not waited for."""
+def test_a_run_whose_queue_ended_first_has_failed(project: Path) -> None:
+    """A run whose local queue has ended is not shown as waiting."""
     sweep = trees.make_sweep(
         project / "skin_cancer", project / "weights/resnet18.safetensors", project / "runs"
     )
     first, second = sweep.runs()
-    say(first, status="waiting")
+    set_state(first, status="waiting")
     record_jobs(sweep, {first.name: "local-1"})
     job = {"id": "local-1", "runs": [first.name]}
     write_json(sweep.submission_folder / "local-1.json", job)
-    say(second, status="waiting", queued_utc=utc_now(), heartbeat_utc=None)
+    set_state(second, status="waiting", queued_utc=utc_now(), heartbeat_utc=None)
     result = skinjob("status", cwd=project)
     assert result.returncode == 3
     assert first.state().failure == "never started"
     assert second.state().status == "waiting", "its queue may be about to start"
 
 
-def test_the_fix_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command to paste names all that differs from the defaults, and makes no other sweep."""
+def test_the_fix_continues_the_same_sweep(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command to paste needs no other option, and makes no new sweep."""
     sweep = trees.make_sweep(
         project / "skin_cancer",
         project / "weights/resnet18.safetensors",
@@ -186,8 +186,8 @@ def test_the_fix_takes_the_very_sweep_up(project: Path, monkeypatch: pytest.Monk
     assert "mem_gb = 16.0" in result.stdout
 
 
-def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
-    """When the disk is full no job can say so: whoever looks is told."""
+def test_status_reports_a_full_disk(project: Path, tmp_path: Path) -> None:
+    """A job cannot write that its disk is full, so `status` reports it."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
@@ -198,7 +198,9 @@ def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
             project / "skin_cancer", project / "weights/resnet18.safetensors", small
         )
         run = sweep.runs()[0]
-        say(run, status="running", started_utc=LONG_AGO, host=os.uname().nodename, pid=2**22 + 1)
+        set_state(
+            run, status="running", started_utc=LONG_AGO, host=os.uname().nodename, pid=2**22 + 1
+        )
         with (small / "fill").open("wb") as fill, contextlib.suppress(OSError):
             fill.write(bytes(10_000_000))
         result = skinjob("status", "--runs", small, cwd=project)
@@ -216,7 +218,7 @@ def test_a_full_disk_is_told(project: Path, tmp_path: Path) -> None:
 def test_a_reason_names_the_signal_that_ended_a_job(
     slurm_sweep: Sweep, code: int, words: str
 ) -> None:
-    """The exit code of a job of this machine holds the number of the signal."""
+    """The exit code of a job on this machine gives the number of the signal."""
     info = recorded(slurm_sweep) | {"cluster": asdict(ClusterConfig(cluster="local"))}
     write_json(slurm_sweep.sweep_file, info)
     run = slurm_sweep.runs()[1]
@@ -229,13 +231,13 @@ def test_a_reason_names_the_signal_that_ended_a_job(
     assert " on elsewhere after epoch 3 of 20" in str(status.reason)
 
 
-def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
-    """What was found out from outside never takes the place of the run's own last word."""
+def test_a_run_s_own_state_is_not_overwritten(slurm_sweep: Sweep) -> None:
+    """A status that was found from outside never replaces a newer state of the run itself."""
     run = slurm_sweep.runs()[1]
-    said = run.state()
+    state = run.state()
     run.update_state(status="done")
-    found = Ending(Status.LOST, None, "job 12_1 is gone", "skinjob submit", utc_now())
-    assert write_ending(run, said, found).status == "done"
+    outside = Ending(Status.LOST, None, "job 12_1 is gone", "skinjob submit", utc_now())
+    assert write_ending(run, state, outside).status == "done"
     assert run.state().status == "done"
 
 
@@ -254,12 +256,12 @@ def test_a_run_that_has_spoken_is_not_overruled(slurm_sweep: Sweep) -> None:
         ),
     ],
 )
-def test_without_an_answer_of_slurm_nothing_is_concluded(
+def test_without_an_answer_of_slurm_no_state_changes(
     slurm_sweep: Sweep, tmp_path: Path, script: str, words: str
 ) -> None:
-    """Without squeue, or with one that refuses, the runs' words are kept, and squeue's shown.
+    """Without squeue, or if squeue fails, `status` shows the runs' own states and squeue's error.
 
-    The squeue is a fake: it says at once what a real one says of a wrong option or after a minute.
+    The squeue is a fake that prints errors of the real squeue, which may come after a minute.
     """
     before = {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()}
     path = tmp_path / "tools"
@@ -274,17 +276,19 @@ def test_without_an_answer_of_slurm_nothing_is_concluded(
     assert {run.name: run.state_file.read_bytes() for run in slurm_sweep.runs()} == before
 
 
-def test_status_shows_the_last_words_of_log_and_job(slurm_sweep: Sweep, tmp_path: Path) -> None:
-    """Of the job's output only what the log does not say is shown: SLURM's words, or a crash."""
-    told = status(cwd=tmp_path).stdout
-    assert told.count("the last that the log has") == 1
-    assert "  | slurmstepd: error: Detected 1 oom-kill event(s)\n" in told
-    assert "Starting" not in told
-    assert "\n  fix: skinjob submit --batch-sizes 16\n" in told
+def test_status_shows_the_ends_of_the_log_and_the_job_s_output(
+    slurm_sweep: Sweep, tmp_path: Path
+) -> None:
+    """A line that is in both is shown once; SLURM's messages and crashes are only in the output."""
+    output = status(cwd=tmp_path).stdout
+    assert output.count("the last that the log has") == 1
+    assert "  | slurmstepd: error: Detected 1 oom-kill event(s)\n" in output
+    assert "Starting" not in output
+    assert "\n  fix: skinjob submit --batch-sizes 16\n" in output
 
 
-def test_a_line_that_is_being_written_does_no_harm(tmp_path: Path) -> None:
-    """The tail of a log is read from its end, whatever bytes are in it."""
+def test_the_end_of_any_log_can_be_read(tmp_path: Path) -> None:
+    """The tail of a log is read from its end, even if the log has long lines and bad bytes."""
     log = tmp_path / "log"
     log.write_bytes(b"x" * 100_000 + b"\n\xff\xfe\n\nlast\n")
     assert tail(log, 2) == ["\ufffd\ufffd", "last"]
@@ -292,32 +296,30 @@ def test_a_line_that_is_being_written_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_exit_codes_of_status(slurm_sweep: Sweep, tmp_path: Path) -> None:
-    """A script can wait for 3 to end, and then tells 0, all done, from 1, some failed."""
+    """3: some runs are waiting or running. 1: all have ended, some failed. 0: all are done."""
     failed, running, done = slurm_sweep.runs()
     assert status(cwd=tmp_path).returncode == 3
-    say(running, status="done")
+    set_state(running, status="done")
     assert status(cwd=tmp_path).returncode == 1
-    say(failed, status="done")
+    set_state(failed, status="done")
     result = status(done.sweep.folder, cwd=tmp_path)
     assert result.returncode == 0
     assert "fix:" not in result.stdout
     assert "no sweep in elsewhere/" in refusal(status("--runs", "elsewhere", cwd=tmp_path))
 
 
-def test_of_many_faults_some_are_told_and_the_rest_counted(tmp_path: Path) -> None:
-    """A thousand runs that failed do not bury what ended them."""
+def test_status_explains_some_of_many_failures_and_counts_the_rest(tmp_path: Path) -> None:
+    """The output stays readable if very many runs have failed."""
     sweep = sweep_maker.draw_sweep(tmp_path / "runs/sweep", batch_sizes=range(1, 31))
     for run in sweep.runs():
-        say(run, status="failed", failure="exception", reason="no", fix="tail")
-    told = status(cwd=tmp_path).stdout
-    assert told.count(": exception\n") == 5
-    assert "and 25 more" in told
+        set_state(run, status="failed", failure="exception", reason="no", fix="tail")
+    output = status(cwd=tmp_path).stdout
+    assert output.count(": exception\n") == 5
+    assert "and 25 more" in output
 
 
-def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
-    slurm_sweep: Sweep, tmp_path: Path
-) -> None:
-    """A sentence is broken between its words alone."""
+def test_a_reason_fits_a_narrow_terminal(slurm_sweep: Sweep, tmp_path: Path) -> None:
+    """A sentence is broken only between words."""
     with terminal(*SKINJOB, "status", cwd=tmp_path, columns=60, lines=50, PATH=NO_SLURM) as shown:
         lines = shown.show("exit 3").splitlines()
     first, second = (
@@ -328,24 +330,26 @@ def test_a_fault_is_told_in_lines_that_fit_a_narrow_terminal(
 
 
 @pytest.mark.parametrize("word", sorted(ENDS))
-def test_each_end_that_slurm_knows_is_a_fault(slurm_sweep: Sweep, word: str) -> None:
-    """Whatever ends a job, its run has one of the known faults, a sentence and a fix."""
+def test_each_end_of_a_slurm_job_gives_a_status_reason_and_fix(
+    slurm_sweep: Sweep, word: str
+) -> None:
+    """For every word with which SLURM says how a job ended, the run gets a reason and a fix."""
     run = slurm_sweep.runs()[1]
     answer = SlurmEnd(word, exit_code=1, node="node7", time_limit="02:00:00", ended_utc=LONG_AGO)
     end = _job_end(slurm_sweep, answer, slurm_sweep.submission_folder / "none")
-    found = ending(run, run.state(), "12_1", end, SlurmQueue())
-    assert found.status in ("failed", "cancelled", "lost")
-    assert found.reason.startswith("job 12_1 ")
-    assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in found.reason
-    assert found.fix
+    result = ending(run, run.state(), "12_1", end, SlurmQueue())
+    assert result.status in ("failed", "cancelled", "lost")
+    assert result.reason.startswith("job 12_1 ")
+    assert "on node7 after epoch 3 of 20, at 2020-01-01T00:00:00Z" in result.reason
+    assert result.fix
 
 
-def test_a_step_that_was_out_of_memory_tells_of_its_job(
+def test_a_step_that_was_out_of_memory_explains_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where cgroups hold the memory, sacct may have the word in the row of the step alone.
+    """With cgroups, sacct may show OUT_OF_MEMORY only in the row of the step.
 
-    The sacct is a fake: no cgroups could be given to the jobs of the tests' own cluster.
+    The sacct is a fake, because the jobs of the tests' own cluster have no cgroups.
     """
     rows = (
         "12_0|FAILED|0:125|node7|02:00:00|1764000000",
@@ -384,8 +388,8 @@ def test_a_step_that_was_out_of_memory_tells_of_its_job(
         ("SomethingNew", "SomethingNew"),
     ],
 )
-def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, words: str) -> None:
-    """SLURM's reasons are put in words, its own kept for a search; none is taken for a fault."""
+def test_status_explains_why_a_job_waits(slurm_sweep: Sweep, reason: str, words: str) -> None:
+    """SLURM's reason is explained, its own word is kept for a search, and no fix is shown."""
     assert why_pending(reason) == words
     assert not queued(slurm_sweep, reason).fix
 
@@ -403,8 +407,10 @@ def test_a_newcomer_is_told_why_a_job_waits(slurm_sweep: Sweep, reason: str, wor
         ("AssocMaxCpuPerJobLimit", "sacctmgr show assoc user=$USER; skinjob cancel /"),
     ],
 )
-def test_a_job_that_waits_for_ever_has_a_fix(slurm_sweep: Sweep, reason: str, fix: str) -> None:
-    """What never starts by itself is told from what waits, with a command."""
+def test_a_job_that_never_starts_by_itself_has_a_fix(
+    slurm_sweep: Sweep, reason: str, fix: str
+) -> None:
+    """If a job cannot start by itself, `status` shows a command."""
     job = queued(slurm_sweep, reason)
     assert f"({reason})" in job.note
     assert job.fix.startswith(fix)
@@ -420,16 +426,18 @@ def test_a_job_that_waits_for_ever_has_a_fix(slurm_sweep: Sweep, reason: str, fi
         ([], ""),
     ],
 )
-def test_the_reason_in_an_output_is_not_its_last_line(lines: list[str], reason: str) -> None:
-    """What SLURM adds to the end of any job is passed over, and so is what follows an error."""
+def test_the_reason_is_found_before_the_last_line_of_an_output(
+    lines: list[str], reason: str
+) -> None:
+    """Lines that SLURM adds to the end of every job are skipped, and lines that follow an error."""
     line = reason_line(lines, SlurmQueue.noise)
     assert line.startswith(reason)
     assert bool(line) == bool(reason)
 
 
 @pytest.mark.parametrize("number", [1, 4, 6, 7, 9, 11, 15, 24, 25])
-def test_each_signal_is_told_by_its_name_and_what_sends_it(slurm_sweep: Sweep, number: int) -> None:
-    """A limit of CPU time or of a file's size is not taken for a hand that killed the job."""
+def test_each_signal_is_shown_with_its_name_and_sender(slurm_sweep: Sweep, number: int) -> None:
+    """A limit of CPU time or of file size is not reported as a kill by hand."""
     run = slurm_sweep.runs()[1]
     error = ending(run, run.state(), "13", JobEnd(signal=number), SlurmQueue()).reason
     assert f"killed by signal {number} ({signal.Signals(number).name}: " in error
@@ -439,10 +447,10 @@ def test_each_signal_is_told_by_its_name_and_what_sends_it(slurm_sweep: Sweep, n
 
 
 @pytest.mark.train
-def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
-    """bash sets both values of the limit, and the kernel then kills with SIGKILL: the job says why.
+def test_a_limit_of_cpu_time_is_reported(project: Path) -> None:
+    """A job that reaches the CPU limit of the shell that submitted it says so.
 
-    The limit of the shell that submits holds for its jobs.
+    bash sets the soft and the hard limit, so the kernel kills the job with SIGKILL.
     """
     command = shlex.join([*SKINJOB, "submit", *LONG[:1], "4", "--epochs", "200000", *LONG[4:]])
     shell = ["bash", "-c", f"ulimit -t 12; {command} --wait"]
@@ -459,8 +467,8 @@ def test_a_limit_of_cpu_time_is_told(project: Path) -> None:
     assert "by hand" not in str(state.reason)
 
 
-def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
-    """A used-up budget, a limit that others share and a job that fits nowhere are told apart."""
+def test_every_reason_of_slurm_says_what_ends_the_wait() -> None:
+    """A used-up budget, a limit shared with others and a job that fits nowhere read differently."""
     words = {"limit": "when other jobs end", "budget": "your project has less time left"}
     kind, num = "", 0
     for line in REASONS.read_text().splitlines()[1:]:
@@ -468,10 +476,11 @@ def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
             kind = line.split()[0]
             continue
         for reason in line.split():
-            found = family(reason)
-            assert found, reason
-            assert (found.fix is not None) == (kind in ("budget", "never")), reason
-            assert [one for one in words if words[one] in found.words] == [kind] * (kind in words)
+            known = family(reason)
+            assert known, reason
+            assert (known.fix is not None) == (kind in ("budget", "never")), reason
+            matching = [name for name, text in words.items() if text in known.words]
+            assert matching == [kind] * (kind in words)
             num += 1
     assert num == 216
     for state in HELD:
@@ -479,13 +488,13 @@ def test_every_reason_of_slurm_is_told_with_what_ends_the_wait() -> None:
         assert state not in OTHER_STATES
 
 
-def test_the_report_names_the_fault(slurm_sweep: Sweep) -> None:
-    """Whoever reads a report months later learns what ended a run, with no SLURM asked."""
+def test_the_report_names_the_failure(slurm_sweep: Sweep) -> None:
+    """A report that is made months later, without SLURM, still says why a run failed."""
     first = missing([read_sweep(slurm_sweep)])[0]
     assert first.startswith("bs0032-lr0.01-seed0: failed (out of GPU memory) with ")
 
 
-def test_jobs_are_not_asked_for_without_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer is told from an empty queue."""
+def test_a_missing_squeue_is_not_an_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without squeue the answer is an error text, not an empty list of jobs."""
     monkeypatch.setenv("PATH", "/nonexistent")
     assert ask_queue() == "no squeue on PATH"

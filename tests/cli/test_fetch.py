@@ -1,4 +1,4 @@
-"""Fetching leaves weights that are checked, say where they come from, and are known again."""
+"""A fetch leaves weights that are checked, name their source, and are not fetched twice."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _no_big_files_left(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(name="pth", scope="session")
 def _pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet18 in the published file's layout, named by its digest."""
+    """A ResNet18 in the layout of the published file, with its digest in the name."""
     path = tmp_path_factory.mktemp("published") / "made.pth"
     make.write_old_layout(path, make.resnet18_arrays())
     return path.rename(path.with_name(f"resnet18-{_digest(path)[:8]}.pth"))
@@ -83,7 +83,7 @@ def _out(made: Path, tmp_path: Path) -> Path:
 
 
 def fetch(out: Path, source: str | None = None, sha256: str | None = None) -> WeightsInfo:
-    """Returns what a fetch made, which was not there before."""
+    """Fetches weights that did not exist before, and returns their description."""
     info, was_there = fetch_weights(out, source, sha256)
     assert not was_there
     return info
@@ -105,15 +105,15 @@ def _visible(folder: Path) -> list[str]:
 
 
 def test_a_fetch_over_http_leaves_checked_weights(site: Site, pth: Path, tmp_path: Path) -> None:
-    """Weights arrive bit for bit, with a digest that `sha256sum -c` confirms, and nothing else."""
+    """Weights arrive bit for bit, with a digest that `sha256sum -c` accepts, and no other file."""
     site.cuts = [5_000_000, 20_000_000]
     info = fetch(tmp_path / "weights", f"{site.base}/{pth.name}")
     path = tmp_path / "weights" / NAME
     assert (info.path, info.source) == (path, f"{site.base}/{pth.name}")
     assert (info.sha256, info.size_bytes) == (_digest(path), path.stat().st_size)
-    found, expected = load_file(path), make.resnet18_arrays()
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    tensors, expected = load_file(path), make.resnet18_arrays()
+    assert tensors.keys() == expected.keys()
+    assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
     check = ["sha256sum", "-c", "SHA256SUMS"]
     done = subprocess.run(check, cwd=path.parent, capture_output=True, text=True)
     assert done.stdout == f"{NAME}: OK\n"
@@ -123,7 +123,7 @@ def test_a_fetch_over_http_leaves_checked_weights(site: Site, pth: Path, tmp_pat
 @pytest.mark.train
 @pytest.mark.parametrize("layout", ["old", "new"])
 def test_the_safetensors_equal_what_torch_loads(tmp_path: Path, layout: str) -> None:
-    """Weights made without torch equal torch.load's, for the published layout and today's."""
+    """Weights made without torch equal those of torch.load, for the old and the new layout."""
     torch = pytest.importorskip("torch")
     models = pytest.importorskip("torchvision.models")
     path = tmp_path / "made.pth"
@@ -132,21 +132,21 @@ def test_the_safetensors_equal_what_torch_loads(tmp_path: Path, layout: str) -> 
     else:
         torch.save(models.resnet18().state_dict(), path)
     fetched = fetch(tmp_path / "weights", str(path), _digest(path))
-    found, expected = load_file(fetched.path), torch.load(path, weights_only=True)
-    assert found.keys() == expected.keys()
+    tensors, expected = load_file(fetched.path), torch.load(path, weights_only=True)
+    assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         array = tensor.detach().numpy()
-        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
-        assert found[name].tobytes() == array.tobytes(), name
+        assert (tensors[name].shape, tensors[name].dtype) == (array.shape, array.dtype)
+        assert tensors[name].tobytes() == array.tobytes(), name
     missing, unexpected = models.resnet18().load_state_dict(
-        {name: torch.from_numpy(array) for name, array in found.items()}, strict=False
+        {name: torch.from_numpy(array) for name, array in tensors.items()}, strict=False
     )
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
 
 
-def test_the_metadata_tell_where_weights_come_from(made: Path, pth: Path) -> None:
-    """The file itself tells architecture, source, digest, preprocessing and licence."""
+def test_the_metadata_say_where_the_weights_come_from(made: Path, pth: Path) -> None:
+    """The file itself holds architecture, source, digest, preprocessing and licence."""
     with safe_open(made / NAME, framework="np") as content:
         assert content.metadata() == {
             "architecture": "resnet18",
@@ -163,10 +163,10 @@ def test_the_metadata_tell_where_weights_come_from(made: Path, pth: Path) -> Non
         }
 
 
-def test_the_published_file_is_called_so_whichever_road_it_came_by(
+def test_the_published_file_is_recognized_from_any_source(
     pth: Path, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From torchvision, a mirror or a disk, the published file gives the same bytes and licence."""
+    """From torchvision or from a disk, the published file gives the same bytes and licence."""
     url = f"{site.base}/{pth.name}"
     ours = replace(DEFAULT, url=url, sha256=_digest(pth), size_bytes=pth.stat().st_size)
     monkeypatch.setattr(fetch_module, "DEFAULT", ours)
@@ -181,8 +181,8 @@ def test_the_published_file_is_called_so_whichever_road_it_came_by(
     assert "ImageNet" in licence
 
 
-def test_the_published_file_is_known_by_size_and_digest() -> None:
-    """Without --source the fetch is of torchvision's IMAGENET1K_V1, held to all 64 digits."""
+def test_the_published_file_has_a_known_size_and_digest() -> None:
+    """Without --source, torchvision's IMAGENET1K_V1 is fetched and all 64 digits are compared."""
     wanted = find_source(None, None)
     assert wanted.location == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     assert wanted.sha256 == "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
@@ -193,38 +193,38 @@ def test_the_published_file_is_known_by_size_and_digest() -> None:
 
 @pytest.mark.train
 def test_preprocessing_is_torchvisions(made: Path) -> None:
-    """What the metadata say of preprocessing is what torchvision publishes for these weights."""
+    """The preprocessing in the metadata is what torchvision publishes for these weights."""
     models = pytest.importorskip("torchvision.models")
     published = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
-    told = read_backbone(made / NAME).preprocessing
-    assert [told.resize] == published.resize_size
-    assert [told.crop] == published.crop_size
-    assert list(told.mean) == published.mean
-    assert list(told.std) == published.std
+    ours = read_backbone(made / NAME).preprocessing
+    assert [ours.resize] == published.resize_size
+    assert [ours.crop] == published.crop_size
+    assert list(ours.mean) == published.mean
+    assert list(ours.std) == published.std
 
 
 def test_the_same_weights_have_one_digest_in_every_version(made: Path) -> None:
-    """A sweep knows its weights by their digest: weights that are fetched again still fit it."""
+    """A sweep identifies its weights by digest, so weights that are fetched again still fit."""
     digest = "6c21e36c46313e92f1c2f884e71206b3f63f7025cfd5b32ab4bf5580c9b24a0a"  # since 2026
     assert read_weights_info(made / NAME).sha256 == digest
 
 
-def test_no_password_or_token_travels_with_the_weights(pth: Path) -> None:
-    """A mirror's address is written into the file without name, password and query."""
+def test_the_weights_contain_no_password_or_token(pth: Path) -> None:
+    """The file holds a mirror's address without user name, password and query."""
     url = f"https://me:secret@mirror.example/{pth.name}?token=secret"
     assert find_source(url, None).public == f"https://mirror.example/{pth.name}"
 
 
 def test_other_files_keep_their_digests(pth: Path, tmp_path: Path) -> None:
-    """SHA256SUMS gains a line, or has it replaced; lines of other files stay."""
+    """A fetch adds or replaces its line in SHA256SUMS; the lines of other files stay."""
     other = f"{'a' * 64}  images.tar\n"
     (tmp_path / "SHA256SUMS").write_text(f"{other}{'b' * 64} *{NAME}\n")
     fetched = fetch(tmp_path, str(pth))
     assert (tmp_path / "SHA256SUMS").read_text() == f"{other}{fetched.sha256}  {NAME}\n"
 
 
-def test_a_source_file_is_only_read(pth: Path, tmp_path: Path) -> None:
-    """A --source on disk stays as it was, where it was, and nothing is put beside it."""
+def test_a_source_file_is_not_changed(pth: Path, tmp_path: Path) -> None:
+    """A --source on disk stays as it is, and no file is written beside it."""
     source = tmp_path / "browser" / pth.name
     source.parent.mkdir()
     shutil.copy(pth, source)
@@ -236,7 +236,7 @@ def test_a_source_file_is_only_read(pth: Path, tmp_path: Path) -> None:
 
 
 def test_the_scp_line_quotes_the_paths(made: Path, pth: Path, tmp_path: Path) -> None:
-    """The line to copy carries both files, and survives a folder with a space."""
+    """The scp line names both files, and works for a folder with a space in its name."""
     shutil.copytree(made, tmp_path / "my weights")
     done = skinjob("fetch-weights", "--source", pth, "--out", "my weights", cwd=tmp_path)
     files = f"'my weights/{NAME}' 'my weights/SHA256SUMS'"
@@ -244,11 +244,11 @@ def test_the_scp_line_quotes_the_paths(made: Path, pth: Path, tmp_path: Path) ->
     assert f"my weights/{NAME} is already complete\n" in done.stdout
 
 
-# --- done already, and mending ----------------------------------------------------------------
+# --- weights that exist already ---------------------------------------------------------------
 
 
-def test_done_already_asks_no_server(out: Path, pth: Path) -> None:
-    """Weights that are there and sound are not fetched again: no server, no write."""
+def test_good_weights_are_not_fetched_again(out: Path, pth: Path) -> None:
+    """If the weights are there and undamaged, a fetch asks no server and writes nothing."""
     before = (out / NAME).stat().st_mtime_ns
     (out / ".fetch.lock").unlink()
     info, was_there = fetch_weights(out, f"http://127.0.0.1:1/{pth.name}")
@@ -260,8 +260,8 @@ def test_done_already_asks_no_server(out: Path, pth: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["flipped", "cut off", "no digest", "untrained", "other source"])
-def test_what_is_not_sound_is_fetched_anew(out: Path, pth: Path, harm: str) -> None:
-    """Damaged, unlisted, untrained or other weights in the way are replaced by those asked for."""
+def test_bad_weights_are_replaced(out: Path, pth: Path, harm: str) -> None:
+    """A fetch replaces weights that are damaged, unlisted, untrained or of another source."""
     path, sound = out / NAME, _digest(out / NAME)
     if harm == "flipped":
         _flip(path, -100)
@@ -278,7 +278,7 @@ def test_what_is_not_sound_is_fetched_anew(out: Path, pth: Path, harm: str) -> N
 
 
 def test_a_damaged_file_stays_until_its_replacement_is_checked(out: Path, site: Site) -> None:
-    """A fetch that fails leaves what was under the final name, whatever state it was in."""
+    """A fetch that fails does not change the file that was there, even a damaged file."""
     _flip(out / NAME, -100)
     before = _digest(out / NAME)
     site.files["/w-01234567.pth"] = b"not what was promised"
@@ -287,8 +287,8 @@ def test_a_damaged_file_stays_until_its_replacement_is_checked(out: Path, site: 
     assert _digest(out / NAME) == before
 
 
-def test_what_a_killed_writer_left_is_cleared(pth: Path, tmp_path: Path) -> None:
-    """Half a safetensors file that a killed fetch left beside the target does not stay for ever."""
+def test_a_fetch_removes_the_partial_file_of_a_killed_fetch(pth: Path, tmp_path: Path) -> None:
+    """The next fetch removes an incomplete safetensors file."""
     (tmp_path / f".{NAME}.abc.part").write_bytes(b"half")
     fetch_weights(tmp_path, str(pth))
     assert _names(tmp_path) == [".fetch.lock", "SHA256SUMS", NAME]
@@ -312,39 +312,39 @@ def _rewrite(path: Path, **changes: str) -> None:
 
 
 def _refused(out: Path, message: str, source: str, sha256: str | None = None) -> SkinjobError:
-    """Returns the error of a fetch; nothing may then lie under a visible name."""
-    with pytest.raises((DownloadError, WeightsError), match=message) as found:
+    """Returns the error of a fetch, after a check that no visible file was written."""
+    with pytest.raises((DownloadError, WeightsError), match=message) as raised:
         fetch_weights(out, source, sha256)
     assert not out.exists() or _visible(out) == []
-    return found.value
+    return raised.value
 
 
-def test_a_flipped_byte_is_told_and_not_resumed(
+def test_a_flipped_byte_is_an_error_and_not_resumed(
     site: Site, pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A byte that changed on the way is told with both digests, and its download is not kept."""
+    """The error shows both digests of a damaged download, and the download is removed."""
     content = bytearray(site.files[f"/{pth.name}"])
     content[1_000_000] ^= 1
     site.files[f"/{pth.name}"] = bytes(content)
-    found = hashlib.sha256(content).hexdigest()
+    damaged = hashlib.sha256(content).hexdigest()
     url = f"{site.base}/{pth.name}"
     monkeypatch.setattr(sys, "argv", ["skinjob", "fetch-weights", "--source", url])
-    fault = _refused(tmp_path, f"{url}: damaged, .*{found}, {_digest(pth)[:8]} expected", url)
-    assert fault.fix == f"skinjob fetch-weights --source {url}"
+    error = _refused(tmp_path, f"{url}: damaged, .*{damaged}, {_digest(pth)[:8]} expected", url)
+    assert error.fix == f"skinjob fetch-weights --source {url}"
     assert _names(tmp_path) == [".fetch.lock"]
 
 
 @pytest.mark.slow
 def test_a_bad_partial_file_costs_one_more_transfer(site: Site, pth: Path, tmp_path: Path) -> None:
-    """Bad bytes that an earlier run left are found at the end and fetched again by themselves."""
+    """If an earlier fetch left bad bytes, the digest shows it and all bytes are fetched again."""
     (tmp_path / f".resnet18-{_digest(pth)[:8]}.pth.part").write_bytes(b"bad bytes")
     fetch_weights(tmp_path, f"{site.base}/{pth.name}")
     assert site.ranges == ["bytes=9-", ""]
     assert load_file(tmp_path / NAME).keys() == make.resnet18_arrays().keys()
 
 
-def test_a_flipped_byte_in_a_file_is_told(pth: Path, tmp_path: Path) -> None:
-    """A damaged --source on disk is refused, and left alone."""
+def test_a_flipped_byte_in_a_source_file_is_refused(pth: Path, tmp_path: Path) -> None:
+    """A damaged --source on disk is refused and not changed."""
     bad = tmp_path / pth.name
     shutil.copy(pth, bad)
     _flip(bad, 1_000_000)
@@ -352,22 +352,22 @@ def test_a_flipped_byte_in_a_file_is_told(pth: Path, tmp_path: Path) -> None:
     assert bad.stat().st_size == pth.stat().st_size
 
 
-def test_a_cut_off_file_is_told_by_its_size(pth: Path, tmp_path: Path) -> None:
-    """Half of the published file is told as cut off, with both sizes."""
+def test_an_incomplete_source_file_is_refused_with_its_size(pth: Path, tmp_path: Path) -> None:
+    """The error of an incomplete file shows its size, and the published file's size if known."""
     half = tmp_path / "resnet18-f37072fd.pth"
     half.write_bytes(bytes(1000))
     _refused(
         tmp_path / "weights", "incomplete or another file: 1,000 of 46,830,571 bytes", str(half)
     )
-    half = tmp_path / pth.name  # of this one nobody told the size
+    half = tmp_path / pth.name  # the complete size of this file is not known
     half.write_bytes(pth.read_bytes()[:1_000_000])
     _refused(
         tmp_path / "weights", "damaged, incomplete or another file: 1,000,000 bytes", str(half)
     )
 
 
-def test_a_login_page_is_told(site: Site, pth: Path, tmp_path: Path) -> None:
-    """A captive portal's page is told as that, from the network and from a file."""
+def test_a_login_page_is_named_as_a_page(site: Site, pth: Path, tmp_path: Path) -> None:
+    """The page of a captive portal is refused as HTML, from the network and from a file."""
     site.files[f"/{pth.name}"] = LOGIN_PAGE
     _refused(tmp_path / "a", "an HTML page came instead", f"{site.base}/{pth.name}")
     page = tmp_path / pth.name
@@ -383,10 +383,10 @@ POINTERS = {
 
 
 @pytest.mark.parametrize("kind", ["LFS", "annex", "Hugging Face", "ours"])
-def test_a_source_that_is_no_pth_is_called_what_it_is(
+def test_a_source_of_another_kind_is_named_as_what_it_is(
     tmp_path: Path, weights: Path, kind: str
 ) -> None:
-    """Whoever cloned without LFS, or took the file of another library, is told that."""
+    """The error names a pointer of Git LFS, the file of another library, or a converted file."""
     file = tmp_path / "resnet18-f37072fd.pth"
     if kind in POINTERS:
         file.write_bytes(POINTERS[kind])
@@ -405,14 +405,14 @@ def test_a_source_that_is_no_pth_is_called_what_it_is(
 
 
 @pytest.mark.train
-def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
+def test_the_fix_for_a_resnet18_of_another_program_converts_it(
     tmp_path: Path, weights: Path
 ) -> None:
-    """torchvision's tensors in a safetensors file without its origin are one command away."""
+    """A single pasted command makes weights from torchvision's tensors without metadata."""
     save_file(load_file(weights), tmp_path / "other one.safetensors")
-    with pytest.raises(WeightsError, match="of another program, without metadata") as found:
+    with pytest.raises(WeightsError, match="of another program, without metadata") as raised:
         read_weights_info(tmp_path / "other one.safetensors")
-    convert, again = found.value.fix.split(" && ")
+    convert, again = raised.value.fix.split(" && ")
     python = shlex.join([sys.executable])
     typed = f"{python}{convert.removeprefix('python')} && {python} -m {again} --out made"
     environment = os.environ | import_path()
@@ -420,8 +420,8 @@ def test_the_fix_for_another_makers_resnet18_makes_weights_of_it(
     assert (tmp_path / "made" / weights.name).exists()
 
 
-def test_a_404_is_told(site: Site, tmp_path: Path) -> None:
-    """A mirror without the file is told with its answer."""
+def test_a_404_is_an_error(site: Site, tmp_path: Path) -> None:
+    """The error of a mirror without the file shows the mirror's answer."""
     _refused(tmp_path, "answered 404", f"{site.base}/gone-01234567.pth")
 
 
@@ -440,15 +440,15 @@ def test_a_404_is_told(site: Site, tmp_path: Path) -> None:
         ((".", "0" * 64), "Is a directory"),
     ],
 )
-def test_a_source_that_cannot_be_held_to_a_digest_is_refused(
+def test_a_source_without_a_single_known_digest_is_refused(
     tmp_path: Path, arguments: tuple[str, str | None], message: str
 ) -> None:
-    """A source without a known digest, with two, or that is no file, is refused with its name."""
+    """A source without a digest, with two digests, or that is not a file is refused by name."""
     _refused(tmp_path, message, *arguments)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    """A weights file with the right digest and code inside is refused, and the code not run."""
+    """A weights file with code in it is refused although its digest is right; no code runs."""
     mark = tmp_path / "it-ran"
     run = make.call(make.name("posix", "system"), make.text(f"touch '{mark}'"))
     path = make.write_archive(tmp_path / "w.pth", make.START + run + make.STOP, {})
@@ -457,7 +457,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_useless_download_is_not_kept(site: Site, tmp_path: Path) -> None:
-    """A download of the right digest that is no ResNet18 is not left behind."""
+    """A download with the right digest that is not a ResNet18 is removed."""
     path = make.write_old_layout(tmp_path / "x.pth", {"a": np.zeros(3, np.float32)})
     site.files = {"/x.pth": path.read_bytes()}
     _refused(tmp_path / "w", "not torchvision's ResNet18", f"{site.base}/x.pth", _digest(path))
@@ -488,10 +488,10 @@ def _with_seven_classes(arrays: dict[str, np.ndarray]) -> None:
         ),
     ],
 )
-def test_another_architecture_is_told_by_its_tensor(
+def test_another_architecture_is_refused_by_its_tensor(
     tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None], message: str
 ) -> None:
-    """A missing, an extra and a misshapen tensor are each told by name."""
+    """The error names a tensor that is missing, unknown or of another shape."""
     arrays = make.resnet18_arrays()
     change(arrays)
     path = make.write_old_layout(tmp_path / "w.pth", arrays)
@@ -503,7 +503,7 @@ def test_another_architecture_is_told_by_its_tensor(
 @pytest.mark.train
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])
 def test_torchvisions_other_networks_are_refused(tmp_path: Path, name: str) -> None:
-    """A ResNet34 or ResNet50 is not taken for a ResNet18."""
+    """A ResNet34 or ResNet50 is not accepted as a ResNet18."""
     torch = pytest.importorskip("torch")
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
@@ -513,8 +513,8 @@ def test_torchvisions_other_networks_are_refused(tmp_path: Path, name: str) -> N
     _refused(tmp_path / "o", "ResNet18: layer.* differences in total", str(path), _digest(path))
 
 
-def test_a_folder_that_cannot_be_written_is_told(pth: Path, tmp_path: Path) -> None:
-    """A weights folder that is a file, or may not be written, is an error in words."""
+def test_a_weights_folder_that_cannot_be_written_is_an_error(pth: Path, tmp_path: Path) -> None:
+    """A weights folder that is a file is an error with a fix."""
     (tmp_path / "weights").write_text("")
     result = skinjob("fetch-weights", "--source", pth, cwd=tmp_path)
     assert refusal(result) == "weights: File exists"
@@ -522,10 +522,10 @@ def test_a_folder_that_cannot_be_written_is_told(pth: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_while_serializing_keeps_the_download(
+def test_a_disk_that_fills_during_the_conversion_keeps_the_download(
     site: Site, pth: Path, tmp_path: Path
 ) -> None:
-    """A disk with room for the download alone is told; with more room no byte comes twice."""
+    """If the disk has room only for the download, that is an error; later, no byte comes twice."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "none", str(disk)]
@@ -553,14 +553,14 @@ FETCH = textwrap.dedent("""
 
 
 def _start(out: Path, url: str) -> subprocess.Popen[str]:
-    # Whoever starts the tests in the background has them ignore SIGINT, and all that they start.
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    command = [sys.executable, "-c", heed + FETCH, str(out), url]
+    # Tests that are started in the background ignore SIGINT, and so do their child processes.
+    use_sigint = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", use_sigint + FETCH, str(out), url]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _wait_for_bytes(out: Path, process: subprocess.Popen[str]) -> Path:
-    """Returns the partial file once it has bytes."""
+    """Waits until the partial file has bytes, and returns it."""
     while process.poll() is None:
         for path in out.glob(".resnet18-*.pth.part"):
             if path.stat().st_size:
@@ -571,10 +571,10 @@ def _wait_for_bytes(out: Path, process: subprocess.Popen[str]) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_fetch_leaves_no_weights_and_goes_on(
+def test_an_interrupted_fetch_leaves_no_weights_and_resumes(
     site: Site, pth: Path, tmp_path: Path, stop: signal.Signals
 ) -> None:
-    """After Ctrl-C or a kill no weights are there, and the next fetch goes on where it stopped."""
+    """After Ctrl-C or a kill there are no weights; the next fetch continues where it stopped."""
     site.hold_after = 10_000_000
     url = f"{site.base}/{pth.name}"
     process = _start(tmp_path, url)
@@ -592,16 +592,17 @@ def test_an_interrupted_fetch_leaves_no_weights_and_goes_on(
 
 
 @pytest.mark.slow
-def test_two_at_once_do_not_mix(site: Site, pth: Path, tmp_path: Path) -> None:
-    """The second of two fetches waits for the first and says so; no byte comes twice."""
+def test_two_fetches_at_once_do_not_mix(site: Site, pth: Path, tmp_path: Path) -> None:
+    """The second fetch waits for the first and says so; no byte comes twice."""
     site.hold_after = 10_000_000
     url = f"{site.base}/{pth.name}"
     first = _start(tmp_path, url)
     _wait_for_bytes(tmp_path, first)
     second = _start(tmp_path, url)
-    told = second.stderr.readline() if second.stderr else ""
+    message = second.stderr.readline() if second.stderr else ""
     assert (
-        told == f"waiting for another fetch-weights or demo (which locks {tmp_path}/.fetch.lock)\n"
+        message
+        == f"waiting for another fetch-weights or demo (which locks {tmp_path}/.fetch.lock)\n"
     )
     site.go_on.set()
     digests = [process.communicate()[0].strip() for process in (first, second)]
@@ -609,11 +610,11 @@ def test_two_at_once_do_not_mix(site: Site, pth: Path, tmp_path: Path) -> None:
     assert len(site.headers) == 1
 
 
-# --- the load side ----------------------------------------------------------------------------
+# --- reading the weights ----------------------------------------------------------------------
 
 
-def test_weights_tell_of_themselves(made: Path, pth: Path) -> None:
-    """What a run records of its weights is what the fetch knew."""
+def test_weights_describe_themselves(made: Path, pth: Path) -> None:
+    """A reader gets the same digest, source and architecture from the file as the fetch had."""
     info = read_weights_info(made / NAME)
     assert info.sha256 == _digest(made / NAME)
     assert info.size_bytes == (made / NAME).stat().st_size
@@ -624,14 +625,14 @@ def test_weights_tell_of_themselves(made: Path, pth: Path) -> None:
 
 
 def test_missing_weights_lead_to_the_fetch(tmp_path: Path) -> None:
-    """Weights that are not there are told with the command that brings them."""
-    with pytest.raises(WeightsError, match=rf"{tmp_path}/{NAME}: no such file") as found:
+    """The fix of missing weights is the command that fetches them."""
+    with pytest.raises(WeightsError, match=rf"{tmp_path}/{NAME}: no such file") as raised:
         read_weights_info(tmp_path / NAME)
-    assert found.value.fix.startswith("make fetch-weights ")
+    assert raised.value.fix.startswith("make fetch-weights ")
 
 
-def test_weights_damaged_on_the_way_are_told(out: Path) -> None:
-    """One bit that flips between laptop and cluster is told with both digests."""
+def test_weights_damaged_on_the_way_are_refused(out: Path) -> None:
+    """If a bit flips between laptop and cluster, the error shows both digests."""
     promised = _digest(out / NAME)
     _flip(out / NAME, -100)
     with pytest.raises(WeightsError, match=f"damaged: .*{_digest(out / NAME)}.* says {promised}"):
@@ -639,21 +640,21 @@ def test_weights_damaged_on_the_way_are_told(out: Path) -> None:
 
 
 def test_weights_without_their_digest_can_be_used(out: Path) -> None:
-    """Weights copied without SHA256SUMS are read, and told as having no digest."""
+    """Weights that were copied without SHA256SUMS are read, and marked as not listed."""
     (out / "SHA256SUMS").unlink()
     assert not read_weights_info(out / NAME).listed
 
 
 @pytest.mark.parametrize("content", [b"", bytes(100), b"\xff" * 100])
-def test_what_is_no_safetensors_file_is_told(tmp_path: Path, content: bytes) -> None:
-    """A file of another kind under the weights' name is told as that."""
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    """The error says that the file is not a safetensors file."""
     (tmp_path / NAME).write_bytes(content)
     with pytest.raises(WeightsError, match="not a safetensors file, or incomplete"):
         read_weights_info(tmp_path / NAME)
 
 
-def test_weights_cut_off_on_the_way_are_told(out: Path) -> None:
-    """Half a weights file without SHA256SUMS is still found out."""
+def test_incomplete_weights_are_refused(out: Path) -> None:
+    """An incomplete weights file is refused even without SHA256SUMS."""
     (out / "SHA256SUMS").unlink()
     (out / NAME).write_bytes((out / NAME).read_bytes()[:-1])
     with pytest.raises(WeightsError, match="not a safetensors file, or incomplete"):
@@ -673,15 +674,17 @@ def test_weights_cut_off_on_the_way_are_told(out: Path) -> None:
         ({"resize": "wide"}, "its metadata cannot be used"),
     ],
 )
-def test_weights_of_another_hand_are_told(out: Path, changes: dict[str, str], message: str) -> None:
-    """A safetensors file that is not a fetched ResNet18 by its own word is refused."""
+def test_weights_with_other_metadata_are_refused(
+    out: Path, changes: dict[str, str], message: str
+) -> None:
+    """A safetensors file is refused if its metadata are missing, wrong or of another network."""
     _rewrite(out / NAME, **changes)
     with pytest.raises(WeightsError, match=message):
         read_weights_info(out / NAME)
 
 
-def test_weights_are_checked_by_their_tensors_too(out: Path) -> None:
-    """A file that calls itself a ResNet18 and is none is refused."""
+def test_the_tensors_of_weights_are_checked_too(out: Path) -> None:
+    """A file whose metadata say ResNet18 is refused if a tensor does not fit."""
     arrays = load_file(out / NAME)
     arrays["conv1.weight"] = arrays["conv1.weight"].astype(np.float16)
     with safe_open(out / NAME, framework="np") as content:
@@ -696,7 +699,7 @@ def test_weights_are_checked_by_their_tensors_too(out: Path) -> None:
 
 
 def test_untrained_weights_say_so(tmp_path: Path) -> None:
-    """Random weights can be told from trained ones wherever they turn up, and are listed."""
+    """Random weights are marked as untrained, in the file and for its readers, and are listed."""
     info = write_untrained(tmp_path / NAME, seed=3)
     assert info.untrained
     assert info.listed
@@ -710,8 +713,8 @@ SMALL = replace(DEFAULT, preprocessing=Preprocessing(64, 64))
 
 
 @pytest.mark.train
-def test_the_demos_weights_say_so_and_are_read_as_they_were_given(tmp_path: Path) -> None:
-    """Whatever order numpy holds them in, tensors arrive; input size and kind travel with them."""
+def test_the_weights_of_a_demo_say_so_and_keep_their_numbers(tmp_path: Path) -> None:
+    """Tensors of any memory order are written correctly, with the input size and the kind."""
     torch = pytest.importorskip("torch")
     model = pytest.importorskip("torchvision.models").resnet18(num_classes=3)
     model = model.to(memory_format=torch.channels_last)
@@ -721,14 +724,14 @@ def test_the_demos_weights_say_so_and_are_read_as_they_were_given(tmp_path: Path
     assert (info.kind, info.untrained, info.listed) == ("demo", False, True)
     assert info.backbone == read_backbone(info.path) == SMALL
     assert find_weights(info.path, "demo") == info
-    found = load_file(info.path)
+    written = load_file(info.path)
     for name in tensors.keys() - {"fc.weight", "fc.bias"}:
-        assert np.array_equal(found[name], tensors[name]), name
+        assert np.array_equal(written[name], tensors[name]), name
 
 
 @pytest.mark.slow
 def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path) -> None:
-    """The published weights win over those that a demo without internet made, and stay."""
+    """A fetch replaces the weights that a demo made; a demo does not replace fetched weights."""
     tensors = load_file(out / NAME)
     path = tmp_path / NAME
     write_demo_weights(path, tensors, SMALL, "here")
@@ -741,8 +744,8 @@ def test_a_fetch_replaces_the_demos_weights(out: Path, pth: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "harm", [{"kind": "other"}, {"crop": "0"}, {"crop": "4096"}, {"std": "[0, 1, 1]"}]
 )
-def test_metadata_that_no_training_could_use_are_refused(out: Path, harm: dict[str, str]) -> None:
-    """The input size and normalisation are used as they stand: nonsense is an error before."""
+def test_metadata_that_cannot_be_trained_with_are_refused(out: Path, harm: dict[str, str]) -> None:
+    """Training takes input size and normalisation from the metadata, so bad values are errors."""
     _rewrite(out / NAME, **harm)
     with pytest.raises(WeightsError, match=next(iter(harm))):
         read_weights_info(out / NAME)

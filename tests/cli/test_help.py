@@ -1,4 +1,4 @@
-"""Help, completion and pipes: what a new user meets first."""
+"""Help, completion and pipes, which a new user meets first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shell_path(tmp_path: Path) -> str:
 
 
 def in_shell(shell: str, line: str, cwd: Path, path: str) -> subprocess.CompletedProcess[str]:
-    """Runs a line in a shell of that name, with this PATH."""
+    """Runs a line in a shell, with this PATH."""
     ours = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         [shell, "-c", line],
@@ -50,7 +50,9 @@ def completed(shell: str, words: str, cwd: Path, path: str) -> list[str]:
     """Returns what Tab offers in a real shell after *words* and a space."""
     call = SHELL_CALLS[shell].format(words=words, number=len(words.split()))
     result = in_shell(shell, call, cwd, path)
-    return sorted(line.split("\t")[0] for line in result.stdout.splitlines())  # fish: with help
+    return sorted(
+        line.split("\t")[0] for line in result.stdout.splitlines()
+    )  # fish adds a help text
 
 
 @pytest.mark.slow
@@ -58,7 +60,7 @@ def completed(shell: str, words: str, cwd: Path, path: str) -> list[str]:
 def test_tab_completes_commands_values_sweeps_and_runs(
     shell: str, tmp_path: Path, shell_path: str
 ) -> None:
-    """In a real shell, Tab offers commands, an option's values, sweeps and runs."""
+    """In a real shell, Tab offers commands, the values of an option, sweeps and runs."""
     if not shutil.which(shell):
         pytest.skip(f"no {shell}: apt-get install {shell}")
     draw_sweep(tmp_path / "runs" / "monday", batch_sizes=(32, 64), epochs=1)
@@ -71,10 +73,8 @@ def test_tab_completes_commands_values_sweeps_and_runs(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_completion_is_of_the_users_own_shell(
-    shell: str, tmp_path: Path, shell_path: str
-) -> None:
-    """Without an argument, `skinjob completion` prints the script of $SHELL and how to keep it."""
+def test_completion_is_for_the_user_s_shell(shell: str, tmp_path: Path, shell_path: str) -> None:
+    """Without an argument, `skinjob completion` prints the script for $SHELL and how to keep it."""
     script = skinjob("completion", cwd=tmp_path, SHELL=f"/usr/bin/{shell}").stdout
     assert script == skinjob("completion", shell, cwd=tmp_path).stdout
     assert script.splitlines()[-1].startswith(
@@ -85,8 +85,8 @@ def test_the_completion_is_of_the_users_own_shell(
         assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_every_command_has_a_section_and_a_line_of_its_own(tmp_path: Path) -> None:
-    """`skinjob` alone lists every command by its task, in a line of its own at 80 columns."""
+def test_skinjob_alone_lists_every_command_by_task(tmp_path: Path) -> None:
+    """`skinjob` alone lists each command in its section, on a single line at 80 columns."""
     listed = skinjob(cwd=tmp_path, COLUMNS="80").stdout
     sections = re.split(r"^(?!Options)(\S.*):$", listed, flags=re.M)
     titles = sections[1::2]
@@ -97,11 +97,11 @@ def test_every_command_has_a_section_and_a_line_of_its_own(tmp_path: Path) -> No
     ]
     commands = all_commands()
     for name, sentence in (line.split(maxsplit=1) for line in lines):
-        assert (commands[name].help or "").startswith(f"{sentence}."), "the first sentence, whole"
+        assert (commands[name].help or "").startswith(f"{sentence}."), "the whole first sentence"
 
 
 def test_every_option_of_submit_has_its_section(tmp_path: Path) -> None:
-    """Options of the recipe, the job and the site have their titles, and nothing is repeated."""
+    """The options of the recipe, the job and the site have titles, and each is listed once."""
     text = skinjob("submit", "--help", cwd=tmp_path).stdout
     *sections, call = [part for part in text.split("\n\n") if re.match(r"\S.*:\n", part)]
     assert [part.split(":")[0] for part in sections] == list(SECTIONS)
@@ -112,13 +112,13 @@ def test_every_option_of_submit_has_its_section(tmp_path: Path) -> None:
 
 
 def default_of(flag: str, text: str) -> str:
-    """Returns the note on an option's default in a help that is wide enough for it."""
+    """Returns the default that a help text shows for an option, and its source."""
     (line,) = re.findall(rf"^  {flag} .*?(?=\n  -|\n\n|\Z)", text, re.M | re.S)
     (note,) = re.findall(r"\[default: \(?(.*?)\)?\]", " ".join(line.split()))
     return note
 
 
-def test_help_tells_where_a_default_comes_from(tmp_path: Path) -> None:
+def test_help_shows_the_source_of_a_default(tmp_path: Path) -> None:
     """Help names the source of a default: built in, job file, site profile or variable."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/default.toml").write_text("[train]\nseeds = [0, 1]\n")
@@ -136,8 +136,8 @@ def test_help_tells_where_a_default_comes_from(tmp_path: Path) -> None:
     assert default_of("--seeds", text) == "7; from my.toml"
 
 
-def test_help_is_there_while_a_file_is_at_fault(tmp_path: Path) -> None:
-    """A user who mends a job file can still read which options exist."""
+def test_help_works_while_a_job_file_is_wrong(tmp_path: Path) -> None:
+    """A user who has to correct a job file can still read which options exist."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/default.toml").write_text("[train]\nsedes = [0]\n")
     result = skinjob("submit", "--help", cwd=tmp_path)
@@ -148,7 +148,7 @@ def test_help_is_there_while_a_file_is_at_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [60, 100, 200])
 def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
-    """No line of any help is wider than the terminal, or too long to read."""
+    """No line of any help is wider than the terminal, or than 100 columns."""
     code = (
         "from skinjob.cli import cli\n"
         "for words in ([], *([name] for name in cli.list_commands(None))):\n"
@@ -162,14 +162,14 @@ def test_help_fits_the_terminal(columns: int, tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    lines = re.sub(r"(?s)  Example:.*?\n\n", "", output).splitlines()  # to paste as they are
+    lines = re.sub(r"(?s)  Example:.*?\n\n", "", output).splitlines()  # examples are to be pasted
     assert len(re.findall("^Usage:", output, re.M)) == 1 + len(all_commands())
     assert max(map(len, lines)) <= min(columns, 100)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_seeds", [1, 100], ids=["fits a buffer", "fits none"])
-def test_a_pipe_that_closes_is_no_fault(num_seeds: int, tmp_path: Path, shell_path: str) -> None:
+@pytest.mark.parametrize("num_seeds", [1, 100], ids=["fits a buffer", "larger than a buffer"])
+def test_a_pipe_that_closes_is_no_error(num_seeds: int, tmp_path: Path, shell_path: str) -> None:
     """`skinjob ... | head -1` prints its line and no error."""
     draw_sweep(tmp_path / "runs" / "monday", seeds=range(num_seeds), epochs=1)
     for reader, num_lines in (("head -1", 1), ("true", 0)):
@@ -177,12 +177,12 @@ def test_a_pipe_that_closes_is_no_fault(num_seeds: int, tmp_path: Path, shell_pa
             call = f"{line} | {reader}; echo ${{PIPESTATUS[0]}} >&2"
             result = in_shell("bash", call, tmp_path, shell_path)
             assert len(result.stdout.splitlines()) == num_lines
-            # 141 is a pipe's end, for shells; 0 where all was written before the reader left.
+            # Shells show a closed pipe as 141. It is 0 if all was written before the reader left.
             assert result.stderr.strip() in ("0", "141"), line
 
 
-def test_output_that_finds_no_room_is_two_lines(tmp_path: Path, shell_path: str) -> None:
-    """A disk that is full under `skinjob ... > FILE` gives an error and a fix."""
+def test_output_to_a_full_disk_is_an_error(tmp_path: Path, shell_path: str) -> None:
+    """`skinjob ... > FILE` on a full disk prints an error and a fix."""
     draw_sweep(tmp_path / "runs" / "monday", epochs=1)
     for line in ("skinjob --help", "skinjob status"):
         result = in_shell("bash", f"{line} > /dev/full", tmp_path, shell_path)

@@ -1,4 +1,4 @@
-"""Every fault of an image tree is found before the queue, all at once, and nothing else is one."""
+"""All faults of an image folder are listed before anything is queued; good images are accepted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from skinjob.submit.plan import make_plan
 
 SMALL = ("--batch-sizes", "4", "--epochs", "1", "--cluster", "local")
 ENV = os.environ | import_path()
-QUADRANTS = np.array([[0, 80], [160, 240]], np.uint8)  # no turn or flip of it looks the same
+QUADRANTS = np.array([[0, 80], [160, 240]], np.uint8)  # every turn or flip of it looks different
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def faults(root: Path) -> dict[str, str]:
-    """Returns what the scan lists as wrong: path below *root* to words."""
+    """Returns what the scan lists as wrong: the reason by the path below *root*."""
     with pytest.raises(ImagesError) as fault:
         scan(root)
     pairs = [line.split("  ", 1) for line in fault.value.details]
@@ -63,7 +63,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """Returns a small PNG whose header says a size that its pixels do not have."""
+    """Returns a small PNG whose header claims another size."""
     content = bytearray(encoded(drawn(), "PNG"))
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
@@ -71,14 +71,14 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def tiff_of_many_colours() -> bytes:
-    """Returns a small TIFF that says it has 1,027 values a pixel, of which Pillow writes a log."""
+    """Returns a small TIFF that claims 1,027 values per pixel; Pillow logs a message about it."""
     content = encoded(drawn(), "TIFF")
     tag = struct.pack("<HHI", 277, 3, 1)  # SamplesPerPixel, one number of 16 bits
     assert content.count(tag) == 1
     return content.replace(tag + b"\3\0", tag + struct.pack("<H", 1027))
 
 
-# What is wrong with a file
+# Bad files
 
 
 def _cut(path: Path) -> None:
@@ -138,17 +138,17 @@ FAULTY: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_a_file_that_cannot_be_trained_on_is_listed_with_its_fault(tree: Path, name: str) -> None:
-    """Whatever lies in the place of an image is named, with the reason, and nothing waits on it."""
+def test_a_bad_file_is_listed_with_its_fault(tree: Path, name: str) -> None:
+    """Anything that is not a usable image is named with the reason, and the scan never blocks."""
     make, words = FAULTY[name]
     make(tree / "train/benign/bad.JPG")
-    found = faults(tree)
-    assert list(found) == ["train/benign/bad.JPG"]
-    assert words in found["train/benign/bad.JPG"]
+    reasons = faults(tree)
+    assert list(reasons) == ["train/benign/bad.JPG"]
+    assert words in reasons["train/benign/bad.JPG"]
 
 
 def test_all_faults_are_listed_at_once_by_path(project: Path) -> None:
-    """One call says all that is wrong, of files and folders: a line each, and two for the rest."""
+    """A single command lists all bad files and folders, a line each, and an error with a fix."""
     tree = project / "skin_cancer"
     for name, (make, _) in FAULTY.items():
         make(tree / f"train/benign/{name}.jpg")
@@ -168,37 +168,41 @@ def test_all_faults_are_listed_at_once_by_path(project: Path) -> None:
     assert not (project / "runs").exists()
 
 
-def test_a_bomb_is_found_by_its_header(tree: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """An image that would fill the memory is not decoded, nor warned of beside the list."""
+def test_a_decompression_bomb_is_recognized_by_its_header(
+    tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An image that would fill the memory is listed, but not decoded, and no warning is printed."""
     side = int(MAX_PIXELS**0.5)
     (tree / "train/benign/most.png").write_bytes(png_header(side, side))
     (tree / "train/benign/more.png").write_bytes(png_header(side + 1, side + 1))
-    found = faults(tree)
-    assert "bomb" in found["train/benign/more.png"]
-    assert "bomb" not in found["train/benign/most.png"]  # decoded: it lacks its pixels
+    reasons = faults(tree)
+    assert "bomb" in reasons["train/benign/more.png"]
+    assert (
+        "bomb" not in reasons["train/benign/most.png"]
+    )  # decoded, and listed because pixels are missing
     assert capfd.readouterr().err == ""
 
 
 @pytest.fixture
 def other_user() -> list[str]:
-    """Words that start a Python as a user who owns nothing."""
+    """The words that start Python as a user who owns nothing."""
     if os.geteuid() != 0 or not shutil.which("setpriv"):
-        pytest.skip("to be another user needs root and setpriv")
+        pytest.skip("being another user needs root and setpriv")
     words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
     if subprocess.run([*words, "-c", "import skinjob.data.scan"], env=ENV).returncode != 0:
         pytest.skip("another user may not read this Python")
     return words
 
 
-def test_what_may_not_be_read_is_listed(other_user: list[str]) -> None:
-    """Files and folders without the right to read them are named, and never passed over."""
+def test_files_and_folders_that_may_not_be_read_are_listed(other_user: list[str]) -> None:
+    """Files and folders without read permission are listed, and never skipped."""
     code = (
         "import sys; from pathlib import Path; from skinjob.data.scan import scan\n"
         "try: scan(Path(sys.argv[1]))\n"
         "except Exception as fault: print(*fault.details or [fault.message], sep='\\n')\n"
     )
 
-    def said() -> list[str]:
+    def scanned() -> list[str]:
         words = [*other_user, "-c", code, str(tree)]
         result = subprocess.run(words, env=ENV, capture_output=True, text=True)
         assert not result.stderr
@@ -210,21 +214,21 @@ def test_what_may_not_be_read_is_listed(other_user: list[str]) -> None:
         (tree / "train/benign/0.jpg").chmod(0)
         (tree / "train/malignant/more").mkdir(mode=0)
         (tree / "test/benign").chmod(0)
-        assert said() == [
+        assert scanned() == [
             f"{tree}/test/benign permission denied",
             f"{tree}/train/benign/0.jpg permission denied",
             f"{tree}/train/malignant/more permission denied",
         ]
-        (tree / "test").chmod(0o644)  # its names can be read, and what they stand for cannot
-        assert said()[:2] == [
+        (tree / "test").chmod(0o644)  # the names in it can be read, their files cannot
+        assert scanned()[:2] == [
             f"{tree}/test/benign permission denied",
             f"{tree}/test/malignant permission denied",
         ]
         tree.chmod(0)
-        assert said() == [f"image folder {tree}: permission denied"]
+        assert scanned() == [f"image folder {tree}: permission denied"]
 
 
-# What is wrong with the folders
+# Bad folders
 
 
 def _remove(*names: str) -> Callable[[Path], object]:
@@ -281,16 +285,16 @@ def _all_bad(tree: Path) -> None:
 def test_a_tree_of_another_shape_is_refused(
     tree: Path, spoil: Callable[[Path], object], wanted: dict[str, str]
 ) -> None:
-    """What is wrong with the folders is said of the folders, all at once."""
+    """Everything that is wrong with the folders is listed at once, by folder."""
     spoil(tree)
-    found = faults(tree)
-    assert found.keys() == wanted.keys()
-    assert all(found[path].startswith(words) for path, words in wanted.items()), found
+    reasons = faults(tree)
+    assert reasons.keys() == wanted.keys()
+    assert all(reasons[path].startswith(words) for path, words in wanted.items()), reasons
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file"])
-def test_an_image_folder_that_is_none_is_two_lines(tmp_path: Path, kind: str) -> None:
-    """A slip in --data is answered with the path alone."""
+def test_a_wrong_image_folder_is_a_single_error(tmp_path: Path, kind: str) -> None:
+    """A typing mistake in --data gives an error with the path, and no list."""
     root = tmp_path / "a\nb"
     if kind == "file":
         root.write_text("")
@@ -299,8 +303,8 @@ def test_an_image_folder_that_is_none_is_two_lines(tmp_path: Path, kind: str) ->
     assert not fault.value.details
 
 
-def test_an_image_folder_in_the_folder_that_is_given_is_named(project: Path) -> None:
-    """Of an archive that unpacked into a folder of its own, the fix is the command to type."""
+def test_an_image_folder_inside_the_given_folder_is_named(project: Path) -> None:
+    """If train/ and test/ are in a subfolder, the fix is the command with that subfolder."""
     tree = project / "skin_cancer"
     tree.rename(project / "unpacked")
     tree.mkdir()
@@ -311,8 +315,8 @@ def test_an_image_folder_in_the_folder_that_is_given_is_named(project: Path) -> 
     assert "--data skin_cancer " not in result.stderr
 
 
-def test_a_class_in_two_unicode_forms_is_shown_and_mended(project: Path) -> None:
-    """Names as a Mac and as Linux write them are told apart, and the fix mends them."""
+def test_a_class_in_two_unicode_forms_is_shown_with_a_fix(project: Path) -> None:
+    """The error shows both forms, as a Mac and as Linux write them; the fix renames a folder."""
     tree = project / "skin_cancer"
     (tree / "train/malignant").rename(tree / "train/m\u00e9lanome")
     (tree / "test/malignant").rename(tree / "test/me\u0301lanome")
@@ -331,36 +335,36 @@ def test_a_class_in_two_unicode_forms_is_shown_and_mended(project: Path) -> None
 def test_a_class_that_only_looks_like_another_is_written_out(
     tree: Path, name: str, written: str
 ) -> None:
-    """A Cyrillic letter or a space at the end is seen in the error."""
+    """The error makes a Cyrillic letter or a space at the end visible."""
     (tree / "test/benign").rename(tree / "test" / name)
     assert faults(tree)[f"test/{name}".strip()].endswith(f"(it is written {written})")
 
 
 def test_two_classes_that_look_the_same_are_refused(tree: Path) -> None:
-    """A class that a copy has split in two is not trained on as two."""
+    """If a copy has split a class in two, it is not trained as two classes."""
     for split in ("train", "test"):
         (tree / split / "malignant").rename(tree / split / "m\u00e9")
         shutil.copytree(tree / split / "m\u00e9", tree / split / "me\u0301")
-    found = faults(tree)
-    assert len(found) == 4
-    assert all(words.startswith("another class looks the same") for words in found.values())
+    reasons = faults(tree)
+    assert len(reasons) == 4
+    assert all(words.startswith("another class looks the same") for words in reasons.values())
 
 
-# What is right
+# Good images
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpegs_of_all_kinds_are_taken(tree: Path, mode: str, progressive: bool) -> None:
-    """Grey, CMYK and progressive JPEGs are images, and so is one with an upper-case suffix."""
+    """Grey, CMYK and progressive JPEGs are images, also with an upper-case suffix."""
     content = encoded(drawn(mode), "JPEG", progressive=progressive)
     (tree / "train/benign/new.JPEG").write_bytes(content)
     assert len(scan(tree).files) == 11
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
-def test_the_content_decides_and_not_the_suffix(tree: Path, kind: str) -> None:
-    """A PNG that is called .jpg trains as any other image."""
+def test_the_content_counts_and_not_the_suffix(tree: Path, kind: str) -> None:
+    """A PNG that is named .jpg is trained on like any other image."""
     content = encoded(drawn(), kind)
     (tree / "train/benign/new.jpg").write_bytes(content)
     assert len(scan(tree).files) == 11
@@ -368,8 +372,8 @@ def test_the_content_decides_and_not_the_suffix(tree: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
-def test_of_an_animation_the_first_frame_is_seen(kind: str) -> None:
-    """Several frames in a file are one image: the first."""
+def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
+    """A file with several frames is one image: its first frame."""
     others = [Image.new("RGB", (20, 24), colour) for colour in ("red", "blue")]
     content = encoded(drawn(), kind, save_all=True, append_images=others)
     assert abs(int(np.asarray(decode(content))[-1, -1, 0]) - 240) < 8
@@ -378,8 +382,8 @@ def test_of_an_animation_the_first_frame_is_seen(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_is_turned_as_a_viewer_turns_it(kind: str, orientation: int) -> None:
-    """A photograph that was taken sideways is trained on upright, by what its EXIF says."""
-    turned = {  # how the camera held the picture, by the EXIF standard's table of orientations
+    """A photograph that was taken sideways is trained on upright, as its EXIF data say."""
+    turned = {  # what the camera did to the picture, by the EXIF standard's table of orientations
         1: lambda a: a,
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
@@ -398,15 +402,15 @@ def test_an_image_is_turned_as_a_viewer_turns_it(kind: str, orientation: int) ->
     assert np.abs(np.asarray(seen, int) - upright).max() < 12
 
 
-def test_exif_that_does_not_read_is_no_fault(tree: Path) -> None:
-    """Bytes that are not pixels never cost an image."""
+def test_exif_that_cannot_be_read_is_no_fault(tree: Path) -> None:
+    """Damage outside the pixels never makes an image bad."""
     content = encoded(drawn(), "PNG", exif=b"Exif\0\0no header")
     (tree / "train/benign/new.jpg").write_bytes(content)
     assert len(scan(tree).files) == 11
 
 
-def test_what_systems_leave_behind_is_passed_over(tree: Path) -> None:
-    """Traces of Finder, Explorer and unzip are neither images nor classes nor faults."""
+def test_hidden_files_of_other_programs_are_left_out(tree: Path) -> None:
+    """Files of Finder, Explorer and unzip are neither images nor classes nor faults."""
     for name in (".DS_Store", "._0.jpg", ".thumbs/0.jpg", "__MACOSX/0.jpg", "Thumbs.db"):
         for folder in ("train/benign", "train"):
             file = tree / folder / name
@@ -418,8 +422,8 @@ def test_what_systems_leave_behind_is_passed_over(tree: Path) -> None:
     assert images.left_out == ("3 hidden", "1 .db", "2 hidden in train/ itself")
 
 
-def test_links_that_run_in_circles_list_no_image_twice(tree: Path) -> None:
-    """A linked folder is entered once, and one that holds its own link never."""
+def test_circular_links_list_no_image_twice(tree: Path) -> None:
+    """The scan enters a linked folder once, and never a folder that it is already in."""
     elsewhere = tree.parent / "elsewhere"
     shutil.copytree(tree / "train/malignant", elsewhere)
     (tree / "train/malignant/more").symlink_to(elsewhere)
@@ -435,8 +439,8 @@ NAMES = [b"a b'c\"d,e;f.jpg", b"line\nbreak\r\n.jpg", b"\xff\xfe.jpg", "größe-
 
 
 @pytest.mark.train
-def test_any_name_goes_through_every_list(project: Path) -> None:
-    """Names of any bytes come back from images.csv and predictions.csv, and fill one line each."""
+def test_every_list_can_hold_any_file_name(project: Path) -> None:
+    """Names of any bytes come back from images.csv and predictions.csv, and fill a line each."""
     from skinjob.train.job import run_job
 
     folder = project / "skin_cancer/test/benign"
@@ -474,8 +478,8 @@ def spoil(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_bad_images_are_skipped_when_that_is_asked_for(project: Path) -> None:
-    """The sweep trains on the rest, and says in plan, sweep.json and report what it left out."""
+def test_skip_bad_images_leaves_them_out(project: Path) -> None:
+    """The sweep trains on the rest; plan, sweep.json and report say what was left out."""
     spoil(project)
     refused = skinjob("submit", *SMALL, cwd=project)
     assert "3 of 25 images faulty" in refusal(refused)
@@ -485,7 +489,7 @@ def test_bad_images_are_skipped_when_that_is_asked_for(project: Path) -> None:
     assert "skipped  3 faulty images" in result.stdout
     assert "train    7 benign, 8 malignant" in result.stdout
     sweep = only_sweep(project / "runs")
-    skipped = {one["path"]: one["fault"] for one in sweep.info().images.skipped}
+    skipped = {image["path"]: image["fault"] for image in sweep.info().images.skipped}
     assert list(skipped) == [
         "train/benign/0.jpg",
         "test/malignant/0.jpg",
@@ -503,8 +507,8 @@ def test_bad_images_are_skipped_when_that_is_asked_for(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_without_its_bad_images_is_taken_up_again(project: Path) -> None:
-    """The same command, however it is said, makes no second sweep; nor without those images."""
+def test_a_sweep_without_its_bad_images_is_continued(project: Path) -> None:
+    """The option, variable or job file gives the same sweep, also after the images are removed."""
     spoil(project)
     plan = make_plan(
         configs=grid(
@@ -529,13 +533,13 @@ def test_a_sweep_without_its_bad_images_is_taken_up_again(project: Path) -> None
         skinjob(*again, "--job", "job.toml", cwd=project),
     ):
         assert "exists, continues" in result.stdout, result.stderr
-    for one in plan.images.skipped:
-        (project / "skin_cancer" / one.path).unlink()
+    for image in plan.images.skipped:
+        (project / "skin_cancer" / image.path).unlink()
     assert "exists, continues" in skinjob(*again, cwd=project).stdout
 
 
 def test_folders_are_not_skipped(project: Path) -> None:
-    """A class without an image, or missing, is a fault that no option passes over."""
+    """A class without images is an error even with --skip-bad-images."""
     tree = project / "skin_cancer"
     _all_bad(tree)
     result = skinjob("submit", *SMALL, "--skip-bad-images", cwd=project)
@@ -544,11 +548,11 @@ def test_folders_are_not_skipped(project: Path) -> None:
     assert not (project / "runs").exists()
 
 
-# Images that are there twice
+# Images that exist twice
 
 
-def test_an_image_in_both_splits_or_classes_is_told_and_not_refused(project: Path) -> None:
-    """Equal bytes in train and test, or under two labels, are counted in plan and sweep.json."""
+def test_an_image_in_both_splits_or_classes_is_a_note(project: Path) -> None:
+    """Plan and sweep.json count equal images in train and test, or in two classes; no error."""
     tree = project / "skin_cancer"
     shutil.copy(tree / "train/benign/0.jpg", tree / "test/benign/copy.jpg")
     shutil.copy(tree / "train/benign/1.jpg", tree / "test/benign/copy2.jpg")
@@ -562,8 +566,8 @@ def test_an_image_in_both_splits_or_classes_is_told_and_not_refused(project: Pat
     assert info.images.repeated == {"test_in_train": 2, "in_two_classes": 2}
 
 
-def test_of_images_that_are_there_once_nothing_is_told(project: Path) -> None:
-    """No note is printed where there is nothing to note."""
+def test_good_images_give_no_note(project: Path) -> None:
+    """If all images are good and different, the plan has no note."""
     result = skinjob("submit", *SMALL, "--dry-run", cwd=project)
     assert result.returncode == 0
     assert "note " not in result.stdout
@@ -578,7 +582,7 @@ def _same_size(file: Path) -> None:
 
 
 def _same_clock(file: Path) -> None:
-    """Changes a byte behind the pixels, and puts the file's times back."""
+    """Changes a byte after the pixels, and restores the file's times."""
     times = file.stat()
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"\0")
@@ -606,7 +610,7 @@ def _replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
     ],
     ids=["removed", "garbage", "garbage, all layers", "one byte", "pipe", "folder"],
 )
-def test_an_image_that_changes_before_the_job_begins_fails_it_by_name(
+def test_a_job_fails_if_an_image_has_changed_since_the_submit(
     weights: Path,
     tmp_path: Path,
     change: Callable[[Path], None],
@@ -614,7 +618,7 @@ def test_an_image_that_changes_before_the_job_begins_fails_it_by_name(
     place: str,
     train: str,
 ) -> None:
-    """No number comes from an image that is not the one that was submitted."""
+    """The error names the image; no number comes from an image that was not submitted."""
     from skinjob.train.job import run_job
 
     data = make_tree(tmp_path / "data", num_train=2, num_test=2)
@@ -629,7 +633,7 @@ def test_an_image_that_changes_before_the_job_begins_fails_it_by_name(
     assert len(run.metrics_file.read_text().splitlines() if run.metrics_file.exists() else []) < 2
 
 
-# Whatever else there may be
+# Generated folders and damaged files
 
 Tree = dict[str, dict[str, dict[str, bytes]]]
 """Split, class, file: content."""
@@ -646,7 +650,7 @@ def folders(contents: list[bytes], *, least: int) -> st.SearchStrategy[dict[str,
 
 
 def trees(folder: st.SearchStrategy[dict[str, bytes]]) -> st.SearchStrategy[Tree]:
-    """Returns trees whose splits have the same classes, of such folders."""
+    """Draws trees of such folders; both splits have the same classes."""
     return st.lists(st.sampled_from(CLASSES), min_size=2, unique=True).flatmap(
         lambda names: st.fixed_dictionaries(
             {s: st.fixed_dictionaries(dict.fromkeys(names, folder)) for s in ("train", "test")}
@@ -663,7 +667,7 @@ ANY_TREES = st.dictionaries(
 
 
 def wrong(tree: Tree) -> set[str]:
-    """Returns the paths below the root at which a tree is faulty, said in another way."""
+    """Returns the paths at which a tree is faulty, found by other code than the scan's."""
     bad = {split for split in ("train", "test") if len(tree.get(split, {})) < 2}
     for split, other in (("train", "test"), ("test", "train")):
         for name, files in tree.get(split, {}).items():
@@ -677,10 +681,10 @@ def wrong(tree: Tree) -> set[str]:
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(tree=WHOLE_TREES | TREES_WITH_BAD_IMAGES | ANY_TREES)
-def test_a_tree_is_taken_whole_or_its_faults_are_listed(
+def test_any_tree_gives_its_images_or_a_list_of_its_faults(
     tmp_path_factory: pytest.TempPathFactory, tree: Tree
 ) -> None:
-    """Of any tree the scan gives the images that a job will read, or a line for each fault."""
+    """The scan of any tree returns the images that a job will read, or a line for each fault."""
     folder = tmp_path_factory.mktemp("tree")
     root = folder / "skin_cancer"
     root.mkdir()
@@ -727,13 +731,13 @@ SAVED: list[tuple[str, dict[str, object]]] = [
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """Returns a file with some bits turned, a part cut out, or a part of it put elsewhere."""
+    """Returns a file with some bits flipped, a part removed, or a part inserted elsewhere."""
     first, last = sorted(draw.sample(range(len(content) + 1), 2))
     match draw.choice(["flip", "flip", "cut", "splice", "end"]):
         case "flip":
             spoilt = bytearray(content)
             for _ in range(draw.randint(1, 8)):
-                # Most flips go to the head: what follows is pixels, of which any will do.
+                # Most flips are near the start: after that come pixels, where any value is valid.
                 place = draw.randrange(len(spoilt) if draw.random() < 0.5 else min(64, len(spoilt)))
                 spoilt[place] ^= 1 << draw.randrange(8)
             return bytes(spoilt)
@@ -746,8 +750,8 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
             return content[:last]
 
 
-def test_damaged_files_are_taken_or_listed_and_never_more(tree: Path) -> None:
-    """No damage to a file ends the scan in another way, or prints a word beside the list."""
+def test_damaged_files_are_taken_or_listed(tree: Path) -> None:
+    """No damage to a file makes the scan fail or print a message."""
     draw = random.Random(0)
     picture = drawn(size=(18, 20))
     whole = [encoded(picture, kind, **options) for kind, options in SAVED]
@@ -762,4 +766,4 @@ def test_damaged_files_are_taken_or_listed_and_never_more(tree: Path) -> None:
     words = [sys.executable, "-c", code, str(tree)]
     result = subprocess.run(words, env=ENV, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert 100 < int(result.stdout) < 600  # neither all nor none: the damage is of all degrees
+    assert 100 < int(result.stdout) < 600  # some files are too damaged, some are not

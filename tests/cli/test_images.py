@@ -1,4 +1,4 @@
-"""What `skinjob submit` says of an image tree before anything is queued."""
+"""What `skinjob submit` says about an image folder before anything is queued."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> Path:
 def test_scan_counts_every_image_by_split_and_class(
     tree: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    """The counts that a person sees before queueing are those of the folders."""
+    """The counts that the user sees before anything is queued are those of the folders."""
     monkeypatch.setattr("skinjob.data.scan.AT_ONCE", at_once)
     assert scan(tree).counts() == {
         "train": {"benign": 3, "malignant": 3},
@@ -38,7 +38,7 @@ def test_scan_counts_every_image_by_split_and_class(
 
 
 def test_index_brings_back_the_same_images(tree: Path, tmp_path: Path) -> None:
-    """A job sees exactly the images that were scanned, awkward names included."""
+    """A job sees exactly the images that were scanned, including those with odd names."""
     shutil.copy(tree / "train/benign/0.jpg", tree / 'train/benign/é, "x"\n.jpg')
     images = scan(tree)
     write_index(images, tmp_path / "images.csv")
@@ -47,8 +47,8 @@ def test_index_brings_back_the_same_images(tree: Path, tmp_path: Path) -> None:
     assert again.fingerprint() == images.fingerprint()
 
 
-def test_fingerprint_follows_content_and_not_place(tree: Path, tmp_path: Path) -> None:
-    """A copied tree is the same tree; one changed byte makes another."""
+def test_the_fingerprint_depends_on_content_and_not_on_place(tree: Path, tmp_path: Path) -> None:
+    """A copy of the images has the same fingerprint; a changed image gives another."""
     copy = shutil.copytree(tree, tmp_path / "elsewhere")
     assert scan(copy).fingerprint() == scan(tree).fingerprint()
     Image.new("RGB", (50, 50)).save(copy / "test/benign/0.jpg")
@@ -57,7 +57,7 @@ def test_fingerprint_follows_content_and_not_place(tree: Path, tmp_path: Path) -
 
 
 def _leave_out(tree: Path) -> None:
-    """Adds what people's image folders hold besides images, and two more names of a JPEG."""
+    """Adds other files that image folders often hold, and JPEGs with rare suffixes."""
     benign, image = tree / "train/benign", tree / "train/benign/0.jpg"
     for name in ("a.jfif", "b.JPE", "c.JPG ", "sub/d.jpg"):  # these are used
         (benign / name).parent.mkdir(exist_ok=True)
@@ -94,8 +94,8 @@ LEFT_OUT = (
 )
 
 
-def test_what_is_left_out_is_counted_kind_by_kind(project: Path) -> None:
-    """Half a class in another format, or images in the wrong folder, are seen before the queue."""
+def test_files_that_are_left_out_are_counted_by_kind(project: Path) -> None:
+    """Plan and doctor show files in another format and images in a wrong folder."""
     _leave_out(project / "skin_cancer")
     images = scan(project / "skin_cancer")
     assert len(images.files) == 24 + 4
@@ -108,7 +108,7 @@ def test_what_is_left_out_is_counted_kind_by_kind(project: Path) -> None:
 
 
 def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:
-    """No number comes from an image that is not the one that was submitted."""
+    """No number comes from an image that was not submitted."""
     images = scan(tree)
     Image.new("RGB", (50, 50)).save(tree / images.files[0].path)
     with pytest.raises(ImagesError, match="has changed since"):
@@ -117,7 +117,7 @@ def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    """Grey, palette, alpha, CMYK and 16-bit images train as they look."""
+    """Grey, palette, alpha, CMYK and 16-bit images are trained on as they look."""
     grey = np.linspace(0, 255, 256).reshape(16, 16)
     if mode == "I;16":
         image = Image.fromarray((grey * 257).astype(np.uint16))
@@ -147,12 +147,14 @@ GREY = np.linspace(0, 255, 400).round().reshape(20, 20)
         ("uint16", GREY * 257),
     ],
 )
-def test_grey_values_of_every_usual_range_are_seen(kind: str, values: NDArray[np.float64]) -> None:
-    """An image that another program saved in floats or in 16 bits trains as it looks."""
+def test_grey_values_of_every_usual_range_are_scaled(
+    kind: str, values: NDArray[np.float64]
+) -> None:
+    """An image that another program saved as floats or 16 bits is trained on as it looks."""
     content = io.BytesIO()
     Image.fromarray(values.astype(kind)).save(content, "TIFF")
     rgb = np.asarray(decode(content.getvalue()), float)
-    assert np.abs(rgb.mean(axis=2) - GREY).max() < 9  # clipped at the ends where it overshoots
+    assert np.abs(rgb.mean(axis=2) - GREY).max() < 9  # values outside the range are clipped
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_grey_values_of_every_usual_range_are_seen(kind: str, values: NDArray[np
 def test_grey_values_of_no_usual_range_are_a_fault(
     tree: Path, kind: str, values: NDArray[np.float64], words: str
 ) -> None:
-    """What would have been black, white or noise is named before anything is queued."""
+    """An image that would be black, white or noise is listed before anything is queued."""
     Image.fromarray(values.astype(kind)).save(tree / "train/benign/new.tif")
     with pytest.raises(ImagesError, match="1 of 11 images faulty") as fault:
         scan(tree)
@@ -178,12 +180,12 @@ def test_grey_values_of_no_usual_range_are_a_fault(
 
 
 def test_images_that_show_nothing_are_counted_before_the_queue(project: Path) -> None:
-    """Black frames, white pages, transparent icons and 12-bit values in 16 bits are pointed out."""
+    """Plain black or white images, transparent icons and 12-bit values in 16 bits are counted."""
     folder = project / "skin_cancer/train/benign"
     Image.new("RGB", (50, 50), "white").save(folder / "a.jpg")
     Image.new("RGBA", (50, 50)).save(folder / "b.png")
     Image.fromarray((GREY * 16).astype(np.uint16)).save(folder / "c.tif")
     Image.fromarray((GREY / 17).astype(np.uint8)).save(folder / "d.png")  # 16 grey levels
-    Image.fromarray((GREY / 15).astype(np.uint8)).save(folder / "e.png")  # 18: not pointed out
+    Image.fromarray((GREY / 15).astype(np.uint8)).save(folder / "e.png")  # 18: not counted
     words = "4 images hold a single grey level, or nearly (first: train/benign/a.jpg)"
     assert words in skinjob("submit", *SMALL, cwd=project).stdout

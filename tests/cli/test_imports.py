@@ -1,4 +1,4 @@
-"""What a command loads: none of the heavy libraries that it does not need."""
+"""A command imports no heavy library that it does not need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from commands import all_commands, import_path
 
 @pytest.mark.parametrize("command", [[], *([name] for name in all_commands())], ids=" ".join)
 def test_help_loads_no_heavy_library(command: list[str]) -> None:
-    """`skinjob --help` answers at once, of every command."""
+    """The help of every command appears at once."""
     code = (
         "import sys\n"
         "from skinjob.cli import main\n"
@@ -30,9 +30,9 @@ def test_help_loads_no_heavy_library(command: list[str]) -> None:
 
 
 def test_login_node_and_report_load_no_torch(tmp_path: Path) -> None:
-    """Fetch, submit and report work in the base install: nothing they import brings torch in."""
+    """Fetch, submit and report work in the base install: none of their imports loads torch."""
     code = (
-        "import sys; sys.modules['torch'] = None\n"  # an import of it raises
+        "import sys; sys.modules['torch'] = None\n"  # makes an import of it fail
         "import skinjob.weights.fetch, skinjob.submit.submit, skinjob.queues.local\n"
         "import skinjob.report.build, skinjob.data.lesions, skinjob.data.shapes\n"
     )

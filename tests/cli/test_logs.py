@@ -1,4 +1,4 @@
-"""`skinjob logs`: what a run and its job have said, once and while it goes on."""
+"""`skinjob logs`: the output of a run and its job, printed once or followed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from skinjob.queues.local import queue_lock
 from skinjob.sweeps.layout import Run, run_name
 from skinjob.sweeps.records import RunState
 
-NO_SLURM = "/nonexistent"  # a PATH
+NO_SLURM = "/nonexistent"  # a PATH without SLURM's commands
 NAME, OTHER = (run_name(size, 0.01, 0) for size in (32, 64))
 STAMP = "2026-01-01T10:00:00Z"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run of this machine's queue that waits, with what its last job left."""
+    """A waiting run of this machine's queue, with the log and the output of its last job."""
     sweep = draw_sweep(
         tmp_path / "runs/sweep",
         batch_sizes=(32, 64),
@@ -33,32 +33,32 @@ def run(tmp_path: Path) -> Run:
     )
     local = {"cluster": {"cluster": "local"}, "jobs": {NAME: "77", OTHER: "77"}}
     write_json(sweep.sweep_file, recorded(sweep) | local)
-    found = Run(sweep.folder / NAME)
-    found.log_file.write_text("".join(f"{STAMP} line {number}\n" for number in range(1, 61)))
+    waiting = Run(sweep.folder / NAME)
+    waiting.log_file.write_text("".join(f"{STAMP} line {number}\n" for number in range(1, 61)))
     sweep.submission_folder.mkdir()
     (sweep.submission_folder / "77_0_log.out").write_text(
         f"submitit INFO ({STAMP}) - Starting\n{STAMP} line 60  ({NAME})\nSegmentation fault\n"
     )
-    return found
+    return waiting
 
 
 @pytest.fixture
 def at_work(run: Run) -> Iterator[None]:
-    """This machine's queue has the run's sweep in hand."""
+    """This machine's queue works on the run's sweep."""
     with queue_lock(run.sweep).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def logs(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob logs` where there is no SLURM."""
+    """Runs `skinjob logs` without SLURM."""
     return skinjob("logs", *words, cwd=cwd, PATH=NO_SLURM)
 
 
-def test_a_log_s_end_is_shown_and_what_the_job_has_besides(
+def test_logs_shows_the_end_of_the_log_and_the_rest_of_the_job_s_output(
     run: Run, at_work: None, tmp_path: Path
 ) -> None:
-    """On stdout are the lines alone; a run that waits says so, and nothing is shown twice."""
+    """stdout has only lines, each once; stderr has the run's status and the output's path."""
     result = logs(NAME, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [f"{STAMP} line {number}" for number in range(21, 61)]
@@ -74,10 +74,10 @@ def test_a_log_s_end_is_shown_and_what_the_job_has_besides(
 
 
 @pytest.mark.slow
-def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
+def test_a_log_is_followed_through_a_restart_until_the_run_ends(
     run: Run, at_work: None, tmp_path: Path
 ) -> None:
-    """Lines come as they are ended, a new start is told, and the last words are the job's."""
+    """Whole lines and each new status appear at once; the job's output and the fix come last."""
     with subprocess.Popen(
         [*SKINJOB, "logs", "-f", "-n", "1", NAME],
         cwd=tmp_path,
@@ -104,27 +104,27 @@ def test_a_log_is_followed_through_a_new_start_to_the_run_s_end(
         run.update_state(status="failed", failure="killed", reason="it was killed", fix="mend it")
         lines.until("fix: mend it")
         assert following.wait(30) == 0
-    said = [line.rstrip("\n") for line in lines.read]
-    assert said[0] == f"{STAMP} line 60"
-    assert said.index("the last line") < said.index("Segmentation fault")
-    assert said[-2] == f"{NAME} failed, epoch 3/20: it was killed"
+    output = [line.rstrip("\n") for line in lines.read]
+    assert output[0] == f"{STAMP} line 60"
+    assert output.index("the last line") < output.index("Segmentation fault")
+    assert output[-2] == f"{NAME} failed, epoch 3/20: it was killed"
 
 
-def test_a_log_of_a_run_that_is_gone_is_not_followed_for_ever(run: Run, tmp_path: Path) -> None:
-    """Where neither the run's process nor its queue is left, it is told what to do."""
+def test_following_the_log_of_a_lost_run_ends(run: Run, tmp_path: Path) -> None:
+    """If the run's process and queue are gone, `logs -f` ends with the status and a fix."""
     run.update_state(status="running", started_utc=STAMP, pid=2**22 + 1, host="elsewhere")
     state = run.state()
     write_json(run.state_file, {**vars(state), "heartbeat_utc": STAMP})
     result = logs("-f", NAME, cwd=tmp_path)
     assert result.returncode == 0
-    *_, stands, fix = result.stderr.splitlines()
-    assert stands.startswith(f"{NAME} lost, epoch 3/20: job 77 has gone")
+    *_, last, fix = result.stderr.splitlines()
+    assert last.startswith(f"{NAME} lost, epoch 3/20: job 77 has gone")
     assert fix.startswith("fix: skinjob ")
 
 
 @pytest.mark.parametrize("columns", [60, 200])
 def test_ctrl_c_leaves_a_log(run: Run, at_work: None, tmp_path: Path, columns: int) -> None:
-    """On a terminal the log is as it is in its file; leaving it is no fault of the run."""
+    """A terminal shows the log as it is in the file; Ctrl-C does not change the run."""
     with terminal(*SKINJOB, "logs", "-f", NAME, cwd=tmp_path, columns=columns) as shown:
         shown.show(f"{NAME} waiting")
         assert f"{STAMP} line 60\n" in shown.screen()

@@ -1,4 +1,4 @@
-"""A sweep that an older skinjob made is listed, shown, taken up again and reported by this one."""
+"""A sweep of an older skinjob can still be listed, shown, continued and reported."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ OPTIONS = "--cluster local --device cpu --precision fp32 --lr 0.01 --epochs 12 -
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with the images and sweeps of commit 501842b, moved here from where it was."""
+    """A folder with the images and sweeps of commit 501842b, moved to another place."""
     project = tmp_path / "project"
     shutil.copytree(OLD, project)
     (project / "runs/old/submission").chmod(0o700)
-    shutil.rmtree(project / "runs/whole")  # no sweep: only the numbers that were expected then
+    shutil.rmtree(project / "runs/whole")  # it has only the numbers of an uninterrupted run
     return project
 
 
@@ -41,16 +41,16 @@ def rows_of(metrics: Path) -> list[dict[str, str]]:
         ]
 
 
-def is_close(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Says whether two rows have the same text, and numbers that differ by rounding at most."""
-    numbers = [name for name in one if name not in ("run",)]
-    return one["run"] == other["run"] and all(
-        math.isclose(float(one[name]), float(other[name]), abs_tol=1e-4) for name in numbers
+def is_close(row: dict[str, str], other: dict[str, str]) -> bool:
+    """Returns whether two rows are of the same run and their numbers differ only by rounding."""
+    numbers = [name for name in row if name not in ("run",)]
+    return row["run"] == other["run"] and all(
+        math.isclose(float(row[name]), float(other[name]), abs_tol=1e-4) for name in numbers
     )
 
 
 def test_an_old_sweep_is_listed_and_shown(project: Path) -> None:
-    """What was done, failed or was cancelled then still is, in the words of today."""
+    """Its runs are still done, failed or cancelled, in the words of today."""
     listed = skinjob("list", cwd=project).stdout.splitlines()
     assert listed[1].startswith("old    2026-11-26 ")
     assert "head, batch sizes 4,8, 2 seeds, 12 epochs" in listed[1]
@@ -73,7 +73,7 @@ def test_an_old_sweep_is_listed_and_shown(project: Path) -> None:
 
 
 def test_an_old_sweep_is_reported(project: Path) -> None:
-    """The report has the numbers of then, and says cancelled where status does."""
+    """The report has the numbers of the old report, and lists the cancelled and the failed run."""
     summary = project / "runs/old/report/summary.csv"
     before = list(csv.DictReader(summary.read_text().splitlines()))
     result = skinjob("report", "old", cwd=project)
@@ -85,10 +85,10 @@ def test_an_old_sweep_is_reported(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_old_runs_go_on_where_they_were(project: Path) -> None:
-    """The cancelled run ends in the rows of a run that nothing ended, and so does the failed one.
+def test_old_runs_continue_where_they_stopped(project: Path) -> None:
+    """A cancelled run and a failed run continue and end with the rows of an uninterrupted run.
 
-    They are those of today's code on this machine, and those of then but for rounding.
+    The rows equal those of today's code on this machine, and the old rows except for rounding.
     """
     write_fixed_weights(project / "weights/resnet18.safetensors")
     kept = {name: rows_of(project / f"runs/old/{name}/metrics.csv") for name in (CANCELLED, FAILED)}
@@ -111,10 +111,10 @@ def test_old_runs_go_on_where_they_were(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_submitted_again_an_old_sweep_is_the_same_one(project: Path) -> None:
-    """Without a name, the options of then find the sweep of then, and its runs that are not done.
+def test_the_old_options_find_the_old_sweep(project: Path) -> None:
+    """A submit with the old options continues the old sweep without naming it.
 
-    What was cancelled is taken along; what is done is not trained again.
+    A submit with another recipe does not.
     """
     write_fixed_weights(project / "weights/resnet18.safetensors")
     words = (*OPTIONS.split()[:-1], "4,8", "--seeds", "0,1")

@@ -1,4 +1,4 @@
-"""An option is declared once, in a field; everything else about it derives from the field."""
+"""An option is declared once, in a field. Help, files, variables and checks come from the field."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ config.TrainConfig, config.ClusterConfig = Train, Cluster
 
 
 def run(code: str, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs code where the records have three fields more."""
+    """Runs code with three more options in the records."""
     return subprocess.run(
         [sys.executable, "-c", NEW_OPTIONS + code, *arguments],
         cwd=cwd,
@@ -46,8 +46,8 @@ def skinjob(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProce
     return run("from skinjob.cli import main; main(sys.argv[1:])", *arguments, cwd=cwd, **env)
 
 
-def test_help_completion_and_docs_have_it(tmp_path: Path) -> None:
-    """In its section, with its default; Tab offers its choices; the pages are made with it."""
+def test_help_completion_and_docs_have_a_new_option(tmp_path: Path) -> None:
+    """Help shows it with its section and default, Tab offers its choices, and the docs have it."""
     text = skinjob("submit", "--help", cwd=tmp_path, COLUMNS="100").stdout
     recipe, site = text.split("What to train:")[1], text.split("Your site:")[1]
     assert "Momentum of the updates.  [default: 0.9]" in recipe.split("\n\n")[0]
@@ -65,8 +65,8 @@ def test_help_completion_and_docs_have_it(tmp_path: Path) -> None:
     assert made.count("  --licenses") == 1
 
 
-def test_files_and_variables_set_it_and_config_says_so(tmp_path: Path) -> None:
-    """It is a key of its table, has a variable, and the nearer source wins."""
+def test_files_and_variables_set_a_new_option(tmp_path: Path) -> None:
+    """It is a key of its table and has a variable; `skinjob config` shows the source that won."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/default.toml").write_text("[train]\nmomentum = 0.5\nshuffle = 'never'\n")
     (tmp_path / "jobs/site.toml").write_text("[cluster]\nlicenses = 'mat:2'\n")
@@ -89,10 +89,10 @@ def test_files_and_variables_set_it_and_config_says_so(tmp_path: Path) -> None:
         ([], "[train]\nmomemtum = 1", 1, "use 'momentum'"),
     ],
 )
-def test_a_wrong_value_is_refused(
+def test_a_wrong_value_of_a_new_option_is_refused(
     arguments: list[str], content: str, code: int, message: str, tmp_path: Path
 ) -> None:
-    """On the command line and in a file, in two lines that name it."""
+    """The error names it, on the command line and in a file."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/default.toml").write_text(content)
     result = skinjob("config", *arguments, cwd=tmp_path)
@@ -100,8 +100,8 @@ def test_a_wrong_value_is_refused(
     assert message in result.stderr
 
 
-def test_sbatch_gets_it_and_its_refusal_names_it(project: Path) -> None:
-    """The script has its line; it is SLURM's alone; and if sbatch refuses it, the error says so."""
+def test_sbatch_gets_a_new_option_of_the_site(project: Path) -> None:
+    """The script has its line, it needs SLURM, and the error names it if sbatch refuses it."""
     tools = project / "tools"
     tools.mkdir()
     (tools / "sbatch").symlink_to("/bin/true")

@@ -1,6 +1,6 @@
-"""Who can run code as the user who submits: nobody else, as far as the owners of folders can tell.
+"""No other user can run code as the user who submits, as far as the rights of folders show.
 
-The other user is a real one, and so are the folders, links and ACLs.
+The other user is real, and so are the folders, links and ACLs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MALLORY = pwd.getpwnam("nobody")
 SUBMIT = ("submit", "--batch-sizes", "4", "--epochs", "2", "--lr", "0.1", "--device", "cpu",
           "--precision", "fp32", "--cluster", "local")  # fmt: skip
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="to be two users one has to be root")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="being another user needs root")
 
 
 def give(path: Path) -> None:
@@ -35,7 +35,7 @@ def give(path: Path) -> None:
 
 
 def let_write(path: Path) -> None:
-    """Gives the other user the right to write by an ACL: what `setfacl -m u:nobody:rwx` does."""
+    """Gives the other user the right to write, as `setfacl -m u:nobody:rwx` does."""
     entries = [
         (0x01, 7, -1),
         (0x02, 7, MALLORY.pw_uid),
@@ -47,7 +47,7 @@ def let_write(path: Path) -> None:
     os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + packed)
 
 
-def open_to_his_group(path: Path) -> None:
+def let_group_write(path: Path) -> None:
     os.chown(path, 0, MALLORY.pw_gid)
     path.chmod(0o775)
 
@@ -60,7 +60,7 @@ def link(path: Path) -> None:
 
 @pytest.fixture
 def sweep(project: Path) -> Sweep:
-    """A sweep's folders, as submit makes them, with nothing queued yet."""
+    """The folders of a sweep, as submit makes them before it queues anything."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     return make_sweep(data, weights, project / "runs", batch_sizes=(4,))
 
@@ -71,19 +71,19 @@ def sweep(project: Path) -> Sweep:
     [
         (give, "belongs to nobody"),
         (let_write, "can be written by nobody (ACL)"),
-        (open_to_his_group, "can be written by the group nogroup"),
+        (let_group_write, "can be written by the group nogroup"),
         (link, "belongs to nobody"),
         (lambda path: path.chmod(0o777), "can be written by everybody"),
     ],
-    ids=["his own", "an ACL of his", "his group's", "a link of his", "everybody's"],
+    ids=["owner", "ACL", "group", "link", "everybody"],
 )
 @pytest.mark.parametrize("place", ["", "runs"], ids=["a parent", "runs"])
-def test_no_folder_on_the_way_is_another_users(
+def test_a_folder_that_another_user_could_replace_is_refused(
     sweep: Sweep, place: str, spoil: Callable[[Path], None], words: str
 ) -> None:
-    """Whoever can rename a folder above the sweep can put another sweep in its place.
+    """A user who can rename a folder above the sweep could put another sweep in its place.
 
-    It is refused at submit and again when the job starts.
+    Submit refuses such a folder, and so does the job when it starts.
     """
     from skinjob.submit.start import require_own_pickles
 
@@ -99,8 +99,8 @@ def test_no_folder_on_the_way_is_another_users(
 
 
 @pytest.mark.train
-def test_a_project_folder_of_a_named_user_is_taken(sweep: Sweep) -> None:
-    """The owner of a project's folder is trusted if the user says so, by name."""
+def test_a_project_folder_of_a_trusted_user_is_accepted(sweep: Sweep) -> None:
+    """With --trust NAME, folders of that user are accepted."""
     project = sweep.folder.parent.parent
     give(project)
     trusting = (*SUBMIT, "--name", "sweep", "--trust", "nobody")
@@ -109,8 +109,8 @@ def test_a_project_folder_of_a_named_user_is_taken(sweep: Sweep) -> None:
     assert [run.state().status for run in sweep.runs()] == ["done"]
 
 
-def test_a_sticky_folder_of_all_is_taken_unless_it_is_another_users(tmp_path: Path) -> None:
-    """In /tmp nobody can rename what is another's, but the owner of such a folder can."""
+def test_a_sticky_folder_is_accepted_unless_another_user_owns_it(tmp_path: Path) -> None:
+    """In a folder such as /tmp, only its owner can rename other users' files."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -122,10 +122,8 @@ def test_a_sticky_folder_of_all_is_taken_unless_it_is_another_users(tmp_path: Pa
 
 @pytest.mark.train
 @pytest.mark.parametrize("options", [(), ("--name", "sweep")], ids=["by its recipe", "by name"])
-def test_a_copied_sweep_of_another_user_is_not_taken_up(
-    sweep: Sweep, options: tuple[str, ...]
-) -> None:
-    """A sweep.json that a stranger has put into a common folder of runs gets no job of a user."""
+def test_a_sweep_of_another_user_is_not_continued(sweep: Sweep, options: tuple[str, ...]) -> None:
+    """A sweep.json that another user put into a shared folder of runs gets no job of the user."""
     runs = sweep.folder.parent
     runs.chmod(0o1777)
     for path in (sweep.folder, *sweep.folder.rglob("*")):
@@ -141,8 +139,8 @@ def test_a_copied_sweep_of_another_user_is_not_taken_up(
 
 
 @pytest.mark.parametrize("command", ["retry", "cancel"])
-def test_only_its_owner_steers_a_sweep(sweep: Sweep, command: str) -> None:
-    """Nobody retries or cancels the sweep of another user."""
+def test_only_the_owner_can_retry_or_cancel_a_sweep(sweep: Sweep, command: str) -> None:
+    """The error for another user names the owner and the command that the owner can run."""
     give(sweep.folder)
     before = [run.state() for run in sweep.runs()]
     result = skinjob(command, sweep.folder, cwd=sweep.folder.parent.parent)
@@ -152,7 +150,7 @@ def test_only_its_owner_steers_a_sweep(sweep: Sweep, command: str) -> None:
 
 
 def test_a_job_executes_no_pickle_of_another_user(sweep: Sweep) -> None:
-    """A file that came into the folder while it was open stays where it is."""
+    """The job refuses a pickle that another user put into the folder."""
     pickle = sweep.submission_folder / "1_submitted.pkl"
     pickle.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     give(pickle)
@@ -166,8 +164,8 @@ def test_a_job_executes_no_pickle_of_another_user(sweep: Sweep) -> None:
 
 
 @pytest.mark.train
-def test_a_pickle_that_gets_its_name_meanwhile_stops_no_job(sweep: Sweep) -> None:
-    """submit renames the pickles of jobs that have begun already."""
+def test_a_pickle_that_is_renamed_meanwhile_stops_no_job(sweep: Sweep) -> None:
+    """submit may rename the pickles of jobs that have already started."""
     from skinjob.submit.start import require_own_pickles
 
     names = [sweep.submission_folder / name for name in ("a.pkl", "b.pkl")]
@@ -189,8 +187,8 @@ def test_a_pickle_that_gets_its_name_meanwhile_stops_no_job(sweep: Sweep) -> Non
         renaming.join()
 
 
-def test_a_folder_that_was_opened_after_submit_stops_the_job(slurm: Slurm, project: Path) -> None:
-    """A job on SLURM that finds its folder open executes nothing, and status says why."""
+def test_a_folder_that_others_can_write_stops_a_queued_job(slurm: Slurm, project: Path) -> None:
+    """A job executes nothing if its folder was opened after the submit, and status says why."""
     options = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
     python = [sys.executable, "-m", "skinjob"]
     environment = import_path()
@@ -206,16 +204,16 @@ def test_a_folder_that_was_opened_after_submit_stops_the_job(slurm: Slurm, proje
     (job,) = set(sweep.info().jobs.values())
     slurm.wait(job)
     (run,) = sweep.runs()
-    os.utime(run.state_file, (0, 0))  # silent for long
-    said = slurm.run([*python, "status", "s"], cwd=project, env=environment).stdout
-    assert f"{sweep.submission_folder} is not a private folder of yours" in said
-    assert f"fix: ls -ld {sweep.submission_folder}" in said
+    os.utime(run.state_file, (0, 0))  # without a heartbeat for a long time
+    output = slurm.run([*python, "status", "s"], cwd=project, env=environment).stdout
+    assert f"{sweep.submission_folder} is not a private folder of yours" in output
+    assert f"fix: ls -ld {sweep.submission_folder}" in output
     assert not run.metrics_file.exists()
 
 
 @pytest.mark.train
-def test_compiled_code_is_not_kept_where_another_user_could_swap_it(tmp_path: Path) -> None:
-    """A cache that a colleague owns holds nothing that a job of the user's executes."""
+def test_compiled_code_is_not_kept_in_another_user_s_folder(tmp_path: Path) -> None:
+    """A job executes no compiled code from a cache that a colleague owns."""
     from torch import nn
 
     from skinjob.train.device import choose_device

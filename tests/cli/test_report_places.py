@@ -1,4 +1,4 @@
-"""Where a report goes, and what of a sweep it goes on without: other users' files, bad places."""
+"""Reports with runs that cannot be read, on other users' sweeps, and to folders that are bad."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from skinjob.errors import RunError
 from skinjob.report.build import build_report
 from skinjob.sweeps.layout import Run, Sweep, run_name
 
-pytestmark = pytest.mark.slow  # nearly each test draws a whole report, as another user
+pytestmark = pytest.mark.slow  # most tests draw a whole report, as another user
 
 NAMES = [run_name(size, 0.01, 0) for size in (32, 64, 128, 256)]
 FIRST = NAMES[0]
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="other users' files need root")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of other users need root")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that other users may look into; pytest's own are private."""
+    """A folder that other users can read; pytest's own folders are private."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -46,7 +46,7 @@ def fix_of(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def pasted(fix: str, home: Path) -> list[str]:
-    """Returns the words that a shell makes of a fix that a person pastes."""
+    """Returns the words of a fix as a shell reads them."""
     _, *words = shlex.split(fix)
     return [*SKINJOB, *(word.replace("~", str(home)) for word in words)]
 
@@ -91,8 +91,8 @@ def damage_config(run: Run) -> str:
 DAMAGES = (damage_row, put_folder, put_pipe, link_to_itself, damage_state, damage_config)
 
 
-def test_a_run_that_cannot_be_read_is_missing_and_stops_no_other(tmp_path: Path) -> None:
-    """It is named with file and reason, in the terminal and on the page, and is in no number."""
+def test_a_run_that_cannot_be_read_is_listed_as_missing(tmp_path: Path) -> None:
+    """Terminal and page show its file and the reason; the numbers are those of the other runs."""
     sizes = (32, 64, 128, 256, 512, 1024, 2048)
     sweep = draw_sweep(tmp_path.resolve() / "s", batch_sizes=sizes, epochs=2)
     *bad, good = sweep.runs()
@@ -114,8 +114,8 @@ def test_a_run_that_cannot_be_read_is_missing_and_stops_no_other(tmp_path: Path)
     assert refused.endswith(" and 2 more)")
 
 
-def test_runs_that_cannot_be_read_are_all_named_first(tmp_path: Path) -> None:
-    """However many runs are missing, none that is damaged is only counted."""
+def test_runs_that_cannot_be_read_come_first_in_the_list(tmp_path: Path) -> None:
+    """Even if very many runs are missing, each damaged run is listed by name."""
     names = [run_name(32, 0.01, seed) for seed in range(60)]
     sweep = draw_sweep(
         tmp_path / "s", batch_sizes=[32], seeds=range(60), epochs=1,
@@ -130,8 +130,8 @@ def test_runs_that_cannot_be_read_are_all_named_first(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_runs_that_may_not_be_read_are_missing(place: Path) -> None:
-    """A file, or a whole run, that the user has no rights to is one line of the report."""
+def test_runs_without_read_permission_are_missing(place: Path) -> None:
+    """A file or folder that the user may not read gives a line in the report."""
     sweep = draw_sweep(place / "sweep", epochs=1)
     runs = sweep.runs()
     for path in (runs[0].metrics_file, runs[1].config_file, runs[2].folder):
@@ -152,8 +152,8 @@ def test_runs_that_may_not_be_read_are_missing(place: Path) -> None:
 
 
 @needs_root
-def test_a_report_on_another_users_sweep_is_one_paste_away(place: Path) -> None:
-    """Nothing is written into the sweep; what the fix says writes the report to one's home."""
+def test_the_fix_reports_another_users_sweep_to_the_home_folder(place: Path) -> None:
+    """Nothing is written into the other user's sweep; the fix can be pasted."""
     sweep = draw_sweep(place / "it's $HOME", batch_sizes=(32,), epochs=1)
     sweep.folder.chmod(0o777)
     home = place / "home"
@@ -170,7 +170,7 @@ def test_a_report_on_another_users_sweep_is_one_paste_away(place: Path) -> None:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A folder of the user's with files that a report has, too."""
+    """A folder of the user with files that have the names of a report's files."""
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in ("metrics.csv", "summary.csv", "index.html"):
@@ -183,32 +183,32 @@ def listing(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("num_sweeps", [1, 2])
-def test_a_report_goes_through_no_link_but_the_users_own(
+def test_a_report_follows_no_link_except_with_out(
     tmp_path: Path, mine: Path, num_sweeps: int
 ) -> None:
-    """A link in a sweep, or beside it, replaces no file of the user's; with --out it may be one."""
+    """A report replaces no file through a link in or beside a sweep, unless --out names it."""
     runs = tmp_path / "runs"
     sweeps = [draw_sweep(runs / f"s{n}", batch_sizes=(32,), epochs=1) for n in range(num_sweeps)]
     report = sweeps[0].report_folder if num_sweeps == 1 else runs / "report-s0-s1"
     report.symlink_to(mine)
     before = listing(mine)
-    refused = skinjob("report", *(one.folder for one in sweeps), cwd=tmp_path)
+    refused = skinjob("report", *(sweep.folder for sweep in sweeps), cwd=tmp_path)
     assert refusal(refused) == f"{report} is a link to {mine}"
     assert listing(mine) == before
     line = f'skinjob() {{ {sys.executable} -m skinjob "$@"; }}; {fix_of(refused)}'
     env = os.environ | import_path() | {"HOME": str(tmp_path)}
     done = subprocess.run(["bash", "-c", line], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / f"report-{'-'.join(one.name for one in sweeps)}/index.html").exists()
+    assert (tmp_path / f"report-{'-'.join(sweep.name for sweep in sweeps)}/index.html").exists()
     assert listing(mine) == before
-    skinjob("report", *(one.folder for one in sweeps), "--out", report, cwd=tmp_path)
+    skinjob("report", *(sweep.folder for sweep in sweeps), "--out", report, cwd=tmp_path)
     assert (mine / "comparison.png").exists()
 
 
 @needs_root
 @pytest.mark.parametrize("where", [".", "report"])
-def test_a_report_goes_into_the_users_own_folders_alone(sweep: Sweep, where: str) -> None:
-    """Neither the sweep nor its report/ may be another user's, not even for root."""
+def test_a_report_is_written_only_into_the_users_own_folders(sweep: Sweep, where: str) -> None:
+    """If another user owns the sweep or its report/, even root gets an error."""
     sweep.report_folder.mkdir()
     os.chown(sweep.folder / where, 65534, 65534)
     with pytest.raises(RunError, match=r"(a b|report) belongs to nobody"):
@@ -216,12 +216,12 @@ def test_a_report_goes_into_the_users_own_folders_alone(sweep: Sweep, where: str
     assert not list(sweep.report_folder.iterdir())
 
 
-# --- places that cannot be written --------------------------------------------------------------
+# --- folders that cannot be written -------------------------------------------------------------
 
 
 @needs_root
-def test_a_place_that_cannot_be_written_is_two_lines(place: Path) -> None:
-    """The path and the reason, wherever the report was to go; the fix has a place that can be."""
+def test_a_folder_that_cannot_be_written_is_an_error(place: Path) -> None:
+    """The error has the path and the reason; the fix writes to a folder that works."""
     sweep = draw_sweep(place / "sweep", batch_sizes=(32,), epochs=1)
     home = place / "home"
     (home / "closed").mkdir(parents=True)
@@ -248,8 +248,8 @@ def test_a_place_that_cannot_be_written_is_two_lines(place: Path) -> None:
 
 
 @needs_root
-def test_a_sweep_on_a_read_only_file_system_is_reported_elsewhere(sweep: Sweep) -> None:
-    """Whether the report's folder is there already or not."""
+def test_the_fix_reports_a_sweep_on_a_read_only_file_system(sweep: Sweep) -> None:
+    """The fix names another folder, whether the sweep has a report/ or not."""
     folder = sweep.folder.resolve()
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     try:

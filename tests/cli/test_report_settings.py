@@ -1,4 +1,4 @@
-"""What the user has set for other tools changes no byte of a report."""
+"""Settings that the user has for other tools change no byte of a report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 @pytest.fixture(scope="module")
 def plain(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
-    """What `skinjob report` prints and writes where nothing is set."""
+    """What `skinjob report` prints and writes without any settings."""
     empty = tmp_path_factory.mktemp("empty")
     result = skinjob("report", sweep.folder, cwd=empty, COLUMNS="", MPLBACKEND="", HOME=str(empty))
     assert result.returncode == 0, result.stderr
@@ -51,20 +51,20 @@ def plain(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
 
 
 def _settings_file(folder: Path) -> dict[str, str]:
-    """A file that MATPLOTLIBRC names, in a shell of Jupyter."""
+    """A file that MATPLOTLIBRC names, in a shell inside Jupyter."""
     (folder / "rc").write_text(SETTINGS)
     inline = "module://matplotlib_inline.backend_inline"
     return {"MPLBACKEND": inline, "MATPLOTLIBRC": str(folder / "rc")}
 
 
 def _in_the_current_folder(folder: Path) -> dict[str, str]:
-    """The file of settings that wins over all others, and a narrow terminal's width in a pipe."""
+    """The settings file that wins over all others, and the width of a narrow terminal."""
     (folder / "matplotlibrc").write_text(SETTINGS)
     return {"COLUMNS": "30"}
 
 
 def _in_the_home_folder(folder: Path) -> dict[str, str]:
-    """A file of settings in ~/.config, and warnings turned into errors."""
+    """A settings file in ~/.config, and warnings turned into errors."""
     file = folder / ".config/matplotlib/matplotlibrc"
     file.parent.mkdir(parents=True)
     file.write_text(SETTINGS)
@@ -72,7 +72,7 @@ def _in_the_home_folder(folder: Path) -> dict[str, str]:
 
 
 def _damaged(folder: Path) -> dict[str, str]:
-    """A file of settings that is no text, and no folder for a cache."""
+    """A settings file that is not text, and no folder for a cache."""
     (folder / "matplotlibrc").write_bytes(b"font.family: m\xe9\n")
     return {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": "/proc/none", "NO_COLOR": "1"}
 
@@ -86,7 +86,7 @@ def test_settings_for_other_tools_change_no_byte(
     tmp_path: Path,
     leave: Callable[[Path], dict[str, str]],
 ) -> None:
-    """A shell inside Jupyter, or fonts that were chosen for a paper, give the same report."""
+    """A shell inside Jupyter, or fonts chosen for a paper, give the same report."""
     result = skinjob("report", sweep.folder, cwd=tmp_path, **leave(tmp_path))
     assert (result.stdout, result.stderr) == (plain[0], "")
     assert written(sweep.report_folder) == plain[1]
@@ -104,7 +104,7 @@ def set_in_this_process() -> Iterator[None]:
 def test_settings_of_the_calling_program_change_no_byte(
     sweep: Sweep, plain: tuple[str, dict[str, str]], set_in_this_process: None, tmp_path: Path
 ) -> None:
-    """A program that has set matplotlib and pandas for itself gets the same report, too."""
+    """A program with its own settings of matplotlib and pandas gets the same report."""
     build_report([sweep], tmp_path / "out")
     assert written(tmp_path / "out") == plain[1]
-    assert matplotlib.rcParams["font.size"] == 20  # and keeps its settings
+    assert matplotlib.rcParams["font.size"] == 20  # the program keeps its settings

@@ -1,4 +1,4 @@
-"""`skinjob retry` without a queue: which runs it takes, with which values, and what it says."""
+"""`skinjob retry` without a queue: which runs it queues, with which options, and what it prints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNNING = {"status": "running", "host": "elsewhere", "started_utc": LONG_AGO}
 
 @pytest.fixture
 def sweep(project: Path) -> Sweep:
-    """A local sweep with a run of each state, its batch size by the state's place here."""
+    """A local sweep with a run of each status: done, failed, lost, cancelled and running."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     made = make_sweep(data, weights, project / "runs", batch_sizes=(1, 2, 3, 4, 5))
     done, failed, lost, cancelled, running = made.runs()
@@ -32,13 +32,13 @@ def sweep(project: Path) -> Sweep:
     return made
 
 
-def dry_runs(said: str) -> list[str]:
+def dry_runs(output: str) -> list[str]:
     """Returns the runs that a dry run lists."""
-    return said.split("# runs\n")[1].split("\n\n")[0].splitlines()
+    return output.split("# runs\n")[1].split("\n\n")[0].splitlines()
 
 
-def test_failed_and_lost_runs_alone_are_taken(project: Path, sweep: Sweep) -> None:
-    """What is done, at work, or called off by the user is left alone, and that is said."""
+def test_only_failed_and_lost_runs_are_queued(project: Path, sweep: Sweep) -> None:
+    """Other runs are listed as left alone; --cancelled, or its name, adds a cancelled run."""
     done, failed, lost, cancelled, running = (run.name for run in sweep.runs())
     before = [run.state() for run in sweep.runs()]
     result = skinjob("retry", "sweep", "--dry-run", cwd=project)
@@ -56,30 +56,32 @@ def test_failed_and_lost_runs_alone_are_taken(project: Path, sweep: Sweep) -> No
 
 
 @pytest.mark.parametrize("word", ["runs/other/{}", "other/{}", "/nowhere/{}", "{}/.", "{}/../x"])
-def test_a_run_of_another_sweep_is_not_this_one_s(project: Path, sweep: Sweep, word: str) -> None:
-    """Runs of all sweeps have the same names: a path must lead to a run of this sweep."""
+def test_a_path_to_a_run_of_another_sweep_is_refused(
+    project: Path, sweep: Sweep, word: str
+) -> None:
+    """Runs of different sweeps have the same names, so a path must lead to a run of this sweep."""
     name = sweep.runs()[1].name
     shutil.copytree(sweep.folder, sweep.folder.with_name("other"))
-    told = refusal(skinjob("retry", "sweep", word.format(name), "--dry-run", cwd=project))
-    assert told == f"{word.format(name)}: no run of {sweep.folder.relative_to(project)}"
+    message = refusal(skinjob("retry", "sweep", word.format(name), "--dry-run", cwd=project))
+    assert message == f"{word.format(name)}: no run of {sweep.folder.relative_to(project)}"
     for own in (name, f"sweep/{name}", f"runs/sweep/{name}", sweep.folder / name):
         assert skinjob("retry", "sweep", own, "--dry-run", cwd=project).returncode == 0
 
 
-def test_a_sweep_may_be_the_folder_one_is_in(project: Path, sweep: Sweep) -> None:
-    """`.` and `..` are the folders that they stand for, with names of their own."""
+def test_a_dot_names_the_current_folder_as_a_sweep(project: Path, sweep: Sweep) -> None:
+    """`.` and `..` work as SWEEP and as RUN."""
     inside = sweep.runs()[1].folder
     for word, here in ((".", sweep.folder), ("..", inside)):
         taken = dry_runs(skinjob("retry", word, "--dry-run", cwd=here).stdout)
         assert taken == dry_runs(skinjob("retry", "sweep", "--dry-run", cwd=project).stdout)
         skinjob("cancel", word, cwd=here)
-        assert not list(sweep.folder.glob(".submit-*.lock")), "it is the lock of all sweeps"
+        assert not list(sweep.folder.glob(".submit-*.lock")), "the lock belongs beside the sweeps"
     (inside / "train.log").write_text("the last line\n")
     assert "the last line" in skinjob("logs", ".", cwd=inside).stdout
 
 
-def test_nothing_to_retry_is_no_fault(project: Path, sweep: Sweep) -> None:
-    """A script may call it after every sweep."""
+def test_nothing_to_retry_is_no_error(project: Path, sweep: Sweep) -> None:
+    """A script can call `retry` after every sweep."""
     for run in sweep.runs():
         run.update_state(status="done", epoch=2)
     result = skinjob("retry", sweep.folder, cwd=project)
@@ -88,11 +90,11 @@ def test_nothing_to_retry_is_no_fault(project: Path, sweep: Sweep) -> None:
     assert {run.state().attempts for run in sweep.runs()} == {0}
 
 
-def test_jobs_ask_for_what_they_did_but_for_what_is_given(project: Path, sweep: Sweep) -> None:
-    """Job files, variables and new defaults change nothing of a sweep that is there already."""
+def test_a_retry_keeps_the_options_of_the_submit(project: Path, sweep: Sweep) -> None:
+    """Options of this command change them; job files, variables and new defaults do not."""
     info = recorded(sweep)
     info["cluster"] |= {"time_min": 77, "cpus": 3, "setup": ["module load cuda"]}
-    del info["cluster"]["array_parallelism"]  # as of an older version
+    del info["cluster"]["array_parallelism"]  # as in an older version
     sweep.sweep_file.write_text(json.dumps(info))
     (project / "jobs").mkdir()
     (project / "jobs/default.toml").write_text("[cluster]\ntime_min = 5\ncpus = 5\n")
@@ -112,10 +114,10 @@ def test_jobs_ask_for_what_they_did_but_for_what_is_given(project: Path, sweep: 
         assert words in result.stdout
 
 
-def test_a_fix_holds_from_anywhere(
+def test_a_fix_works_from_any_folder(
     project: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command that is told is pasted in any folder, with odd names in the sweep's path."""
+    """The command can be pasted anywhere, also if the sweep's path has spaces and quotes."""
     odd = sweep.folder.rename(project / "runs/it's my sweep")
     monkeypatch.chdir(project)
     command = Sweep(Path("runs/it's my sweep")).retry_command(twice="time_min")
@@ -126,10 +128,10 @@ def test_a_fix_holds_from_anywhere(
     assert "time_min = 240" in result.stdout
 
 
-def test_there_is_a_fix_even_where_nothing_can_be_read(
+def test_there_is_a_fix_even_if_the_sweep_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that cannot read its sweep any more, or is nowhere, still says what to do."""
+    """A run whose sweep and working folder are gone still gives a command."""
     here = tmp_path / "gone"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -137,8 +139,8 @@ def test_there_is_a_fix_even_where_nothing_can_be_read(
     assert Sweep(Path("runs/s")).retry_command(twice="mem_gb") == "skinjob retry runs/s"
 
 
-def test_images_that_have_changed_since_are_refused(project: Path, sweep: Sweep) -> None:
-    """Epochs of one sweep are not continued on other images."""
+def test_a_retry_with_changed_images_is_refused(project: Path, sweep: Sweep) -> None:
+    """A sweep is not continued on other images."""
     (project / "skin_cancer/train/benign/0.jpg").unlink()
     result = skinjob("retry", "sweep", "--dry-run", cwd=project)
     assert "exists, with another recipe, images or weights" in refusal(result)
@@ -152,22 +154,22 @@ def test_images_that_have_changed_since_are_refused(project: Path, sweep: Sweep)
         (["sweep", "--time", "1"], "time is 1, and must be 5 to 525600"),
     ],
 )
-def test_what_cannot_be_retried_gives_two_lines(
+def test_a_wrong_word_after_retry_is_an_error(
     project: Path, sweep: Sweep, arguments: list[str], words: str
 ) -> None:
-    """A slip is answered with the value, and a command that helps."""
+    """The error repeats the wrong value and has a fix."""
     assert words in refusal(skinjob("retry", *arguments, cwd=project))
 
 
-def test_help_shows_no_defaults_that_do_not_hold(project: Path) -> None:
-    """What is not given is as the sweep has it: the defaults of submit are not shown."""
-    told = skinjob("retry", "--help", cwd=project).stdout
-    assert "--time" in told
-    assert re.findall(r"\[default: ([^]]*)\]", told) == ["runs"]
+def test_the_help_of_retry_shows_no_defaults_of_submit(project: Path) -> None:
+    """An option that is not given is as the sweep has it, so submit's defaults would be wrong."""
+    text = skinjob("retry", "--help", cwd=project).stdout
+    assert "--time" in text
+    assert re.findall(r"\[default: ([^]]*)\]", text) == ["runs"]
 
 
-def test_a_run_at_work_is_left_alone_by_name_too(project: Path, sweep: Sweep) -> None:
-    """Whoever names a run by mistake disturbs nothing."""
+def test_a_running_run_is_left_alone_even_by_name(project: Path, sweep: Sweep) -> None:
+    """A user who names a running run by mistake disturbs nothing."""
     running = sweep.runs()[-1]
     before = running.state()
     result = skinjob("retry", "sweep", running.name, cwd=project)

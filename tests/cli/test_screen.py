@@ -1,4 +1,4 @@
-"""What strangers write into a shared folder does nothing to the terminal of whoever looks at it."""
+"""Texts of strangers in a shared folder cannot control the terminal of a user who looks at it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from skinjob.files import write_json
 from skinjob.sweeps.layout import Run, Sweep, run_name
 from skinjob.sweeps.records import RunState
 
-NO_SLURM = "/nonexistent"  # a PATH
+NO_SLURM = "/nonexistent"  # a PATH without SLURM's commands
 EVIL = "\x1b]0;title\x07\x1b[2J\x1b[1A\r\x9b2K\x85\u202e\u2028\u200b"
 HOSTILE = f"a{EVIL}\nerror: FORGED"
 PLAIN, ODD = run_name(32, 0.01, 0), f"b{HOSTILE}"
 
 RICH = r"\x1b\[[0-9;]*m"
 LIVE = rf"{RICH}|\x1b\[\?25[lh]|\x1b\[1A|\x1b\[2K|\r"
-"""What rich itself sends to a terminal: colours, and of a picture that is drawn anew more."""
+"""What rich itself sends to a terminal: colours, and more codes where it redraws the screen."""
 
 COMMANDS = {
     "status": ("status",),
@@ -43,7 +43,7 @@ COMMANDS = {
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """A sweep of a stranger: every text that can be hostile is."""
+    """A sweep of a stranger, in which every text is hostile."""
     failed = RunState(
         status="failed",
         job_id=HOSTILE,
@@ -103,40 +103,42 @@ def words_of(command: str, sweep: Sweep) -> tuple[str | Path, ...]:
     return (*words, sweep.folder / PLAIN if command == "logs" else sweep.folder)
 
 
-def is_harmless(said: str, *, log: bool = False) -> bool:
-    """Says whether text only prints: no control character but line breaks and a log's tabs."""
+def is_harmless(output: str, *, log: bool = False) -> bool:
+    """Returns whether *output* has no control character except line breaks, and tabs in a log."""
     kept = "\n\t" if log else "\n"
-    is_text = all(c.isprintable() or c in kept for c in said)
-    return is_text and not re.search(r"^\W*(error|fix): *FORGED", said, re.M)
+    is_text = all(c.isprintable() or c in kept for c in output)
+    return is_text and not re.search(r"^\W*(error|fix): *FORGED", output, re.M)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_strangers_texts_only_print(sweep: Sweep, command: str, tmp_path: Path) -> None:
-    """In a pipe, whose reader may be a pager, a text is shown with its control characters named."""
+def test_a_strangers_texts_are_escaped_in_a_pipe(
+    sweep: Sweep, command: str, tmp_path: Path
+) -> None:
+    """A pipe, which may lead to a pager, gets control characters as readable codes."""
     result = skinjob(*words_of(command, sweep), cwd=tmp_path, PATH=NO_SLURM)
-    said = result.stdout + result.stderr
-    assert "Traceback" not in said
-    assert "u202e" in said, said
-    assert is_harmless(said, log=command == "logs"), repr(said)
+    output = result.stdout + result.stderr
+    assert "Traceback" not in output
+    assert "u202e" in output, output
+    assert is_harmless(output, log=command == "logs"), repr(output)
     if command == "logs":
         assert "\ttabs" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "list", "report", "logs", "retry"])
 @pytest.mark.parametrize("columns", [40, 200])
-def test_a_strangers_texts_leave_a_terminal_alone(
+def test_a_strangers_texts_are_escaped_on_a_terminal(
     sweep: Sweep, command: str, columns: int, tmp_path: Path
 ) -> None:
-    """On a terminal there is nothing besides text and our own colours."""
-    said = on_a_pty(
+    """A terminal gets only text and the colours of skinjob."""
+    output = on_a_pty(
         *SKINJOB, *words_of(command, sweep), cwd=tmp_path, columns=columns, PATH=NO_SLURM
     )
-    assert "Traceback" not in said
-    said = re.sub(LIVE if command == "watch" else RICH, "", said.replace("\r\n", "\n"))
-    assert is_harmless(said, log=command == "logs"), repr(said)
+    assert "Traceback" not in output
+    output = re.sub(LIVE if command == "watch" else RICH, "", output.replace("\r\n", "\n"))
+    assert is_harmless(output, log=command == "logs"), repr(output)
 
 
-EVERY_DOOR = """
+EVERY_FUNCTION = """
 import sys
 from skinjob import console
 evil = sys.argv[1]
@@ -152,19 +154,19 @@ console.ask(evil)
 """
 
 
-def test_no_door_to_the_terminal_lets_a_text_do_more_than_print(tmp_path: Path) -> None:
-    """Bars, questions and status lines have names of files and SLURM's words in them, too."""
-    said = on_a_pty(
-        sys.executable, "-c", EVERY_DOOR, HOSTILE, cwd=tmp_path, columns=300, typed="y\n"
+def test_every_function_that_prints_escapes_its_text(tmp_path: Path) -> None:
+    """Progress bars, questions and status lines may also contain names and messages of SLURM."""
+    output = on_a_pty(
+        sys.executable, "-c", EVERY_FUNCTION, HOSTILE, cwd=tmp_path, columns=300, typed="y\n"
     )
-    assert "Traceback" not in said
-    said = re.sub(rf"{LIVE}|\x1b\[K", "", said.replace("\r\n", "\n"))
-    assert said.count(r"\u202e") >= 6
-    assert is_harmless(said), repr(said)
+    assert "Traceback" not in output
+    output = re.sub(rf"{LIVE}|\x1b\[K", "", output.replace("\r\n", "\n"))
+    assert output.count(r"\u202e") >= 6
+    assert is_harmless(output), repr(output)
 
 
-def test_help_and_completion_only_print(sweep: Sweep, tmp_path: Path) -> None:
-    """A job file may be a stranger's, and the Tab key shows the names of sweeps."""
+def test_help_and_completion_escape_texts(sweep: Sweep, tmp_path: Path) -> None:
+    """Help shows values of a job file, and Tab shows names of sweeps; both may be a stranger's."""
     (tmp_path / "job.toml").write_text(f"[train]\ndata = {json.dumps(HOSTILE)}\n")
     shown = skinjob("submit", "--job", "job.toml", "--help", cwd=tmp_path)
     assert r"\u202e" in shown.stdout
@@ -189,6 +191,6 @@ def test_help_and_completion_only_print(sweep: Sweep, tmp_path: Path) -> None:
 def test_a_fix_keeps_the_other_options_that_were_typed(
     typed: str, fix: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that it can be pasted: only the options that it changes are replaced."""
+    """The fix can be pasted: it replaces only the options that it changes."""
     monkeypatch.setattr("sys.argv", ["skinjob", *shlex.split(typed)])
     assert with_typed_options(f"skinjob submit {fix}") == f"skinjob submit {shown}"

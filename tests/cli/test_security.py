@@ -1,7 +1,7 @@
-"""What others could do to a user through skinjob's files, names and shells: nothing.
+"""Other users can do no harm through skinjob's files, names and shells.
 
-`PYTHONPATH=tests/support python tests/cli/test_security.py` prints who may read
-and write each path, in Markdown.
+`PYTHONPATH=tests/support python tests/cli/test_security.py` prints who may read and write each
+path, in Markdown.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FOLDER, FILE = 0o777, 0o666
 BY_UMASK = "your umask decides"
 INSIDE = f"{BY_UMASK}; the folder is closed"
 MODES = [
-    # path, its mode before the umask or the mode that no umask changes, and why
+    # path; its mode before the umask, or as text the mode that no umask changes; the reason
     ("weights", FOLDER, BY_UMASK),
     ("weights/resnet18.safetensors", FILE, f"{BY_UMASK}; its digest is checked at every use"),
     ("weights/SHA256SUMS", FILE, BY_UMASK),
@@ -59,7 +59,11 @@ MODES = [
     ("runs/SWEEP", FOLDER, f"{BY_UMASK}; refused where everybody may write"),
     ("runs/SWEEP/sweep.json", FILE, BY_UMASK),
     ("runs/SWEEP/images.csv", FILE, BY_UMASK),
-    ("runs/SWEEP/submission", "0700", "jobs execute the pickles in it: whoever writes runs as you"),
+    (
+        "runs/SWEEP/submission",
+        "0700",
+        "jobs execute its pickles: who can write there runs code as you",
+    ),
     ("runs/SWEEP/submission/*", FILE, INSIDE),
     ("runs/SWEEP/submission/*seed*.lock", "0600", "empty, locked while a run's state is changed"),
     ("runs/SWEEP/RUN", FOLDER, BY_UMASK),
@@ -67,7 +71,7 @@ MODES = [
     ("runs/SWEEP/report", FOLDER, BY_UMASK),
     ("runs/SWEEP/report/*", FILE, f"{BY_UMASK}; the page is meant for others"),
     ("$TMPDIR/skinjob-UID", "0700", "locks of this machine's slots, in a place that all may write"),
-    ("$TMPDIR/skinjob-UID/slot-*.lock", "0600", "the same; whoever opens it can hold your slot"),
+    ("$TMPDIR/skinjob-UID/slot-*.lock", "0600", "the same: who can open it can hold your slot"),
 ]
 
 
@@ -81,11 +85,11 @@ def mode_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Story:
-    """A project after fetch, submit, train and report, all of it under names that are odd."""
+    """A project after fetch, submit, train and report, in which every name is odd."""
 
     folder: Path
     umask: int
-    said: str
+    output: str
 
     @property
     def runs(self) -> Path:
@@ -100,7 +104,7 @@ class Story:
 def story(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: Path
 ) -> Iterator[Story]:
-    """The whole job, once for each umask, with secrets in the environment."""
+    """The whole way from fetch to report for each umask, with secrets in the environment."""
     before = os.umask(request.param)
     try:
         yield tell_story(tmp_path_factory.mktemp("story") / ODD, weights, request.param)
@@ -121,7 +125,7 @@ def tell_story(here: Path, weights: Path, umask: int) -> Story:
     (here / "job.toml").write_text("[train]\nepochs = 2\n[cluster]\ncluster = 'local'\n")
     (here / "job.toml").rename(here / f"-job {ODD}")
     (here / "tmp").mkdir()
-    said = [
+    outputs = [
         call(story, "fetch-weights", "--source", source.name, "--out", f"-weights {ODD}"),
         call(
             story, "submit", "--batch-sizes", "4", "--wait", "--setup", "export SEEN=1",
@@ -129,15 +133,15 @@ def tell_story(here: Path, weights: Path, umask: int) -> Story:
             "--weights", f"-weights {ODD}/resnet18.safetensors", "--name", f"{SCRIPT} {NAME}",
         ),
     ]  # fmt: skip
-    said.append(call(story, "report", "--runs", story.runs.name))
-    return Story(here, umask, "".join(said))
+    outputs.append(call(story, "report", "--runs", story.runs.name))
+    return Story(here, umask, "".join(outputs))
 
 
 NAME = ODD.replace("/", "")
 
 
 def publish(here: Path, weights: Path) -> Path:
-    """Makes a .pth as torchvision publishes it, the digest in its name."""
+    """Makes a .pth as torchvision publishes it, with the digest in its name."""
     made = write_old_layout(here / "made.pth", load_file(weights))
     digest = hashlib.sha256(made.read_bytes()).hexdigest()
     return made.rename(made.with_name(f"resnet18-{digest[:8]}.pth"))
@@ -151,25 +155,25 @@ def call(story: Story, *arguments: str) -> str:
 
 @pytest.mark.train
 def test_odd_paths_train(story: Story) -> None:
-    """Spaces, quotes, %, backslashes, $, leading dashes: every path may have them all."""
+    """Every path may contain spaces, quotes, %, backslashes and $, and begin with a dash."""
     assert set(status_by_run(story.sweep).values()) == {"done"}
-    assert "\ufffd" not in story.said
+    assert "\ufffd" not in story.output
 
 
 @pytest.mark.train
-def test_no_text_of_the_users_reaches_a_shell(story: Story) -> None:
-    """What looks like a command in a path or a name is not executed, nor when a line is pasted."""
+def test_no_part_of_a_name_is_executed_by_a_shell(story: Story) -> None:
+    """A command in a path or name is not executed, also if the user pastes a printed line."""
     assert "touch pwned" in str(story.sweep.folder)
     assert not list(story.folder.rglob("pwned"))
-    (line,) = set(re.findall(r"^next: +skinjob report (.*)$", story.said, re.M))
+    (line,) = set(re.findall(r"^next: +skinjob report (.*)$", story.output, re.M))
     (word,) = shlex.split(line)
     assert (story.folder / word).resolve() == story.sweep.folder.resolve()
     assert not word.startswith("-")
 
 
 @pytest.mark.train
-def test_no_secret_of_the_environment_lands_in_a_file(story: Story) -> None:
-    """Tokens and passwords that are in the environment stay there."""
+def test_no_secret_of_the_environment_is_written_to_a_file(story: Story) -> None:
+    """Tokens and passwords in the environment stay there."""
     files = [path for path in story.folder.rglob("*") if path.is_file()]
     assert len(files) > 20
     for path in files:
@@ -199,8 +203,8 @@ class Page(HTMLParser):
 
 
 @pytest.mark.train
-def test_the_page_has_no_script_whatever_classes_and_sweeps_are_called(story: Story) -> None:
-    """A class folder or a sweep named as a script is shown by its name, and does nothing."""
+def test_a_name_that_looks_like_a_script_is_only_text_on_the_page(story: Story) -> None:
+    """The page shows a class or a sweep with such a name, and executes nothing."""
     page = Page(story.sweep.report_folder / "index.html")
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -212,8 +216,8 @@ def test_the_page_has_no_script_whatever_classes_and_sweeps_are_called(story: St
 
 
 @pytest.mark.train
-def test_every_path_has_the_rights_that_it_needs(story: Story) -> None:
-    """The umask decides who may read, but for what jobs execute and what locks a slot."""
+def test_every_path_has_its_permissions(story: Story) -> None:
+    """The umask decides who may read, except for files that jobs execute and for locks."""
     made = story.folder
     names = {
         f"-weights {ODD}": "weights",
@@ -229,7 +233,9 @@ def test_every_path_has_the_rights_that_it_needs(story: Story) -> None:
         if not shown.startswith(("weights", "runs", "$TMPDIR/")):
             continue  # made by the test
         if shown.startswith("$TMPDIR/torchinductor_"):
-            assert not list(path.iterdir())  # torch's own: our compiled code is in runs/.cache
+            assert not list(
+                path.iterdir()
+            )  # a folder of torch: compiled code of skinjob is in runs/.cache
             continue
         rule = next((r for r in reversed(MODES) if fnmatch.fnmatchcase(shown, r[0])), None)
         assert rule, f"{shown}: no rule"
@@ -240,7 +246,7 @@ def test_every_path_has_the_rights_that_it_needs(story: Story) -> None:
 
 @pytest.fixture
 def sweep(project: Path) -> Sweep:
-    """A sweep's folders, as submit makes them, with nothing queued yet."""
+    """The folders of a sweep, as submit makes them before it queues anything."""
     return make_sweep(project / "skin_cancer", project / "weights/resnet18.safetensors",
                       project / "runs", batch_sizes=(4,))  # fmt: skip
 
@@ -269,15 +275,15 @@ def give_away(folder: Path) -> None:
     [lambda f: f.chmod(0o777), lambda f: f.chmod(0o770), link, give_away],
     ids=["open to all", "open to a group", "a link", "another user's"],
 )
-def test_a_submission_folder_that_others_could_fill_is_refused(
+def test_a_submission_folder_that_others_can_write_is_refused(
     sweep: Sweep, spoil: Callable[[Path], None]
 ) -> None:
-    """Neither submit nor the queue's own process goes near pickles that others could have put."""
+    """Neither submit nor the process of the local queue uses it."""
     spoil(sweep.submission_folder)
     written = sweep.sweep_file.stat().st_mtime_ns
-    said = refusal(submit_again(sweep))
-    assert said == "runs/sweep/submission is not a private folder of yours"
-    assert sweep.sweep_file.stat().st_mtime_ns == written  # nothing had begun
+    message = refusal(submit_again(sweep))
+    assert message == "runs/sweep/submission is not a private folder of yours"
+    assert sweep.sweep_file.stat().st_mtime_ns == written  # submit changed nothing
     for start in (local.start_queue, local.work):
         with pytest.raises(RunError, match="is not a private folder of yours"):
             start(sweep, ["local-1"])
@@ -285,16 +291,16 @@ def test_a_submission_folder_that_others_could_fill_is_refused(
 
 
 @pytest.mark.parametrize("where", ["runs", "runs/sweep"])
-def test_a_folder_that_anybody_could_swap_is_refused(sweep: Sweep, where: str) -> None:
-    """A private folder is worth nothing where everybody may put another one in its place."""
+def test_a_folder_that_everybody_can_replace_is_refused(sweep: Sweep, where: str) -> None:
+    """A private folder is not safe if everybody may put another folder in its place."""
     folder = sweep.folder.parent.parent / where
     folder.chmod(0o777)
     assert f"{folder} can be written by everybody" in refusal(submit_again(sweep))
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o775], ids=["sticky", "open to a group"])
-def test_a_shared_place_that_is_usual_at_sites_is_taken(sweep: Sweep, mode: int) -> None:
-    """A sticky folder, and one that the user's group may write to, is taken."""
+def test_a_usual_shared_folder_is_accepted(sweep: Sweep, mode: int) -> None:
+    """A sticky folder is accepted, and so is a folder that the user's group may write to."""
     sweep.folder.parent.chmod(mode)
     result = submit_again(sweep, "--dry-run")
     assert result.returncode == 0, result.stderr
@@ -314,32 +320,32 @@ def train(sweep: Sweep, run: Run) -> None:
         pytest.param(train, id="train", marks=pytest.mark.train),
     ],
 )
-def test_names_in_a_strangers_sweep_do_not_lead_out_of_it(
+def test_names_in_a_strangers_sweep_do_not_lead_out_of_its_folder(
     sweep: Sweep, name: object, command: Callable[[Sweep, Run], object]
 ) -> None:
-    """A sweep.json can make nobody read or write beside its own folder."""
+    """A sweep.json cannot make a command read or write outside the sweep's folder."""
     (run,) = sweep.runs()
     sweep.sweep_file.write_text(json.dumps(recorded(sweep) | {"runs": [name]}))
     here = sweep.folder.parent.parent
     run.lock_file.touch()
     before = {path for path in here.rglob("*") if run.folder not in path.parents}
-    with pytest.raises(RunError) as fault:
+    with pytest.raises(RunError) as error:
         command(sweep, run)
-    said = f"{name!r} is no run of this sweep" if isinstance(name, str) else "runs[0] must be "
-    assert said in fault.value.message
+    message = f"{name!r} is no run of this sweep" if isinstance(name, str) else "runs[0] must be "
+    assert message in error.value.message
     assert {path for path in here.rglob("*") if run.folder not in path.parents} == before
 
 
 def test_a_sweep_that_lists_no_runs_is_refused(sweep: Sweep) -> None:
-    """A sweep.json that lacks its runs ends nothing in a traceback."""
+    """A sweep.json without runs is an error and no traceback."""
     for runs in ("bs0004", {"bs0004": 1}, None):
         sweep.sweep_file.write_text(json.dumps({"runs": runs}))
         with pytest.raises(RunError, match=r"field `recipe`|: runs must be array"):
             sweep.runs()
 
 
-def test_a_sweeps_name_is_no_formula(tmp_path: Path) -> None:
-    """Dollar signs and underscores in names are drawn as they are, in every picture."""
+def test_a_sweeps_name_is_not_a_formula_in_pictures(tmp_path: Path) -> None:
+    """Pictures show dollar signs and underscores in names as they are."""
     names = (r"a$\frac{$b", "_under")
     sweeps = [
         sweep_maker.draw_sweep(tmp_path / name, epochs=3, batch_sizes=(32,)) for name in names
@@ -351,8 +357,8 @@ def test_a_sweeps_name_is_no_formula(tmp_path: Path) -> None:
         assert f"{name} 32" in re.sub(r"&amp;", "&", drawn)
 
 
-def test_no_code_of_ours_starts_a_shell() -> None:
-    """Commands are lists of words; the one text for a shell is what submitit makes, quoted."""
+def test_the_package_starts_no_shell() -> None:
+    """Commands are lists of words; only submitit makes text for a shell, and quotes it."""
     package = Path(sys.modules["skinjob"].__file__ or "").parent
     for module in package.rglob("*.py"):
         text = module.read_text()
@@ -361,7 +367,7 @@ def test_no_code_of_ours_starts_a_shell() -> None:
 
 
 def print_table() -> None:
-    """Prints who may do what with each path, in Markdown."""
+    """Prints the mode of each path for each umask, in Markdown."""
     umasks = (0o022, 0o077, 0o002)
     print("| path |", " | ".join(f"umask {u:03o}" for u in umasks), "| why |")
     print("| --- |" + " --- |" * (len(umasks) + 1))

@@ -1,6 +1,6 @@
-"""A folder of runs that others can see, and folders that cannot be written: nobody spoils anything.
+"""Users who share a folder of runs do not disturb each other; folders that cannot be written.
 
-The other user is a real one, the mounts are real.
+The other user and the mounts are real.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow  # each test acts as two users
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 AN_HOUR_S = 3600
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to be two users one has to be root")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="being another user needs root")
 
 
 def environment() -> dict[str, str]:
@@ -41,14 +41,14 @@ def environment() -> dict[str, str]:
 
 
 def as_nobody(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `skinjob` as a user who belongs to no group of ours."""
+    """Runs `skinjob` as a user who is in no group of the owner."""
     command = [*NOBODY, sys.executable, "-m", "skinjob", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
 
 
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """A project whose files a group mate can read and write; pytest's own folders are private."""
+    """A folder that other users can enter; pytest's own folders are private."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -56,7 +56,7 @@ def group() -> Iterator[Path]:
 
 @pytest.fixture
 def open_slurm(slurm: Slurm) -> Iterator[Slurm]:
-    """The cluster with its configuration and its munge socket in the reach of other users."""
+    """The cluster, with a configuration and munge socket that other users can reach."""
     places = (slurm.state, *slurm.state.parents)
     private = [place for place in places if place.stat().st_mode & 0o077 == 0]
     for place in private:
@@ -67,7 +67,7 @@ def open_slurm(slurm: Slurm) -> Iterator[Slurm]:
 
 
 def share(folder: Path) -> None:
-    """Gives the mate's group all rights, but for what is private."""
+    """Gives the colleague's group all rights, except to private folders."""
     for path in (folder, *folder.rglob("*")):
         os.chown(path, 0, 65534)
         if "submission" not in path.parts:
@@ -80,10 +80,10 @@ def share(folder: Path) -> None:
     [("status", "sweep"), ("list",), ("report", "sweep"), ("logs", "sweep/bs0004-lr0.1-seed0")],
     ids=" ".join,
 )
-def test_a_look_of_a_group_mate_changes_no_run(
+def test_a_colleague_who_looks_at_a_sweep_changes_no_run(
     project: Path, group: Path, command: tuple[str, ...]
 ) -> None:
-    """Whoever cannot see into another's queue concludes nothing, and writes nothing."""
+    """A user who cannot see the owner's queue draws no conclusions and writes nothing."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     sweep = make_sweep(data, weights, group / "runs", batch_sizes=(4, 8))
     waiting, running = sweep.runs()
@@ -95,7 +95,7 @@ def test_a_look_of_a_group_mate_changes_no_run(
     write_json(running.state_file, asdict(at_work))
     share(group)
     with queue_lock(sweep).open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a queue is at work
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a running queue does
         before = [run.state_file.read_bytes() for run in sweep.runs()]
         result = as_nobody(*command, cwd=group)
         assert [run.state_file.read_bytes() for run in sweep.runs()] == before
@@ -106,8 +106,8 @@ def test_a_look_of_a_group_mate_changes_no_run(
 
 
 @needs_root
-def test_a_colleagues_closed_sweep_is_in_nobodys_way(project: Path, group: Path) -> None:
-    """With a umask of 077 a colleague closes sweep and cache to others, who go on without them."""
+def test_a_colleagues_private_sweep_stops_no_command(project: Path, group: Path) -> None:
+    """If a colleague's umask is 077, others cannot read sweep and cache, and work without them."""
     for name in ("skin_cancer", "weights"):
         shutil.copytree(project / name, group / name)
         (group / name).chmod(0o755)
@@ -139,8 +139,8 @@ def test_a_colleagues_closed_sweep_is_in_nobodys_way(project: Path, group: Path)
 
 
 @needs_root
-def test_a_group_mate_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Path) -> None:
-    """Of another user's sweep SLURM is asked for that user's jobs; what it hides is not lost."""
+def test_a_colleague_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Path) -> None:
+    """`status` asks SLURM for the jobs of the sweep's owner; a job that SLURM hides is not lost."""
     done = {"bs0032-lr0.01-seed0": 1, "bs0064-lr0.01-seed0": 1}
     sweep = sweep_maker.draw_sweep(group / "runs/s", batch_sizes=(32, 64), epochs=2, finished=done)
     sweep.submission_folder.mkdir(mode=0o700)
@@ -165,8 +165,8 @@ def test_a_group_mate_sees_the_owners_jobs_on_slurm(open_slurm: Slurm, group: Pa
 
 
 @needs_root
-def test_a_link_to_a_colleagues_sweep_is_the_colleagues(project: Path, group: Path) -> None:
-    """Through a link of one's own nothing is written to it either, and it hides no other sweep."""
+def test_a_link_to_a_colleagues_sweep_does_not_change_its_owner(project: Path, group: Path) -> None:
+    """Commands write nothing to a colleague's sweep, also through the user's own link."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     sweep = make_sweep(data, weights, group / "runs", batch_sizes=(4,))
     share(group)
@@ -186,8 +186,8 @@ def test_a_link_to_a_colleagues_sweep_is_the_colleagues(project: Path, group: Pa
     assert state.read_bytes() == before
 
 
-def test_a_pipe_in_the_place_of_a_sweeps_file_stops_no_command(tmp_path: Path) -> None:
-    """What is no file is not waited for; the other sweeps are shown."""
+def test_a_pipe_named_sweep_json_blocks_no_command(tmp_path: Path) -> None:
+    """`list` does not wait for the pipe, and shows the other sweeps."""
     sweep_maker.draw_sweep(tmp_path / "runs/good")
     (tmp_path / "runs/bad").mkdir()
     os.mkfifo(tmp_path / "runs/bad/sweep.json")
@@ -199,8 +199,8 @@ def test_a_pipe_in_the_place_of_a_sweeps_file_stops_no_command(tmp_path: Path) -
 
 @pytest.mark.train
 @needs_root
-def test_a_view_that_another_user_has_closed_is_computed_anew(group: Path) -> None:
-    """A file that is there and cannot be read is not waited for."""
+def test_a_view_that_cannot_be_read_is_computed_again(group: Path) -> None:
+    """A view that another user has made private counts as missing."""
     look = (
         "import sys; from pathlib import Path; from skinjob.train.features import ViewCache\n"
         "cache, key = ViewCache(Path(sys.argv[1]), 512), {'view': '1'}\n"
@@ -222,7 +222,7 @@ def test_a_view_that_another_user_has_closed_is_computed_anew(group: Path) -> No
 def test_a_node_whose_clock_is_ahead_does_not_keep_a_dead_run_running(
     project: Path, tmp_path: Path
 ) -> None:
-    """A heartbeat from the future says nothing: the file's own time does."""
+    """A heartbeat from the future does not count; the file's time does."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     sweep = make_sweep(data, weights, tmp_path / "runs", batch_sizes=(4,))
     (run,) = sweep.runs()
@@ -231,10 +231,10 @@ def test_a_node_whose_clock_is_ahead_does_not_keep_a_dead_run_running(
         status="running", host="elsewhere", pid=1, started_utc=ahead, heartbeat_utc=ahead
     )
     write_json(run.state_file, asdict(state))
-    assert [one.status for one in run_statuses(sweep)] == ["running"]  # it has just been written
+    assert [run.status for run in run_statuses(sweep)] == ["running"]  # the file is new
     two_minutes_ago = time.time() - 120
     os.utime(run.state_file, (two_minutes_ago, two_minutes_ago))
-    assert [one.status for one in run_statuses(sweep)] == ["lost"]
+    assert [run.status for run in run_statuses(sweep)] == ["lost"]
 
 
 @contextlib.contextmanager
@@ -259,8 +259,8 @@ COMMANDS = (
 @pytest.mark.train
 @needs_root
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
-def test_a_read_only_folder_is_two_lines(project: Path, command: tuple[str, ...]) -> None:
-    """What cannot be written is named, and nothing ends in a traceback."""
+def test_a_read_only_folder_is_an_error(project: Path, command: tuple[str, ...]) -> None:
+    """The error names the folder that cannot be written."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     make_sweep(data, weights, project / "runs", batch_sizes=(4,))
     with read_only(project / "runs"):
@@ -271,18 +271,18 @@ def test_a_read_only_folder_is_two_lines(project: Path, command: tuple[str, ...]
 
 @needs_root
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
-def test_another_users_folder_is_two_lines(
+def test_another_users_folder_is_an_error(
     project: Path, group: Path, command: tuple[str, ...]
 ) -> None:
-    """A user without rights is told which folder it is."""
+    """A user without permission gets an error and a fix from every command that writes."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     make_sweep(data, weights, group / "runs", batch_sizes=(4,))
     assert len(refusal(as_nobody(*command, cwd=group))) > 10
 
 
 @pytest.mark.parametrize("command", ["status", "list", "submit", "report", "clean", "config"])
-def test_a_working_folder_that_is_gone_is_two_lines(tmp_path: Path, command: str) -> None:
-    """A folder that was removed while a shell was in it is named as such."""
+def test_a_removed_working_folder_is_no_traceback(tmp_path: Path, command: str) -> None:
+    """A command in a folder that was removed meanwhile ends without a traceback."""
     here = tmp_path / "gone"
     here.mkdir()
     code = "import os, sys; from skinjob.cli import main; os.rmdir(os.getcwd()); main(sys.argv[1:])"

@@ -1,4 +1,4 @@
-"""Site profiles, which value wins and why, and what sbatch gets."""
+"""Site profiles, which of several values is used, and what sbatch gets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def config(cwd: Path, *arguments: str, **env: str) -> dict[str, dict[str, dict[s
 def test_the_golden_script_of_an_example_profile(
     file: Path, golden: Callable[[str, str], None]
 ) -> None:
-    """What an admin reads of each example, to the letter."""
+    """The sbatch script of each example profile is exactly the expected script."""
     cluster = replace(profile(file), cluster="slurm")
     if not cluster.python:
         cluster = replace(cluster, python="PYTHON")
@@ -56,7 +56,7 @@ def test_the_golden_script_of_an_example_profile(
 
 
 def test_the_golden_script_of_options(project: Path, golden: Callable[[str, str], None]) -> None:
-    """What a cluster admin reads is what the person asked for, and nothing is slipped in."""
+    """The sbatch script has what the options ask for, and nothing else."""
     result = skinjob(
         "submit", "--cluster", "slurm", "--batch-sizes", "2,4,8", "--dry-run", "--name", "s",
         "--partition", "gpu", "--account", "lab", "--qos", "short", "--cpus", "3", "--mem", "1.5",
@@ -70,7 +70,7 @@ def test_the_golden_script_of_options(project: Path, golden: Callable[[str, str]
 
 
 def with_sbatch(folder: Path) -> str:
-    """Returns a PATH that begins with an sbatch that refuses everything."""
+    """Returns a PATH whose sbatch refuses everything."""
     tools = folder / "tools"
     tools.mkdir()
     (tools / "sbatch").write_text("#!/bin/sh\nexit 1\n")
@@ -78,8 +78,8 @@ def with_sbatch(folder: Path) -> str:
     return f"{tools}:{os.environ['PATH']}"
 
 
-def test_every_golden_script_has_its_test() -> None:
-    """No script is left of an example that went."""
+def test_every_golden_script_has_a_profile() -> None:
+    """No golden script stays when its example profile is removed."""
     scripts = {file.stem for file in GOLDEN.glob("*.sh")}
     assert scripts == {file.stem for file in PROFILES} | {"of-options"}
 
@@ -97,10 +97,10 @@ def test_every_golden_script_has_its_test() -> None:
         ({"requeue": False}, "--no-requeue"),
     ],
 )
-def test_gpu_and_memory_are_asked_for_as_the_site_takes_them(
+def test_the_script_asks_for_gpu_and_memory_with_the_site_s_flags(
     asked: dict[str, object], line: str
 ) -> None:
-    """One way of asking and no other, and never less memory than was asked for."""
+    """Each is asked for with a single flag, and memory is never rounded down."""
     script = sbatch_script(Sweep(Path("/RUNS/sweep")), 1, ClusterConfig(**asked))
     assert f"#SBATCH {line}\n" in script
     flags = [text.split("=")[0] for text in script.splitlines() if text.startswith("#SBATCH")]
@@ -111,7 +111,7 @@ def test_gpu_and_memory_are_asked_for_as_the_site_takes_them(
 
 @pytest.mark.parametrize("flag", reserved_flags())
 def test_a_flag_that_skinjob_sets_is_refused_with_the_option_for_it(flag: str) -> None:
-    """sbatch would choose between two values; it also accepts the beginning of a flag."""
+    """Otherwise sbatch would get two values. The beginning of a flag is refused too."""
     for given in (f"--{flag}=1", f"--{flag[:-1]}"):
         with pytest.raises(ConfigError, match="skinjob sets") as raised:
             ClusterConfig(sbatch=(given,))
@@ -122,14 +122,14 @@ def test_a_flag_that_skinjob_sets_is_refused_with_the_option_for_it(flag: str) -
 @pytest.mark.parametrize(
     "flags", [("-C x",), ("--hint",) * 2, ("--a b",), ("hint=x",), ("--hint=a\n#SBATCH",), ("",)]
 )
-def test_a_flag_is_one_word_and_there_once(flags: tuple[str, ...]) -> None:
-    """What would be another line of the script, or lost, is refused."""
+def test_an_sbatch_flag_must_be_a_single_word_and_given_once(flags: tuple[str, ...]) -> None:
+    """A flag that would add a line to the script, or be lost, is refused."""
     with pytest.raises(ConfigError, match="sbatch is "):
         ClusterConfig(sbatch=flags)
 
 
-def test_the_nearer_source_wins_and_is_named(tmp_path: Path) -> None:
-    """Flag, variable, job file, site profile, own profile, built in: in this order."""
+def test_the_first_source_with_a_value_wins_and_is_named(tmp_path: Path) -> None:
+    """The order is: flag, variable, job file, site profile, own profile, built in."""
     (tmp_path / "jobs/sites").mkdir(parents=True)
     (tmp_path / "own/skinjob").mkdir(parents=True)
     cpus, mem, time, qos = "cpus = {}\n", "mem_gb = {}\n", "time_min = {}\n", "qos = 'q{}'\n"
@@ -158,7 +158,7 @@ def test_the_nearer_source_wins_and_is_named(tmp_path: Path) -> None:
 
 
 def test_a_relative_config_home_is_ignored(tmp_path: Path) -> None:
-    """The own profile is never read from the folder that a command happens to be called in."""
+    """The user's own profile is never read from the working folder."""
     for folder, qos in (("own", "wrong"), (".config", "right")):
         (tmp_path / folder / "skinjob").mkdir(parents=True)
         (tmp_path / folder / "skinjob/site.toml").write_text(f"[cluster]\nqos = '{qos}'\n")
@@ -176,10 +176,10 @@ def test_a_relative_config_home_is_ignored(tmp_path: Path) -> None:
         (["--site", "no"], "", "site profile jobs/sites/no.toml: no such file"),
     ],
 )
-def test_a_slip_in_a_profile_names_the_profile(
+def test_an_error_in_a_profile_names_the_profile(
     tmp_path: Path, arguments: list[str], content: str, message: str
 ) -> None:
-    """A value may be written in four places; the error names the right place."""
+    """A value can come from several places; the error names the right place."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/site.toml").write_text(content)
     result = skinjob("config", *arguments, cwd=tmp_path)
@@ -187,10 +187,8 @@ def test_a_slip_in_a_profile_names_the_profile(
 
 
 @pytest.mark.parametrize("command", ["config", "doctor", "submit"])
-def test_a_value_of_a_profile_that_cannot_work_is_mended_in_the_profile(
-    tmp_path: Path, command: str
-) -> None:
-    """The fix opens the file with the value: an option would be needed at every call."""
+def test_the_fix_of_a_bad_value_is_where_the_value_is_set(tmp_path: Path, command: str) -> None:
+    """The fix opens the profile, unsets the variable, or changes the option."""
     (tmp_path / "my q.toml").write_text("[cluster]\naccount = 'a b'\ntime_min = 4\n")
     result = skinjob(command, "--site", "my q.toml", cwd=tmp_path)
     assert refusal(result).startswith("site profile my q.toml: time is 4, and must be 5 to 525600")
@@ -204,8 +202,8 @@ def test_a_value_of_a_profile_that_cannot_work_is_mended_in_the_profile(
     assert f"fix:   skinjob submit {site}--time 120\n" in result.stderr
 
 
-def test_config_shows_what_does_not_print_escaped(tmp_path: Path) -> None:
-    """A profile of another's hand cannot colour or move what is on the screen."""
+def test_config_escapes_control_characters(tmp_path: Path) -> None:
+    """A profile of another user cannot change colours or move text on the screen."""
     (tmp_path / "q.toml").write_text('[cluster]\nsetup = ["a\\u001b[31mb\\u0007"]\n')
     result = skinjob("config", "--site", "q.toml", cwd=tmp_path)
     assert " a\\x1b[31mb\\x07 " in result.stdout
@@ -213,14 +211,16 @@ def test_config_shows_what_does_not_print_escaped(tmp_path: Path) -> None:
 
 
 def test_config_keeps_paths_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
-    """A path can be copied from any terminal; other values go on in a line below."""
+    """A path can be copied from any terminal; other long values continue on the next line."""
     path = "/shared/group/images/of/last/year/skin_cancer"
     setup = " ".join(f"word{number}" for number in range(20))
     with terminal(
         *(*SKINJOB, "config", "--data", path, "--setup", setup), cwd=tmp_path, columns=50, lines=90
     ) as narrow:
         narrow.show("exit 0")
-        joined = narrow.tmux("capture-pane", "-p", "-J")  # as a user copies it
+        joined = narrow.tmux(
+            "capture-pane", "-p", "-J"
+        )  # with long lines joined, as a user copies them
     assert f" {path}  --data" in joined
     assert "word0 word1 " in joined
     assert setup not in joined
@@ -229,12 +229,12 @@ def test_config_keeps_paths_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
 
 
 def test_git_leaves_the_profile_of_this_cluster_alone() -> None:
-    """What init-site writes belongs to a cluster and a user, so Git ignores it."""
+    """The profile that init-site writes is for a cluster and a user, so Git ignores it."""
     assert f"/{DEFAULT_SITE}" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_config_is_as_strict_as_submit(tmp_path: Path) -> None:
-    """It shows nothing that submit would refuse."""
+    """`config` refuses what submit would refuse."""
     result = skinjob("config", "--lr", "0.1,0", cwd=tmp_path)
     assert refusal(result) == "lr is 0.0, and must be a number above 0"
 
@@ -252,8 +252,8 @@ thin|up|10:00|2|64000|gpu:a100:4|(null)|1|idle
 """
 
 
-def test_the_profile_is_of_the_partition_that_has_gpus_and_is_up() -> None:
-    """Not the default without GPUs, nor the larger that is down, nor the type whose node is."""
+def test_a_profile_takes_a_partition_that_has_gpus_and_is_up() -> None:
+    """The default has no GPUs, a larger partition is down, and the node with H100s is down."""
     site = Site(partitions=read_sinfo(SINFO), rights=Rights(), has_gpu_flags=True)
     choice = choose(site)
     assert choice.values == {
@@ -269,8 +269,8 @@ def test_the_profile_is_of_the_partition_that_has_gpus_and_is_up() -> None:
     assert "constraint: ib, nvlink" in profile_text(choice)
 
 
-def test_a_small_partition_is_asked_for_no_more_than_it_has() -> None:
-    """A profile's values are within the limits, though the usual ones are not."""
+def test_a_profile_asks_a_small_partition_for_no_more_than_it_has() -> None:
+    """If the usual values are above the partition's limits, the profile has smaller values."""
     site = Site(partitions=read_sinfo(SINFO), rights=Rights(), has_gpu_flags=False)
     values = choose(site, "debug").values
     assert (values["time_min"], values["mem_gb"], values["cpus"]) == (10, 1.5, 4)
@@ -289,13 +289,13 @@ def test_a_small_partition_is_asked_for_no_more_than_it_has() -> None:
 def test_a_profile_takes_the_cores_that_belong_to_one_gpu(
     partition: str, cpus: int, why: str
 ) -> None:
-    """With more cores, jobs would wait for them while GPUs are free; a job needs at least 1."""
+    """With more cores, jobs would wait for cores while GPUs are free; a job needs at least 1."""
     choice = choose(Site(read_sinfo(SINFO), Rights(), has_gpu_flags=True), partition)
     assert choice.entries["cpus"] == (cpus, f"cores; {why}")
 
 
-def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
-    """If the default would be refused, an account of the user that is accepted replaces it."""
+def test_a_profile_names_an_account_that_the_partition_accepts() -> None:
+    """If the user's default account would be refused, the profile has another of the user's."""
     rights = Rights(accounts=("lab", "ml", "art"), qos=("normal",))
     gpu = read_sinfo(SINFO)[1]
     for allowed, account in (((), None), (("lab",), None), (("art", "ml"), "ml")):
@@ -315,10 +315,10 @@ def test_an_account_that_the_partition_does_not_take_is_exchanged() -> None:
         ("Invalid license specification", {"sbatch": ("--licenses=z",)}, "=--licenses=z", "--help"),
     ],
 )
-def test_a_refusal_names_the_value_that_sbatch_means(
+def test_a_refusal_names_the_value_that_sbatch_refused(
     reason: str, asked: dict[str, object], message: str, fix: str
 ) -> None:
-    """sbatch says what kind of thing is wrong, and leaves out which."""
+    """sbatch says only which kind of value is wrong; the error adds the option and its value."""
     text = f"failed:\nsbatch: error: Batch job submission failed: {reason}"
     error = refusal_of(text, ClusterConfig(**asked))
     assert error.message.startswith(f"sbatch refused: {reason} (")
@@ -351,16 +351,16 @@ def test_a_refusal_names_the_value_that_sbatch_means(
          "sbatch refused: --mail-type needs a word; Try again"),
     ],
 )  # fmt: skip
-def test_the_reason_is_found_among_a_site_s_own_lines(lines: list[str], message: str) -> None:
-    """What a plugin or a wrapper prints is neither the reason nor a silence of SLURM's."""
+def test_the_reason_of_sbatch_is_found_among_other_lines(lines: list[str], message: str) -> None:
+    """Lines of a plugin or wrapper are not the reason, unless sbatch gives no other."""
     output = "".join(f"sbatch: error: {line}\n" for line in lines)
     assert refusal_of(f"a wrapper speaks\n{output}", ClusterConfig()).message.startswith(message)
 
 
-def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
+def test_variables_of_a_job_are_hidden_from_sbatch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever submits from inside a job gets the same job, on the same cluster."""
+    """A submit from inside a job gives the same job, on the same cluster."""
     for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SBATCH_PARTITION", "SQUEUE_STATES"):
         monkeypatch.setenv(name, "7")
     for name in ("SLURM_CONF", "SLURM_CLUSTERS", "CUDA_VISIBLE_DEVICES"):
@@ -388,14 +388,14 @@ def test_leftovers_of_a_job_are_hidden_and_the_cluster_is_not(
     ],
     ids=["lacking", "whole", "module", "conda", "container", "exit"],
 )
-def test_the_python_of_the_jobs_is_tried_here(
+def test_submit_tries_the_python_of_the_jobs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     setup: tuple[str, ...],
     python: str | None,
     words: str | None,
 ) -> None:
-    """A Python that lacks a package is an error before the queue; an unknown Python is a note."""
+    """A Python that lacks a package is an error; if it cannot be tried here, that is a note."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     cluster = ClusterConfig(setup=setup, python=python and python.replace("PYTHON", sys.executable))

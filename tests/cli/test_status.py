@@ -1,4 +1,4 @@
-"""`skinjob status` and `skinjob list` where no SLURM is: tables, terminals, what programs read."""
+"""`skinjob status` and `skinjob list` without SLURM: tables, terminals, JSON."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from skinjob.files import write_json
 from skinjob.sweeps.layout import Run, Sweep, run_name
 from skinjob.sweeps.records import RunState, utc_now
 
-NO_SLURM = "/nonexistent"  # a PATH
+NO_SLURM = "/nonexistent"  # a PATH without SLURM's commands
 FIRST, SECOND, THIRD, FOURTH = (run_name(size, 0.01, 0) for size in (32, 64, 128, 256))
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """A sweep on SLURM: one run is at work, one was started again, one waits, one is done."""
+    """A sweep on SLURM with four runs: requeued and running, just started, waiting, done."""
     began, now = "2026-01-01T10:00:00Z", "2026-01-01T10:10:30Z"
     running = RunState(
         status="running",
@@ -43,20 +43,20 @@ def sweep(tmp_path: Path) -> Sweep:
     )
 
 
-def test_programs_read_all_that_is_known(sweep: Sweep, tmp_path: Path) -> None:
-    """--json is one object; time left is at the pace since the job began, not the run."""
+def test_json_has_everything_that_status_knows(sweep: Sweep, tmp_path: Path) -> None:
+    """--json prints an object; the time left follows from the pace since the job's last start."""
     result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
     assert result.returncode == 3
-    said = json.loads(result.stdout)
-    runs = {one.pop("run"): one for one in said.pop("runs")}
-    assert said == {"sweep": "sweep", "folder": str(sweep.folder), "slurm": "does not answer"}
+    printed = json.loads(result.stdout)
+    runs = {run.pop("run"): run for run in printed.pop("runs")}
+    assert printed == {"sweep": "sweep", "folder": str(sweep.folder), "slurm": "does not answer"}
     first = runs[FIRST]
     assert (first["status"], first["epoch"], first["epochs"]) == ("running", 10, 20)
     assert (first["node"], first["job"], first["requeues"]) == ("gpu-node-017", "12_0", 2)
     # 5 epochs in 600 s: 10 more take 1,200 s, and 30 s of them are over.
     assert (first["images_per_s"], first["left_s"]) == (1234.5, 1170)
     assert 0.5 < first["accuracy"] < 1
-    assert runs[SECOND]["left_s"] is None, "nobody knows before its first epoch"
+    assert runs[SECOND]["left_s"] is None, "not known before its first epoch"
     assert (runs[THIRD]["status"], runs[THIRD]["node"]) == ("waiting", None)
     assert set(first) == set(runs[FOURTH])
 
@@ -70,10 +70,10 @@ def test_programs_read_all_that_is_known(sweep: Sweep, tmp_path: Path) -> None:
     ],
 )
 def test_a_table_fits_its_terminal(sweep: Sweep, tmp_path: Path, columns: int, names: str) -> None:
-    """In a narrow one the less important columns give way; nothing is cut or broken."""
+    """A narrow terminal shows fewer columns; no line is cut or broken."""
     with terminal(*SKINJOB, "status", cwd=tmp_path, columns=columns, PATH=NO_SLURM) as shown:
         screen = shown.show("exit 3")
-        assert "\x1b[36mrunning" in shown.coloured(), "a colour, beside the word"
+        assert "\x1b[36mrunning" in shown.coloured(), "the word has a colour"
     lines = screen.splitlines()
     header = next(line for line in lines if line.startswith("run "))
     assert header.split() == names.split()
@@ -83,8 +83,8 @@ def test_a_table_fits_its_terminal(sweep: Sweep, tmp_path: Path, columns: int, n
     assert "4 runs: 2 running, 1 waiting, 1 done" in lines
 
 
-def test_without_colours_the_words_are_the_same(sweep: Sweep, tmp_path: Path) -> None:
-    """NO_COLOR is heeded, and a state is a word whether it has a colour or not."""
+def test_no_color_removes_only_the_colours(sweep: Sweep, tmp_path: Path) -> None:
+    """With NO_COLOR a status is still shown as a word."""
     with terminal(
         *SKINJOB, "status", cwd=tmp_path, columns=100, PATH=NO_SLURM, NO_COLOR="1"
     ) as plain:
@@ -95,12 +95,12 @@ def test_without_colours_the_words_are_the_same(sweep: Sweep, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_watch_redraws_in_place(sweep: Sweep, tmp_path: Path) -> None:
-    """Nothing scrolls away while it goes on; at its end the cursor and the exit code are there."""
+    """A watch never scrolls; at its end the cursor is visible again."""
     with terminal(
         *SKINJOB, "status", "--watch", cwd=tmp_path, columns=60, lines=12, PATH=NO_SLURM
     ) as shown:
         shown.show(f"{FIRST}  running")
-        assert not shown.ask("cursor_flag"), "it is hidden while the screen is redrawn"
+        assert not shown.ask("cursor_flag"), "the cursor is hidden while the screen is redrawn"
         Run(sweep.folder / FIRST).update_state(epoch=11)
         screen = shown.show(" 11/20 ")
         assert screen.count(FIRST) == 1
@@ -113,21 +113,21 @@ def test_a_watch_redraws_in_place(sweep: Sweep, tmp_path: Path) -> None:
         assert shown.ask("history_size") == 0
 
 
-def test_reasons_are_told_once_below_a_narrow_table(sweep: Sweep, tmp_path: Path) -> None:
-    """Where they do not fit beside the runs, it is said how many runs each of them has."""
+def test_failures_are_counted_below_a_narrow_table(sweep: Sweep, tmp_path: Path) -> None:
+    """If the failures do not fit beside the runs, a line below counts the runs of each."""
     for name in (FIRST, THIRD):
         Run(sweep.folder / name).update_state(
             status="failed", failure="time limit", reason="too long"
         )
     with terminal(*SKINJOB, "status", cwd=tmp_path, columns=60, PATH=NO_SLURM) as shown:
         assert "\n2 failed: time limit\n" in shown.show("exit 3")
-    told = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
-    assert len(re.findall(r"^bs\S+ +failed .*  time limit$", told, re.M)) == 2
-    assert "2 failed: time limit" not in told
+    output = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
+    assert len(re.findall(r"^bs\S+ +failed .*  time limit$", output, re.M)) == 2
+    assert "2 failed: time limit" not in output
 
 
 def test_ctrl_c_leaves_a_watch(sweep: Sweep, tmp_path: Path) -> None:
-    """The cursor is there again, and the exit code is that of an interrupted command."""
+    """The cursor is visible again, and the exit code is that of an interrupted command."""
     with terminal(*SKINJOB, "status", "--watch", cwd=tmp_path, columns=100, PATH=NO_SLURM) as shown:
         shown.show(f"{FIRST}  running")
         shown.press("C-c")
@@ -135,14 +135,14 @@ def test_ctrl_c_leaves_a_watch(sweep: Sweep, tmp_path: Path) -> None:
         assert shown.ask("cursor_flag")
 
 
-def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> None:
-    """A damaged state is a row that says so; a damaged sweep is passed over."""
+def test_a_damaged_file_hides_no_other_run_or_sweep(sweep: Sweep, tmp_path: Path) -> None:
+    """A run with a damaged state has a row that says so; a damaged sweep is skipped."""
     Run(sweep.folder / SECOND).state_file.write_text("x")
     broken = tmp_path / "runs/broken/sweep.json"
     broken.parent.mkdir()
     broken.write_text("{")
     result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
-    runs = {one["run"]: one for one in json.loads(result.stdout)["runs"]}
+    runs = {run["run"]: run for run in json.loads(result.stdout)["runs"]}
     assert (runs[SECOND]["status"], runs[SECOND]["note"]) == ("lost", "its state cannot be read")
     assert runs[SECOND]["fix"].startswith("rm ")
     assert runs[FIRST]["status"] == "running"
@@ -151,18 +151,18 @@ def test_what_does_not_read_hides_nothing_else(sweep: Sweep, tmp_path: Path) -> 
     )
 
 
-def test_why_a_run_was_cancelled_is_told_to_who_did_not_do_it(sweep: Sweep, tmp_path: Path) -> None:
-    """A run that you cancelled has its row alone; of one that an admin did, all is told."""
+def test_status_explains_a_run_that_an_admin_cancelled(sweep: Sweep, tmp_path: Path) -> None:
+    """A run that the user cancelled has only its row in the table."""
     for name, reason in ((FIRST, None), (SECOND, "job 12_1 was cancelled by root")):
         Run(sweep.folder / name).update_state(status="cancelled", reason=reason)
-    said = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
-    assert re.search(rf"^{FIRST} +cancelled ", said, re.M)
-    assert f"{FIRST}: " not in said
-    assert f"{SECOND}: cancelled\n  job 12_1 was cancelled by root\n" in said
+    output = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout
+    assert re.search(rf"^{FIRST} +cancelled ", output, re.M)
+    assert f"{FIRST}: " not in output
+    assert f"{SECOND}: cancelled\n  job 12_1 was cancelled by root\n" in output
 
 
-def test_of_too_many_runs_those_at_work_are_seen(tmp_path: Path) -> None:
-    """A sweep longer than the screen is watched all the same, the others counted."""
+def test_a_watch_of_many_runs_shows_those_that_are_running(tmp_path: Path) -> None:
+    """If the sweep is longer than the screen, the other runs are counted."""
     last = run_name(32, 0.01, 99)
     draw_sweep(tmp_path / "runs/sweep", batch_sizes=(32,), seeds=range(100), finished={last: 7})
     with terminal(
@@ -173,8 +173,8 @@ def test_of_too_many_runs_those_at_work_are_seen(tmp_path: Path) -> None:
     assert lines[6].split()[:3] == [last, "running", "7/20"]
 
 
-def test_a_pipe_gets_every_column_and_its_reader_may_leave(sweep: Sweep, tmp_path: Path) -> None:
-    """`| head` ends it without a word on stderr, be it at the first line."""
+def test_a_pipe_gets_every_column_and_may_close_early(sweep: Sweep, tmp_path: Path) -> None:
+    """`skinjob status | head` prints nothing on stderr."""
     table = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout.split("\n\n")[1].splitlines()
     names = "run status epoch accuracy images/s left node job requeues reason"
     assert table[0].split() == names.split()
@@ -188,8 +188,8 @@ def test_a_pipe_gets_every_column_and_its_reader_may_leave(sweep: Sweep, tmp_pat
         assert left.stderr.read() == b""
 
 
-def test_sweeps_are_listed_with_how_well_they_do(sweep: Sweep, tmp_path: Path) -> None:
-    """The newest is last, and one that does not read hides no other."""
+def test_list_shows_each_sweep_with_its_recipe_and_progress(sweep: Sweep, tmp_path: Path) -> None:
+    """The newest sweep is last, and a damaged sweep hides no other."""
     newer = draw_sweep(tmp_path / "runs/newer", batch_sizes=(8, 16), seeds=(0, 1), lrs=(0.1, 0.2))
     info = recorded(newer) | {"created_utc": "2026-05-05T12:30:00Z"}
     write_json(newer.sweep_file, info)
@@ -210,7 +210,7 @@ def test_sweeps_are_listed_with_how_well_they_do(sweep: Sweep, tmp_path: Path) -
 
 @pytest.mark.parametrize("columns", [60, 100, 200])
 def test_the_list_fits_its_terminal(sweep: Sweep, tmp_path: Path, columns: int) -> None:
-    """In a narrow one the recipe gives way, then the date, then the counts have their own line."""
+    """A narrow terminal shows no recipe, then no date, and then has the counts on a second line."""
     sweep.folder.rename(sweep.folder.with_name("a-sweep-with-a-name-of-some-length"))
     with terminal(*SKINJOB, "list", cwd=tmp_path, columns=columns, PATH=NO_SLURM) as shown:
         lines = shown.show("exit 0").splitlines()
@@ -220,8 +220,8 @@ def test_the_list_fits_its_terminal(sweep: Sweep, tmp_path: Path, columns: int) 
     assert "2 running, 1 waiting, 1 done" in lines[1]
 
 
-def test_no_sweep_is_no_fault_of_a_list(tmp_path: Path) -> None:
-    """A newcomer who looks first is told how to begin; a sweep that is not there is refused."""
+def test_list_without_a_sweep_says_how_to_make_one(tmp_path: Path) -> None:
+    """Without any sweep `list` is no error; a sweep that does not exist is an error of `status`."""
     result = skinjob("list", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (
         0,

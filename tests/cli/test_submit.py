@@ -1,4 +1,4 @@
-"""`skinjob submit` on a machine without SLURM: the real command, the real local executor."""
+"""`skinjob submit` on a machine without SLURM, with the real command and the real local queue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
 
 @pytest.mark.train
 def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
-    """Without SLURM the runs train here, all in one process, and each writes its CSV."""
+    """Without SLURM the runs train on this machine in a single process, and each writes its CSV."""
     result = skinjob("submit", *SMALL, cwd=project)
     assert result.returncode == 0, result.stderr
     sweep = only_sweep(project / "runs")
@@ -52,24 +52,24 @@ def test_submit_returns_at_once_and_the_runs_train_here(project: Path) -> None:
 
 @pytest.mark.train
 def test_jobs_outlive_the_terminal_that_submitted_them(project: Path) -> None:
-    """A login shell that closes, or a connection that breaks, ends no run."""
+    """A login shell that closes, or a connection that breaks, stops no run."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(project)
         os.environ["PYTHONPATH"] = ":".join(sys.path)
         command = shlex.join([sys.executable, "-m", "skinjob", "submit", *SMALL])
         os.execvp("bash", ["bash", "-c", f"{command}; sleep 600"])
-    said = b""
-    while b"skinjob report" not in said:
-        said += os.read(terminal, 4096)
-    assert b"skinjob status runs/" in said
-    os.close(terminal)  # its session is sent SIGHUP
+    output = b""
+    while b"skinjob report" not in output:
+        output += os.read(terminal, 4096)
+    assert b"skinjob status runs/" in output
+    os.close(terminal)  # its session gets SIGHUP
     assert os.waitpid(pid, 0)[1] == signal.SIGHUP
     wait_for(only_sweep(project / "runs"), "done")
 
 
-def test_a_look_at_a_sweep_does_not_make_it_busy(project: Path) -> None:
-    """`skinjob status` just when a queue starts does not keep it from starting."""
+def test_a_status_does_not_stop_a_queue_from_starting(project: Path) -> None:
+    """A queue starts even if `skinjob status` looks at the sweep at that moment."""
     sweep = make_sweep(
         project / "skin_cancer", project / "weights/resnet18.safetensors", project / "runs"
     )
@@ -85,15 +85,15 @@ def test_a_look_at_a_sweep_does_not_make_it_busy(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_wait_returns_when_all_have_ended(project: Path) -> None:
-    """With --wait the exit code says whether every run is done."""
+def test_wait_returns_when_all_runs_have_ended(project: Path) -> None:
+    """With --wait, submit returns after the last run; exit code 0 means that all are done."""
     assert skinjob("submit", *SMALL, "--wait", cwd=project).returncode == 0
     assert set(status_by_run(only_sweep(project / "runs")).values()) == {"done"}
 
 
 @pytest.mark.train
 def test_the_same_submit_again_repeats_nothing(project: Path) -> None:
-    """A finished run is never trained twice, whatever day it is submitted again."""
+    """A finished run is never trained twice, even if it is submitted again on another day."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     sweep = only_sweep(project / "runs")
     sweep.folder.rename(sweep.folder.with_name("2020-01-01-old"))
@@ -107,8 +107,8 @@ def test_the_same_submit_again_repeats_nothing(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_a_failed_run_alone_is_queued_again(project: Path) -> None:
-    """After a failure the same command trains what is missing and nothing else."""
+def test_the_same_submit_queues_only_the_failed_run_again(project: Path) -> None:
+    """After a failure the same command trains what is missing, and nothing else."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     sweep = only_sweep(project / "runs")
     done, failed = sweep.runs()
@@ -122,7 +122,7 @@ def test_a_failed_run_alone_is_queued_again(project: Path) -> None:
 
 @pytest.mark.train
 def test_more_batch_sizes_join_a_named_sweep(project: Path) -> None:
-    """A sweep can grow: runs that are there stay, new ones are added."""
+    """A sweep can grow: its runs stay, and new runs are added."""
     skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
     grown = ("--batch-sizes", "8,16", "--epochs", "2", "--cluster", "local", "--name", "mine")
     assert skinjob("submit", *grown, "--wait", cwd=project).returncode == 0
@@ -132,27 +132,27 @@ def test_more_batch_sizes_join_a_named_sweep(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_a_name_is_not_shared_by_two_recipes(project: Path) -> None:
-    """Numbers of two recipes never land in one sweep."""
+def test_a_second_recipe_cannot_use_the_name_of_a_sweep(project: Path) -> None:
+    """Numbers of two recipes are never mixed in a sweep."""
     skinjob("submit", *SMALL, "--name", "mine", "--wait", cwd=project)
     other = skinjob("submit", *SMALL, "--name", "mine", "--epochs", "3", cwd=project)
     assert "exists, with another recipe" in refusal(other)
 
 
 @pytest.mark.train
-def test_a_killed_job_is_failed_and_not_running_for_ever(project: Path) -> None:
-    """kill -9 on a job leaves states that say so, and the queue goes on with the next job."""
+def test_a_killed_job_fails_its_run(project: Path) -> None:
+    """After kill -9 the run is not shown as running, and the queue continues with the next job."""
     skinjob("submit", *SMALL[:2], "--epochs", "200", *SMALL[4:], "--train", "all", cwd=project)
     first, second = only_sweep(project / "runs").runs()
-    kill_once_at_work(first)
-    kill_once_at_work(second)
+    kill_when_running(first)
+    kill_when_running(second)
     wait_for(first.sweep, "failed")
     assert first.state().failure == "killed"
 
 
 @pytest.mark.train
-def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Path) -> None:
-    """SIGTERM, as `kill` sends it, costs the epoch at most; preempted, it goes on by itself."""
+def test_a_job_that_gets_a_signal_leaves_at_once_and_continues_later(project: Path) -> None:
+    """SIGTERM, as `kill` sends it, costs at most an epoch; a preempted job continues by itself."""
     long = (*SMALL[:2], "--epochs", "200", *SMALL[4:])
     skinjob("submit", *long, cwd=project)
     first, _ = only_sweep(project / "runs").runs()
@@ -163,7 +163,7 @@ def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Pat
     assert (state.failure, state.attempts) == ("killed", 2)
     assert "was killed by signal 15 (SIGTERM" in str(state.reason)
     skinjob("submit", *long, cwd=project)
-    assert first.state().epoch >= state.epoch  # what is finished counts, also while it waits
+    assert first.state().epoch >= state.epoch  # finished epochs count, also while the run waits
     os.kill(pid_after_an_epoch(first, attempts=1), signal.SIGKILL)
     assert first.state().resumed_epoch >= state.epoch
     wait_for(first.sweep, "failed")
@@ -174,7 +174,7 @@ def test_a_job_that_is_told_to_end_leaves_at_once_and_goes_on_later(project: Pat
 
 
 def pid_after_an_epoch(run: Run, attempts: int) -> int:
-    """Returns the process that has a run in hand, once it has finished an epoch of it."""
+    """Waits until a process has finished an epoch of the run, and returns the process."""
     end = time.monotonic() + 90
     while True:
         state = run.state()
@@ -185,11 +185,11 @@ def pid_after_an_epoch(run: Run, attempts: int) -> int:
 
 
 @pytest.mark.train
-def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) -> None:
-    """A power cut may leave it empty; removed, as is said, the run is queued again."""
+def test_a_damaged_state_is_an_error_with_a_fix(project: Path) -> None:
+    """A power cut may leave an empty state.json; after the fix the run can be queued again."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     run = only_sweep(project / "runs").runs()[0]
-    LocalQueue().require_free(run.sweep)  # its queue takes some seconds to leave
+    LocalQueue().require_free(run.sweep)  # its queue needs some seconds to end
     run.state_file.write_text("")
     result = skinjob("submit", *SMALL, cwd=project)
     assert "its state cannot be read" in refusal(result)
@@ -203,30 +203,31 @@ def test_a_state_that_does_not_read_is_told_with_what_mends_it(project: Path) ->
 
 @pytest.mark.train
 def test_two_submits_at_once_queue_a_sweep_once(project: Path) -> None:
-    """The second of two people, or of two terminals, finds what the first has queued."""
+    """The second of two submits does not queue again what the first has queued."""
     command = [sys.executable, "-m", "skinjob", "submit", *SMALL]
     environment = os.environ | import_path()
     both = [
         subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = "".join(str(one.communicate()[0]) for one in both)
-    assert [one.returncode for one in both] == [0, 0]
-    assert said.count("not repeated") == 2
+    output = "".join(str(process.communicate()[0]) for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert output.count("not repeated") == 2
     wait_for(only_sweep(project / "runs"), "done")
 
 
 @pytest.mark.train
 def test_a_killed_job_fails_all_its_runs(project: Path) -> None:
-    """The heads that share a job share its end."""
+    """The runs that share a job all fail if the job is killed."""
     skinjob("submit", *SMALL[:2], "--epochs", "2000", *SMALL[4:], cwd=project)
     first, second = only_sweep(project / "runs").runs()
-    kill_once_at_work(second)
+    kill_when_running(second)
     wait_for(first.sweep, "failed")
     assert first.state().pid == second.state().pid
 
 
-def kill_once_at_work(run: Run) -> None:
+def kill_when_running(run: Run) -> None:
+    """Waits until a process trains the run, and kills the process."""
     end = time.monotonic() + 60
     while (pid := run.state().pid) is None:
         assert time.monotonic() < end, run.state()
@@ -243,7 +244,7 @@ def test_dry_run_makes_nothing(project: Path) -> None:
     assert not (project / "runs").exists()
 
 
-def test_job_file_flag_and_environment_take_their_turn(project: Path) -> None:
+def test_flag_environment_and_job_file_have_an_order(project: Path) -> None:
     """A flag wins over the environment, the environment over the job file."""
     (project / "jobs").mkdir()
     (project / "jobs/default.toml").write_text("[train]\nepochs = 3\nlr = 0.3\nseeds = [5]\n")
@@ -263,8 +264,8 @@ def test_job_file_flag_and_environment_take_their_turn(project: Path) -> None:
         assert words in result.stdout
 
 
-def test_a_job_file_may_say_all_that_options_can(project: Path) -> None:
-    """Every key of a job file reaches the runs, and none is passed over in silence."""
+def test_a_job_file_can_set_what_options_can(project: Path) -> None:
+    """Every key of a job file reaches the runs; none is ignored."""
     (project / "job.toml").write_text(
         "[train]\ntrain = 'all'\nlr = [0.5, 0.25]\nschedule = 'constant'\nepochs = 3\n"
         "batch_sizes = [4]\nseeds = [7]\nprecision = 'fp32'\n"
@@ -285,7 +286,7 @@ def test_a_job_file_may_say_all_that_options_can(project: Path) -> None:
 
 
 def test_a_fraction_of_an_epoch_in_a_job_file_is_refused(project: Path) -> None:
-    """A job file's 2.9 epochs are not quietly cut down to 2."""
+    """2.9 epochs in a job file are not silently rounded to 2."""
     (project / "job.toml").write_text("[train]\nepochs = 2.9\n")
     result = skinjob("submit", "--job", "job.toml", "--cluster", "local", cwd=project)
     assert "epochs is 2.9, and must be a whole number" in refusal(result)
@@ -293,15 +294,15 @@ def test_a_fraction_of_an_epoch_in_a_job_file_is_refused(project: Path) -> None:
 
 @pytest.mark.train
 def test_submission_folder_is_private(project: Path) -> None:
-    """Whoever can write where the pickles lie runs code as the user: nobody else can."""
+    """Only the user can write to the folder of the pickles, which jobs execute."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     folder = only_sweep(project / "runs").submission_folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @pytest.mark.train
-def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
-    """Paths go through shells, JSON and Python unharmed."""
+def test_the_folder_of_runs_may_have_spaces_and_quotes(project: Path) -> None:
+    """Shells, JSON and Python do not change the path."""
     runs = project / """it's "my" runs"""
     result = skinjob("submit", *SMALL, "--runs", runs, "--wait", cwd=project)
     assert result.returncode == 0, result.stderr
@@ -325,10 +326,10 @@ def test_runs_folder_may_have_spaces_and_quotes(project: Path) -> None:
         (["--device", "cuda"], "this machine has no GPU"),
     ],
 )
-def test_a_bad_value_gives_two_lines_and_makes_nothing(
+def test_a_bad_value_is_an_error_and_makes_nothing(
     project: Path, arguments: list[str], words: str
 ) -> None:
-    """What can be known on the login node is said there, in two lines, and nothing is left."""
+    """What the login node can check is an error there, and no folder is made."""
     if "cuda" in arguments and Path("/dev/nvidia0").exists():
         pytest.skip("this machine has a GPU")
     result = skinjob("submit", "--batch-sizes", "4", "--cluster", "local", *arguments, cwd=project)
@@ -348,15 +349,17 @@ def test_a_bad_value_gives_two_lines_and_makes_nothing(
         (["train"], "RUN"),
     ],
 )
-def test_usage_gives_two_lines_and_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
-    """A slip on the command line is answered with what was written and where the help is."""
+def test_a_wrong_command_line_gives_two_lines_and_code_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    """The error repeats what was typed, and the fix names the help."""
     result = skinjob(*arguments, cwd=tmp_path)
     assert words in refusal(result, code=2)
     assert "--help" in result.stderr
 
 
-def test_one_flipped_byte_in_the_weights_is_refused(project: Path) -> None:
-    """Weights that were damaged on the way are found before the queue."""
+def test_a_flipped_byte_in_the_weights_is_refused(project: Path) -> None:
+    """Weights that were damaged on the way are refused before anything is queued."""
     file = project / "weights/resnet18.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -364,8 +367,8 @@ def test_one_flipped_byte_in_the_weights_is_refused(project: Path) -> None:
     assert "SHA-256" in refusal(skinjob("submit", *SMALL, cwd=project))
 
 
-def test_a_full_disk_is_said_and_leaves_no_sweep(project: Path) -> None:
-    """When the sweep's folder cannot be written, nothing is queued."""
+def test_a_full_disk_is_an_error_and_leaves_no_sweep(project: Path) -> None:
+    """If the sweep's folder cannot be written, nothing is queued."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     small = project / "small"
@@ -379,8 +382,8 @@ def test_a_full_disk_is_said_and_leaves_no_sweep(project: Path) -> None:
         os.system(f"umount '{small}'")
 
 
-def test_without_torch_the_local_machine_is_refused(project: Path) -> None:
-    """In the base install a local sweep is not queued only to fail."""
+def test_a_local_sweep_without_torch_is_refused(project: Path) -> None:
+    """Without torch, a sweep for this machine is refused before it is queued."""
     hidden = project / "hidden"
     hidden.mkdir()
     code = (
@@ -402,7 +405,7 @@ def test_without_torch_the_local_machine_is_refused(project: Path) -> None:
 
 @pytest.mark.train
 def test_a_job_whose_python_has_no_torch_says_so(project: Path) -> None:
-    """A run that could not start names the Python that was at fault, and is failed, not lost."""
+    """A run whose Python cannot load torch is failed, not lost, and the fix is --python."""
     (project / "broken").mkdir()
     (project / "broken/torch.py").write_text("raise ImportError('no torch here')\n")
     python = project / "python-without-torch"
@@ -419,8 +422,8 @@ def test_a_job_whose_python_has_no_torch_says_so(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:
-    """A run can be looked at while it trains, without any queue."""
+def test_train_trains_a_submitted_run_in_the_foreground(project: Path) -> None:
+    """The user can watch a run train without a queue."""
     skinjob("submit", *SMALL, "--wait", cwd=project)
     run = only_sweep(project / "runs").runs()[0]
     assert "is done" in refusal(skinjob("train", run.folder, cwd=project))
@@ -433,12 +436,12 @@ def test_train_runs_a_submitted_run_in_the_foreground(project: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    """`skinjob train` on something else says what is missing in it."""
+    """The error of `skinjob train` says which file the folder lacks."""
     assert "is not a run: no config.json in it" in refusal(skinjob("train", tmp_path, cwd=tmp_path))
 
 
 def test_report_without_a_sweep_says_how_to_make_one(tmp_path: Path) -> None:
-    """The next command is never a riddle."""
+    """A report without any sweep is an error with a fix."""
     assert "no sweep in runs/" in refusal(skinjob("report", cwd=tmp_path))
 
 
@@ -458,8 +461,8 @@ def test_report_without_a_sweep_says_how_to_make_one(tmp_path: Path) -> None:
         "--sbatch=--hint=nomultithread",
     ],
 )
-def test_what_is_asked_of_slurm_is_not_done_on_this_machine(project: Path, options: str) -> None:
-    """Without sbatch on PATH nothing trains on the login node against what was asked for."""
+def test_an_option_for_slurm_needs_sbatch(project: Path, options: str) -> None:
+    """Without sbatch on PATH, a sweep with options for SLURM does not train on the login node."""
     small = ("--batch-sizes", "4", "--device", "cpu", "--dry-run", *options.split())
     result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
     assert refusal(result) == f"{options} asks for SLURM, and there is no sbatch on PATH"
@@ -468,15 +471,15 @@ def test_what_is_asked_of_slurm_is_not_done_on_this_machine(project: Path, optio
     assert here.returncode == 0, here.stderr
 
 
-def test_a_site_profile_and_a_sweep_of_slurm_keep_to_slurm(project: Path) -> None:
-    """A profile asks as a flag does; a sweep whose jobs are SLURM's is not taken up here."""
+def test_a_site_profile_or_an_old_sweep_for_slurm_needs_sbatch(project: Path) -> None:
+    """An option in a profile counts like a flag; a sweep of SLURM is not continued here."""
     small = ("--batch-sizes", "4", "--device", "cpu", "--name", "s")
     (project / "jobs").mkdir()
     (project / "jobs/site.toml").write_text('[cluster]\npartition = "lab"\n')
     result = skinjob("submit", *small, cwd=project, PATH="/nonexistent")
     assert refusal(result).startswith("--partition lab asks for SLURM")
-    found = skinjob("doctor", *small, cwd=project, PATH="/nonexistent").stdout
-    assert re.search(r"^fail +commands +not on PATH: sbatch", found, re.M)
+    checklist = skinjob("doctor", *small, cwd=project, PATH="/nonexistent").stdout
+    assert re.search(r"^fail +commands +not on PATH: sbatch", checklist, re.M)
     (project / "jobs/site.toml").unlink()
     skinjob("submit", *small, "--cluster", "local", "--setup", "exit 3", "--wait", cwd=project)
     sweep = only_sweep(project / "runs")
@@ -488,9 +491,7 @@ def test_a_site_profile_and_a_sweep_of_slurm_keep_to_slurm(project: Path) -> Non
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
 @pytest.mark.parametrize("chosen", ["NoDevFiles", "0"])
-def test_submit_takes_the_cpu_where_no_gpu_may_be_used_and_says_so(
-    project: Path, chosen: str
-) -> None:
+def test_submit_uses_the_cpu_if_the_job_has_no_gpu(project: Path, chosen: str) -> None:
     """In a SLURM job without a GPU a sweep trains on the CPU; --device cuda is refused."""
     small = ("--cluster", "local", "--batch-sizes", "4", "--dry-run")
     result = skinjob("submit", *small, cwd=project, CUDA_VISIBLE_DEVICES=chosen)

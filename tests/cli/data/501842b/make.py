@@ -32,9 +32,9 @@ OPTIONS = (
 def main() -> None:
     shutil.rmtree(PROJECT.parent, ignore_errors=True)
     make_images(PROJECT / "skin_cancer")
-    os.environ["TMPDIR"] = str(PROJECT.parent)  # a queue that no other process waits in
+    os.environ["TMPDIR"] = str(PROJECT.parent)  # a queue that no other process uses
     write_fixed_weights(PROJECT / "weights/resnet18.safetensors")
-    # First those that are to be ended: from views that are there already, all is over in no time.
+    # The runs that are to be stopped come first: with cached views a run ends too quickly.
     submit("old", "8", "0")
     os.kill(int(wait_for_epoch("bs0008-lr0.01-seed0", 3)["pid"]), signal.SIGKILL)
     wait_for_end("bs0008-lr0.01-seed0")  # failed
@@ -44,7 +44,7 @@ def main() -> None:
     wait_for_end("bs0004-lr0.01-seed1")  # cancelled in mid-run
     submit("old", "4", "0", "--wait")  # done
     submit("old", "8", "1", "--wait")  # done
-    submit("whole", "4", "1", "--wait")  # what the cancelled run would have come to
+    submit("whole", "4", "1", "--wait")  # how the cancelled run would have ended
     skinjob("report", "old")
     skinjob("status", "old")
     keep()
@@ -79,15 +79,15 @@ def state(run: str) -> dict[str, object]:
 
 
 def wait_for_epoch(run: str, epoch: int) -> dict[str, object]:
-    while (found := state(run))["epoch"] < epoch:  # type: ignore[operator]
+    while (current := state(run))["epoch"] < epoch:  # type: ignore[operator]
         time.sleep(0.05)
-    return found
+    return current
 
 
 def wait_for_end(run: str) -> None:
     while state(run)["state"] not in ("done", "failed"):
         time.sleep(0.5)
-    time.sleep(5)  # the queue's process leaves
+    time.sleep(5)  # until the queue's process has ended
 
 
 def keep() -> None:
