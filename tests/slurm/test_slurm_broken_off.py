@@ -1,6 +1,6 @@
-"""A submit to SLURM that is broken off or not answered: no job is lost, and none is queued twice.
+"""A submit to SLURM that is killed or gets no answer loses no job and queues none twice.
 
-The kills are real, in an sbatch that does something besides what the real one does.
+The kills are real. They come from a script that calls the real sbatch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ JOBS = ("submit", "--batch-sizes", "4,8", "--epochs", "1", "--device", "cpu", "-
 
 @pytest.fixture
 def nothing_starts(slurm: Slurm) -> Iterator[None]:
+    """Makes all jobs wait."""
     partition = ["scontrol", "update", "partitionname=lab"]
     slurm.run([*partition, "state=down"], check=True)
     yield
@@ -37,7 +38,7 @@ def queued(slurm: Slurm) -> list[str]:
 
 
 def make_sbatch(folder: Path, text: str) -> str:
-    """Makes an sbatch that does something besides; returns the PATH on which it is the first."""
+    """Makes a script sbatch that can call the real sbatch as $real; returns its PATH."""
     folder.mkdir()
     real = shutil.which("sbatch")
     (folder / "sbatch").write_text(f"#!/bin/sh\nreal={real}\n{text}")
@@ -52,10 +53,10 @@ exit 1
 KILLED = '$real "$@" && kill -9 $PPID\n'
 
 
-def test_a_submit_killed_after_sbatch_is_taken_up(
+def test_a_submit_killed_after_sbatch_can_be_repeated(
     slurm: Slurm, project: Path, tmp_path: Path, nothing_starts: None
 ) -> None:
-    """The jobs that SLURM took are known by their script, get their work, and are queued once."""
+    """The same submit recognizes the jobs in the queue, and they train; it queues no others."""
     path = make_sbatch(tmp_path / "bin", KILLED)
     assert slurm.skinjob(*JOBS, cwd=project, PATH=path).returncode == -signal.SIGKILL
     jobs = queued(slurm)
@@ -74,19 +75,19 @@ def test_a_submit_killed_after_sbatch_is_taken_up(
     assert [run.state().status for run in sweep.runs()] == ["done", "done"]
 
 
-def test_an_answer_of_sbatch_that_was_lost_is_no_refusal(
+def test_a_lost_answer_of_sbatch_is_no_refusal(
     slurm: Slurm, project: Path, tmp_path: Path, nothing_starts: None
 ) -> None:
-    """A busy controller queues the jobs and does not say so: squeue does."""
+    """If a busy controller queues the jobs but sbatch fails, submit finds them with squeue."""
     result = slurm.skinjob(*JOBS, cwd=project, PATH=make_sbatch(tmp_path / "bin", LOST))
     assert result.returncode == 0, result.stderr
     assert sorted(Sweep(project / "runs/n").info().jobs.values()) == queued(slurm)
 
 
-def test_silence_of_slurm_is_no_refusal_either(
+def test_a_squeue_that_fails_is_no_refusal_either(
     slurm: Slurm, project: Path, tmp_path: Path, nothing_starts: None
 ) -> None:
-    """Where SLURM does not say what is queued either, the sweep stays, and is not queued twice."""
+    """If squeue fails too, the sweep stays, and a later submit does not queue it twice."""
     path = make_sbatch(tmp_path / "bin", LOST)
     squeue = tmp_path / "bin/squeue"
     squeue.write_text("#!/bin/sh\nexit 1\n")
@@ -103,8 +104,8 @@ def test_silence_of_slurm_is_no_refusal_either(
     assert queued(slurm) == jobs == sorted(Sweep(project / "runs/n").info().jobs.values())
 
 
-def test_a_job_whose_path_is_no_utf8_is_passed_over(slurm: Slurm, project: Path) -> None:
-    """A job of the user's whose script has another name than ours can read stops no command."""
+def test_a_job_whose_path_is_not_utf8_is_ignored(slurm: Slurm, project: Path) -> None:
+    """Another job of the user whose path is not UTF-8 stops no command."""
     script = project / os.fsdecode(b"caf\xe9") / "job.sh"
     script.parent.mkdir()
     script.write_text("#!/bin/sh\nsleep 60\n")
@@ -122,8 +123,8 @@ def test_a_job_whose_path_is_no_utf8_is_passed_over(slurm: Slurm, project: Path)
 def test_a_disk_that_fills_up_after_sbatch_loses_no_job(
     slurm: Slurm, project: Path, tmp_path: Path, nothing_starts: None
 ) -> None:
-    """Queued jobs stay known when their ids cannot be written down."""
-    # In the place of sweep.json a folder: no write of it succeeds.
+    """Queued jobs are found again if their ids could not be written."""
+    # A folder named sweep.json makes every write of the file fail.
     spoil = f"cd {project}/runs/n && cp sweep.json kept && rm sweep.json && mkdir sweep.json\n"
     path = make_sbatch(tmp_path / "bin", f'$real "$@"\n{spoil}')
     assert slurm.skinjob(*JOBS, cwd=project, PATH=path).returncode == 1
@@ -139,10 +140,10 @@ def test_a_disk_that_fills_up_after_sbatch_loses_no_job(
 SLOW = 'sleep 11; $real "$@"; touch ended\n'
 
 
-def test_an_sbatch_that_outlives_its_submit_is_waited_for(
+def test_a_submit_waits_for_the_sbatch_of_a_killed_submit(
     slurm: Slurm, project: Path, tmp_path: Path, nothing_starts: None
 ) -> None:
-    """While sbatch is at work nobody can know what SLURM took; later its jobs are taken up."""
+    """While sbatch runs, its jobs are not known; after it has ended, they are found."""
     path = make_sbatch(tmp_path / "bin", SLOW)
     command = ["nsenter", f"--net={slurm.netns}", *SKINJOB, *JOBS]
     env = {**os.environ, **slurm.env, **import_path(), "SKINJOB_SUBMIT_ALLOW_NODE_LOCAL": "1"}

@@ -1,4 +1,4 @@
-"""The cluster that other tests stand on is what they take it for: real, air-gapped, tidy."""
+"""The tests' cluster is what the other tests expect: real, behind an air gap, and tidy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(json.dumps({
 
 
 def test_a_job_cannot_reach_the_network(slurm: Slurm, tmp_path: Path) -> None:
-    """A job sees loopback alone: a connection is refused, not left waiting, and no name found."""
+    """A job sees only loopback: a connection fails at once, and no name is resolved."""
     script = tmp_path / "look_outside.py"
     script.write_text(LOOK_OUTSIDE)
 
@@ -44,7 +44,7 @@ def test_a_job_cannot_reach_the_network(slurm: Slurm, tmp_path: Path) -> None:
 
 
 def test_a_job_gets_the_gpus_it_asked_for(slurm: Slurm, tmp_path: Path) -> None:
-    """CUDA_VISIBLE_DEVICES names as many GPUs as were asked for, and none where none were."""
+    """CUDA_VISIBLE_DEVICES names as many GPUs as the job asked for, or none."""
     show = 'echo "$CUDA_VISIBLE_DEVICES"'
     with_two = slurm.sbatch(show, "--gpus-per-node=2", cwd=tmp_path)
     with_none = slurm.sbatch(show, cwd=tmp_path)
@@ -57,21 +57,21 @@ def test_a_job_gets_the_gpus_it_asked_for(slurm: Slurm, tmp_path: Path) -> None:
     assert none == ""
 
 
-def test_sacct_tells_how_a_job_ended(slurm: Slurm, tmp_path: Path) -> None:
-    """Accounting is the real one: it tells a job that succeeded from one that failed."""
+def test_sacct_shows_how_a_job_ended(slurm: Slurm, tmp_path: Path) -> None:
+    """Accounting is real: sacct shows which job succeeded and which failed."""
     good = slurm.sbatch("true", cwd=tmp_path)
     bad = slurm.sbatch("exit 3", cwd=tmp_path)
     slurm.wait(f"{good},{bad}")
 
     ends = {good: "COMPLETED|0:0", bad: "FAILED|3:0"}
     deadline = time.monotonic() + 60  # sacct is some seconds behind squeue
-    while (told := _sacct(slurm, good, bad)) != ends and time.monotonic() < deadline:
+    while (recorded := _sacct(slurm, good, bad)) != ends and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert told == ends
+    assert recorded == ends
 
 
-def test_a_second_cluster_comes_and_goes_without_a_trace(slurm: Slurm, tmp_path: Path) -> None:
-    """Two sessions can run at once, and one that stops takes its daemons and jobs with it."""
+def test_a_second_cluster_leaves_no_trace(slurm: Slurm, tmp_path: Path) -> None:
+    """Two clusters can run at once; a cluster that stops ends its daemons and jobs."""
     second = Slurm.start(tmp_path / "second", gpus=1, gpu_type="a100", cpus=2)
     try:
         job_id = second.sbatch("touch running; sleep 600", cwd=tmp_path)
@@ -85,23 +85,23 @@ def test_a_second_cluster_comes_and_goes_without_a_trace(slurm: Slurm, tmp_path:
     finally:
         second.stop()
 
-    assert job_id == "1", "not the other cluster's queue"
+    assert job_id == "1", "it has its own queue"
     assert "CPUTot=2" in node
     assert len(processes) >= 4, "munged, slurmctld, slurmd and the job"
-    assert again == "2 gpu:a100:1", "as it was started"
+    assert again == "2 gpu:a100:1", "a restart keeps its options"
     assert _processes_naming(tmp_path) == []
     assert not second.netns.exists()
     assert slurm.run(["sinfo", "-h", "-o", "%c"], check=True).stdout.strip() == "8"
 
 
 def test_missing_packages_are_named(tmp_path: Path) -> None:
-    """On a machine without SLURM one line says which packages to install."""
+    """On a machine without SLURM a single line says which packages to install."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("bash", "env", "sed"):
-        found = shutil.which(tool)
-        assert found
-        (tools / tool).symlink_to(found)
+        path = shutil.which(tool)
+        assert path
+        (tools / tool).symlink_to(path)
 
     up = subprocess.run(
         [tools / "bash", SCRIPTS / "up.sh", tmp_path / "state", "--accounting", "dbd"],
@@ -126,13 +126,13 @@ def _sacct(slurm: Slurm, *job_ids: str) -> dict[str, str]:
 
 
 def _processes_naming(folder: Path) -> list[int]:
-    """Returns the processes, but for this one, that have *folder* in their command line."""
-    found = []
+    """Returns the other processes that have *folder* in their command line."""
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
-        except OSError:  # ended meanwhile
+        except OSError:  # it has ended meanwhile
             continue
         if int(process.name) != os.getpid() and os.fsencode(folder) in command:
-            found.append(int(process.name))
-    return found
+            processes.append(int(process.name))
+    return processes

@@ -1,4 +1,4 @@
-"""`skinjob doctor` on a real SLURM: what it refuses, what a node says, what is cleared away."""
+"""`skinjob doctor` on a real SLURM: its failures, the probe of a node, and what it cleans up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def failed(checks: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def test_on_a_healthy_cluster_nothing_fails(lab: Slurm, project: Path) -> None:
-    """All checks pass, sbatch says when it would start, and what the shell has set is hidden."""
+    """All checks pass, a start is shown, and the shell's variables are hidden from sbatch."""
     checks = doctor(
         lab, "--gpu-type", "a100", cwd=project, code=0, SBATCH_PARTITION="closed", SLURM_JOB_ID="7"
     )
@@ -56,13 +56,11 @@ def test_on_a_healthy_cluster_nothing_fails(lab: Slurm, project: Path) -> None:
     assert checks["environment"]["found"] == (
         "this shell is in job 7; hidden from sbatch: SBATCH_PARTITION, SLURM_JOB_ID"
     )
-    assert not (project / "runs").exists(), "it only looks"
+    assert not (project / "runs").exists(), "doctor writes nothing"
 
 
-def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
-    lab: Slurm, project: Path
-) -> None:
-    """Every value that is too much is named at once, and the fixes together mend them all."""
+def test_every_value_above_a_limit_fails_with_the_limit(lab: Slurm, project: Path) -> None:
+    """All values that the cluster cannot give are listed at once, and the fixes together work."""
     wrong = "--partition short --time 45 --gpu-type v100 --cpus 99 --mem 9999 --train all"
     words = [*wrong.split(), "--seeds", "0-600"]
     checks = doctor(lab, *words, cwd=project, code=1)
@@ -77,28 +75,28 @@ def test_all_that_the_cluster_does_not_have_is_told_with_what_it_has(
         assert checks[name]["found"].startswith(beginning)
         words += _options(checks[name]["fix"])
     assert words[-4:] == ["--batch-sizes", "4", "--name", "new-sweep"]
-    words += ["--seeds", "0"]  # the disk has no room for so many runs
+    words += ["--seeds", "0"]  # the disk is too small for so many runs
     mended = doctor(lab, *words, cwd=project, code=0)
     assert {mended[name]["verdict"] for name in expected} == {"ok"}
 
 
-def test_of_jobs_that_would_wait_for_ever_no_start_is_told(lab: Slurm, project: Path) -> None:
-    """sbatch --test-only tells a time for a job above its partition's limit, too."""
-    for time_min, is_told in (("45", False), ("20", True)):
+def test_no_start_is_shown_for_a_job_that_would_never_start(lab: Slurm, project: Path) -> None:
+    """`sbatch --test-only` names a start even for a job above the limit; the doctor does not."""
+    for time_min, has_start in (("45", False), ("20", True)):
         words = ("--partition", "short", "--time", time_min)
-        checks = doctor(lab, *words, cwd=project, code=0 if is_told else 1)
+        checks = doctor(lab, *words, cwd=project, code=0 if has_start else 1)
         assert checks["script"]["found"].startswith("sbatch --test-only accepts it")
-        assert ("it would start" in checks["script"]["found"]) is is_told
+        assert ("it would start" in checks["script"]["found"]) is has_start
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [("nowhere", "no partition nowhere on this cluster"), ("closed", "closed is down: jobs would")],
 )
-def test_a_partition_that_takes_no_jobs_fails_with_those_that_do(
+def test_a_partition_that_accepts_no_jobs_fails_with_others_that_do(
     lab: Slurm, project: Path, name: str, text: str
 ) -> None:
-    """SLURM itself queues a job in a closed partition, where it would wait for ever."""
+    """SLURM itself would queue a job in a closed partition, where it never starts."""
     checks = doctor(lab, "--partition", name, cwd=project, code=1)
     assert checks["partition"]["found"].startswith(text)
     assert checks["partition"]["fix"].startswith("skinjob doctor ")
@@ -106,23 +104,21 @@ def test_a_partition_that_takes_no_jobs_fails_with_those_that_do(
 
 
 def _options(fix: str) -> list[str]:
-    """Returns the options of a fix that is the same call with others."""
+    """Returns the options of a fix that is another call of the doctor."""
     assert fix.startswith("skinjob doctor ")
     return shlex.split(fix.removeprefix("skinjob doctor ").partition("#")[0])
 
 
-def test_a_refusal_of_sbatch_is_told_in_its_words(lab: Slurm, project: Path) -> None:
-    """What no check of ours knows, sbatch --test-only does: here a feature that no node has."""
+def test_a_refusal_of_sbatch_is_shown_in_its_words(lab: Slurm, project: Path) -> None:
+    """`sbatch --test-only` finds what no other check does, such as a feature that no node has."""
     checks = doctor(lab, "--constraint", "warp", cwd=project, code=1)
     assert failed(checks) == ["script"]
     assert "Invalid feature specification" in checks["script"]["found"]
     assert "--constraint" in checks["script"]["fix"]
 
 
-def test_an_account_that_is_not_yours_fails_where_the_cluster_insists(
-    lab: Slurm, project: Path
-) -> None:
-    """It is a warning where SLURM takes any account, and a failure where it would not."""
+def test_a_wrong_account_fails_if_the_cluster_enforces_accounts(lab: Slurm, project: Path) -> None:
+    """It is a warning if SLURM accepts any account."""
     checks = doctor(lab, "--account", "nobodys", "--qos", "none", cwd=project, code=0)
     assert checks["account"]["verdict"] == "warn"
     assert checks["account"]["found"].startswith("account nobodys is none of yours (root)")
@@ -140,10 +136,10 @@ def test_an_account_that_is_not_yours_fails_where_the_cluster_insists(
 
 
 @pytest.mark.parametrize("way", ["missing", "switched off"])
-def test_without_sacct_it_warns_and_goes_on(
+def test_a_missing_sacct_is_only_a_warning(
     lab: Slurm, project: Path, tmp_path: Path, way: str
 ) -> None:
-    """No sacct, or one whose accounting is off, keeps nobody from submitting."""
+    """A user can submit without sacct, or if accounting is off."""
     conf = tmp_path / "slurm.conf"
     text = (lab.state / "conf/slurm.conf").read_text()
     conf.write_text(text.replace("accounting_storage/slurmdbd", "accounting_storage/none"))
@@ -156,8 +152,8 @@ def test_without_sacct_it_warns_and_goes_on(
     assert "status uses the run folders and scontrol instead" in accounting["found"]
 
 
-def test_the_probe_tells_what_a_node_has(lab: Slurm, project: Path) -> None:
-    """A real job says what is there: here all but a driver for the GPU, which is a failure."""
+def test_the_probe_shows_what_a_node_has(lab: Slurm, project: Path) -> None:
+    """A real job checks the node: here only the driver of the GPU is missing, a failure."""
     checks = doctor(lab, "--probe", cwd=project, code=1)
     assert failed(checks) == ["its GPU"]
     assert "SLURM gave GPU 0, but there is no NVIDIA driver" in checks["its GPU"]["found"]
@@ -166,24 +162,26 @@ def test_the_probe_tells_what_a_node_has(lab: Slurm, project: Path) -> None:
     assert "read and written from both sides" in checks["its folder"]["found"]
     assert checks["its paths"]["verdict"] == "ok"
     assert "no internet" in checks["its network"]["found"]
-    assert not (project / "runs").exists(), "what it made is removed"
+    assert not (project / "runs").exists(), "the probe's files are removed"
 
 
 def test_the_probe_says_which_modules_the_jobs_python_lacks(
     lab: Slurm, project: Path, tmp_path: Path
 ) -> None:
-    """A Python without torch, which only the nodes have, is noticed before a sweep is queued."""
+    """A Python without torch that only the nodes have is noticed before a sweep is queued."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
-    # It is tried here too, where a set-up line fails as `module` does that only the nodes have.
+    # The set-up line fails here, like a `module` that only nodes have: so it is no error here.
     python = ("--python", f"{tmp_path}/bare/bin/python", "--setup", 'test "$SLURM_JOB_ID"')
-    package = str(Path(skinjob.__file__).parent.parent)  # and not what is installed beside it
+    package = str(
+        Path(skinjob.__file__).parent.parent
+    )  # without the packages that are installed beside it
     checks = doctor(lab, *python, *PROBE, cwd=project, code=1, PYTHONPATH=package)
     assert failed(checks) == ["its Python"]
     assert "torch: ModuleNotFoundError: No module named 'torch'" in checks["its Python"]["details"]
     assert "--python" in checks["its Python"]["fix"]
 
 
-def test_a_probe_whose_set_up_fails_shows_the_jobs_last_words(lab: Slurm, project: Path) -> None:
+def test_a_probe_whose_set_up_fails_shows_the_job_s_output(lab: Slurm, project: Path) -> None:
     """The doctor shows the exit code and the output of a job that dies before Python."""
     line = "echo no such module >&2; exit 3"
     checks = doctor(lab, "--setup", line, *PROBE, cwd=project, code=1)
@@ -196,7 +194,7 @@ def test_a_probe_whose_set_up_fails_shows_the_jobs_last_words(lab: Slurm, projec
 def test_a_probe_that_is_stopped_cancels_its_job(
     lab: Slurm, project: Path, ends: tuple[str, ...]
 ) -> None:
-    """Ctrl-C, kill or a shell that closes leaves nothing behind: neither a job nor a folder."""
+    """Ctrl-C, kill or a shell that closes leaves neither a job nor a folder."""
     full = lab.sbatch("sleep 600", "--exclusive", cwd=project)
     with subprocess.Popen(
         ["nsenter", f"--net={lab.netns}", *SKINJOB, "doctor", "--probe"],
@@ -222,7 +220,7 @@ def test_a_probe_that_is_stopped_cancels_its_job(
 
 
 def test_a_controller_that_is_down_fails_in_slurms_words(lab: Slurm, project: Path) -> None:
-    """Without slurmctld the rest is looked at all the same, and what it would say is skipped."""
+    """Without slurmctld, checks that need it are skipped and the others are made."""
     lab.stop_controller()
     try:
         checks = doctor(lab, "--probe", cwd=project, code=1)

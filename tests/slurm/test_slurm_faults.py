@@ -1,4 +1,4 @@
-"""What ended a run on a real SLURM: each fault is brought about on a real job, and told."""
+"""Why a run ended on a real SLURM: each failure is caused in a real job, and `status` shows it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_running(run: Run) -> bool:
 
 
 def age(sweep: Sweep) -> None:
-    """Makes the runs' last words old, so that a test need not wait until silence says something."""
+    """Makes heartbeats old, so that a test need not wait until a silent run counts as ended."""
     for run in sweep.runs():
         state = run.state()
         if state.status in ("waiting", "running"):
@@ -55,7 +55,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def hanging(slurm: Slurm, project: Path) -> Sweep:
-    """A sweep whose job never comes to Python; it has a minute, SLURM's shortest time limit."""
+    """A sweep whose job hangs before Python, with SLURM's shortest time limit, a minute."""
     small = (*LONG, "--mem", "1", "--setup", "[ -z $SLURM_JOB_ID ] || sleep 1000")
     slurm.skinjob("submit", "--batch-sizes", "4", *small, "--name", "hanging", cwd=project, code=0)
     (run,) = Sweep(project / "runs/hanging").runs()
@@ -65,7 +65,7 @@ def hanging(slurm: Slurm, project: Path) -> Sweep:
 
 @pytest.fixture(scope="module")
 def ended(slurm: Slurm, project: Path, hanging: Sweep) -> Sweep:
-    """A sweep of four jobs, each ended from outside in another way and silent for a minute."""
+    """A sweep of four jobs, each ended from outside in a different way, a long time ago."""
     sizes = ("--batch-sizes", "1,2,4,8")
     slurm.skinjob("submit", *sizes, *LONG, "--mem", "2", "--name", "ended", cwd=project, code=0)
     sweep = Sweep(project / "runs/ended")
@@ -85,8 +85,8 @@ def ended(slurm: Slurm, project: Path, hanging: Sweep) -> Sweep:
 
 
 @pytest.fixture(scope="module")
-def told(slurm: Slurm, ended: Sweep, project: Path) -> str:
-    """What `skinjob status` says of the sweep of jobs that were ended."""
+def output(slurm: Slurm, ended: Sweep, project: Path) -> str:
+    """What `skinjob status` prints about the sweep of ended jobs."""
     return slurm.skinjob("status", ended.folder, cwd=project, code=1).stdout
 
 
@@ -94,12 +94,14 @@ def state_of(sweep: Sweep, name: str) -> RunState:
     state = Run(sweep.folder / name).state()
     assert state.status in ("failed", "cancelled")
     assert re.fullmatch(UTC, str(state.finished_utc))
-    assert not str(state.finished_utc).startswith("2020"), "not when it was last heard of"
+    assert not str(state.finished_utc).startswith("2020"), (
+        "it is not the time of the last heartbeat"
+    )
     return state
 
 
 @pytest.mark.parametrize(
-    ("name", "fault", "words"),
+    ("name", "failure", "words"),
     [
         (CANCELLED, "cancelled", r"was cancelled by \w+ on \S+ after epoch \d+ of 2000"),
         (STEP_KILLED, "killed", r"was killed by signal 9 \(SIGKILL: by hand, or by the kernel"),
@@ -111,31 +113,33 @@ def state_of(sweep: Sweep, name: str) -> RunState:
         ),
     ],
 )
-def test_what_ended_a_job_is_told(
-    ended: Sweep, told: str, name: str, fault: str, words: str
+def test_status_shows_what_ended_a_job(
+    ended: Sweep, output: str, name: str, failure: str, words: str
 ) -> None:
-    """Of a job that could not speak, the run's state and `status` say what ended it, and when."""
+    """If a job could not write why it ended, its run's state and `status` say why, and when."""
     state = state_of(ended, name)
-    assert (state.failure or state.status) == fault
+    assert (state.failure or state.status) == failure
     assert re.search(
         rf"^job {job_of(Run(ended.folder / name))} {words}.* at {UTC}", str(state.reason)
     )
-    assert f"{name}: {fault}\n  {state.reason}\n" in told
-    assert f"\n  fix: {state.fix}\n" in told
+    assert f"{name}: {failure}\n  {state.reason}\n" in output
+    assert f"\n  fix: {state.fix}\n" in output
 
 
-def test_the_last_words_of_log_and_job_are_shown(told: str) -> None:
-    """Nobody has to look for the log of a run that failed, nor for what SLURM said of its job."""
-    log, rest = re.search(rf"{CANCELLED}/train.log:\n(.*?)log.out:\n(.*?)fix:", told, re.S).groups()
+def test_the_ends_of_log_and_output_are_shown(output: str) -> None:
+    """The user need not search for a failed run's log, or for SLURM's messages about its job."""
+    log, rest = re.search(
+        rf"{CANCELLED}/train.log:\n(.*?)log.out:\n(.*?)fix:", output, re.S
+    ).groups()
     assert re.search(rf"^  \| {UTC} ", log, re.M)
     assert re.search("CANCELLED AT|srun: ", rest)
-    assert "Segmentation fault" in told
+    assert "Segmentation fault" in output
 
 
 def test_the_fix_queues_the_run_again_and_says_why(
-    slurm: Slurm, project: Path, ended: Sweep, told: str
+    slurm: Slurm, project: Path, ended: Sweep, output: str
 ) -> None:
-    """The command that `status` names takes up the very run, and says what had ended it."""
+    """The fix that `status` shows continues the same run, and prints why it had ended."""
     state = state_of(ended, CANCELLED)
     words = str(state.fix).split()
     assert words == ["skinjob", "retry", str(ended.folder), CANCELLED]
@@ -150,8 +154,8 @@ def test_the_fix_queues_the_run_again_and_says_why(
     assert f"{CANCELLED} cancelled: {state.reason}\n" in result.stdout
 
 
-def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
-    """A job that took more than its --mem is told from one that was killed by hand."""
+def test_a_job_that_needs_too_much_memory_is_out_of_memory(slurm: Slurm, project: Path) -> None:
+    """A job that used more than its --mem is not shown as killed by hand."""
     slurm.skinjob(
         "submit", "--batch-sizes", "4", *LONG, "--mem", "0.5", "--name", "fat", cwd=project, code=0
     )
@@ -159,23 +163,23 @@ def test_too_much_memory_is_told(slurm: Slurm, project: Path) -> None:
     (run,) = sweep.runs()
     slurm.wait(job_of(run))
     age(sweep)
-    said = slurm.skinjob("status", sweep.folder, cwd=project, code=1).stdout
+    output = slurm.skinjob("status", sweep.folder, cwd=project, code=1).stdout
     state = state_of(sweep, run.name)
     assert state.failure == "out of memory"
     assert "needed more than its 0.5 GB of memory" in str(state.reason)
     assert "--mem 1" in str(state.fix)
-    assert "exceeded memory limit" in said
+    assert "exceeded memory limit" in output
 
 
-def sweep_told(slurm: Slurm, sweep: Sweep, project: Path) -> str:
-    """Returns what `status` says of a sweep of which some runs wait."""
+def status_of(slurm: Slurm, sweep: Sweep, project: Path) -> str:
+    """Returns what `status` prints about a sweep that has waiting runs."""
     return slurm.skinjob("status", sweep.folder, cwd=project, code=3).stdout
 
 
-def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) -> None:
-    """A partition that is down means waiting; a hold is told with its fix, which works.
+def test_a_job_that_never_starts_by_itself_is_shown_with_a_fix(slurm: Slurm, project: Path) -> None:
+    """A job in a partition that is down waits; a held job has a fix, which works.
 
-    The run's own word stays queued: the job is still there.
+    The run's own state stays waiting, because the job is still in the queue.
     """
     partition = ["scontrol", "update", "partitionname=lab"]
     slurm.run([*partition, "state=down"], check=True)
@@ -185,15 +189,15 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
         sweep = Sweep(project / "runs/waiting")
         first, second, third = sweep.runs()
         age(sweep)
-        waiting = sweep_told(slurm, sweep, project)
+        waiting = status_of(slurm, sweep, project)
         slurm.run(["scontrol", "uhold", job_of(first)], check=True)
-        held = sweep_told(slurm, sweep, project)
+        held = status_of(slurm, sweep, project)
         (fix,) = re.findall(rf"{first.name}: waiting\n.*?fix: ([^\n]+)", held, re.S)
         slurm.run(fix.split(), check=True)
-        released = sweep_told(slurm, sweep, project)
+        released = status_of(slurm, sweep, project)
         states = {run.name: run.state().status for run in sweep.runs()}
         slurm.run(["scancel", job_of(second)], check=True)
-        one_gone = sweep_told(slurm, sweep, project)
+        one_gone = status_of(slurm, sweep, project)
         slurm.run(["scancel", job_of(first).split("_")[0]], check=True)
         slurm.skinjob("status", sweep.folder, cwd=project, code=1)
     finally:
@@ -207,10 +211,10 @@ def test_a_job_that_never_starts_by_itself_is_told(slurm: Slurm, project: Path) 
     assert "before training started" in str(third.state().reason)
 
 
-def test_a_record_that_cannot_be_asked_for_concludes_nothing(
+def test_without_an_answer_of_accounting_no_run_is_lost(
     slurm: Slurm, project: Path, ended: Sweep, tmp_path: Path
 ) -> None:
-    """While accounting is out of reach, a job that it alone may know of is not said to be gone."""
+    """While sacct gets no answer, a run whose job has left the queue stays running."""
     shutil.copytree(project / "copies/ended", tmp_path / "runs/ended")
     sweep = Sweep(tmp_path / "runs/ended")
     info = recorded(sweep)
@@ -223,7 +227,9 @@ def test_a_record_that_cannot_be_asked_for_concludes_nothing(
     ).stdout
     assert result.count("its job has ended, and SLURM does not say how") == 4
     assert {run.state().status for run in sweep.runs()} == {"running"}
-    slurm.skinjob("status", cwd=tmp_path, code=1)  # accounting answers: it knows no such job
+    slurm.skinjob(
+        "status", cwd=tmp_path, code=1
+    )  # accounting answers that it does not know the job
     assert state_of_all(sweep) == {("lost", None)}
 
 
@@ -233,18 +239,18 @@ def state_of_all(sweep: Sweep) -> set[tuple[str, str | None]]:
 
 @pytest.fixture
 def plain(tmp_path: Path, slurm: Slurm) -> Iterator[Slurm]:
-    """A cluster of the test's own, without accounting; *slurm* for where there is none at all."""
+    """The test's own cluster, without accounting; *slurm* skips the test without SLURM."""
     cluster = Slurm.start(tmp_path / "plain", gpus=1, cpus=4)
     yield cluster
     cluster.stop()
 
 
-def test_without_accounting_the_controller_and_the_output_tell(
+def test_without_accounting_the_controller_or_the_output_says_why(
     plain: Slurm, project: Path, ended: Sweep, tmp_path: Path
 ) -> None:
-    """Where sacct fails, what slurmctld remembers is told, then what stands in the job's output.
+    """If sacct fails, the reason comes from slurmctld's memory, or else from the job's output.
 
-    The node fails for real: its daemon is killed and the job with it.
+    The node really fails: its daemon is killed, and the job too.
     """
     small = (*LONG, "--mem", "2", "--name", "plain", "--batch-sizes", "4")
     plain.skinjob("submit", *small, cwd=project, code=0)
@@ -280,10 +286,10 @@ def test_without_accounting_the_controller_and_the_output_tell(
     assert "SLURM does not say why" in str(Run(forgotten.folder / KILLED).state().reason)
 
 
-def test_a_job_that_never_began_is_told_at_once(
+def test_a_job_that_never_started_is_shown_at_once(
     plain: Slurm, project: Path, tmp_path: Path
 ) -> None:
-    """What scontrol knows is not waited for: a cancelled job, a task of an array, a failed set-up.
+    """`status` shows at once what scontrol knows: a cancelled job or task, or a failed set-up.
 
     There is no accounting, and the runs were queued a moment ago.
     """
@@ -304,15 +310,15 @@ def test_a_job_that_never_began_is_told_at_once(
     plain.skinjob("submit", *setup, cwd=project, code=0)
     (run,) = Sweep(project / "runs/setup").runs()
     plain.wait(job_of(run))
-    told = plain.skinjob("status", run.sweep.folder, cwd=project, code=1).stdout
-    assert "ended with exit code 3 before training started" in told
-    assert run.state().status == "waiting", "its own word may come late, and would be better"
+    setup_output = plain.skinjob("status", run.sweep.folder, cwd=project, code=1).stdout
+    assert "ended with exit code 3 before training started" in setup_output
+    assert run.state().status == "waiting", "its own state may come late, and would say more"
 
 
-def test_a_time_limit_that_the_job_could_not_heed_is_told(
+def test_a_time_limit_that_ends_a_hanging_job_is_shown(
     slurm: Slurm, project: Path, hanging: Sweep
 ) -> None:
-    """A job that hangs before Python and runs into its time limit is given twice as long."""
+    """The fix gives twice the time to a job that hung before Python until its time limit."""
     (run,) = hanging.runs()
     slurm.wait(job_of(run), timeout_s=150)
     age(hanging)

@@ -1,6 +1,6 @@
-"""Jobs that SLURM does not take, or does not start: a site's own rules, budgets, numbers of jobs.
+"""Jobs that SLURM refuses or does not start because of a site's rules, budgets and limits.
 
-A real cluster that enforces limits and has a job_submit plugin of its own, as a site writes it.
+The cluster is real, enforces limits, and has a job_submit plugin like those that sites write.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def sacctmgr(site: Slurm, *words: str) -> None:
 
 
 def check(site: Slurm, name: str, *options: str, cwd: Path, **env: str) -> dict[str, str]:
-    """Returns what one check of `skinjob doctor` found."""
+    """Returns the finding of a check of `skinjob doctor`."""
     result = site.skinjob("doctor", *SMALL, *options, "--json", cwd=cwd, **env)
-    (found,) = [one for one in json.loads(result.stdout)["checks"] if one["name"] == name]
-    return dict(found)
+    (finding,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == name]
+    return dict(finding)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def check(site: Slurm, name: str, *options: str, cwd: Path, **env: str) -> dict[
         ),
     ],
 )
-def test_what_a_site_prints_first_is_not_the_reason(
+def test_messages_of_a_site_are_not_the_reason_of_a_refusal(
     site: Slurm, project: Path, options: tuple[str, ...], words: str
 ) -> None:
-    """SLURM's own reason is told; where it has none, all that the site's rules say."""
+    """The error has SLURM's own reason; without such a reason, it has all messages of the site."""
     result = site.skinjob("submit", "--batch-sizes", "4", *SMALL, *options, cwd=project)
     assert refusal(result) == f"sbatch refused: {words}"
     assert "See the handbook" in result.stdout + result.stderr
@@ -91,41 +91,41 @@ def test_what_a_site_prints_first_is_not_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("place", "limit", "most", "told"),
+    ("place", "limit", "most", "name_of_limit"),
     [
         ("user root", "MaxSubmitJobs", 2, "MaxSubmitJobs of account lab"),
         ("account lab", "GrpSubmitJobs", 3, "GrpSubmitJobs of account lab"),
         ("qos normal", "MaxSubmitJobsPerUser", 2, "MaxSubmitJobsPerUser of QOS normal"),
     ],
 )
-def test_more_jobs_than_one_may_have_are_told_with_those_that_fit(
-    site: Slurm, project: Path, place: str, limit: str, most: int, told: str
+def test_too_many_jobs_are_refused_with_a_fix_that_fits(
+    site: Slurm, project: Path, place: str, limit: str, most: int, name_of_limit: str
 ) -> None:
-    """The number that may be in the queue is known to submit and doctor, and the fix fits it."""
+    """Submit and doctor know how many jobs may be in the queue; the fix submits that many."""
     where = ["where", "account=lab"] if place.startswith("user") else []
     grid = ("--batch-sizes", "2,4,8,16")
     name = limit.lower()
     sacctmgr(site, "modify", *place.split(), *where, "set", f"{limit}={most}")
     try:
-        found = check(site, "jobs", *grid, cwd=project)
+        finding = check(site, "jobs", *grid, cwd=project)
         result = site.skinjob("submit", *grid, *SMALL, "--name", name, cwd=project)
         fix = result.stderr.partition("fix:   skinjob ")[2].partition("   #")[0]
         mended = site.skinjob(*shlex.split(fix), cwd=project)
         full = site.skinjob("submit", *grid, *SMALL, "--name", name, cwd=project)
     finally:
         sacctmgr(site, "modify", *place.split(), *where, "set", f"{limit}=-1")
-    sentence = f"4 jobs, and you may have {most} in the queue ({told})"
-    assert (found["verdict"], found["found"]) == ("fail", sentence)
+    sentence = f"4 jobs, and you may have {most} in the queue ({name_of_limit})"
+    assert (finding["verdict"], finding["found"]) == ("fail", sentence)
     assert refusal(result).startswith(sentence)
     assert mended.returncode == 0, mended.stderr
     assert len(Sweep(project / "runs" / name).info().jobs) == most
-    assert f"({told}, {most} of them used)" in refusal(full)
+    assert f"({name_of_limit}, {most} of them used)" in refusal(full)
     assert "fix:   squeue" in full.stderr
     site.skinjob("cancel", f"runs/{name}", cwd=project)
 
 
-def test_a_budget_that_is_used_up_is_not_waited_for(site: Slurm, project: Path) -> None:
-    """What no end of a job lifts is told as the end of the project's time, with a way out."""
+def test_a_used_up_budget_is_shown_with_a_fix(site: Slurm, project: Path) -> None:
+    """`status` does not say that the job starts when other jobs end, because it does not."""
     sacctmgr(site, "modify", "account", "lab", "set", "GrpTRESMins=cpu=1")
     try:
         site.skinjob("submit", "--batch-sizes", "4", *SMALL, "--name", "budget", cwd=project)
@@ -144,10 +144,8 @@ def test_a_budget_that_is_used_up_is_not_waited_for(site: Slurm, project: Path) 
     assert "fix: sshare " in shown[-1]
 
 
-def test_a_squeue_that_does_not_know_me_is_asked_all_the_same(
-    site: Slurm, project: Path, tmp_path: Path
-) -> None:
-    """Older versions know --user alone. Where squeue refuses, the doctor says so as status does."""
+def test_a_squeue_without_the_option_me_works(site: Slurm, project: Path, tmp_path: Path) -> None:
+    """An older squeue knows only --user. If squeue fails, the doctor shows its error."""
     old = tmp_path / "squeue"
     real = shutil.which("squeue")
     refuse = "echo \"squeue: unrecognized option '$1'\" >&2; exit 1"
@@ -158,12 +156,12 @@ def test_a_squeue_that_does_not_know_me_is_asked_all_the_same(
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     hold = ("--batch-sizes", "4", *SMALL, "--sbatch=--hold", "--name", "old")
     assert site.skinjob("submit", *hold, cwd=project, **env).returncode == 0
-    told = site.skinjob("status", "runs/old", cwd=project, **env).stdout
-    assert "\nSLURM answers\n" in told
-    assert "held by you" in told
+    output = site.skinjob("status", "runs/old", cwd=project, **env).stdout
+    assert "\nSLURM answers\n" in output
+    assert "held by you" in output
     assert re.match(r"squeue answers: \d+ job", check(site, "queue", cwd=project, **env)["found"])
     old.write_text(f"#!/bin/sh\n{refuse}\n")
-    found = check(site, "queue", cwd=project, **env)
-    assert found["verdict"] == "fail"
-    assert "unrecognized option '--user=0'" in found["found"]
+    finding = check(site, "queue", cwd=project, **env)
+    assert finding["verdict"] == "fail"
+    assert "unrecognized option '--user=0'" in finding["found"]
     site.skinjob("cancel", "runs/old", cwd=project)

@@ -1,4 +1,4 @@
-"""Odd paths and secrets on a real SLURM, whose #SBATCH lines have rules of their own."""
+"""Odd paths and secrets on a real SLURM, whose #SBATCH lines have their own rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = (
 def test_odd_paths_train_on_slurm_and_keep_secrets(
     slurm: Slurm, tmp_path: Path, weights: Path
 ) -> None:
-    """Every path may be odd, nothing in it is executed, and no token reaches a file or a script."""
+    """Every path may be odd, no part of it is executed, and no secret reaches a file or script."""
     here = tmp_path / ODD
     data, runs = here / f"-data {ODD}", f"-runs {ODD}"
     make_tree(data, num_train=4, num_test=2)

@@ -1,4 +1,4 @@
-"""On a real SLURM: a run that meets every fault there is ends in the bytes of one that met none."""
+"""On a real SLURM, a run that is interrupted in every way ends like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import RunState
 
 OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
-EPOCHS = {"head": 60, "all": 24}  # as many as a fast machine needs to meet them all
+EPOCHS = {"head": 60, "all": 24}  # enough for all interruptions on a fast machine
 WHOLE: dict[str, tuple[Any, ...]] = {}
 USR2 = 1 << (signal.SIGUSR2 - 1)
 
@@ -35,13 +35,13 @@ def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 class Trial:
-    """A run on SLURM, and what is done to it."""
+    """A project that submits runs to SLURM, and steers their jobs."""
 
     def __init__(self, slurm: Slurm, project: Path, train: str) -> None:
         self.slurm, self.project, self.train = slurm, project, train
 
     def submit(self, runs: str) -> Run:
-        """Submits the sweep to be kept in a folder *runs*; returns its run."""
+        """Submits the sweep to a folder *runs*; returns its run."""
         arguments = ["submit", *OPTIONS, "--train", self.train, "--name", "s", "--runs", runs]
         arguments += ["--epochs", str(EPOCHS[self.train])]
         self.slurm.skinjob(*arguments, cwd=self.project, code=0)
@@ -55,7 +55,7 @@ class Trial:
         self.slurm.run(words, check=True)
 
     def whole(self) -> tuple[Any, ...]:
-        """Returns what a run leaves that meets no fault; it is trained once for all tests."""
+        """Returns the results of an uninterrupted run, which is trained once for all tests."""
         if self.train not in WHOLE:
             run = self.submit("whole")
             assert self.wait_for_end(run).status == "done"
@@ -67,8 +67,8 @@ class Trial:
         return run.state()
 
 
-def once_further(run: Run, attempts: int) -> RunState:
-    """Returns the state of a run when this attempt has finished an epoch."""
+def wait_for_progress(run: Run, attempts: int) -> RunState:
+    """Waits until this attempt has finished an epoch; returns the run's state."""
 
     def is_further() -> bool:
         state = run.state()
@@ -81,7 +81,7 @@ def once_further(run: Run, attempts: int) -> RunState:
 
 
 def heard_usr2(pid: int) -> bool:
-    """Says whether a stopped process has been sent SIGUSR2, or has gone on and left."""
+    """Returns whether a stopped process has got SIGUSR2, or has ended meanwhile."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:
@@ -91,34 +91,35 @@ def heard_usr2(pid: int) -> bool:
 
 
 def age(run: Run) -> None:
-    """Makes the last word of a run old, so that the test need not wait for its silence."""
+    """Makes a run's heartbeat old, so that the test need not wait until it counts as silent."""
     old = replace(run.state(), heartbeat_utc="2020-01-01T00:00:00Z")
     write_json(run.state_file, asdict(old))
 
 
 @pytest.mark.parametrize("train", EPOCHS)
-def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
+def test_an_interrupted_run_ends_like_an_uninterrupted_run(
     own_slurm: Slurm, project: Path, train: str
 ) -> None:
-    """Preempted, requeued, out of time, killed, its node lost: each time it goes on, and the last
-    epoch's CSV, predictions and layers are the same bytes."""
+    """After preemption, requeue, time limit, a lost node and a kill, its files are the same."""
     trial = Trial(own_slurm, project, train)
     whole = trial.whole()
     run = trial.submit("runs")
 
-    once_further(run, attempts=1)  # preempted
+    wait_for_progress(run, attempts=1)  # preempted
     trial.command("scancel", "--signal=USR2", trial.job(run))
     wait_until(lambda: run.state().status == "waiting")
     assert run.state().failure == "preempted"
 
-    once_further(run, attempts=2)  # requeued by hand
+    wait_for_progress(run, attempts=2)  # requeued by hand
     trial.command("scontrol", "requeue", trial.job(run))
 
-    once_further(run, attempts=3)
-    # It works on until SLURM ends it: who leaves within a grace time is not started again.
+    wait_for_progress(run, attempts=3)
+    # A job works until SLURM ends it: SLURM does not restart a job that ends in the grace time.
     assert "SIGTERM: leaves" not in run.log_file.read_text()
 
-    pid = once_further(run, attempts=3).pid  # out of time; stopped, so that it does not finish
+    pid = wait_for_progress(
+        run, attempts=3
+    ).pid  # time limit; the process is stopped so that it does not finish
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     trial.command("scontrol", "update", f"JobId={trial.job(run)}", "TimeLimit=2")
@@ -129,10 +130,10 @@ def test_a_run_that_meets_every_fault_ends_as_one_that_met_none(
     assert run.state().failure == "time limit"
     trial.command("scontrol", "update", f"JobId={trial.job(run)}", "TimeLimit=30")
 
-    once_further(run, attempts=4)  # its node lost
+    wait_for_progress(run, attempts=4)  # its node lost
     lose_the_node(own_slurm)
 
-    pid = once_further(run, attempts=5).pid  # killed
+    pid = wait_for_progress(run, attempts=5).pid  # killed
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     own_slurm.wait(trial.job(run))
@@ -156,10 +157,8 @@ def lose_the_node(slurm: Slurm) -> None:
     slurm.restart()
 
 
-def test_a_full_disk_stops_a_run_that_goes_on_once_there_is_room(
-    own_slurm: Slurm, project: Path
-) -> None:
-    """Nothing is torn by a disk that fills while a run is at work, on a real small file system."""
+def test_a_run_on_a_full_disk_continues_when_there_is_room(own_slurm: Slurm, project: Path) -> None:
+    """A disk that fills up while a run trains damages no file. It is real, and small."""
     trial = Trial(own_slurm, project, "all")
     small = project / "small"
     small.mkdir()
@@ -168,7 +167,7 @@ def test_a_full_disk_stops_a_run_that_goes_on_once_there_is_room(
         pytest.skip("needs the right to mount a tmpfs")
     try:
         run = trial.submit("small")
-        once_further(run, attempts=1)
+        wait_for_progress(run, attempts=1)
         with (small / "ballast").open("wb") as ballast:
             ballast.truncate(0)
             fill(ballast.fileno())
@@ -194,11 +193,11 @@ def fill(handle: int) -> None:
             continue
 
 
-def test_two_jobs_on_one_run_do_its_work_once(own_slurm: Slurm, project: Path) -> None:
-    """Of two jobs one works and the other leaves, and the run is as if there had been one."""
+def test_two_jobs_of_a_run_train_it_once(own_slurm: Slurm, project: Path) -> None:
+    """The first job trains the run, the second skips it, and the run ends as usual."""
     trial = Trial(own_slurm, project, "head")
     run = trial.submit("runs")
-    once_further(run, attempts=1)
+    wait_for_progress(run, attempts=1)
     first = run.state()
     (script,) = run.sweep.submission_folder.glob("*_submission.sh")
     (pickle,) = run.sweep.submission_folder.glob("*_submitted.pkl")
@@ -210,5 +209,5 @@ def test_two_jobs_on_one_run_do_its_work_once(own_slurm: Slurm, project: Path) -
     assert run.state().holder == first.holder or run.state().status == "done"
     assert trial.wait_for_end(run).status == "done"
     assert run.state().job_id == trial.job(run)
-    said = run.sweep.submission_folder / f"{second}_0_log.out"
-    assert "skipped" in said.read_text()
+    output = run.sweep.submission_folder / f"{second}_0_log.out"
+    assert "skipped" in output.read_text()

@@ -1,4 +1,4 @@
-"""A site's own ways on a real SLURM with GPUs of a type and no accounting."""
+"""Rules of a site, on a real SLURM with GPUs of a type and without accounting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = ("--batch-sizes", "4,8", "--cpus", "1", "--mem", "1")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A cluster whose GPUs are a100s, and that keeps no accounts."""
+    """A cluster with GPUs of type a100 and without accounts."""
     state = tmp_path_factory.mktemp("site")
     with running_slurm(state, accounting="none", gpu_type="a100") as cluster:
         yield cluster
@@ -30,9 +30,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    """A folder that is ready for `skinjob submit`, with a Python that only notes how it is called.
+    """A folder that is ready for `skinjob submit`, with a Python that only records its call.
 
-    So a job is over at once: what a site changes is all before Python.
+    A job ends at once: everything that a site changes happens before Python starts.
     """
     folder = tmp_path_factory.mktemp("project")
     make_tree(folder / "skin_cancer", num_train=8, num_test=4)
@@ -49,14 +49,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 
 
 def array_of(project: Path, name: str) -> str:
-    """Returns the id of the array that a sweep was queued as."""
+    """Returns the id of a sweep's array."""
     jobs = Sweep(project / "runs" / name).info().jobs
     (array,) = {job.split("_")[0] for job in jobs.values()}
     return str(array)
 
 
 def noted(slurm: Slurm, project: Path, array: str) -> list[list[str]]:
-    """Returns how Python was called in the two jobs of an array, when both are over."""
+    """Waits for the two jobs of an array; returns how Python was called in each."""
     slurm.wait(array)
     return [(project / f"noted/{array}-{task}").read_text().split("|") for task in (0, 1)]
 
@@ -70,10 +70,10 @@ def noted(slurm: Slurm, project: Path, array: str) -> list[list[str]]:
         ("none", ""),
     ],
 )
-def test_an_array_starts_in_a_container_with_a_gpu_of_the_type_however_it_is_asked_for(
+def test_every_gpu_flag_gives_each_job_a_gpu_in_its_container(
     site: Slurm, project: Path, flag: str, tres: str
 ) -> None:
-    """Each job of the array has one GPU, and none where the partition is to bring it along."""
+    """With `--gpu-flag none` the job asks for no GPU, because the partition gives it."""
     python = f"unshare --mount env INSIDE=yes {project}/python"
     kind = ["--gpu-type", "a100"] if tres else []
     options = ("--gpu-flag", flag, *kind, "--python", python, "--name", flag)
@@ -90,9 +90,9 @@ def test_an_array_starts_in_a_container_with_a_gpu_of_the_type_however_it_is_ask
 
 
 def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path) -> None:
-    """What that job, or a shell, has left behind changes neither where it runs nor what it gets.
+    """Variables of that job, or of a shell, do not change the new job's partition or resources.
 
-    SLURM_MEM_PER_CPU would break its srun, SBATCH_PARTITION win over its script.
+    SLURM_MEM_PER_CPU would break its srun; SBATCH_PARTITION would replace its own partition.
     """
     submit = f"{sys.executable} -m skinjob submit {' '.join(SMALL)} --name inside --gpu-flag gres"
     job = site.sbatch(
@@ -112,11 +112,11 @@ def test_submit_from_inside_a_job_gives_the_same_job(site: Slurm, project: Path)
         assert (len(gpu), partition) == (1, "lab")
 
 
-def test_a_queue_that_is_asked_through_a_filter_is_seen_whole(site: Slurm, project: Path) -> None:
-    """SQUEUE_STATES in a shell's start-up file makes no waiting run a lost one."""
+def test_filters_of_squeue_are_ignored(site: Slurm, project: Path) -> None:
+    """SQUEUE_STATES in a shell's start-up file does not make a waiting run lost."""
     options = ("--name", "filtered", "--partition", "closed", "--python", f"{project}/python")
     assert site.skinjob("submit", *SMALL, *options, cwd=project).returncode == 0
-    for run in Sweep(project / "runs/filtered").runs():  # waits so long that the queue is asked
+    for run in Sweep(project / "runs/filtered").runs():  # waits so long that status asks squeue
         write_json(run.state_file, asdict(replace(run.state(), queued_utc="2020-01-01T00:00:00Z")))
     again = site.skinjob("submit", *SMALL, *options, cwd=project, SQUEUE_STATES="RUNNING")
     assert again.stdout.count("not repeated") == 2
@@ -124,7 +124,7 @@ def test_a_queue_that_is_asked_through_a_filter_is_seen_whole(site: Slurm, proje
 
 
 def test_a_refusal_of_sbatch_names_the_value_and_the_option(site: Slurm, project: Path) -> None:
-    """sbatch says `Invalid feature specification`; the person reads which one."""
+    """sbatch says `Invalid feature specification`; the error adds which feature."""
     result = site.skinjob(
         "submit", *SMALL, "--constraint", "a100&zz", "--name", "refused", cwd=project
     )
@@ -134,10 +134,10 @@ def test_a_refusal_of_sbatch_names_the_value_and_the_option(site: Slurm, project
 
 
 @pytest.mark.parametrize("lacking", ["", "sacctmgr", "scontrol"])
-def test_init_site_writes_a_profile_that_submit_takes(
+def test_init_site_writes_a_profile_that_submit_accepts(
     site: Slurm, project: Path, lacking: str
 ) -> None:
-    """It asks SLURM, chooses what is up and has GPUs, and its values fit; accounting or not."""
+    """It chooses a partition that is up and has GPUs, also without sacctmgr or scontrol."""
     env = {"PATH": site.path_without(lacking)} if lacking else {}
     file = Path(f"sites/{lacking or 'all'}.toml")
     made = site.skinjob("init-site", "--out", file, cwd=project, **env)
@@ -146,16 +146,16 @@ def test_init_site_writes_a_profile_that_submit_takes(
     with (project / file).open("rb") as content:
         values = tomllib.load(content)["cluster"]
     assert (values["partition"], values["gpu_type"], values["cpus"]) == ("lab", "a100", 2)
-    assert values["cluster"] == "slurm", "without sbatch it is refused, and not trained here"
+    assert values["cluster"] == "slurm", (
+        "so that it is refused without sbatch, and not trained here"
+    )
     assert '# partition = "closed": is down' in (project / file).read_text()
     dry = site.skinjob("submit", "--site", file, "--dry-run", *SMALL[:2], cwd=project)
     assert "#SBATCH --gpus-per-node=a100:1\n" in dry.stdout
 
 
-def test_init_site_takes_a_partition_by_name_and_keeps_to_its_limit(
-    site: Slurm, project: Path
-) -> None:
-    """A profile that is there is not written over, and a partition that is not, not chosen."""
+def test_init_site_takes_a_partition_by_name(site: Slurm, project: Path) -> None:
+    """It respects the partition's time limit, and replaces a profile only with --force."""
     short = ("init-site", "--partition", "short", "--out", "sites/short.toml")
     assert site.skinjob(*short, cwd=project).returncode == 0
     assert "time_min = 30\n" in (project / "sites/short.toml").read_text()
@@ -165,8 +165,8 @@ def test_init_site_takes_a_partition_by_name_and_keeps_to_its_limit(
     assert "must be one of lab, short, closed" in refusal(other)
 
 
-def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -> None:
-    """Where the cluster keeps accounts, one's own and the QOS are in the comments."""
+def test_init_site_lists_the_accounts_of_the_user(slurm: Slurm, project: Path) -> None:
+    """If the cluster has accounts, the user's accounts and QOS are in comments."""
     assert slurm.skinjob("init-site", "--out", "sites/dbd.toml", cwd=project).returncode == 0
     text = (project / "sites/dbd.toml").read_text()
     assert "# account: root; the first is the default\n" in text
@@ -174,15 +174,15 @@ def test_init_site_tells_the_accounts_of_the_user(slurm: Slurm, project: Path) -
 
 
 def test_init_site_without_slurm_says_so(site: Slurm, project: Path) -> None:
-    """On a laptop it writes nothing."""
+    """On a laptop it is an error and writes nothing."""
     path = site.path_without("sinfo")
     result = site.skinjob("init-site", "--out", "sites/none.toml", cwd=project, PATH=path)
     assert "there is no sinfo on PATH" in refusal(result)
     assert not (project / "sites/none.toml").exists()
 
 
-def test_a_job_that_may_not_start_again_fails_with_the_reason(site: Slurm, project: Path) -> None:
-    """--no-requeue holds for preemption: nothing goes back into the queue behind one's back."""
+def test_a_preempted_job_with_no_requeue_fails_with_the_reason(site: Slurm, project: Path) -> None:
+    """With --no-requeue a preempted job does not go back into the queue."""
     options = ("--batch-sizes", "4", "--epochs", "2000", "--cpus", "1", "--mem", "2")
     words = (*options, "--device", "cpu", "--no-requeue", "--name", "once")
     assert site.skinjob("submit", *words, cwd=project).returncode == 0

@@ -21,14 +21,14 @@ SMALL = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2")
 
 
 def queued(slurm: Slurm) -> dict[str, str]:
-    """Returns the limits of the jobs that wait or run, by their ids."""
-    said = slurm.run(["squeue", "-h", "--array", "--states=PD,R", "-o", "%i %l"], check=True)
-    return dict(line.split() for line in said.stdout.splitlines())
+    """Returns the time limits of the jobs that wait or run, by their ids."""
+    listed = slurm.run(["squeue", "-h", "--array", "--states=PD,R", "-o", "%i %l"], check=True)
+    return dict(line.split() for line in listed.stdout.splitlines())
 
 
 @contextlib.contextmanager
 def nothing_starts(slurm: Slurm) -> Iterator[None]:
-    """Lets all jobs wait, as they do for hours on a full cluster."""
+    """Makes all jobs wait, as on a full cluster."""
     partition = ["scontrol", "update", "partitionname=lab"]
     slurm.run([*partition, "state=down"], check=True)
     try:
@@ -37,10 +37,10 @@ def nothing_starts(slurm: Slurm) -> Iterator[None]:
         slurm.run([*partition, "state=up"], check=True)
 
 
-def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, project: Path) -> None:
-    """All tasks of an array go, held ones too; by name they come back, asking for what is given.
+def test_waiting_runs_are_cancelled_and_retried_with_more_time(slurm: Slurm, project: Path) -> None:
+    """`cancel` ends all jobs of an array, also held jobs; `retry` queues a named run again.
 
-    The project is reached through a link, as a home folder often is.
+    The project is reached through a link, as home folders often are.
     """
     home = project / "home"
     home.symlink_to(project)
@@ -52,11 +52,11 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
         jobs = sweep.info().jobs
         slurm.run(["scontrol", "hold", jobs[first.name]], check=True)
         slurm.skinjob("cancel", sweep.folder, first.name, cwd=home, code=0)
-        assert set(queued(slurm)) == set(jobs.values()), "its other run waits on"
+        assert set(queued(slurm)) == set(jobs.values()), "the job still has another run"
         assert "1 cancelled" in slurm.skinjob("status", sweep.folder, cwd=home, code=3).stdout
-        told = slurm.skinjob("cancel", sweep.folder, cwd=home, code=0).stdout
+        output = slurm.skinjob("cancel", sweep.folder, cwd=home, code=0).stdout
         assert not queued(slurm)
-        assert f"ending: job {', '.join(sorted(set(jobs.values())))}\n" in told
+        assert f"ending: job {', '.join(sorted(set(jobs.values())))}\n" in output
         assert {run.state().status for run in sweep.runs()} == {"cancelled"}
 
         assert "nothing in " in slurm.skinjob("retry", sweep.folder, cwd=home, code=0).stdout
@@ -74,12 +74,10 @@ def test_what_waits_is_cancelled_and_retried_with_more_time(slurm: Slurm, projec
     assert {run.state().status for run in (first, second, *others)} == {"cancelled"}
 
 
-def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
-    slurm: Slurm, project: Path
-) -> None:
-    """Cancelled before it began or at work, a run leaves the others as if nothing had been.
+def test_cancel_of_a_run_lets_the_job_s_other_runs_finish(slurm: Slurm, project: Path) -> None:
+    """Whether the cancelled run was waiting or running, the job's other runs end as usual.
 
-    Taken up again it ends in the numbers of a run that nobody cancelled.
+    After a retry the cancelled runs have the same numbers as uninterrupted runs.
     """
     make_tree(project / "few", num_train=2, num_test=1)
     grid = (*SMALL, "--seeds", "0-2", "--epochs", "60", "--data", "few")
@@ -89,13 +87,13 @@ def test_one_of_a_job_s_runs_is_cancelled_and_the_others_finish(
         stays, at_work, waiting = sweep.runs()
         slurm.skinjob("cancel", "s", waiting.name, cwd=project, code=0)
     wait_until(lambda: at_work.state().epoch > 0)
-    told = slurm.skinjob("cancel", "s", at_work.name, cwd=project, code=0).stdout
+    output = slurm.skinjob("cancel", "s", at_work.name, cwd=project, code=0).stdout
     (job,) = set(sweep.info().jobs.values())
-    assert f"continues with other runs: job {job}\n" in told
+    assert f"continues with other runs: job {job}\n" in output
     cancelled_at = at_work.state().epoch
     slurm.wait(job, timeout_s=180)
     assert stays.state().status == "done"
-    assert cancelled_at <= at_work.state().epoch < 60, "it was let go of"
+    assert cancelled_at <= at_work.state().epoch < 60, "the job released it"
     assert at_work.state().status == waiting.state().status == "cancelled"
     assert waiting.state().attempts == 0
 
@@ -116,7 +114,7 @@ def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, project: Path) -> None:
-    """Nothing is lost: the folders say it, the command is told to repeat, and ends the job then."""
+    """The runs are marked as cancelled; the error names the command that ends the job later."""
     with nothing_starts(own_slurm):
         own_slurm.skinjob("submit", *SMALL, "--name", "s", cwd=project, code=0)
         (run,) = Sweep(project / "runs/s").runs()
@@ -137,8 +135,8 @@ def test_runs_are_cancelled_while_slurm_does_not_answer(own_slurm: Slurm, projec
         assert not queued(own_slurm)
 
 
-def test_a_stranger_s_job_of_the_same_number_is_left_alone(slurm: Slurm, project: Path) -> None:
-    """SLURM may count anew: a job that was not submitted from the sweep's folder is not its own."""
+def test_another_job_with_the_same_number_is_left_alone(slurm: Slurm, project: Path) -> None:
+    """SLURM may use job ids again, so the script's path must be in the sweep's folder."""
     sweep = draw_sweep(project / "runs/s", batch_sizes=(32,), finished={}, states={})
     (run,) = sweep.runs()
     run.update_state(status="cancelled")

@@ -25,7 +25,7 @@ def states(sweep: Sweep) -> dict[str, str]:
 
 
 def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> None:
-    """The main promise: one command, one array, a CSV per batch size, with no network at all."""
+    """The main promise: one command, one array, a CSV per batch size, and no network."""
     dry = slurm.skinjob("submit", *SMALL, "--name", "s", "--dry-run", cwd=project)
     assert dry.returncode == 0, dry.stderr
     assert not (project / "runs").exists()
@@ -57,7 +57,7 @@ def test_one_array_with_a_task_per_batch_size(slurm: Slurm, project: Path) -> No
 def test_learning_rates_and_seeds_share_the_task_of_their_batch_size(
     slurm: Slurm, project: Path
 ) -> None:
-    """A grid of eight runs is an array of two tasks, and each view is computed once for all."""
+    """A grid of eight runs is an array of two tasks, and each view is computed once."""
     grid = ("--batch-sizes", "4,8", "--lr", "0.01,0.1", "--seeds", "0-1", "--epochs", "2")
     result = slurm.skinjob(
         "submit", *grid, "--device", "cpu", "--cpus", "1", "--mem", "2", cwd=project
@@ -75,10 +75,10 @@ def test_learning_rates_and_seeds_share_the_task_of_their_batch_size(
 
 
 def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
-    """With GPUs asked for, SLURM gives each task one; a GPU that torch cannot see is an error.
+    """SLURM gives each task one GPU; a GPU that torch cannot see is an error.
 
-    The GPUs are fakes, so what a job can show here is that it was given one and refused to go on
-    without it.
+    The GPUs are fakes, so a job can only show here that it got a GPU and stopped because torch
+    cannot see it.
     """
     result = slurm.skinjob(
         "submit", "--batch-sizes", "4,8", "--cpus", "1", "--mem", "2", cwd=project
@@ -98,15 +98,15 @@ def test_every_task_asks_for_one_gpu(slurm: Slurm, project: Path) -> None:
         assert "CUDA_VISIBLE_DEVICES=None" not in str(state.reason)
 
 
-def test_a_refusal_of_sbatch_is_told_and_leaves_nothing(slurm: Slurm, project: Path) -> None:
-    """A partition that does not exist gives sbatch's own words, and no folder to clean up."""
+def test_a_refusal_of_sbatch_is_an_error_and_leaves_nothing(slurm: Slurm, project: Path) -> None:
+    """The error has sbatch's own words, and there is no folder to clean up."""
     result = slurm.skinjob("submit", *SMALL, "--partition", "nowhere", cwd=project)
     assert refusal(result) == "sbatch refused: invalid partition specified: nowhere"
     assert not sweeps(project / "runs")
 
 
 def test_another_python_starts_the_tasks_of_an_array(slurm: Slurm, project: Path) -> None:
-    """--python holds for arrays too: the job's own script names it."""
+    """--python works for arrays too: the job's script names that Python."""
     link = project / "other-python"
     link.write_text(f'#!/bin/sh\nexport SEEN=yes\nexec {sys.executable} "$@"\n')
     link.chmod(0o755)
@@ -120,15 +120,17 @@ def test_another_python_starts_the_tasks_of_an_array(slurm: Slurm, project: Path
     assert set(states(sweep).values()) == {"done"}
 
 
-def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project: Path) -> None:
-    """A job that was killed leaves no word; submitted again, the run is, and what ended it said."""
+def test_a_submit_queues_a_killed_run_again_and_says_why_it_ended(
+    slurm: Slurm, project: Path
+) -> None:
+    """A killed job cannot write why it ended; the next submit prints it."""
     long = ("--batch-sizes", "4", "--epochs", "300", *CHEAP)
     assert slurm.skinjob("submit", *long, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
     job = run.sweep.info().jobs[run.name]
     wait_until_running(run)
     again = slurm.skinjob("submit", *long, cwd=project)
-    assert "not repeated" in again.stdout  # it is at work
+    assert "not repeated" in again.stdout  # it is running
     slurm.run(["scancel", "--signal=KILL", job], check=True)
     slurm.wait(job)
     _age(run)
@@ -142,7 +144,7 @@ def test_a_killed_run_is_queued_again_after_a_word_on_why(slurm: Slurm, project:
 
 
 def test_a_preempted_run_starts_again_and_finishes(slurm: Slurm, project: Path) -> None:
-    """Preemption through submitit requeues the same job; its finished views are not lost."""
+    """A preempted job is requeued with the same id, and its finished views are used again."""
     options = ("--batch-sizes", "4", "--epochs", "25", *CHEAP)
     assert slurm.skinjob("submit", *options, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
@@ -167,7 +169,7 @@ def wait_until_running(run: Run, timeout_s: float = 60) -> None:
 
 
 def _age(run: Run) -> None:
-    """Makes the run's last word two minutes old, so that the test need not wait for it."""
+    """Makes the run's heartbeat old, so that the test need not wait until it counts as silent."""
     text = run.state_file.read_text()
-    said = str(run.state().heartbeat_utc)
-    run.state_file.write_text(text.replace(said, "2020-01-01T00:00:00Z"))
+    heartbeat = str(run.state().heartbeat_utc)
+    run.state_file.write_text(text.replace(heartbeat, "2020-01-01T00:00:00Z"))

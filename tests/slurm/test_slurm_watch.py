@@ -1,4 +1,4 @@
-"""Runs watched on a real SLURM: with accounting, with it off, without sacct, with no controller."""
+"""`skinjob status` on a real SLURM: with and without accounting, sacct and the controller."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from skinjob.files import write_json
 from skinjob.sweeps.layout import Run, Sweep, run_name
 from skinjob.sweeps.records import RunState
 
-# What a job of ours does, but for the training: it writes its run's state, and ends as its number
-# says. The heartbeats are old, so that no test waits until silence says something.
+# A job that does not train: it writes its run's state and ends in a way that depends on its number.
+# The heartbeats are old, so that no test waits until a run counts as silent.
 JOB = r"""#!/bin/sh
 run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" names)
 say() {
@@ -33,7 +33,7 @@ say() {
 say running 3
 case $SLURM_ARRAY_TASK_ID in
     [0-9]) say done 20 ;;
-    10) exit 7 ;;  # without a word
+    10) exit 7 ;;  # without a new state
     *) while [ ! -e go ]; do sleep 0.2; done; say done 20 ;;
 esac
 """
@@ -51,7 +51,7 @@ from skinjob.queues.slurm.queue import SlurmQueue
 SlurmQueue.look_s = 1
 main()
 """
-"""`skinjob` that asks SLURM oftener than it is polite to, so that a test is quick."""
+"""`skinjob` that asks SLURM more often than users should, so that a test is fast."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Watched:
 
 
 def start_array(cluster: Slurm, folder: Path) -> Watched:
-    """Queues the array and returns when its jobs stand as they are meant to."""
+    """Queues the array; returns when its jobs are in the states that `Watched` describes."""
     names = [run_name(32, 0.01, seed) for seed in range(ARRAY)]
     sweep = sweep_maker.draw_sweep(
         folder / "runs/fifty",
@@ -92,38 +92,38 @@ def start_array(cluster: Slurm, folder: Path) -> Watched:
     jobs = {name: f"{array}_{number}" for number, name in enumerate(names)}
     asked = {"cluster": "slurm", "mem_gb": 1.0, "time_min": 9}
     write_json(sweep.sweep_file, recorded(sweep) | {"jobs": jobs, "cluster": asked})
-    found = Watched(cluster, sweep, array)
-    wait_until(lambda: found.queue() == {"RUNNING": 8, "PENDING": 31})
+    watched = Watched(cluster, sweep, array)
+    wait_until(lambda: watched.queue() == {"RUNNING": 8, "PENDING": 31})
     cluster.run(["scancel", f"{array}_{CANCELLED}"], check=True)
-    wait_until(lambda: found.queue() == {"RUNNING": 8, "PENDING": 30})
+    wait_until(lambda: watched.queue() == {"RUNNING": 8, "PENDING": 30})
     wait_until(lambda: all(run.state().status == "running" for run in sweep.runs()[12:20]))
-    return found
+    return watched
 
 
 @pytest.fixture(scope="module")
 def accounted(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """The array where accounting is on."""
-    found = start_array(slurm, tmp_path_factory.mktemp("accounted"))
-    shutil.copytree(found.sweep.folder, as_it_was(found))
-    yield found
-    slurm.run(["scancel", found.array])
+    """The array on a cluster with accounting."""
+    watched = start_array(slurm, tmp_path_factory.mktemp("accounted"))
+    shutil.copytree(watched.sweep.folder, as_it_was(watched))
+    yield watched
+    slurm.run(["scancel", watched.array])
 
 
 def as_it_was(watched: Watched) -> Path:
-    """Returns a copy of a sweep in which nothing that status found out is written."""
+    """Returns a copy of a sweep that no `status` has changed."""
     return watched.sweep.folder.parents[1] / "as-it-was"
 
 
 @pytest.fixture(scope="module")
 def unaccounted(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Iterator[Watched]:
-    """The array where it is off; *slurm* for where there is no SLURM at all."""
+    """The array without accounting; *slurm* skips the test on a machine without SLURM."""
     folder = tmp_path_factory.mktemp("unaccounted")
     with running_slurm(folder / "slurm", accounting="none") as cluster:
         yield start_array(cluster, folder)
 
 
 def expected(watched: Watched) -> list[tuple[str, ...]]:
-    """Returns status, epoch, accuracy, node and note of each run, as they must be."""
+    """Returns the status, epoch, accuracy, node and note that each run must have."""
     node = os.uname().nodename.split(".")[0]
     limit = "as many jobs run as --array-parallelism allows (JobArrayTaskLimit)"
     kinds = {
@@ -137,17 +137,17 @@ def expected(watched: Watched) -> list[tuple[str, ...]]:
     return [kinds[kind] for kind in order]
 
 
-def rows(told: str) -> list[tuple[object, ...]]:
-    """Returns the same of what `status --json` says."""
+def rows(output: str) -> list[tuple[object, ...]]:
+    """Returns the same values of each run from the output of `status --json`."""
     keys = ("status", "epoch", "accuracy", "node", "note")
-    return [tuple(one[key] for key in keys) for one in json.loads(told)["runs"]]
+    return [tuple(run[key] for key in keys) for run in json.loads(output)["runs"]]
 
 
 @pytest.mark.parametrize("set_up", ["on", "off", "missing"])
-def test_the_table_is_right_whatever_the_accounting(
+def test_the_table_is_right_with_and_without_accounting(
     accounted: Watched, unaccounted: Watched, set_up: str
 ) -> None:
-    """With sacct, with one that fails, and with none, an array of 50 stands as it does."""
+    """An array of 50 is shown correctly if sacct works, fails or is missing."""
     watched = unaccounted if set_up == "off" else accounted
     if set_up == "missing":
         shutil.copytree(as_it_was(watched), watched.sweep.folder, dirs_exist_ok=True)
@@ -168,13 +168,13 @@ def test_the_table_is_right_whatever_the_accounting(
     assert "ended with exit code 7 on " in str(error)
 
 
-def test_a_controller_that_stops_and_comes_back_is_outlasted(unaccounted: Watched) -> None:
-    """Without SLURM the folders are shown, and it is said; a watch goes on, and ends with the runs.
+def test_a_watch_survives_a_restart_of_the_controller(unaccounted: Watched) -> None:
+    """Without an answer of SLURM the watch shows the folders and says so; it ends with the runs.
 
-    On a pipe there is a line for each change.
+    A pipe gets a line for each change.
     """
     cluster, sweep = unaccounted.cluster, unaccounted.sweep
-    unaccounted.skinjob("status")  # what ended is written: the folders say it from now on
+    unaccounted.skinjob("status")  # writes which runs have ended: from now on the folders have it
     argv = ["nsenter", f"--net={cluster.netns}", sys.executable, "-c", QUICK]
     with subprocess.Popen(
         [*argv, "status", "fifty", "--watch"],
@@ -195,8 +195,10 @@ def test_a_controller_that_stops_and_comes_back_is_outlasted(unaccounted: Watche
         code = watch.wait(60)
     assert down.returncode == 3
     assert json.loads(down.stdout)["slurm"] == "does not answer"
-    found = expected(unaccounted)
-    assert rows(down.stdout) == [*found[:20], *(("waiting", 0, None, None, ""),) * 30]
+    wanted = expected(unaccounted)
+    assert rows(down.stdout) == [*wanted[:20], *(("waiting", 0, None, None, ""),) * 30]
     assert code == 1
-    told = [line for line in lines.read if "bs0032" in line]
-    assert len(told) == len(set(told)) == ARRAY + 38, "a line for each run, and for each that ended"
+    changes = [line for line in lines.read if "bs0032" in line]
+    assert len(changes) == len(set(changes)) == ARRAY + 38, (
+        "a line for each run, and for each that ended"
+    )
