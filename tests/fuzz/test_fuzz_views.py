@@ -1,4 +1,4 @@
-"""A view whose file is damaged is computed anew: no bit that a disk lost becomes a number."""
+"""A damaged view is computed again: no number comes from a bit that a disk lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROW_BYTES = 4 * NUM_FEATURES
 def cache(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ViewCache:
-    """A cache whose small files are read as small ones are, and as large ones are."""
+    """A cache that reads its small files first like small files, then like large files."""
     monkeypatch.setattr(
         features_module, "MAX_HELD_BYTES", (1 << 30) * (request.param == "in memory")
     )
@@ -38,7 +38,7 @@ def rows() -> torch.Tensor:
 
 
 def write(cache: ViewCache) -> bytes:
-    """Writes a view in parts, the last first, and returns its file's bytes."""
+    """Writes a view in parts, not in order, and returns its file's bytes."""
     with cache.writing(KEY, NUM_IMAGES) as writer:
         for first in (16, 0, 8):
             writer.put(first, rows()[first : first + 8])
@@ -48,18 +48,18 @@ def write(cache: ViewCache) -> bytes:
 def judge(cache: ViewCache, content: bytes) -> str:
     """Returns what becomes of a view whose file holds *content*."""
     cache.file(KEY).write_bytes(content)
-    found = cache.read(KEY, NUM_IMAGES)
-    if found is None:
+    view = cache.read(KEY, NUM_IMAGES)
+    if view is None:
         return "kept" if cache.has(KEY) else "removed"
     return (
         "equal"
-        if torch.equal(next(found.batches([torch.arange(NUM_IMAGES)])), rows())
+        if torch.equal(next(view.batches([torch.arange(NUM_IMAGES)])), rows())
         else "other numbers"
     )
 
 
-def test_every_flipped_bit_is_found(cache: ViewCache) -> None:
-    """A file with one bit lost, wherever that is, is no view."""
+def test_every_flipped_bit_is_noticed(cache: ViewCache) -> None:
+    """A file with a single wrong bit anywhere is removed."""
     good = write(cache)
     start = len(good) - NUM_IMAGES * ROW_BYTES - DIGEST_BYTES
     draw = random.Random(0)
@@ -81,10 +81,10 @@ def test_every_flipped_bit_is_found(cache: ViewCache) -> None:
     ],
     ids=["zeros", "gap", "twice", "cut", "longer", "other place"],
 )
-def test_damaged_blocks_are_found(
+def test_damaged_blocks_are_noticed(
     cache: ViewCache, damage: Callable[[bytes, int, int], bytes]
 ) -> None:
-    """So do zeros, gaps and blocks that came to lie elsewhere, of whole rows too."""
+    """A file with zeros, gaps or moved blocks is removed, also if whole rows are affected."""
     good = write(cache)
     start = len(good) - NUM_IMAGES * ROW_BYTES - DIGEST_BYTES
     for at in range(0, 16 * ROW_BYTES, 512):
@@ -92,8 +92,8 @@ def test_damaged_blocks_are_found(
             assert judge(cache, damage(good, start + at, start + at + size)) == "removed"
 
 
-def test_rows_that_never_came_are_found(cache: ViewCache) -> None:
-    """A part that was not written is no row of zeros."""
+def test_a_view_with_missing_rows_is_an_error(cache: ViewCache) -> None:
+    """A part that was never written is not read as zeros."""
     with (
         pytest.raises(RuntimeError, match="no features of image 16"),
         cache.writing(KEY, NUM_IMAGES) as writer,
@@ -102,10 +102,10 @@ def test_rows_that_never_came_are_found(cache: ViewCache) -> None:
     assert not cache.has(KEY)
 
 
-def test_a_disk_that_cannot_read_costs_time_alone(
+def test_a_disk_that_cannot_read_costs_only_time(
     cache: ViewCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bad sector (a fake one) makes a view one that is not there."""
+    """A view on a bad sector, here a fake, counts as missing."""
     write(cache)
 
     def fail(*_: object) -> int:
@@ -117,7 +117,7 @@ def test_a_disk_that_cannot_read_costs_time_alone(
 
 
 def test_a_job_trains_on_no_damaged_view(tmp_path: Path, weights: Path) -> None:
-    """With one bit lost in each view of the cache, a run gives the numbers that it gave before."""
+    """With a wrong bit in each view of the cache, a run still gives the same numbers."""
     data = make_tree(tmp_path / "skin_cancer")
     whole, damaged = (
         make_sweep(data, weights, tmp_path / name, batch_sizes=[4]).runs()[0]

