@@ -719,10 +719,6 @@ def _short(text: str) -> str:
     return text if len(text) <= 160 else f"{text[:100]} ... {text[-50:]}"
 
 
-if __name__ == "__main__":
-    main_table()
-
-
 @needs_root
 def test_a_limit_of_threads_is_an_error(shared: Path) -> None:
     """If a login node allows too few threads, the user sees an error and not a traceback."""
@@ -738,3 +734,7 @@ def test_a_limit_of_threads_is_an_error(shared: Path) -> None:
         )
         words = "can't start new thread: the system's limit for one user is reached"
         assert refusal(result) == words
+
+
+if __name__ == "__main__":
+    main_table()

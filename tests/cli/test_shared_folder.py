@@ -277,12 +277,12 @@ def test_another_users_folder_is_an_error(
     """A user without permission gets an error and a fix from every command that writes."""
     data, weights = project / "skin_cancer", project / "weights/resnet18.safetensors"
     make_sweep(data, weights, group / "runs", batch_sizes=(4,))
-    assert len(refusal(as_nobody(*command, cwd=group))) > 10
+    assert "runs" in refusal(as_nobody(*command, cwd=group))
 
 
 @pytest.mark.parametrize("command", ["status", "list", "submit", "report", "clean", "config"])
 def test_a_removed_working_folder_is_no_traceback(tmp_path: Path, command: str) -> None:
-    """A command in a folder that was removed meanwhile ends without a traceback."""
+    """A command in a folder that was removed meanwhile ends with an error in two lines."""
     here = tmp_path / "gone"
     here.mkdir()
     code = "import os, sys; from skinjob.cli import main; os.rmdir(os.getcwd()); main(sys.argv[1:])"
@@ -293,4 +293,4 @@ def test_a_removed_working_folder_is_no_traceback(tmp_path: Path, command: str) 
         capture_output=True,
         text=True,
     )
-    assert "Traceback" not in result.stderr, result.stderr
+    assert refusal(result) == "the current folder no longer exists"
