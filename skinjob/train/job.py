@@ -23,6 +23,7 @@ from skinjob.errors import ConfigError, ImagesError, SkinjobError, WeightsError
 from skinjob.files import sha256_file
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import Failure
+from skinjob.train.all_layers import num_at_once
 from skinjob.train.checkpoint import Checkpoint, read_checkpoint
 from skinjob.train.device import Device, choose_device
 from skinjob.train.extract import FeatureExtractor
@@ -52,8 +53,9 @@ def run_job(
     """Trains the runs in *folders*; returns a sentence for each run that it skipped, with the why.
 
     All runs belong to the same sweep. Each continues after its last finished epoch. Heads are
-    trained side by side on the same views. If all layers are trained, the runs follow each other.
-    A run that fails does not stop the others. Runs that are done, or that another process trains,
+    trained side by side on the same views. If all layers are trained, the runs follow each other,
+    or a few train at the same time where that is faster (`num_at_once`). A run that fails does not
+    stop the others. Runs that are done, or that another process trains,
     are skipped. Writes metrics, predictions, trained layers, log and state of each run.
 
     *is_restart* says that the queue has started this job before, *num_cpus* how many CPU cores it
@@ -71,8 +73,7 @@ def run_job(
         if lease.runs:
             with track_run_state(lease, why_queued):
                 job = _prepare({run: configs[run] for run in lease.runs}, lease, num_cpus)
-                groups = [lease.runs] if job.trains_heads else [[run] for run in lease.runs]
-                errors = [error for group in groups for error in _train_group(job, group)]
+                errors = [error for group in _groups(job) for error in _train_group(job, group)]
                 if errors:
                     raise errors[0]
     return list(lease.skipped.values())
@@ -124,14 +125,33 @@ def _device(recipe: TrainConfig, checkpoints: Iterable[Checkpoint], num_cpus: in
     return replace(device, precision_reason="as in the epochs before") if precision else device
 
 
+def _groups(job: Job) -> list[list[Run]]:
+    """Returns the runs that train at the same time: all heads, or a few runs of all layers."""
+    if job.trains_heads:
+        return [job.lease.runs]
+    alike: dict[int, list[Run]] = {}
+    for run in job.lease.runs:
+        alike.setdefault(job.configs[run].batch_size, []).append(run)
+    return [
+        runs[first : first + size]
+        for batch_size, runs in alike.items()
+        for size in [num_at_once(job.device, batch_size)]
+        for first in range(0, len(runs), size)
+    ]
+
+
 def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
     """Trains runs side by side, on the same views or images; returns the errors of failed runs."""
     first = 1 + min(job.checkpoints[run].epoch for run in runs)
     epochs = range(first, job.recipe.epochs + 1)
     tests = [View(split) for split in EVALUATED]
     views = tests + [View(Split.TRAIN, epoch) for epoch in epochs]
-    counted_views = views if job.trains_heads else views[len(tests) :]
-    num_images = sum(len(job.source.files(view.split)) for view in counted_views)
+    num_train = len(job.source.files(Split.TRAIN))
+    if job.trains_heads:
+        num_images = sum(len(job.source.files(view.split)) for view in views)
+    else:
+        left = [job.recipe.epochs - job.checkpoints[run].epoch for run in runs]
+        num_images = num_train * sum(left)
     label = list_first([run.name for run in runs], 1)
     with progress(label, num_images, unit="images") as draw:
         reporter = Reporter(job.lease, runs[0], epochs, draw)

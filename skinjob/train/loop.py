@@ -1,7 +1,8 @@
-"""The training loop, of a head or of all layers, from top to bottom.
+"""The training loop, of heads and of all layers, from top to bottom.
 
-`train` goes through the epochs. `RunLoop.train_epoch` goes through the batches of an epoch:
-forward, loss, update. Then it evaluates, and writes checkpoint, metrics.csv and state.json.
+`train` goes through the epochs. `train_epoch` goes through the batches of an epoch: forward, loss,
+update, for all runs that share a stack. Then it evaluates, and gives each run its row and its
+checkpoint. `RunLoop.write` writes checkpoint, metrics.csv and state.json.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,16 +28,24 @@ from skinjob.errors import RunError, SkinjobError
 from skinjob.files import csv_text, replacing, sorted_safetensors
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import METRICS, SweepInfo, utc_now
+from skinjob.train.all_layers import AllLayers
 from skinjob.train.checkpoint import Checkpoint, remove_checkpoints, save_checkpoint
 from skinjob.train.device import Device
+from skinjob.train.heads import MOST_INPUT_BYTES, Heads, new_state
 from skinjob.train.images import ImageSource
 from skinjob.train.lease import Lease, TakenError, record_done, record_failure
-from skinjob.train.model import Network, new_network
+from skinjob.train.model import build_head
 from skinjob.train.reporter import Reporter
 from skinjob.weights.backbones import Backbone
 
 EVALUATED = (Split.TEST,)
 """The splits that are evaluated after each epoch. Each has columns in metrics.csv."""
+
+PAUSE_PER_WRITE = 20
+MOST_UNWRITTEN_S = 60
+"""After writing for a second, a job trains for 20 s before it writes again, but at most for 60 s.
+Epochs that take longer are written one by one. Epochs of 128 heads take less time than their files:
+written one by one, those would take most of the job."""
 
 
 class Inputs(Protocol):
@@ -44,6 +53,28 @@ class Inputs(Protocol):
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the inputs of each part, (B, ...) float32; a part is (B,) int64 positions."""
+
+
+class Networks(Protocol):
+    """The networks of R runs with the same batch size, which are updated together."""
+
+    device: str
+    stream: torch.cuda.Stream | None
+    """Where on a GPU the kernels of these networks are queued."""
+    batch_size: int
+    """Inputs per forward pass in an evaluation."""
+
+    def update(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+        """Updates each network by its batch; returns the logits before, (R, B, num_classes).
+
+        *inputs* (R * B, ...), *targets* (R, B) int64; *share* of the learning rate.
+        """
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Returns the logits of each network in evaluation, (R, B, num_classes)."""
+
+    def states(self) -> list[dict[str, Any]]:
+        """Returns what each network needs to continue exactly as without an interruption."""
 
 
 @dataclass(frozen=True)
@@ -72,37 +103,146 @@ class Job:
 
 
 def train(
-    loops: list[RunLoop], tests: Mapping[Split, Inputs], epochs: Iterable[tuple[int, Inputs]]
+    loops: Sequence[RunLoop], tests: Mapping[Split, Inputs], epochs: Iterable[tuple[int, Inputs]]
 ) -> list[SkinjobError]:
     """Trains runs side by side, each epoch on the same inputs; returns the errors of failed runs.
 
     *tests* are the inputs of the evaluated splits. A run that fails, or that another process has
-    taken, does not stop the others.
+    taken, does not stop the others. Whatever ends the job, other than a kill, its finished epochs
+    are written.
     """
-    errors: list[SkinjobError] = []
-    asked = time.perf_counter()
-    for epoch, inputs in epochs:  # meanwhile the next view is computed
-        waited_s = time.perf_counter() - asked
-        unfinished = [loop for loop in loops if loop.epoch < epoch]
-        for loop in unfinished:
-            try:
-                loop.train_epoch(epoch, inputs, tests, waited_s / len(unfinished))
-            except TakenError:
-                loops.remove(loop)
-            except SkinjobError as error:
-                record_failure(loop.job.lease, loop.run, error)
-                errors.append(error)
-                loops.remove(loop)
-        if not loops:
-            break
-        asked = time.perf_counter()
-    for loop in loops:
+    going = list(loops)
+    try:
+        asked = written = time.perf_counter()
+        writing_s = 0.0
+        for epoch, inputs in epochs:  # meanwhile the next view is computed
+            waited_s = time.perf_counter() - asked
+            unfinished = [loop for loop in going if loop.epoch < epoch]
+            share_s = waited_s / max(1, len(unfinished))
+            take_turns(
+                (networks, train_epoch(stack, networks, epoch, inputs, tests, share_s))
+                for stack, networks in stacks(unfinished)
+            )
+            going = [loop for loop in going if loop.is_going]
+            if not going:
+                break
+            asked = time.perf_counter()
+            if asked - written >= min(MOST_UNWRITTEN_S, PAUSE_PER_WRITE * writing_s):
+                for loop in going:
+                    loop.write()
+                written = time.perf_counter()
+                writing_s, asked = written - asked, written
+    finally:
+        for loop in going:
+            loop.write()
+    for loop in going:
         loop.finish(tests)
-    return errors
+    return [loop.error for loop in loops if loop.error]
+
+
+def stacks(loops: Sequence[RunLoop]) -> Iterator[tuple[Sequence[RunLoop], Networks]]:
+    """Yields runs that are updated together, with their networks.
+
+    Heads of the same batch size are; networks of which all layers are trained have their own
+    operations. A stack of heads has at most MOST_INPUT_BYTES of inputs for an update.
+    """
+    alike: dict[object, list[RunLoop]] = {}
+    for loop in loops:
+        alike.setdefault(loop if loop.all_layers else loop.config.batch_size, []).append(loop)
+    for group in alike.values():
+        job, config = group[0].job, group[0].config
+        head_bytes = 4 * job.backbone.num_features * config.batch_size
+        size = max(1, MOST_INPUT_BYTES // head_bytes)
+        for first in range(0, len(group), size):
+            stack = group[first : first + size]
+            yield stack, networks_of(stack)
+
+
+def networks_of(stack: Sequence[RunLoop]) -> Networks:
+    """Returns the networks of runs that are updated together, after their last epoch."""
+    if stack[0].all_layers:
+        return stack[0].all_layers
+    return Heads([loop.point.state for loop in stack], [loop.config.lr for loop in stack])
+
+
+def take_turns(epochs: Iterable[tuple[Networks, Iterator[None]]]) -> None:
+    """Goes on with each epoch until it ends; on a GPU, an update of each in turn.
+
+    So the streams of a GPU have the kernels of several runs at the same time.
+    """
+    turns = list(epochs)
+    while turns:
+        for turn in list(turns):
+            networks, epoch = turn
+            with torch.cuda.stream(networks.stream):  # does nothing without a GPU
+                for _ in epoch:
+                    if networks.stream is not None:
+                        break  # the next turn is another run's
+                else:
+                    turns.remove(turn)
+
+
+def train_epoch(
+    stack: Sequence[RunLoop],
+    networks: Networks,
+    epoch: int,
+    inputs: Inputs,
+    tests: Mapping[Split, Inputs],
+    waited_s: float,
+) -> Iterator[None]:
+    """Trains each run of a stack on every image once, and evaluates; yields after each update.
+
+    *waited_s* is a run's share of the waiting time for its inputs. Each run keeps its row and its
+    state, or the error that ended it: the first loss that is not a number, or a changed image.
+    """
+    start = time.perf_counter()
+    job, config = stack[0].job, stack[0].config
+    labels = job.source.labels(Split.TRAIN)  # (N,) int64
+    orders = torch.stack([order(len(labels), loop.config.seed, epoch) for loop in stack])  # (R, N)
+    parts = orders.split(config.batch_size, dim=1)  # (R, B) each
+    targets = labels[orders].to(networks.device).split(config.batch_size, dim=1)
+    first, num_updates = (epoch - 1) * len(parts), config.epochs * len(parts)
+    batches = inputs.batches([part.flatten() for part in parts])
+    logits = []
+    try:
+        for update, (batch, target) in enumerate(zip(batches, targets, strict=True), first):
+            share = lr_share(config, update, num_updates)
+            logits.append(networks.update(batch, target, share))
+            if stack[0].all_layers:  # a head's epoch takes milliseconds
+                if not stack[0].is_going:
+                    return
+                stack[0].report(epoch, (update - first + 1) * config.batch_size, start)
+            yield
+        test_logits = {split: evaluated(job, networks, split, tests[split]) for split in tests}
+    except SkinjobError as error:
+        for loop in stack:
+            loop.fail(error)
+        return
+
+    losses, scores = train_scores(torch.cat(logits, dim=1).cpu(), labels[orders])
+    for split, split_logits in test_logits.items():
+        found = evaluate(split_logits, job.source.labels(split), stack[0].positive)
+        scores |= {f"{split}_{name}": values for name, values in found.items()}
+    seconds = (time.perf_counter() - start) / len(stack) + waited_s
+    shared = {
+        "epoch": epoch,
+        "updates": first + len(parts),
+        "seconds": seconds,
+        "images_per_s": len(labels) / seconds,
+    }
+    for index, (loop, state) in enumerate(zip(stack, networks.states(), strict=True)):
+        own = {name: float(values[index]) for name, values in scores.items()}
+        own |= {"lr": loop.config.lr * share}
+        failure = loss_error(losses[index], epoch, first, config.batch_size)
+        if failure:
+            loop.fail(failure)
+        else:
+            last = {split: logits[index] for split, logits in test_logits.items()}
+            loop.keep(shared | own, state, last)
 
 
 class RunLoop:
-    """A run in training: its network, its finished epochs, and its files."""
+    """A run in training: its finished epochs, and its files."""
 
     def __init__(self, job: Job, run: Run, reporter: Reporter) -> None:
         """Continues after the run's checkpoint, and cuts metrics.csv to its epochs.
@@ -111,91 +251,70 @@ class RunLoop:
         """
         self.job, self.run, self.reporter = job, run, reporter
         self.config = job.configs[run]
-        images, checkpoint = job.source.images, job.checkpoints[run]
+        images, self.point = job.source.images, job.checkpoints[run]
         self.positive = images.positive_label(self.config.positive)
-        self.network = new_network(
-            self.config, job.backbone, job.weights, len(images.classes), job.device
-        )
-        if not job.lease.say(run, epoch=checkpoint.epoch, resumed_epoch=checkpoint.epoch):
+        self.all_layers: AllLayers | None = None
+        self.error: SkinjobError | None = None
+        self.last_logits: Mapping[Split, Tensor] = {}  # (num_images, num_classes) float32 each
+        self.unwritten: list[Mapping[str, float]] = []
+        num_classes, size = len(images.classes), job.backbone.num_features
+        if not job.trains_heads:
+            side = job.source.preprocessing.crop
+            self.all_layers = AllLayers(
+                self.config, job.backbone, job.weights, num_classes, job.device, side
+            )
+        elif not self.point.epoch:
+            head = build_head(size, num_classes, self.config.seed)
+            self.point = replace(self.point, state=new_state(head, self.config.lr))
+        if not job.lease.say(run, epoch=self.epoch, resumed_epoch=self.epoch):
             raise TakenError(run)
         job.lease.remove_partials(run)
-        if checkpoint.epoch:
-            self.network.restore(checkpoint.state)
-        self.rows = [list(row) for row in checkpoint.rows]
-        self.last_logits: dict[Split, Tensor] = {}  # (num_images, num_classes) float32 each
-        run.write_metrics(self.rows)
+        if self.all_layers and self.epoch:
+            self.all_layers.restore(self.point.state)
+        run.write_metrics(self.point.rows)
 
     @property
     def epoch(self) -> int:
-        """The number of epochs that are finished and on disk."""
-        return len(self.rows)
+        """The number of epochs that are finished."""
+        return self.point.epoch
 
-    def train_epoch(
-        self, epoch: int, inputs: Inputs, tests: Mapping[Split, Inputs], waited_s: float
+    @property
+    def is_going(self) -> bool:
+        """Whether this process still trains the run."""
+        return self.error is None and self.job.lease.has(self.run)
+
+    def report(self, epoch: int, num_done: int, start: float) -> None:
+        """Reports the images so far of an epoch that takes long."""
+        num_images = len(self.job.source.files(Split.TRAIN))
+        seconds = time.perf_counter() - start
+        self.reporter.trained(self.run, epoch, min(num_done, num_images), num_images, seconds)
+
+    def keep(
+        self, row: Mapping[str, float], state: dict[str, Any], last_logits: Mapping[Split, Tensor]
     ) -> None:
-        """Trains on every image once, evaluates, and writes checkpoint, metrics.csv and state.json.
+        """Keeps a finished epoch, for the next `write`."""
+        rows = [*self.point.rows, metrics_row(self.run, self.config, row)]
+        self.last_logits = last_logits
+        self.unwritten.append(row)
+        self.point = Checkpoint(rows, state, self.job.device.precision)
 
-        *waited_s* is the run's share of the waiting time for its inputs.
+    def write(self) -> None:
+        """Writes checkpoint, metrics.csv and state.json, if an epoch has ended since the last time.
 
-        Raises: RunError at the first loss that is not a number; TakenError if another process has
-        taken the run.
+        If another process has taken the run, the lease drops it instead.
         """
-        start, metrics = time.perf_counter(), EpochMetrics()
-        config, network, lease = self.config, self.network, self.job.lease
-        optimizer = network.optimizer
-        labels = self.job.source.labels(Split.TRAIN)  # (num_train,) int64
-        parts = order(len(labels), config.seed, epoch).split(config.batch_size)
-        network.module.train()
-        for part, batch in zip(parts, inputs.batches(parts), strict=True):
-            targets = labels[part].to(network.device)  # (B,) int64
-            logits = network(batch)  # (B, num_classes) float32
-            loss = functional.cross_entropy(logits, targets)
-            set_lr(optimizer, config, network.updates, config.epochs * len(parts))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            network.updates += 1
-            if not loss.isfinite():
-                raise RunError(
-                    f"the loss is {loss.item()} at update {network.updates}, in epoch {epoch}",
-                    "submit again with a smaller --lr",
-                )
-            metrics.add(loss, logits, targets)
-            if not lease.has(self.run):  # a heartbeat has read the token of another process
-                raise TakenError(self.run)
-            if config.train == "all":  # a head's epoch takes milliseconds
-                seconds = time.perf_counter() - start
-                self.reporter.trained(epoch, metrics.num_images, len(labels), seconds)
+        if not self.unwritten or not self.job.lease.check(self.run):
+            return
+        save_checkpoint(self.run, self.config, self.point)  # first: it can restore the other files
+        self.run.write_metrics(self.point.rows, is_durable=False)
+        unwritten, self.unwritten = self.unwritten, []
+        self.reporter.finished_epochs(self.run, unwritten)
 
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "updates": network.updates,
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": metrics.loss,
-            "train_accuracy": metrics.accuracy,
-        }
-        for split, test in tests.items():
-            logits = self.last_logits[split] = self.logits(split, test)
-            scores = evaluate(logits, self.job.source.labels(split), self.positive)
-            row |= {f"{split}_{name}": value for name, value in scores.items()}
-        row["seconds"] = time.perf_counter() - start + waited_s
-        row["images_per_s"] = metrics.num_images / row["seconds"]
-
-        if not lease.check(self.run):
-            raise TakenError(self.run)
-        self.rows.append(metrics_row(self.run, config, row))
-        checkpoint = Checkpoint(self.rows, network.state(), self.job.device.precision)
-        save_checkpoint(self.run, config, checkpoint)  # first: it can restore the other files
-        self.run.write_metrics(self.rows, is_durable=False)
-        self.reporter.finished_epoch(self.run, row)
-
-    @torch.no_grad()
-    def logits(self, split: Split, inputs: Inputs) -> Tensor:
-        """Returns the logits of all images of a split, (num_images, num_classes) float32, CPU."""
-        self.network.module.eval()
-        num_images = len(self.job.source.files(split))
-        parts = torch.arange(num_images).split(self.network.batch_size)
-        return torch.cat([self.network(batch).cpu() for batch in inputs.batches(parts)])
+    def fail(self, error: SkinjobError) -> None:
+        """Writes the finished epochs, and the error that ended the run."""
+        self.write()
+        self.error = error
+        record_failure(self.job.lease, self.run, error)
 
     def finish(self, tests: Mapping[Split, Inputs]) -> None:
         """Writes predictions, trained layers, and the status done."""
@@ -203,34 +322,14 @@ class RunLoop:
         if not job.lease.check(run):
             return
         if Split.TEST not in self.last_logits:  # the checkpoint has all epochs
-            self.last_logits[Split.TEST] = self.logits(Split.TEST, tests[Split.TEST])
+            logits = evaluated(job, networks_of([self]), Split.TEST, tests[Split.TEST])
+            self.last_logits = {Split.TEST: logits[0]}
         logits = self.last_logits[Split.TEST]
         write_predictions(run, job.source.files(Split.TEST), logits, job.source.images.classes)
-        write_trained(run, self.network, job.backbone, job.info)
-        run.write_metrics(self.rows)
+        write_trained(run, self.point.state, job.backbone, job.info)
+        run.write_metrics(self.point.rows)
         if record_done(job.lease, run):
             remove_checkpoints(run)
-
-
-class EpochMetrics:
-    """Loss and accuracy over an epoch; each batch counts before its update."""
-
-    def __init__(self) -> None:
-        self.num_images, self.num_correct, self.loss_sum = 0, 0, 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Adds a batch; *logits* (B, num_classes), *targets* (B,) int64."""
-        self.num_images += len(targets)
-        self.num_correct += int((logits.argmax(dim=1) == targets).sum())
-        self.loss_sum += loss.item() * len(targets)
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.num_images
-
-    @property
-    def accuracy(self) -> float:
-        return self.num_correct / self.num_images
 
 
 def order(num_images: int, seed: int, epoch: int) -> Tensor:
@@ -241,50 +340,87 @@ def order(num_images: int, seed: int, epoch: int) -> Tensor:
     )
 
 
-def set_lr(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, update: int, num_updates: int
-) -> None:
-    """Sets the learning rate of an update, counted from 0, by the config's schedule."""
-    share = 1.0
+def lr_share(config: TrainConfig, update: int, num_updates: int) -> float:
+    """Returns the share of the learning rate for an update, counted from 0."""
     if config.schedule == "cosine":
-        share = 0.5 * (1 + math.cos(math.pi * update / num_updates))
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * share
+        return 0.5 * (1 + math.cos(math.pi * update / num_updates))
+    return 1.0
 
 
-def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, float]:
-    """Returns the metrics of a split by name; the last three are of the class *positive*.
+def evaluated(job: Job, networks: Networks, split: Split, inputs: Inputs) -> Tensor:
+    """Returns the logits of all images of a split, (R, num_images, num_classes) float32, CPU."""
+    parts = torch.arange(len(job.source.files(split))).split(networks.batch_size)
+    return torch.cat([networks.logits(batch) for batch in inputs.batches(parts)], dim=1).cpu()
 
-    *logits* (N, num_classes) float32, *labels* (N,) int64.
+
+def train_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns each image's loss, (R, N), and the metrics of an epoch, (R,) each.
+
+    Each batch counts before its update. *logits* (R, N, num_classes), *labels* (R, N) int64.
     """
+    losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    losses = losses.view_as(labels)  # (R, N)
+    accuracy = (logits.argmax(dim=2) == labels).double().mean(dim=1)
+    return losses, {"train_loss": losses.double().mean(dim=1), "train_accuracy": accuracy}
+
+
+def loss_error(losses: Tensor, epoch: int, first: int, batch_size: int) -> RunError | None:
+    """Returns an error for the first update whose loss is not a number; None if all are numbers.
+
+    *losses* (N,) of the images, in their order in the updates after the *first*.
+    """
+    for update, part in enumerate(losses.split(batch_size), first + 1):
+        if not (loss := part.mean()).isfinite():  # a sum of numbers may be too large
+            return RunError(
+                f"the loss is {loss.item()} at update {update}, in epoch {epoch}",
+                "submit again with a smaller --lr",
+            )
+    return None
+
+
+def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, Tensor]:
+    """Returns the metrics of a split by name, (R,) each; the last three are of class *positive*.
+
+    *logits* (R, N, num_classes) float32 of R networks, *labels* (N,) int64.
+    """
+    losses, scores = train_scores(logits, labels.expand(len(logits), -1))
     is_positive = labels == positive
-    predicted = logits.argmax(dim=1)
-    called = predicted == positive
+    called = logits.argmax(dim=2) == positive  # (R, N)
+    probabilities = logits.softmax(dim=2)[:, :, positive].numpy()
     return {
-        "loss": functional.cross_entropy(logits, labels).item(),
-        "accuracy": (predicted == labels).double().mean().item(),
-        "auc": auc(logits.softmax(dim=1)[:, positive].numpy(), is_positive.numpy()),
-        "sensitivity": called[is_positive].double().mean().item(),
-        "specificity": (~called[~is_positive]).double().mean().item(),
+        "loss": losses.mean(dim=1),
+        "accuracy": scores["train_accuracy"],
+        "auc": torch.from_numpy(auc(probabilities, is_positive.numpy())),
+        "sensitivity": called[:, is_positive].double().mean(dim=1),
+        "specificity": (~called[:, ~is_positive]).double().mean(dim=1),
     }
 
 
-def auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
+def auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Returns the area under the ROC curve: how often a positive scores above a negative.
 
     It is Mann-Whitney's U divided by the number of pairs. Ties count 0.5. NaN if there are no
-    positives or no negatives.
+    positives or no negatives. *scores* (R, N) give (R,) areas.
 
-    >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
-    0.875
+    >>> auc(np.array([[0.1, 0.4, 0.4, 0.8]]), np.array([False, False, True, True]))
+    array([0.875])
     """
     num_positive = int(positive.sum())
     num_pairs = num_positive * (len(positive) - num_positive)
     if num_pairs == 0:
-        return float("nan")
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # ties share their mean rank
-    return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / num_pairs)
+        return np.full(len(scores), np.nan)
+    positions = np.argsort(scores, axis=1, kind="stable")
+    ordered = np.take_along_axis(scores, positions, axis=1)
+    places = np.arange(1, len(positive) + 1)
+    is_first = np.diff(ordered, axis=1, prepend=np.nan) != 0
+    is_last = np.diff(ordered, axis=1, append=np.nan) != 0
+    lowest = np.maximum.accumulate(np.where(is_first, places, 0), axis=1)
+    highest = np.where(is_last, places, len(positive))[:, ::-1]
+    highest = np.minimum.accumulate(highest, axis=1)[:, ::-1]
+    ranks = (lowest + highest) / 2  # ties share their mean rank
+    sums = (ranks * positive[positions]).sum(axis=1)
+    areas: NDArray[np.float64] = (sums - num_positive * (num_positive + 1) / 2) / num_pairs
+    return areas
 
 
 def metrics_row(run: Run, config: TrainConfig, row: Mapping[str, Any]) -> list[str]:
@@ -323,7 +459,7 @@ def write_predictions(
             writer.writerow([file.path, *names, *(f"{value:.6f}" for value in p)])
 
 
-def write_trained(run: Run, network: Network, backbone: Backbone, info: SweepInfo) -> None:
+def write_trained(run: Run, state: Mapping[str, Any], backbone: Backbone, info: SweepInfo) -> None:
     """Writes head.safetensors or model.safetensors; tensors are named as in torchvision."""
     metadata = {
         "architecture": backbone.name,
@@ -331,8 +467,7 @@ def write_trained(run: Run, network: Network, backbone: Backbone, info: SweepInf
         "backbone_sha256": info.weights.sha256,
         "run": f"{run.sweep.name}/{run.name}",
     }
-    prefix = f"{backbone.head}." if network.part == "head" else ""
-    state = network.module.state_dict()
-    tensors = {f"{prefix}{name}": tensor.cpu().contiguous() for name, tensor in state.items()}
-    with replacing(run.trained_file(network.part)) as partial:
+    part, prefix = ("head", f"{backbone.head}.") if "head" in state else ("model", "")
+    tensors = {f"{prefix}{name}": t.cpu().contiguous() for name, t in state[part].items()}
+    with replacing(run.trained_file(part)) as partial:
         partial.write_bytes(sorted_safetensors(save(tensors, metadata)))

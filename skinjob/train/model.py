@@ -1,82 +1,18 @@
-"""The networks: a frozen backbone, a new head, and a network of which all layers are trained."""
+"""The networks, built from a weights file and a seed: a frozen backbone, a new head, all layers."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model
 
-from skinjob.config import TrainConfig
-from skinjob.train.device import Device
 from skinjob.weights.backbones import COUNTER, Backbone
-
-
-@dataclass
-class Network:
-    """A head or all layers in training, with the optimizer and the number of updates."""
-
-    part: str
-    """head or model: its name in checkpoints and in the name of its file."""
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    device: str
-    batch_size: int
-    """Inputs per forward pass in an evaluation."""
-    is_mixed: bool = False
-    """Whether the layers compute in bf16; the weights stay float32."""
-    updates: int = 0
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Returns the logits, (B, num_classes) float32."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.is_mixed):
-            logits: Tensor = self.module(inputs)
-        return logits.float()
-
-    def state(self) -> dict[str, Any]:
-        """Returns what `restore` needs to continue exactly as without an interruption."""
-        return {
-            "updates": self.updates,
-            self.part: self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
-        self.module.load_state_dict(state[self.part])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-def new_network(
-    config: TrainConfig, backbone: Backbone, weights: Path, num_classes: int, device: Device
-) -> Network:
-    """Returns the network that *config* trains, before its first update.
-
-    A head is trained with Adadelta and always on the CPU: an update takes microseconds, and equal
-    features give equal numbers on every machine.
-
-    All layers are trained with AdamW, because the updates of pretrained layers should not depend on
-    the size of their gradients. Batch norm is in train mode, as usual in fine-tuning, because the
-    images differ from ImageNet's. So the batch size also has an effect through batch norm.
-    """
-    head = build_head(backbone.num_features, num_classes, config.seed)
-    if config.train == "head":
-        adadelta = torch.optim.Adadelta(head.parameters(), lr=config.lr)
-        return Network("head", head, adadelta, "cpu", batch_size=4096)
-    model = build_model(backbone, weights)
-    setattr(model, backbone.head, head)
-    model = model.to(device.type).to(memory_format=torch.channels_last)
-    torch.backends.cudnn.deterministic = True  # a resumed run gives the same bytes
-    adamw = torch.optim.AdamW(model.parameters(), lr=config.lr)
-    is_mixed = device.precision == "bf16"
-    return Network("model", model, adamw, device.type, batch_size=64, is_mixed=is_mixed)
 
 
 def build_model(backbone: Backbone, weights: Path) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from skinjob.sweeps.layout import Run
@@ -35,9 +35,12 @@ class Reporter:
         self.images_done = 0
         self.computed_views: set[View] = set()
         self.read_views: set[View] = set()
+        self.trained_images: dict[Run, int] = {}
+        """The images so far in the epoch of each run that trains all layers."""
 
     def computing(self, view: View, num_done: int, num_images: int, seconds: float) -> None:
         """Called every half second with a view's images so far, all its images, and the time."""
+        self.draw(self.images_done + num_done)
         self._report(view.name, num_done, num_images, seconds)
 
     def computed(self, view: View, num_images: int, seconds: float) -> None:
@@ -61,29 +64,32 @@ class Reporter:
         if self._is_time_to_log():
             log.info("waiting for %s, which %s is computing", view.name, owner or "another job")
 
-    def trained(self, epoch: int, num_done: int, num_images: int, seconds: float) -> None:
+    def trained(self, run: Run, epoch: int, num_done: int, num_images: int, seconds: float) -> None:
         """Called after every update of all layers, with the epoch's images so far and in total."""
-        self._report(f"epoch {epoch}/{self.epochs[-1]}", num_done, num_images, seconds)
+        self.trained_images[run] = num_done
         if num_done == num_images:
-            self.images_done += num_images
+            self.images_done += self.trained_images.pop(run)
+        self.draw(self.images_done + sum(self.trained_images.values()))
+        self._report(f"epoch {epoch}/{self.epochs[-1]}", num_done, num_images, seconds)
 
-    def finished_epoch(self, run: Run, row: Mapping[str, float]) -> None:
-        """Called with the metrics of an epoch, after they are on disk."""
-        epoch = int(row["epoch"])
-        per_epoch_s = (time.monotonic() - self.started) / (epoch - self.epochs[0] + 1)
-        log.info(
-            "epoch %d/%d: train loss %.4f accuracy %.4f, test loss %.4f accuracy %.4f, %.1f s, "
-            "%s left",
-            epoch,
-            self.epochs[-1],
-            row["train_loss"],
-            row["train_accuracy"],
-            row["test_loss"],
-            row["test_accuracy"],
-            row["seconds"],
-            timedelta(seconds=round(per_epoch_s * (self.epochs[-1] - epoch))),
-            extra={"run": run.name},
-        )
+    def finished_epochs(self, run: Run, rows: Sequence[Mapping[str, float]]) -> None:
+        """Called with the metrics of epochs, after they are on disk."""
+        for row in rows:
+            epoch = int(row["epoch"])
+            per_epoch_s = (time.monotonic() - self.started) / (epoch - self.epochs[0] + 1)
+            log.info(
+                "epoch %d/%d: train loss %.4f accuracy %.4f, test loss %.4f accuracy %.4f, %.1f s, "
+                "%s left",
+                epoch,
+                self.epochs[-1],
+                row["train_loss"],
+                row["train_accuracy"],
+                row["test_loss"],
+                row["test_accuracy"],
+                row["seconds"],
+                timedelta(seconds=round(per_epoch_s * (self.epochs[-1] - epoch))),
+                extra={"run": run.name},
+            )
         views_read = self.read_views | (set() if run == self.counting else self.computed_views)
         self.lease.say(
             run,
@@ -96,7 +102,6 @@ class Reporter:
 
     def _report(self, what: str, num_done: int, num_images: int, seconds: float) -> None:
         rate = num_done / seconds
-        self.draw(self.images_done + num_done)
         self.lease.note(self.counting, images_per_s=round(rate, 1))
         if self._is_time_to_log():
             log.info("%s: %d of %d images, %.1f images/s", what, num_done, num_images, rate)

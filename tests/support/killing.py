@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skinjob.train import job, model
+from skinjob.train import all_layers, job, loop
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["killing"])  # torch is loaded once for all
@@ -70,7 +70,8 @@ def attempt(folders: Sequence[Path], stop_at: int | None, how: str = KILLED) -> 
 
 def _run(folders: Sequence[str], stop_at: int | None, how: str, sender: Any) -> None:
     job.build_backbone = lambda *_: SmallBackbone()  # type: ignore[assignment]
-    model.build_model = lambda *_: _seeded(SmallResNet)  # type: ignore[assignment]
+    all_layers.build_model = lambda *_: _seeded(SmallResNet)  # type: ignore[assignment]
+    loop.PAUSE_PER_WRITE = 0  # each epoch is written, which are more points
     _silence()
     operations = _Operations(stop_at, how)
     try:

@@ -18,9 +18,10 @@ from trees import left, make_sweep, make_tree
 from skinjob.config import TrainConfig
 from skinjob.data.images import Split, read_index
 from skinjob.sweeps.layout import Run
+from skinjob.train import loop
 from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
-from skinjob.train.loop import RunLoop, order
+from skinjob.train.loop import order
 from skinjob.weights.backbones import DEFAULT
 
 PREPROCESSING = DEFAULT.preprocessing
@@ -110,15 +111,15 @@ def test_an_interrupted_run_goes_on_from_its_newest_checkpoint_that_loads(
     run_job([whole.folder])
     broken = make_run(data, weights, tmp_path / "broken", epochs=3)
     seen: list[int] = []
-    train_epoch = RunLoop.train_epoch
+    train_epoch = loop.train_epoch
 
-    def interrupted(loop: RunLoop, epoch: int, *inputs: Any) -> None:
+    def interrupted(stack: object, networks: object, epoch: int, *inputs: Any) -> object:
         seen.append(epoch)
         if seen == [1, 2, 3]:
             raise KeyboardInterrupt
-        train_epoch(loop, epoch, *inputs)
+        return train_epoch(stack, networks, epoch, *inputs)
 
-    monkeypatch.setattr(RunLoop, "train_epoch", interrupted)
+    monkeypatch.setattr(loop, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_job([broken.folder])
     for file in broken.checkpoint_files[:damaged]:
@@ -168,14 +169,14 @@ def test_rows_that_were_lost_come_back_with_the_checkpoint(
 
 def stop_after_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves a run as a kill after its first epoch does."""
-    train_epoch = RunLoop.train_epoch
+    train_epoch = loop.train_epoch
 
-    def first_alone(loop: RunLoop, epoch: int, *inputs: Any) -> None:
+    def first_alone(stack: object, networks: object, epoch: int, *inputs: Any) -> object:
         if epoch > 1:
             raise KeyboardInterrupt
-        train_epoch(loop, epoch, *inputs)
+        return train_epoch(stack, networks, epoch, *inputs)
 
-    monkeypatch.setattr(RunLoop, "train_epoch", first_alone)
+    monkeypatch.setattr(loop, "train_epoch", first_alone)
     with pytest.raises(KeyboardInterrupt):
         run_job([run.folder])
     monkeypatch.undo()

@@ -57,11 +57,11 @@ def test_metrics_look_for_the_class_that_is_asked_for() -> None:
     """With three classes each can be the positive one, against the two others."""
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     logits = torch.eye(3)[[0, 1, 1, 1, 1, 0]] * 5
-    found = [evaluate(logits, labels, positive) for positive in range(3)]
+    found = [evaluate(logits.unsqueeze(0), labels, positive) for positive in range(3)]
     assert [one["sensitivity"] for one in found] == [0.5, 1, 0]
     assert [one["specificity"] for one in found] == [0.75, 0.5, 1]
     assert [one["auc"] for one in found] == [0.625, 0.75, 0.5]
-    assert len({metrics["accuracy"] for metrics in found}) == 1
+    assert [one["accuracy"] for one in found] == [0.5] * 3
 
 
 def last_row(run: Run) -> dict[str, str]:

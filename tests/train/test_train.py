@@ -27,14 +27,15 @@ from skinjob.data.images import Split, read_index
 from skinjob.errors import ConfigError, ImagesError, RunError, WeightsError
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import METRICS
-from skinjob.train import transforms
+from skinjob.train import loop, transforms
+from skinjob.train.checkpoint import read_checkpoint
 from skinjob.train.device import choose_device
 from skinjob.train.extract import FeatureExtractor
 from skinjob.train.features import Features, ViewCache
 from skinjob.train.forward import Forward
 from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
-from skinjob.train.loop import RunLoop, auc, order
+from skinjob.train.loop import auc, order
 from skinjob.train.model import build_backbone
 from skinjob.train.views import Views
 from skinjob.weights.backbones import DEFAULT
@@ -212,20 +213,36 @@ def test_the_saved_head_makes_the_saved_predictions(sweep: Sweep) -> None:
     assert p.tolist() == pytest.approx(saved, abs=1e-4)
 
 
-def test_a_row_is_on_disk_before_the_next_epoch_starts(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("pause", "written"), [(0, [0, 1, 2]), (1e9, [0, 1, 1])])
+def test_an_epoch_is_on_disk_when_a_job_ends_and_before_if_writing_takes_little(
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pause: float,
+    written: list[int],
 ) -> None:
-    """Whatever ends a job, the epochs that it has finished are in metrics.csv."""
-    run, seen = sweep.runs()[0], []
-    train_epoch = RunLoop.train_epoch
+    """Whatever ends a job, other than a kill, its finished epochs are in metrics.csv.
 
-    def watched(loop: RunLoop, epoch: int, *inputs: Any) -> None:
-        seen.append((epoch, len(rows(run))))
-        train_epoch(loop, epoch, *inputs)
+    Before, they wait for the next time that the job writes, if writing takes long.
+    """
+    run, seen = make_sweep(data, weights, tmp_path, epochs=4).runs()[0], []
+    train_epoch = loop.train_epoch
 
-    monkeypatch.setattr(RunLoop, "train_epoch", watched)
-    run_job([run.folder])
-    assert seen == [(1, 0), (2, 1)]
+    def watched(stack: object, networks: object, epoch: int, *inputs: Any) -> object:
+        seen.append(len(rows(run)))
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return train_epoch(stack, networks, epoch, *inputs)
+
+    monkeypatch.setattr(loop, "PAUSE_PER_WRITE", pause)
+    monkeypatch.setattr(loop, "MOST_UNWRITTEN_S", pause)
+    monkeypatch.setattr(loop, "train_epoch", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run_job([run.folder])
+    assert seen == written
+    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
+    assert run.state().epoch == read_checkpoint(run, run.config()).epoch == 2
 
 
 def test_any_number_of_classes_trains(weights: Path, tmp_path: Path) -> None:
@@ -320,7 +337,9 @@ def test_a_view_is_named_by_all_it_depends_on(sweep: Sweep, change: dict[str, An
 def test_auc_counts_pairs() -> None:
     """The AUC is the share of pairs in the right order, ties counting one half."""
     draws = np.random.default_rng(0)
-    scores = draws.integers(0, 10, 50).astype(np.float32)
+    scores = draws.integers(0, 10, (3, 50)).astype(np.float32)
     positive = draws.random(50) < 0.4
-    pairs = [(p > n) + 0.5 * (p == n) for p in scores[positive] for n in scores[~positive]]
-    assert auc(scores, positive) == pytest.approx(np.mean(pairs))
+    for mine, area in zip(scores, auc(scores, positive), strict=True):
+        pairs = [(p > n) + 0.5 * (p == n) for p in mine[positive] for n in mine[~positive]]
+        assert area == pytest.approx(np.mean(pairs))
+    assert np.isnan(auc(scores, positive & False)).all()
