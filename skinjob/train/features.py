@@ -101,7 +101,7 @@ class Features:
         """Yields the features of each part, (B, num_features); a part is (B,) int64 positions."""
         for part in parts:
             if self._held is not None:
-                yield self._held[part]
+                yield self._held.index_select(0, part)  # in half the time of self._held[part]
             elif torch.equal(part, torch.arange(int(part[0]), int(part[0]) + len(part))):
                 yield self._rows(
                     int(part[0]), len(part)

@@ -161,7 +161,7 @@ def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
             for run in runs:
                 with suppress(TakenError):
                     loops.append(RunLoop(job, run, reporter))
-            return train(loops, test_inputs, zip(epochs, inputs, strict=False))
+            return train(job, loops, test_inputs, zip(epochs, inputs, strict=False))
 
 
 def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[Inputs, None, None]:

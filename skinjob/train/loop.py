@@ -11,6 +11,7 @@ import csv
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +47,9 @@ MOST_UNWRITTEN_S = 60
 """After writing for a second, a job trains for 20 s before it writes again, but at most for 60 s.
 Epochs that take longer are written one by one. Epochs of 128 heads take less time than their files:
 written one by one, those would take most of the job."""
+
+
+ENDED = object()
 
 
 class Inputs(Protocol):
@@ -103,7 +107,10 @@ class Job:
 
 
 def train(
-    loops: Sequence[RunLoop], tests: Mapping[Split, Inputs], epochs: Iterable[tuple[int, Inputs]]
+    job: Job,
+    loops: Sequence[RunLoop],
+    tests: Mapping[Split, Inputs],
+    epochs: Iterable[tuple[int, Inputs]],
 ) -> list[SkinjobError]:
     """Trains runs side by side, each epoch on the same inputs; returns the errors of failed runs.
 
@@ -119,10 +126,12 @@ def train(
             waited_s = time.perf_counter() - asked
             unfinished = [loop for loop in going if loop.epoch < epoch]
             share_s = waited_s / max(1, len(unfinished))
-            take_turns(
-                (networks, train_epoch(stack, networks, epoch, inputs, tests, share_s))
-                for stack, networks in stacks(unfinished)
-            )
+            given = [(stack, networks_of(stack)) for stack in stacks(unfinished)]
+            training = [train_epoch(*one, epoch, inputs, tests, share_s) for one in given]
+            if job.trains_heads:
+                train_heads(training, job.device.num_threads)
+            else:
+                take_turns(training, [networks.stream for _, networks in given])
             going = [loop for loop in going if loop.is_going]
             if not going:
                 break
@@ -140,8 +149,8 @@ def train(
     return [loop.error for loop in loops if loop.error]
 
 
-def stacks(loops: Sequence[RunLoop]) -> Iterator[tuple[Sequence[RunLoop], Networks]]:
-    """Yields runs that are updated together, with their networks.
+def stacks(loops: Sequence[RunLoop]) -> Iterator[Sequence[RunLoop]]:
+    """Yields runs that are updated together.
 
     Heads of the same batch size are; networks of which all layers are trained have their own
     operations. A stack of heads has at most MOST_INPUT_BYTES of inputs for an update.
@@ -154,8 +163,7 @@ def stacks(loops: Sequence[RunLoop]) -> Iterator[tuple[Sequence[RunLoop], Networ
         head_bytes = 4 * job.backbone.num_features * config.batch_size
         size = max(1, MOST_INPUT_BYTES // head_bytes)
         for first in range(0, len(group), size):
-            stack = group[first : first + size]
-            yield stack, networks_of(stack)
+            yield group[first : first + size]
 
 
 def networks_of(stack: Sequence[RunLoop]) -> Networks:
@@ -165,21 +173,26 @@ def networks_of(stack: Sequence[RunLoop]) -> Networks:
     return Heads([loop.point.state for loop in stack], [loop.config.lr for loop in stack])
 
 
-def take_turns(epochs: Iterable[tuple[Networks, Iterator[None]]]) -> None:
-    """Goes on with each epoch until it ends; on a GPU, an update of each in turn.
+def train_heads(epochs: Sequence[Iterator[None]], num_threads: int) -> None:
+    """Goes through the epochs of stacks of heads in threads, each on a single core."""
+    # torch releases Python's lock during an operation.
+    with ThreadPoolExecutor(num_threads, "heads", torch.set_num_threads, (1,)) as pool:
+        list(pool.map(list, epochs))
+
+
+def take_turns(
+    epochs: Sequence[Iterator[None]], streams: Sequence[torch.cuda.Stream | None]
+) -> None:
+    """Goes through the epochs of runs that train all layers, an update of each in turn.
 
     So the streams of a GPU have the kernels of several runs at the same time.
     """
-    turns = list(epochs)
+    turns = list(zip(epochs, streams, strict=True))
     while turns:
-        for turn in list(turns):
-            networks, epoch = turn
-            with torch.cuda.stream(networks.stream):  # does nothing without a GPU
-                for _ in epoch:
-                    if networks.stream is not None:
-                        break  # the next turn is another run's
-                else:
-                    turns.remove(turn)
+        for epoch, stream in list(turns):
+            with torch.cuda.stream(stream):  # does nothing on the CPU
+                if next(epoch, ENDED) is ENDED:
+                    turns.remove((epoch, stream))
 
 
 def train_epoch(
@@ -230,11 +243,11 @@ def train_epoch(
         "seconds": seconds,
         "images_per_s": len(labels) / seconds,
     }
+    failures = loss_errors(losses, epoch, first, config.batch_size)
     for index, (loop, state) in enumerate(zip(stack, networks.states(), strict=True)):
         own = {name: float(values[index]) for name, values in scores.items()}
         own |= {"lr": loop.config.lr * share}
-        failure = loss_error(losses[index], epoch, first, config.batch_size)
-        if failure:
+        if failure := failures[index]:
             loop.fail(failure)
         else:
             last = {split: logits[index] for split, logits in test_logits.items()}
@@ -364,18 +377,20 @@ def train_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tens
     return losses, {"train_loss": losses.double().mean(dim=1), "train_accuracy": accuracy}
 
 
-def loss_error(losses: Tensor, epoch: int, first: int, batch_size: int) -> RunError | None:
-    """Returns an error for the first update whose loss is not a number; None if all are numbers.
+def loss_errors(losses: Tensor, epoch: int, first: int, batch_size: int) -> list[RunError | None]:
+    """Returns an error for each run with an update whose loss is not a number; else None.
 
-    *losses* (N,) of the images, in their order in the updates after the *first*.
+    *losses* (R, N) of the images, in their order in the updates after the *first*.
     """
-    for update, part in enumerate(losses.split(batch_size), first + 1):
-        if not (loss := part.mean()).isfinite():  # a sum of numbers may be too large
-            return RunError(
-                f"the loss is {loss.item()} at update {update}, in epoch {epoch}",
-                "submit again with a smaller --lr",
-            )
-    return None
+    parts = losses.split(batch_size, dim=1)
+    means = torch.stack([part.mean(dim=1) for part in parts], dim=1)  # (R, num_updates)
+    errors: list[RunError | None] = [None] * len(losses)
+    for index, update in (~means.isfinite()).nonzero().flip(0).tolist():  # the first is last
+        errors[index] = RunError(
+            f"the loss is {means[index, update]} at update {first + update + 1}, in epoch {epoch}",
+            "submit again with a smaller --lr",
+        )
+    return errors
 
 
 def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, Tensor]:
