@@ -73,8 +73,10 @@ class AllLayers:
         self._replay: Callable[[], object] | None = None
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
         if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 self._capture(torch.Size((config.batch_size, 3, side, side)))
+            torch.cuda.current_stream().wait_stream(self.stream)
 
     def update(self, images: Tensor, targets: Tensor, share: float) -> Tensor:
         """Updates all layers by a batch; returns the logits before, (1, B, num_classes).

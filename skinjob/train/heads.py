@@ -22,8 +22,8 @@ ALIGNED = 16
 """Numbers per head are a multiple of this, so that each head begins at a multiple of 64 bytes."""
 
 MOST_INPUT_BYTES = 2 << 20
-"""The inputs of an update of a stack. They are read twice, so they should fit the cache of a core:
-on a core with 2 MB of cache, stacks of 8 times the size took 1.3 times as long for each run."""
+"""The inputs of an update of a stack. They are read twice, so they should fit the cache of a core.
+`tests/benchmarks/heads.py --own` compares sizes."""
 
 
 class Heads:

@@ -188,11 +188,16 @@ def take_turns(
     So the streams of a GPU have the kernels of several runs at the same time.
     """
     turns = list(zip(epochs, streams, strict=True))
+    on_gpu = [stream for stream in streams if isinstance(stream, torch.cuda.Stream)]
+    for stream in on_gpu:  # images and checkpoints come from the default stream
+        stream.wait_stream(torch.cuda.current_stream())
     while turns:
-        for epoch, stream in list(turns):
-            with torch.cuda.stream(stream):  # does nothing on the CPU
-                if next(epoch, ENDED) is ENDED:
-                    turns.remove((epoch, stream))
+        for turn in list(turns):
+            with torch.cuda.stream(turn[1]):  # does nothing on the CPU
+                if next(turn[0], ENDED) is ENDED:
+                    turns.remove(turn)
+    for stream in on_gpu:  # checkpoints are written from the default stream
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 def train_epoch(
@@ -213,12 +218,13 @@ def train_epoch(
     labels = job.source.labels(Split.TRAIN)  # (N,) int64
     orders = torch.stack([order(len(labels), loop.config.seed, epoch) for loop in stack])  # (R, N)
     parts = orders.split(config.batch_size, dim=1)  # (R, B) each
-    targets = labels[orders].to(networks.device).split(config.batch_size, dim=1)
+    targets = labels[orders]  # (R, N)
     first, num_updates = (epoch - 1) * len(parts), config.epochs * len(parts)
     batches = inputs.batches([part.flatten() for part in parts])
     logits = []
     try:
-        for update, (batch, target) in enumerate(zip(batches, targets, strict=True), first):
+        batch_targets = targets.to(networks.device).split(config.batch_size, dim=1)
+        for update, (batch, target) in enumerate(zip(batches, batch_targets, strict=True), first):
             share = lr_share(config, update, num_updates)
             logits.append(networks.update(batch, target, share))
             if stack[0].all_layers:  # a head's epoch takes milliseconds
@@ -232,7 +238,7 @@ def train_epoch(
             loop.fail(error)
         return
 
-    losses, scores = train_scores(torch.cat(logits, dim=1).cpu(), labels[orders])
+    losses, scores = train_scores(torch.cat(logits, dim=1).cpu(), targets)
     for split, split_logits in test_logits.items():
         found = evaluate(split_logits, job.source.labels(split), stack[0].positive)
         scores |= {f"{split}_{name}": values for name, values in found.items()}
