@@ -261,6 +261,13 @@ class TrainConfig:
         metavar="CLASS",
         example="malignant",
     )
+    val_fraction: float = _recipe(
+        0.0,
+        "Share of the training images of each class to hold out as a validation split.",
+        minimum=0,
+        maximum=0.5,
+        metavar="F",
+    )
     device: str = _recipe(
         "auto",
         "Device to train on; auto: cuda if the job asks for a GPU, else cpu.",
@@ -282,11 +289,14 @@ class TrainConfig:
         return {name: value for name, value in self.record().items() if name not in axes}
 
     def record(self) -> dict[str, Any]:
-        """Returns the fields by name, for a file; fields that are None are left out.
+        """Returns the fields by name, for a file; newer fields are left out at their default.
 
-        A newer field is None by default, so records from before it stay equal.
+        So records from before them stay equal.
         """
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        values = asdict(self)
+        if not self.val_fraction:
+            del values["val_fraction"]
+        return {name: value for name, value in values.items() if value is not None}
 
 
 SKIP_BAD_IMAGES = Option(

@@ -33,6 +33,8 @@ class Split(str, Enum):
     """A part of the images, in the order of legends. images.csv says which split an image is in."""
 
     TRAIN = "train"
+    VAL = "val"
+    """Training images that are held out."""
     TEST = "test"
 
     def __str__(self) -> str:
@@ -40,7 +42,8 @@ class Split(str, Enum):
 
 
 FOLDERS = ("train", "test")
-"""The folders of a data set. Each has a folder for each class, and is the split of this name."""
+"""The folders of a data set. Each has a folder for each class, and is the split of this name, but
+for the training images in val."""
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
 """The formats that are read, with any suffix. One of Pillow's others starts Ghostscript."""
 
@@ -142,8 +145,8 @@ class ImageSet:
         return self.classes.index(name)
 
     def in_train_too(self) -> tuple[ImageFile, ...]:
-        """Returns the test images that are also training images, byte for byte."""
-        train = {file.sha256 for file in self.split("train")}
+        """Returns the test images that are also in train or val, byte for byte."""
+        train = {file.sha256 for file in self.files if file.split != "test"}
         return tuple(file for file in self.split("test") if file.sha256 in train)
 
     def in_two_classes(self) -> tuple[ImageFile, ...]:
@@ -153,10 +156,15 @@ class ImageSet:
         return tuple(file for file in self.files if file.sha256 in in_two)
 
     def fingerprint(self, split: str | None = None) -> str:
-        """Returns a SHA-256 over the path and content of all images, or of those of a split."""
+        """Returns a SHA-256 over the path and content of all images, or of those of a split.
+
+        It covers which images are in val.
+        """
         digest = hashlib.sha256()
         for file in self.files if split is None else self.split(split):
-            digest.update(f"{file.path}\0{file.sha256}\n".encode("utf-8", "surrogateescape"))
+            mark = "\0val" if file.split == Split.VAL else ""
+            content = f"{file.path}\0{file.sha256}{mark}\n"
+            digest.update(content.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -228,26 +236,33 @@ def write_index(images: ImageSet, file: Path) -> None:
 def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
     """Returns the image set that `write_index` wrote; *classes* are sweep.json's.
 
-    The caller checks the fingerprint, which detects missing or changed rows.
+    Columns are read by name; without the column split, the split is the folder. The caller checks
+    the fingerprint, which detects missing or changed rows.
 
     Raises: ImagesError with file and line if the file cannot be read or a row is impossible.
     """
-    line, splits = 0, {split.value for split in Split}
+    line = 0
     try:
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as content:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as content:
             rows = csv.reader(content)
-            next(rows, None)
+            header = next(rows, [])
+            if missing := set(COLUMNS) - {"split", *header}:
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
             files = []
-            for path, split, name, num_bytes, sha256 in rows:
+            for row in rows:
                 line = rows.line_num
+                cells = dict(zip(header, row, strict=True))
+                path, name = cells["path"], cells["label"]
                 top, _, below = path.partition("/")
+                split = cells.get("split", top)
                 folder, has_file, _ = below.partition("/")
                 is_sound = has_file and top in FOLDERS and name in (folder, csv_text(folder))
-                if split not in splits or not is_sound:
+                if (split != top and (top, split) != ("train", "val")) or not is_sound:
                     raise ValueError(
                         f"{path!r:.80} is not of split {split!r:.80}, class {name!r:.80}"
                     )
-                files.append(ImageFile(path, split, classes.index(folder), int(num_bytes), sha256))
+                label, num_bytes = classes.index(folder), int(cells["bytes"])
+                files.append(ImageFile(path, split, label, num_bytes, cells["sha256"]))
     except OSError as error:
         fix = f"ls {shlex.quote(str(file.parent))}"
         raise ImagesError(f"{file}: {error.strerror}", fix) from None

@@ -240,11 +240,13 @@ def _compare(
         stem, what = folder / f"comparison-lr{lr!r}", f"All batch sizes with lr {lr!r}"
         own_labels = [label for label, s in zip(labels, all_series, strict=True) if s.lr == lr]
         pictures[lr] = _comparison(stem, what, own, own_labels, scale)
-    best = max(by_rate, key=lambda lr: fmean(fmean(s.final(COMPARED)) for s in by_rate[lr]))
+    measures = {series.table.choosing for series in all_series}
+    choosing = measures.pop() if len(measures) == 1 else COMPARED
+    best = max(by_rate, key=lambda lr: fmean(fmean(s.final(choosing)) for s in by_rate[lr]))
     first = pictures.pop(best)
     caption = (
         f"{first.caption}. Of {len(by_rate)} lrs, it has the highest mean accuracy at the last "
-        "epoch (chosen with the test images); comparison.png is the same picture"
+        f"epoch (chosen with the {choosing.split} images); comparison.png is the same picture"
     )
     for file in first.files:
         with replacing(folder / f"comparison{file.suffix}") as partial:

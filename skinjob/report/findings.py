@@ -57,7 +57,10 @@ def notes(tables: Sequence[SweepTable], all_series: Sequence[Series]) -> list[st
     def compare_own(table: SweepTable) -> list[str]:
         return compare_by_lr([series for series in all_series if series.table is table])
 
-    return [*_differences(tables), *for_each(tables, _skipped), *for_each(tables, compare_own)]
+    return [
+        *_differences(tables),
+        *(line for about in (_skipped, _chosen, compare_own) for line in for_each(tables, about)),
+    ]
 
 
 def for_each(
@@ -167,6 +170,13 @@ def _skipped(table: SweepTable) -> list[str]:
     return [f"{num} faulty {images} left out of training and test."] if num else []
 
 
+def _chosen(table: SweepTable) -> list[str]:
+    """Returns a sentence on what the best epoch was chosen with, if not with the test images."""
+    num = sum(table.counts.get(table.choosing.split, {}).values())
+    line = f"The best epoch was chosen with the {num} validation images; its accuracy is on test."
+    return [line] if table.choosing is not COMPARED else []
+
+
 def _differences(tables: Sequence[SweepTable]) -> list[str]:
     """Returns a warning for each difference between the sweeps of a report."""
     recipes = [filled_recipe(table.info.recipe) for table in tables]
@@ -174,7 +184,10 @@ def _differences(tables: Sequence[SweepTable]) -> list[str]:
         "images": {table.info.images.fingerprint for table in tables},
         "weights": {table.info.weights.sha256 for table in tables},
         "epochs": {table.num_epochs for table in tables},
-        **{NOUNS.get(name, name): {recipe[name] for recipe in recipes} for name in COMPARED_FIELDS},
+        **{
+            NOUNS.get(name, name.replace("_", " ")): {recipe[name] for recipe in recipes}
+            for name in COMPARED_FIELDS
+        },
         "positive classes": {table.positive_class for table in tables},
     }
     return [

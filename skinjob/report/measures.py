@@ -57,11 +57,15 @@ class Measure:
 COMPARED = Measure("test", "accuracy", "test accuracy %\n(95 % interval)", "%", ACCURACY, True)
 """The measure by which batch sizes are compared."""
 
+CHOOSING = Measure("val", "accuracy", "val\naccuracy %", "%")
+"""The measure by which a best epoch is chosen, where there is a validation split."""
+
 MEASURES = (
     COMPARED,
     Measure("test", "auc", "AUC"),
     Measure("test", "sensitivity", "sensi-\ntivity %", "%"),
     Measure("test", "specificity", "speci-\nficity %", "%"),
+    CHOOSING,
     Measure("train", "accuracy", "train\naccuracy %", "%", ACCURACY),
     Measure("train", "loss", "train\nloss", "", LOSS, True),
     Measure("test", "loss", "test\nloss", "", LOSS, True),

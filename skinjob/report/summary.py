@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from skinjob.report.measures import COMPARED, MEASURES, Measure, percent
@@ -57,7 +58,7 @@ def _summary_row(series: Series, measures: Sequence[Measure]) -> Row:
     low, high = wilson_interval(accuracy, series.table.num_compared)
     change, change_sd = mean_and_sd(series.changes())
     curve = series.curve(COMPARED)
-    best = max(range(len(curve.mean)), key=curve.mean.__getitem__)
+    best = int(np.nan_to_num(series.curve(series.table.choosing).mean, nan=-1).argmax())
     row: Row = {
         "sweep": series.table.sweep.name,
         "batch_size": series.batch_size,

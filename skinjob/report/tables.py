@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from skinjob.console import printable
 from skinjob.errors import RunError
-from skinjob.report.measures import COMPARED, MEASURES, Measure
+from skinjob.report.measures import CHOOSING, COMPARED, MEASURES, Measure
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import METRICS, SweepInfo
 
@@ -78,6 +78,11 @@ class SweepTable:
         """The columns of its files: first those of METRICS, then unknown columns."""
         names = dict.fromkeys(name for file in self.files for name in file.header)
         return [*filter(names.__contains__, METRICS), *(n for n in names if n not in METRICS)]
+
+    @property
+    def choosing(self) -> Measure:
+        """The measure by which its best epochs are chosen: of val, or of test if it has no val."""
+        return CHOOSING if CHOOSING.column in self.columns else COMPARED
 
     @property
     def weights_kind(self) -> str:

@@ -278,17 +278,18 @@ def bytes_needed(
     All heads of a job share views and decoded images. Every run writes its other files itself.
     """
     recipe = next(iter(configs.values()))
-    num_train, num_test = len(images.split("train")), len(images.split("test"))
-    num_decoded = num_train if recipe.train == "head" else num_train + num_test
+    num_train, num_images = len(images.split("train")), len(images.files)
+    num_evaluated = num_images - num_train
+    num_decoded = num_train if recipe.train == "head" else num_images
     # RGB at the backbone's size; an image keeps more on its longer side.
     decoded = num_decoded * 3 * backbone.preprocessing.crop**2
     kept = jobs_at_once * min(decoded, KEPT_MOST_BYTES, free // KEPT_SHARE)
-    rows = len(configs) * (recipe.epochs + num_test) * ROW_BYTES
+    rows = len(configs) * (recipe.epochs + num_evaluated) * ROW_BYTES
     if recipe.train == "all":
         # A checkpoint has AdamW's two moments, too. A run keeps two while it writes a third.
         checkpoints, model = 3 * 3 * backbone.num_bytes, backbone.num_bytes
         return kept + rows + len(configs) * (checkpoints + model)
-    views = 4 * backbone.num_features * (num_train * recipe.epochs + num_test)  # float32
+    views = 4 * backbone.num_features * (num_train * recipe.epochs + num_evaluated)  # float32
     existing = sum(file.stat().st_size for file in views_folder.glob("*.safetensors"))
     return kept + rows + max(0, views - existing)  # existing views may be views of these runs
 

@@ -14,6 +14,7 @@ from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import printable
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
+from skinjob.data.validation import hold_out
 from skinjob.errors import ConfigError, RunError
 from skinjob.files import absolute
 from skinjob.ownership import require_safe
@@ -101,8 +102,7 @@ class Plan:
                 "weights",
                 f"{self.weights.path}  sha256 {self.weights.sha256[:16]}...{self.weights.note}",
             ),
-            ("train", counts["train"]),
-            ("test", counts["test"]),
+            *counts.items(),
             ("positive", f"{self.positive} ({_why_positive(config)})"),
             *([("left out", ", ".join(self.images.left_out))] if self.images.left_out else []),
             *_remarks(self.images),
@@ -152,6 +152,7 @@ def make_plan(
     note = python_note(cluster, queue)
     weights = weights or read_weights_info(Path(train.weights))
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
+    images = hold_out(images, train.val_fraction)
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
     data, file = str(absolute(images.root)), str(absolute(weights.path))
     is_last = images.positive_label(train.positive) == len(images.classes) - 1

@@ -24,6 +24,7 @@ from skinjob.ownership import owner
 from skinjob.sweeps.records import (
     METRICS,
     UPGRADE,
+    VAL_METRICS,
     RunState,
     SweepInfo,
     read_record,
@@ -64,6 +65,11 @@ class Run:
     @property
     def predictions_file(self) -> Path:
         return self.folder / "predictions.csv"
+
+    @property
+    def val_predictions_file(self) -> Path:
+        """As `predictions_file`, of the validation images."""
+        return self.folder / "predictions-val.csv"
 
     def trained_file(self, part: str) -> Path:
         """Returns the file of the trained layers; *part* is head or model."""
@@ -121,12 +127,21 @@ class Run:
         return state
 
     def write_metrics(self, rows: Sequence[Sequence[str]], *, is_durable: bool = True) -> None:
-        """Replaces metrics.csv: its header, and a row per epoch in the order of METRICS."""
+        """Replaces metrics.csv: its header, and a row per epoch in the order of METRICS.
+
+        Columns of a validation split that are empty are left out.
+        """
+        kept = [
+            column
+            for column, name in enumerate(METRICS)
+            if name not in VAL_METRICS or any(row[column] for row in rows)
+        ]
         with (
             replacing(self.metrics_file, is_durable=is_durable) as partial,
             partial.open("w", newline="", encoding="utf-8") as lines,
         ):
-            csv.writer(lines).writerows([METRICS, *rows])
+            table = [list(METRICS), *rows]
+            csv.writer(lines).writerows([row[column] for column in kept] for row in table)
 
 
 @dataclass(frozen=True)

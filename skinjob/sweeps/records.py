@@ -41,6 +41,11 @@ METRICS = {
     "lr": "learning rate of the epoch's last update",
     "train_loss": "mean cross-entropy of the training images, each before its update",
     "train_accuracy": "fraction of training images that were right, each before its update",
+    "val_loss": "mean cross-entropy of the validation images after the epoch",
+    "val_accuracy": "fraction of validation images that are right after the epoch",
+    "val_auc": "`test_auc` on the validation images",
+    "val_sensitivity": "`test_sensitivity` on the validation images",
+    "val_specificity": "`test_specificity` on the validation images",
     "test_loss": "mean cross-entropy of the test images after the epoch",
     "test_accuracy": "fraction of test images that are right after the epoch",
     "test_auc": "area under the ROC curve of the positive class",
@@ -51,6 +56,8 @@ METRICS = {
     "time_utc": "when the epoch ended",
 }
 """The columns of metrics.csv, which has a row per epoch. Programs read columns by name."""
+VAL_METRICS = tuple(name for name in METRICS if name.startswith("val_"))
+"""The columns that a file has only with a validation split."""
 
 
 class Word(str, Enum):

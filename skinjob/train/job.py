@@ -32,7 +32,7 @@ from skinjob.train.forward import Forward, choose_forward
 from skinjob.train.images import ImageBatches, ImageSource, View
 from skinjob.train.lease import Lease, TakenError, take, track_run_state
 from skinjob.train.log import logging_to
-from skinjob.train.loop import EVALUATED, Inputs, Job, RunLoop, train
+from skinjob.train.loop import Inputs, Job, RunLoop, train
 from skinjob.train.model import build_backbone
 from skinjob.train.reporter import Reporter
 from skinjob.train.views import Views
@@ -144,7 +144,7 @@ def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
     """Trains runs side by side, on the same views or images; returns the errors of failed runs."""
     first = 1 + min(job.checkpoints[run].epoch for run in runs)
     epochs = range(first, job.recipe.epochs + 1)
-    tests = [View(split) for split in EVALUATED]
+    tests = [View(split) for split in job.evaluated]
     views = tests + [View(Split.TRAIN, epoch) for epoch in epochs]
     num_train = len(job.source.files(Split.TRAIN))
     if job.trains_heads:
@@ -171,13 +171,14 @@ def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[In
         return
     torch.set_num_threads(1)  # a head is too small for two cores; the views use them
     sweep, epochs = next(iter(job.configs)).sweep, job.recipe.epochs
-    num_test, num_train = (len(job.source.files(split)) for split in (Split.TEST, Split.TRAIN))
+    num_evaluated = sum(len(job.source.files(split)) for split in job.evaluated)
+    num_train = len(job.source.files(Split.TRAIN))
 
     def build() -> Forward:
         return choose_forward(
             build_backbone(job.backbone, job.weights),
             job.device,
-            num_images=num_test + epochs * num_train,
+            num_images=num_evaluated + epochs * num_train,
             side=job.source.preprocessing.crop,
             folder=sweep.cache_folder / "compiled",
         )
@@ -209,8 +210,8 @@ def _checked_weights(config: TrainConfig, sha256: str) -> Path:
 
 def _log_plan(configs: Mapping[Run, TrainConfig], device: Device, images: ImageSet) -> None:
     """Logs what will be trained, on which device, and why."""
-    num_train, num_test = len(images.split(Split.TRAIN)), len(images.split(Split.TEST))
-    num_runs = pluralize(len(configs), "run")
+    splits = {split: len(images.split(split)) for split in Split}
+    num_train, num_runs = splits[Split.TRAIN], pluralize(len(configs), "run")
     log.info("job: process %d on %s, %s", os.getpid(), socket.gethostname(), num_runs)
     log.info(
         "versions: skinjob %s, python %s, torch %s, torchvision %s",
@@ -221,9 +222,8 @@ def _log_plan(configs: Mapping[Run, TrainConfig], device: Device, images: ImageS
     )
     log.info("device: %s, %s (%s)", device.type, device.name, device.device_reason)
     log.info("precision: %s (%s)", device.precision, device.precision_reason)
-    log.info(
-        "images: %d train, %d test, classes %s", num_train, num_test, ", ".join(images.classes)
-    )
+    counts = ", ".join(f"{count} {split}" for split, count in splits.items() if count)
+    log.info("images: %s, classes %s", counts, ", ".join(images.classes))
     for run, config in configs.items():
         own = {"run": run.name}
         log.info("run: %s", run.folder, extra=own)

@@ -39,9 +39,6 @@ from skinjob.train.model import build_head
 from skinjob.train.reporter import Reporter
 from skinjob.weights.backbones import Backbone
 
-EVALUATED = (Split.TEST,)
-"""The splits that are evaluated after each epoch. Each has columns in metrics.csv."""
-
 PAUSE_PER_WRITE = 20
 MOST_UNWRITTEN_S = 60
 """After writing for a second, a job trains for 20 s before it writes again, but at most for 60 s.
@@ -100,6 +97,11 @@ class Job:
     def recipe(self) -> TrainConfig:
         """The config of a run, for the fields that all runs share."""
         return next(iter(self.configs.values()))
+
+    @property
+    def evaluated(self) -> list[Split]:
+        """The splits that are evaluated after each epoch. Each has columns in metrics.csv."""
+        return [split for split in (Split.VAL, Split.TEST) if self.source.files(split)]
 
     @property
     def trains_heads(self) -> bool:
@@ -340,11 +342,12 @@ class RunLoop:
         run, job = self.run, self.job
         if not job.lease.check(run):
             return
-        if Split.TEST not in self.last_logits:  # the checkpoint has all epochs
-            logits = evaluated(job, networks_of([self]), Split.TEST, tests[Split.TEST])
-            self.last_logits = {Split.TEST: logits[0]}
-        logits = self.last_logits[Split.TEST]
-        write_predictions(run, job.source.files(Split.TEST), logits, job.source.images.classes)
+        if not self.last_logits:  # the checkpoint has all epochs
+            networks = networks_of([self])
+            self.last_logits = {s: evaluated(job, networks, s, tests[s])[0] for s in tests}
+        for split, logits in self.last_logits.items():
+            file = run.predictions_file if split == Split.TEST else run.val_predictions_file
+            write_predictions(file, job.source.files(split), logits, job.source.images.classes)
         write_trained(run, self.point.state, job.backbone, job.info)
         run.write_metrics(self.point.rows)
         if record_done(job.lease, run):
@@ -445,7 +448,7 @@ def auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> NDArray[np.
 
 
 def metrics_row(run: Run, config: TrainConfig, row: Mapping[str, Any]) -> list[str]:
-    """Returns a row of metrics.csv, in the order of METRICS; NaN leaves a cell empty."""
+    """Returns a row of metrics.csv, in the order of METRICS; NaN or no value is an empty cell."""
     formats = {"lr": "g", "seconds": ".3f", "images_per_s": ".1f", "epoch": "d", "updates": "d"}
     cells = {
         column: "" if math.isnan(value) else format(value, formats.get(column, ".6f"))
@@ -458,26 +461,26 @@ def metrics_row(run: Run, config: TrainConfig, row: Mapping[str, Any]) -> list[s
         "seed": str(config.seed),
         "time_utc": utc_now(),
     }
-    return [cells[column] for column in METRICS]
+    return [cells.get(column, "") for column in METRICS]
 
 
 def write_predictions(
-    run: Run, files: Sequence[ImageFile], logits: Tensor, classes: Sequence[str]
+    file: Path, files: Sequence[ImageFile], logits: Tensor, classes: Sequence[str]
 ) -> None:
-    """Writes predictions.csv: the probabilities of every test image after the last epoch.
+    """Writes predictions.csv: the probabilities of a split's images after the last epoch.
 
-    *logits* (num_test, num_classes), in the order of *files*.
+    *logits* (num_images, num_classes), in the order of *files*.
     """
-    probabilities = logits.softmax(dim=1)  # (num_test, num_classes)
+    probabilities = logits.softmax(dim=1)  # (num_images, num_classes)
     with (
-        replacing(run.predictions_file) as partial,
+        replacing(file) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as rows,
     ):
         writer = csv.writer(rows)
         writer.writerow(["image", "label", "predicted", *(f"p_{name}" for name in classes)])
-        for file, p in zip(files, probabilities.tolist(), strict=True):
-            names = csv_text(classes[file.label]), csv_text(classes[p.index(max(p))])
-            writer.writerow([file.path, *names, *(f"{value:.6f}" for value in p)])
+        for image, p in zip(files, probabilities.tolist(), strict=True):
+            names = csv_text(classes[image.label]), csv_text(classes[p.index(max(p))])
+            writer.writerow([image.path, *names, *(f"{value:.6f}" for value in p)])
 
 
 def write_trained(run: Run, state: Mapping[str, Any], backbone: Backbone, info: SweepInfo) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
+from skinjob.data.images import Split
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import utc_now
 from skinjob.train.images import View
@@ -77,15 +78,16 @@ class Reporter:
         for row in rows:
             epoch = int(row["epoch"])
             per_epoch_s = (time.monotonic() - self.started) / (epoch - self.epochs[0] + 1)
+            scores = (
+                f"{split} loss {row[f'{split}_loss']:.4f} accuracy {row[f'{split}_accuracy']:.4f}"
+                for split in Split
+                if f"{split}_loss" in row
+            )
             log.info(
-                "epoch %d/%d: train loss %.4f accuracy %.4f, test loss %.4f accuracy %.4f, %.1f s, "
-                "%s left",
+                "epoch %d/%d: %s, %.1f s, %s left",
                 epoch,
                 self.epochs[-1],
-                row["train_loss"],
-                row["train_accuracy"],
-                row["test_loss"],
-                row["test_accuracy"],
+                ", ".join(scores),
                 row["seconds"],
                 timedelta(seconds=round(per_epoch_s * (self.epochs[-1] - epoch))),
                 extra={"run": run.name},

@@ -52,6 +52,7 @@ def make_sweep(
     schedule: str = "constant",
     precision: str = "fp32",
     positive: str | None = None,
+    val_fraction: float = 0.0,
 ) -> Sweep:
     """Makes a checked sweep's folders, as `skinjob submit` does before it queues anything."""
     config = TrainConfig(
@@ -64,6 +65,7 @@ def make_sweep(
         device="cpu",
         precision=precision,
         positive=positive,
+        val_fraction=val_fraction,
     )
     plan = make_plan(
         configs=grid(config, batch_size=batch_sizes, lr=lrs, seed=seeds),
@@ -80,4 +82,6 @@ def left(run: Run) -> tuple[Any, ...]:
     with run.metrics_file.open(newline="") as lines:
         rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(lines)]
     part = "head" if run.config().train == "head" else "model"
-    return rows, run.predictions_file.read_bytes(), run.trained_file(part).read_bytes()
+    files = [run.predictions_file, run.trained_file(part)]
+    files += [run.val_predictions_file] if run.config().val_fraction else []
+    return rows, *(file.read_bytes() for file in files)

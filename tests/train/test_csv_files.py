@@ -30,7 +30,7 @@ def test_no_csv_file_of_a_sweep_holds_a_formula(tmp_path: Path) -> None:
     run = Run(tmp_path / "=1+1" / "bs0004-lr0.1-seed0")
     write_index(images, run.sweep.images_file)
     assert read_index(run.sweep.images_file, tmp_path, classes) == images
-    write_predictions(run, images.split("test"), torch.eye(3), classes)
+    write_predictions(run.predictions_file, images.split("test"), torch.eye(3), classes)
     config = TrainConfig(data="d", weights="w", batch_size=4)
     run.write_metrics([metrics_row(run, config, dict.fromkeys(list(METRICS)[4:-1], 1))])
     for file in (run.sweep.images_file, run.predictions_file, run.metrics_file):

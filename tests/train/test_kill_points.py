@@ -20,12 +20,12 @@ from trees import left, make_sweep, make_tree
 from untrained import write_untrained
 
 from skinjob.sweeps.layout import Run, Sweep
-from skinjob.sweeps.records import METRICS
+from skinjob.sweeps.records import METRICS, VAL_METRICS
 from skinjob.train.checkpoint import read_checkpoint
 
 SAMPLE = 12  # points of each kind in the tests; the script tries all of them
 SWEEPS = {
-    "head": {"batch_sizes": (4, 8), "epochs": 3},
+    "head": {"batch_sizes": (4, 8), "epochs": 3, "val_fraction": 0.25},
     "all": {"batch_sizes": (4,), "epochs": 3, "train": "all", "schedule": "cosine"},
 }
 
@@ -71,13 +71,15 @@ def require_whole_files(run: Run) -> None:
     if run.metrics_file.exists():
         with run.metrics_file.open(newline="") as lines:
             header, *rows = csv.reader(lines)
-        assert tuple(header) == tuple(METRICS)
+        assert set(METRICS) - set(VAL_METRICS) <= set(header) <= set(METRICS)
         assert [row[list(METRICS).index("epoch")] for row in rows] == [
             str(number) for number in range(1, len(rows) + 1)
         ]
     if run.predictions_file.exists():
         assert run.predictions_file.read_text().count("\n") == 1 + 8
         assert len(rows) == epochs
+    if run.val_predictions_file.exists():
+        assert run.val_predictions_file.read_text().count("\n") == 1 + 4
     if run.state().status != "done" and any(file.exists() for file in run.checkpoint_files):
         assert read_checkpoint(run, run.config()).epoch >= len(rows)
 

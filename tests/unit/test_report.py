@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -368,10 +367,11 @@ def test_several_sweeps_make_one_report(tmp_path: Path) -> None:
         ("train", "all", "trained layers"),
         ("schedule", "cosine", "schedules"),
         ("precision", "fp32", "precisions"),
+        ("val_fraction", 0.15, "val fraction"),
     ],
 )
 def test_sweeps_of_two_recipes_are_compared_with_a_warning(
-    tmp_path: Path, key: str, value: str, words: str
+    tmp_path: Path, key: str, value: str | float, words: str
 ) -> None:
     """What was trained, and how, is never mixed up in silence."""
     one, two = (draw_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
@@ -379,6 +379,27 @@ def test_sweeps_of_two_recipes_are_compared_with_a_warning(
     two.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | {key: value}}))
     notes = build_report([one, two]).notes
     assert f"The sweeps differ in their {words}: compare them with care." in notes
+
+
+def test_the_best_epoch_is_chosen_with_validation_images(tmp_path: Path) -> None:
+    """Its test accuracy is an honest number, and the page says so; without val, the opposite."""
+    counts = {"train": {"a": 8, "b": 8}, "val": {"a": 2, "b": 3}, "test": {"a": 5, "b": 5}}
+    plain, chosen = (
+        draw_sweep(tmp_path / name, batch_sizes=[32], lrs=[0.01], epochs=3, counts=counts)
+        for name in ("plain", "chosen")
+    )
+    scores = {"val_accuracy": [0.6, 0.9, 0.9], "test_accuracy": [0.8, 0.7, 0.5]}
+    rows = metric_rows(chosen.runs()[0], 32, 0, 3, counts)
+    for name, values in scores.items():
+        rows = [row | {name: value} for row, value in zip(rows, values, strict=True)]
+    write_rows(chosen.runs()[0], rows)
+    report, both = build_report([chosen]), build_report([chosen, plain])
+    assert report.summary.loc[0, ["best_epoch", "best_test_accuracy"]].tolist() == [2, 0.7]
+    note = "The best epoch was chosen with the 5 validation images; its accuracy is on test."
+    assert note in report.notes
+    assert [line for line in both.notes if "best epoch" in line] == [f"chosen: {note}"]
+    write_rows(chosen.runs()[0], [row | {"val_accuracy": ""} for row in rows])
+    assert build_report([chosen]).summary.loc[0, "best_epoch"] == 1
 
 
 def test_two_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -589,16 +610,10 @@ def test_a_validation_split_is_a_few_lines_of_a_table(
     """Its curves and columns appear where the table of measures names them."""
     added = (
         Measure("val", "loss", "val\nloss", "", LOSS),
-        Measure("val", "accuracy", "val\naccuracy %", "%", ACCURACY),
+        Measure("val", "accuracy", "of val", "%", ACCURACY),
     )
     for module in (measures, tables, summary, plots):
         monkeypatch.setattr(module, "MEASURES", (*MEASURES, *added), raising=False)
-    monkeypatch.setattr(
-        plots, "Split", Enum("Split", {s: s for s in ("train", "val", "test")}, type=str)
-    )
-    names = [*METRICS, "val_loss", "val_accuracy"]
-    monkeypatch.setattr(tables, "METRICS", names)
-    monkeypatch.setattr(tables, "READERS", {name: tables._reader(name) for name in names})
     run = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=2).runs()[0]
     with run.metrics_file.open(newline="", encoding="utf-8") as lines:
         rows = [{**row, "val_loss": "0.5", "val_accuracy": "0.9"} for row in csv.DictReader(lines)]
