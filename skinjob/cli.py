@@ -42,6 +42,7 @@ TASKS = {
     "Anywhere": {
         "report": ("report:report", "Turn the CSV files of a sweep into tables, plots and a page"),
         "demo": ("demo:demo", "Run every step on this machine in minutes, on drawn images"),
+        "audit": ("audit:audit", "Find copies, empty images and shortcuts in a folder of images"),
         "train": ("submit:train", "Train submitted runs on this machine now, as their job would"),
     },
     "Shell": {

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -27,6 +27,10 @@ from skinjob.config import FieldError
 from skinjob.console import printable
 from skinjob.errors import ImagesError
 from skinjob.files import csv_text, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Split(str, Enum):
@@ -116,6 +120,8 @@ class ImageSet:
     """Images that cannot be used."""
     flat: tuple[str, ...] = field(default=(), compare=False)
     """Paths of the images with almost a single grey level or colour."""
+    sketches: NDArray[np.void] | None = field(default=None, compare=False, repr=False)
+    """A sketch of each file (`audit.SKETCH`), if a scan made this set."""
 
     def split(self, name: str) -> tuple[ImageFile, ...]:
         return tuple(file for file in self.files if file.split == name)

@@ -16,9 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import _imaging
 
 from skinjob.console import printable, progress
+from skinjob.data.audit import SKETCH, sketch
 from skinjob.data.images import (
     FOLDERS,
     BadFile,
@@ -26,7 +29,6 @@ from skinjob.data.images import (
     ImageSet,
     decode,
     explain,
-    is_flat,
     quoted,
     read_content,
 )
@@ -69,15 +71,19 @@ def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
             entries += [Entry(root, split, label, path) for path in paths if _is_image(path)]
             others += [path for path in paths if not _is_image(path)]
             bad_folders += [BadFile(_below(root, path), reason) for path, reason in closed]
-    files, bad_images, flat = [], [], []
-    for result, is_flat_image in _examine_all(entries):
+    files: list[ImageFile] = []
+    bad_images = []
+    sketches = np.zeros(len(entries), SKETCH)
+    for result, sketched in _examine_all(entries):
         if isinstance(result, BadFile):
             bad_images.append(result)
         else:
+            sketches[len(files)] = sketched
             files.append(result)
-            flat += [result.path] if is_flat_image else []
+    sketches = sketches[: len(files)]
     left_out = (*_count_kinds(others), *_beside(root))
-    images = ImageSet(root, classes, tuple(files), left_out, tuple(bad_images), tuple(flat))
+    flat = tuple(files[place].path for place in np.flatnonzero(sketches["is_flat"]))
+    images = ImageSet(root, classes, tuple(files), left_out, tuple(bad_images), flat, sketches)
     bad_folders += _empty_classes(images, {folder.path for folder in bad_folders}, others)
     if bad_folders or (bad_images and not skips_bad):
         raise _error(root, bad_folders, bad_images, len(entries))
@@ -230,6 +236,10 @@ def _below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
+Result = tuple[ImageFile | BadFile, NDArray[np.void] | None]
+"""An image and its sketch, or what is wrong with a file."""
+
+
 class Entry(NamedTuple):
     """A file that is an image by its name, with its split and class."""
 
@@ -239,7 +249,9 @@ class Entry(NamedTuple):
     path: Path
 
 
-def _examine_all(entries: Sequence[Entry]) -> Iterator[tuple[ImageFile | BadFile, bool]]:
+def _examine_all(
+    entries: Sequence[Entry],
+) -> Iterator[Result]:
     """Yields the result of `_examine` for each entry, in order; shows a progress bar."""
     _silence_decoders()
     with (
@@ -255,26 +267,25 @@ def _examine_all(entries: Sequence[Entry]) -> Iterator[tuple[ImageFile | BadFile
                 draw(num_done)
 
 
-def _examine(entry: Entry) -> tuple[ImageFile | BadFile, bool]:
-    """Returns the image or what is wrong with it, and whether it is flat."""
+def _examine(entry: Entry) -> Result:
+    """Returns the image and its sketch, or what is wrong with it."""
     path, below = entry.path, _below(entry.root, entry.path)
     try:
         content = read_content(path)
         if kind := pointer_kind(content):
             words = f"{kind}, not the image: git lfs pull (or git annex get) brings it"
-            return BadFile(below, words), False
+            return BadFile(below, words), None
         if not content:
-            return BadFile(below, "empty file"), False
+            return BadFile(below, "empty file"), None
         image = decode(content)
     except FileNotFoundError:
         is_link = path.is_symlink()
-        return BadFile(
-            below, "broken symbolic link" if is_link else "removed during the scan"
-        ), False
+        words = "broken symbolic link" if is_link else "removed during the scan"
+        return BadFile(below, words), None
     except Exception as error:  # Pillow's decoders raise all kinds for a damaged image
-        return BadFile(below, explain(error)), False
+        return BadFile(below, explain(error)), None
     sha256 = hashlib.sha256(content).hexdigest()
-    return ImageFile(below, entry.split, entry.label, len(content), sha256), is_flat(image)
+    return ImageFile(below, entry.split, entry.label, len(content), sha256), sketch(image)
 
 
 def _silence_decoders() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig
 from skinjob.console import printable
+from skinjob.data.audit import leaked, near_pairs, shortcut
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
 from skinjob.data.validation import hold_out
@@ -35,6 +36,7 @@ from skinjob.weights.file import WeightsInfo, read_weights_info
 from skinjob.words import pluralize
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
+MOST_COMPARED = 20_000  # images whose near copies submit looks for: a few seconds
 WITHOUT_PATHS = {"data": "", "weights": ""}
 
 
@@ -210,6 +212,22 @@ def _remarks(images: ImageSet) -> list[tuple[str, str]]:
             path = printable(repeated[0].path)
             words = f"{num} {verb} {where}, byte for byte (first: {path}): {so}"
             remarks.append(("note", words))
+    return [*remarks, *_audit_remarks(images)]
+
+
+def _audit_remarks(images: ImageSet) -> list[tuple[str, str]]:
+    """Returns the short form of `skinjob audit`, for images that were scanned here."""
+    if images.sketches is None:
+        return []
+    remarks = [("shortcut", str(shortcut(images)))]
+    if len(images.files) <= MOST_COMPARED:
+        copies = leaked(images, near_pairs(images, is_across=True)[0])
+        if copies:
+            verb = "are" if len(copies) > 1 else "is"
+            num, path = pluralize(len(copies), "test image"), printable(copies[0].path)
+            words = f"{num} {verb} nearly the same as a training image (first: {path})"
+            fix = f"skinjob audit {printable(shlex.quote(str(images.root)))}"
+            remarks.append(("note", f"{words}: {fix}"))
     return remarks
 
 

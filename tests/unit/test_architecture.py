@@ -42,7 +42,7 @@ DOORS = {
     "submitit": ("queues", "submit/start.py"),
     "pandas": "report",
     "matplotlib": "report",
-    "jinja2": "report/page.py",
+    "jinja2": ("report/page.py", "report/contact.py"),
     "rich": "console.py",
     "PIL": ("data", "train/transforms.py"),
 }

@@ -1,0 +1,50 @@
+"""The contact sheet of an audit: an HTML file with both images of each pair, to be looked at.
+
+The text and the style are in contact.html.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from skinjob.console import printable
+from skinjob.data.audit import Audit, thumbnail
+from skinjob.files import write_text
+from skinjob.words import pluralize
+
+MOST_PAIRS = 300  # on a sheet: 4 MB
+
+
+def write_contact_sheet(file: Path, audit: Audit) -> None:
+    """Writes the sheet. It names images without their folders, and loads nothing.
+
+    Raises: ImagesError if an image has changed since the scan.
+    """
+    images, shown = audit.images, audit.pairs[:MOST_PAIRS]
+    places = {place for pair in shown for place in (pair.first, pair.second)}
+    pictures = {
+        place: {
+            "name": printable(Path(images.files[place].path).name),
+            "split": images.files[place].split,
+            "class": printable(images.classes[images.files[place].label]),
+            "jpeg": thumbnail(images, place),
+        }
+        for place in sorted(places)
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    page = environment.get_template("contact.html").render(
+        title=f"Copies in {printable(images.root.resolve().name)}",
+        num_pictures=pluralize(len(pictures), "image"),
+        num_pairs=pluralize(len(audit.pairs), "pair"),
+        num_more=len(audit.pairs) - len(shown),
+        is_complete=audit.is_complete,
+        pairs=[(pair, pictures[pair.first], pictures[pair.second]) for pair in shown],
+    )
+    write_text(file, page)
