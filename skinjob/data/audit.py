@@ -19,7 +19,6 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,6 @@ from skinjob.console import progress
 from skinjob.data.images import ImageFile, ImageSet, is_flat
 
 Array = NDArray[np.float32]
-Integer = TypeVar("Integer", np.int8, np.uint8)
 
 SIDE, EDGE, NUM_WAVES = 32, 2, 16
 SKETCH = np.dtype(
@@ -130,7 +128,7 @@ def sketch(image: Image.Image) -> NDArray[np.void]:
 def audit(images: ImageSet) -> Audit:
     """Returns what is wrong with the images as a whole; shows a progress bar on a terminal.
 
-    The search for copies compares all pairs, in eight positions: 10,000 images take seconds.
+    All pairs are compared, in eight positions: 10,000 images take seconds.
     """
     near, is_complete = near_pairs(images, turns=range(len(TURNS)))
     files = images.files
@@ -162,10 +160,10 @@ def linked(links: Iterable[tuple[int, int]]) -> list[list[int]]:
     """
     group_of: dict[int, list[int]] = {}
     for first, second in links:
-        one, other = (group_of.setdefault(i, [i]) for i in (first, second))
-        if one is not other:
-            one += other
-            group_of.update(dict.fromkeys(other, one))
+        group, other = (group_of.setdefault(i, [i]) for i in (first, second))
+        if group is not other:
+            group += other
+            group_of.update(dict.fromkeys(other, group))
     return sorted(sorted(group) for group in {id(g): g for g in group_of.values()}.values())
 
 
@@ -208,21 +206,19 @@ def near_pairs(
     rows = range(0, num_train if is_across else len(used), TILE)
     columns = range(num_train if is_across else 0, len(used), TILE)
     tiles = [tile for tile in product(turns, rows, columns) if tile[2] + TILE > tile[1]]
-    found: dict[tuple[int, int], Pair] = {}
+    pairs: dict[tuple[int, int], Pair] = {}
     num_candidates = 0
     with progress("comparing images", len(tiles)) as draw:
         for done, (turn, top, left) in enumerate(tiles, start=1):
             end = min(top + TILE, rows.stop)
-            same = _agreement(
-                signs[top:end], _turned(signs[left : left + TILE], turn, is_waves=True)
-            )
+            same = _agreement(signs[top:end], _turned_signs(signs[left : left + TILE], turn))
             most = MOST_BITS_TURNED if turn else MOST_BITS
             i, j = np.nonzero(same >= NUM_BITS - 2 * most)
             is_new = i + top < j + left  # each pair once, no image with itself
             i, j = i[is_new], j[is_new]
             num_candidates += len(i)
             if num_candidates > MOST_CANDIDATES:
-                return [*found.values()], False
+                return [*pairs.values()], False
             firsts, seconds = used[top + i], used[left + j]
             alike = _alike(grey[firsts], _turned(grey[seconds], turn))
             for place in np.flatnonzero(alike >= LEAST_ALIKE):
@@ -234,9 +230,9 @@ def near_pairs(
                     round(float(alike[place]), 3),
                 )
                 key = pair.first, pair.second
-                found[key] = max(found.get(key, pair), pair, key=lambda pair: pair.alike)
+                pairs[key] = max(pairs.get(key, pair), pair, key=lambda pair: pair.alike)
             draw(done)
-    return [*found.values()], True
+    return [*pairs.values()], True
 
 
 def _signs(grey: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -253,13 +249,18 @@ def _agreement(first: NDArray[np.int8], second: NDArray[np.int8]) -> Array:
     return a @ b.T
 
 
-def _turned(stack: NDArray[Integer], turn: int, *, is_waves: bool = False) -> NDArray[Integer]:
-    """Returns images (N, S, S) turned as TURNS says; of *is_waves*, the waves of these images."""
-    stack = stack.transpose(0, 2, 1) if turn & 4 else stack
-    if is_waves:  # a reversed image has its odd waves with the other sign
-        other = np.where(np.arange(1, NUM_WAVES + 1) % 2, -1, 1).astype(np.int8)
-        return stack * (other[:, None] if turn & 1 else 1) * (other if turn & 2 else 1)
-    return stack[:, :: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
+def _turned(images: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Returns images (N, S, S) turned as TURNS says."""
+    images = images.transpose(0, 2, 1) if turn & 4 else images
+    return images[:, :: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
+
+
+def _turned_signs(signs: NDArray[np.int8], turn: int) -> NDArray[np.int8]:
+    """Returns the signs of turned images: a reversed image has its odd waves negated."""
+    signs = signs.transpose(0, 2, 1) if turn & 4 else signs
+    negated = np.where(np.arange(1, NUM_WAVES + 1) % 2, -1, 1).astype(np.int8)
+    rows, columns = (negated if turn & bit else np.ones_like(negated) for bit in (1, 2))
+    return np.asarray(signs * rows[:, None] * columns)
 
 
 def _alike(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Array:

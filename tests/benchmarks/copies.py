@@ -70,9 +70,9 @@ def main() -> None:
         changed = np.stack([sketch(change(image))["grey"] for image in originals])
         same = np.diag(_agreement(_signs(changed), signs[:: options.every]))
         bits, alike = (NUM_BITS - same) / 2, _alike(changed, grey[:: options.every])
-        found = np.mean((bits <= MOST_BITS) & (alike >= LEAST_ALIKE))
+        share = np.mean((bits <= MOST_BITS) & (alike >= LEAST_ALIKE))
         worst = f"bits {bits.max():.0f} at most, correlation {alike.min():.3f} at least"
-        print(f"{name:<26}{100 * found:5.1f} % found of {len(bits)}; {worst}")
+        print(f"{name:<26}{100 * share:5.1f} % found of {len(bits)}; {worst}")
     pairs = np.array([*combinations(range(len(grey)), 2)])
     bits = (NUM_BITS - _agreement(signs, signs)[pairs[:, 0], pairs[:, 1]]) / 2
     near = pairs[bits <= MOST_BITS]
