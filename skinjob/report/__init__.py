@@ -1,5 +1,6 @@
-"""Tables, pictures and a page from a sweep's folder. No other package uses pandas and matplotlib.
+"""Tables, pictures and a page from a sweep's folder.
 
+No other package uses pandas, matplotlib and SciPy.
 Importing this package does not import them. Importing `skinjob.report.build` does.
 """
 

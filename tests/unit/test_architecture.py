@@ -42,6 +42,7 @@ DOORS = {
     "submitit": ("queues", "submit/start.py"),
     "pandas": "report",
     "matplotlib": "report",
+    "scipy": "report",
     "jinja2": ("report/page.py", "report/contact.py"),
     "rich": "console.py",
     "PIL": ("data", "train/transforms.py"),
