@@ -56,7 +56,7 @@ class Option:
     cli_default: Any = None  # replaces a missing default of the record
     default_all: Any = None  # replaces the default if all layers are trained
     default_words: str = ""  # what happens without a value
-    example: str = ""  # a value to show if there is no default
+    example: Any = ""  # a value to show if there is no default
     axis: str = ""  # the option's name if it takes a list: the runs of a sweep differ in this field
 
     choices: tuple[str, ...] = ()
@@ -267,6 +267,21 @@ class TrainConfig:
         minimum=0,
         maximum=0.5,
         metavar="F",
+    )
+    primary: str | None = _recipe(
+        None,
+        "Outcome that the report's verdicts are about; decide before you see results.",
+        default_words="auc",
+        choices=("auc", "log-loss"),
+        example="auc",
+    )
+    margin: float | None = _recipe(
+        None,
+        "Largest difference in the primary outcome that does not matter.",
+        default_words="0.02",
+        check=_is_finite_and_positive,
+        rule="a number above 0",
+        example=0.02,
     )
     device: str = _recipe(
         "auto",

@@ -42,13 +42,16 @@ def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
 
 
 def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:
-    """Writes the report of these sweeps; prints its table, its notes and its folder."""
+    """Writes the report of these sweeps; prints its answer, its table, its notes and its folder."""
     from skinjob.report.build import build_report
     from skinjob.report.summary import DROP, readable
 
     built = build_report(sweeps, out)
     if built.notice:
         print_box(built.notice)
+    for name, answer in built.answers.items():
+        heading = [f"{name}:"] if len(built.answers) > 1 else []
+        say(*heading, *answer.lines, "")
     print_table(*readable(built.summary, is_complete=False), drop=DROP)
     for lines in ([f"missing: {line}" for line in built.missing], built.notes):
         if lines:

@@ -21,6 +21,8 @@ from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
 from skinjob.ownership import user_name
 from skinjob.report import findings
+from skinjob.report.answer import Answer, answer
+from skinjob.report.comparison import compare_sweep, read_all_predictions
 from skinjob.report.measures import COMPARED, Measure
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison
@@ -49,12 +51,14 @@ class Report:
     folder: Path
     notice: str
     """A warning before all numbers; empty for fetched weights."""
+    answers: dict[str, Answer]
+    """By sweep."""
     summary: pd.DataFrame
     """summary.csv: a row for each batch size and learning rate."""
     missing: list[str]
     """A sentence for each run that cannot be read or lacks epochs."""
     notes: list[str]
-    """Sentences about what the numbers show."""
+    """Sentences about left-out images and differences between sweeps."""
 
 
 def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
@@ -87,12 +91,18 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
 def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]) -> Report:
     """Writes all files of the report, and returns it."""
     comparisons, batches = _draw(folder, tables, all_series)
+    results = []
+    for table in tables:
+        own = [series for series in all_series if series.table is table]
+        predictions = read_all_predictions(own)
+        results.append((compare_sweep(table, own, predictions), own, predictions))
     report = Report(
         folder=folder,
         notice=findings.weights_notice(tables),
+        answers={result.table.sweep.name: answer(result) for result, _, _ in results},
         summary=summarize(all_series),
         missing=findings.missing(tables),
-        notes=findings.notes(tables, all_series),
+        notes=findings.notes(tables),
     )
     _write_metrics(folder / "metrics.csv", tables)
     _write_summary(folder / "summary.csv", report.summary)
@@ -100,6 +110,8 @@ def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Seri
         folder / "index.html",
         tables,
         notice=report.notice,
+        answers=report.answers,
+        results=results,
         summary=report.summary,
         missing=report.missing,
         notes=report.notes,

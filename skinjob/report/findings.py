@@ -1,23 +1,17 @@
-"""Sentences about the numbers of a sweep, and about missing runs."""
+"""Sentences about missing runs, left-out images and differences between sweeps."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import Any
 
 from skinjob.config import RECIPE, TrainConfig, options_of
 from skinjob.errors import RunError
-from skinjob.report.measures import COMPARED
-from skinjob.report.statistics import permutation_p, wilson_interval
-from skinjob.report.tables import Series, SweepTable, by_lr
+from skinjob.report.tables import SweepTable
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import RunState, Status, filled_recipe
 
-FEWEST_SEEDS = 3  # with 2 + 2 runs, p is at least 1/3
-FEWEST_EPOCHS = 3  # the second half of two epochs has no change
-SIGNIFICANT_P = 0.05
 MOST_NAMED = 20  # missing runs; a new large sweep has a thousand
 NOUNS = {"train": "trained layers", "schedule": "schedules", "precision": "precisions"}
 COMPARED_FIELDS = [
@@ -27,11 +21,6 @@ COMPARED_FIELDS = [
     # Compared in other ways: from sweep.json, or not part of the recipe.
     if name not in ("epochs", "positive", "device")
 ]
-ONE_SIZE = "There is only one batch size: nothing to compare yet."
-FEW_SEEDS = (
-    f"With fewer than {FEWEST_SEEDS} seeds per batch size, a difference cannot be told "
-    "from chance. To find out: skinjob submit --seeds 0-4"
-)
 NOTICES = {
     "untrained": "The backbone is untrained (random weights): these numbers say nothing about "
     "skin.",
@@ -51,15 +40,11 @@ def missing(tables: Sequence[SweepTable]) -> list[str]:
     return [*for_each(tables, _unread), *for_each(tables, _unfinished)]
 
 
-def notes(tables: Sequence[SweepTable], all_series: Sequence[Series]) -> list[str]:
-    """Returns first the differences between the sweeps, then the results of each sweep."""
-
-    def compare_own(table: SweepTable) -> list[str]:
-        return compare_by_lr([series for series in all_series if series.table is table])
-
+def notes(tables: Sequence[SweepTable]) -> list[str]:
+    """Returns the differences between the sweeps, then remarks about the images of each."""
     return [
         *_differences(tables),
-        *(line for about in (_skipped, _chosen, compare_own) for line in for_each(tables, about)),
+        *(line for about in (_skipped, _chosen) for line in for_each(tables, about)),
     ]
 
 
@@ -72,42 +57,6 @@ def for_each(
         for table in tables
         for line in lines_of(table)
     ]
-
-
-def compare_by_lr(all_series: Sequence[Series]) -> list[str]:
-    """Returns the lines of `compare` for each learning rate; equal general lines once."""
-    by_rate = {lr: compare(own) for lr, own in by_lr(all_series).items()}
-    if len(by_rate) <= 1:
-        return [line for lines in by_rate.values() for line in lines]
-    general = [
-        line for line in (ONE_SIZE, FEW_SEEDS) if all(line in lines for lines in by_rate.values())
-    ]
-    special = [
-        f"lr {lr!r}: {line}"
-        for lr, lines in by_rate.items()
-        for line in lines
-        if line not in general
-    ]
-    return [*special, *general]
-
-
-def compare(all_series: Sequence[Series]) -> list[str]:
-    """Returns sentences on stability and accuracy of series with the same lr, smallest batch first.
-
-    Only batch sizes at the same epoch are compared, because accuracy and its changes depend on the
-    number of epochs.
-    """
-    epoch = max(series.epochs for series in all_series)
-    comparable = [series for series in all_series if series.epochs == epoch]
-    lines = []
-    if behind := [f"{s.batch_size} (epoch {s.epochs})" for s in all_series if s.epochs < epoch]:
-        lines.append(f"Not compared, because not yet at epoch {epoch}: {', '.join(behind)}.")
-    if len(comparable) < 2:
-        return [*lines, ONE_SIZE]
-    if epoch >= FEWEST_EPOCHS and comparable[-1] is all_series[-1]:
-        lines.append(_stability(comparable))
-    lines.append(_accuracy(comparable))
-    return lines if _has_seeds(comparable) else [*lines, FEW_SEEDS]
 
 
 def known_state(run: Run) -> RunState | None:
@@ -195,62 +144,3 @@ def _differences(tables: Sequence[SweepTable]) -> list[str]:
         for name, different in values.items()
         if len(different) > 1
     ]
-
-
-def _stability(all_series: Sequence[Series]) -> str:
-    """Returns a sentence on whether the largest batch is less stable.
-
-    It compares the second half of the epochs. In the first half accuracy rises, and takes longer
-    with fewer updates per epoch: that is a change, but not an instability.
-    """
-    first, last = all_series[0].epochs // 2 + 1, all_series[0].epochs
-    changes = {series.batch_size: series.changes(first) for series in all_series}
-    largest = max(changes)
-    means = ", ".join(f"{100 * fmean(values):.2f} ({size})" for size, values in changes.items())
-    text = (
-        f"Is batch size {largest} less stable? Mean change of test accuracy from epoch to epoch "
-        f"in epochs {first} to {last}, in percentage points: {means}"
-    )
-    if not _has_seeds(all_series):
-        return f"{text}."
-    of_largest = changes.pop(largest)
-    of_others = [value for values in changes.values() for value in values]
-    gap, p = fmean(of_largest) - fmean(of_others), permutation_p([of_others, of_largest])
-    stable = "less stable" if gap > 0 else "more stable"
-    verdict = "no difference shown" if p > SIGNIFICANT_P else stable
-    return f"{text}; {largest} minus the others: {100 * gap:+.2f} ({_p(p, all_series)}): {verdict}."
-
-
-def _accuracy(all_series: Sequence[Series]) -> str:
-    """Returns a sentence on whether the batch sizes differ in test accuracy."""
-    finals = {series.batch_size: series.final(COMPARED) for series in all_series}
-    means = {size: fmean(values) for size, values in finals.items()}
-    worst, best = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    text = f"Test accuracy at epoch {all_series[0].epochs}: "
-    if means[worst] == means[best]:
-        return f"{text}{100 * means[best]:.1f} % with every batch size: no difference shown."
-    text += (
-        f"{100 * means[worst]:.1f} % ({worst}) to {100 * means[best]:.1f} % ({best}), "
-        f"{100 * (means[best] - means[worst]):.1f} percentage points apart"
-    )
-    if _has_seeds(all_series):
-        p = permutation_p(list(finals.values()))
-        is_shown = p <= SIGNIFICANT_P
-        verdict = "they differ on these test images" if is_shown else "no difference shown"
-        return f"{text} ({_p(p, all_series)}): {verdict}."
-    num_images = all_series[0].table.num_compared
-    if not num_images:
-        return f"{text}."
-    (_, high), (low, _) = (wilson_interval(means[size], num_images) for size in (worst, best))
-    verdict = "overlap, no difference shown" if high >= low else "do not overlap"
-    return f"{text}; the 95 % intervals {verdict} ({num_images} test images)."
-
-
-def _has_seeds(all_series: Sequence[Series]) -> bool:
-    """Returns True if each batch size has enough runs for a test of differences."""
-    return min(series.num_counted for series in all_series) >= FEWEST_SEEDS
-
-
-def _p(p: float, all_series: Sequence[Series]) -> str:
-    num_runs = sum(series.num_counted for series in all_series)
-    return f"permutation test over {num_runs} runs, p = {p:.2g}"

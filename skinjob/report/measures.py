@@ -62,7 +62,7 @@ CHOOSING = Measure("val", "accuracy", "val\naccuracy %", "%")
 
 MEASURES = (
     COMPARED,
-    Measure("test", "auc", "AUC"),
+    Measure("test", "auc", "AUC", is_printed=True),
     Measure("test", "sensitivity", "sensi-\ntivity %", "%"),
     Measure("test", "specificity", "speci-\nficity %", "%"),
     CHOOSING,

@@ -8,18 +8,23 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from skinjob.console import printable
 from skinjob.files import write_text
+from skinjob.report.answer import Answer, ranges
+from skinjob.report.clinical import clinical_table
+from skinjob.report.comparison import NAMES, Comparison
+from skinjob.report.details import comparison_table, stability_table, tests_made
 from skinjob.report.findings import known_state
+from skinjob.report.predictions import Predictions
 from skinjob.report.summary import readable
-from skinjob.report.tables import SweepTable
+from skinjob.report.tables import Series, SweepTable
 
 DIGEST_DIGITS = 12  # enough to distinguish files; sweep.json has all 64
 
@@ -44,13 +49,15 @@ def write_page(
     tables: Sequence[SweepTable],
     *,
     notice: str,
+    answers: Mapping[str, Answer],
+    results: Sequence[tuple[Comparison, Sequence[Series], Mapping[str, Predictions]]],
     summary: pd.DataFrame,
     missing: Sequence[str],
     notes: Sequence[str],
     comparisons: Sequence[Picture],
     batches: Sequence[Picture],
 ) -> None:
-    """Writes the page: notice, numbers, pictures, explanations, and the facts of each sweep."""
+    """Writes the page: the answer, numbers, pictures, explanations, and the facts of each sweep."""
     columns, rows = readable(summary, is_complete=True)
     positive_classes: dict[str, list[str]] = {}
     for table in tables:
@@ -67,6 +74,8 @@ def write_page(
         positive_classes=positive_classes,
         facts_by_sweep=[_facts(table) for table in tables],
         notice=notice,
+        answers=answers,
+        results=[_result(*result) for result in results],
         columns=columns,
         rows=rows,
         missing=missing,
@@ -77,9 +86,29 @@ def write_page(
     write_text(file, page)
 
 
+def _result(
+    comparison: Comparison, own: Sequence[Series], predictions: Mapping[str, Predictions]
+) -> dict[str, Any]:
+    """Returns the tables of a sweep below the answer, each as columns and rows."""
+    lead = comparison.family("epochs")
+    return {
+        "sweep": comparison.table.sweep.name,
+        "comparison": comparison_table(comparison),
+        "stability": stability_table(comparison),
+        "clinical": clinical_table(lead.series if lead else own, predictions),
+        "tests": tests_made(comparison),
+        "positive": comparison.table.positive_class,
+        "margin": f"{comparison.margin:g} of {NAMES[comparison.primary]}",
+    }
+
+
 def _printable(value: Any) -> Any:
-    """Returns a value of the page, with unprintable characters escaped."""
-    return printable(value, keeps="\n") if isinstance(value, str) else value
+    """Returns a value of the page, with unprintable characters escaped.
+
+    What a macro of the template has written is HTML already.
+    """
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value, keeps="\n") if is_text else value
 
 
 def _facts(table: SweepTable) -> dict[str, Any]:
@@ -91,7 +120,7 @@ def _facts(table: SweepTable) -> dict[str, Any]:
         "submitted": info.created_utc,
         "recipe": _pairs(info.recipe, leave_out=("data", "weights")),
         "lr": ", ".join(str(lr) for lr in info.lrs),
-        "seeds": _ranges(info.seeds),
+        "seeds": ranges(info.seeds),
         "backbone": weights.architecture,
         "weights": weights.source or weights.path,
         "weights SHA-256": _short(weights.sha256),
@@ -105,21 +134,6 @@ def _facts(table: SweepTable) -> dict[str, Any]:
         "device": ", ".join(_devices(table)),
         "versions": _pairs(info.versions),
     }
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Returns numbers in the format of --seeds.
-
-    >>> _ranges([0, 1, 2, 3, 7, 8])
-    '0-3, 7, 8'
-    """
-    # Consecutive numbers differ from their positions by the same amount.
-    rows = [
-        [number for _, number in row]
-        for _, row in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    ]
-    parts = [[f"{row[0]}-{row[-1]}"] if len(row) > 2 else map(str, row) for row in rows]
-    return ", ".join(chain.from_iterable(parts))
 
 
 def _devices(table: SweepTable) -> list[str]:

@@ -25,7 +25,7 @@ Z_95 = NormalDist().inv_cdf(0.975)  # 1.96
 POWER = 0.8
 MOST_EXACT_SEEDS = 13  # 2**13 sign flips
 MOST_EXACT_SIZES = 7  # 7! orders of batch sizes
-FLIPS = SHUFFLES = 9_999
+FLIPS = 9_999
 MOST_SEEDS = 1_000  # that advice asks for
 
 
@@ -323,27 +323,3 @@ def setbacks(losses: Floats) -> tuple[int, int, float]:
     steps = np.diff(losses, axis=1)
     above = losses - np.minimum.accumulate(losses, axis=1)
     return int((steps > 0).sum()), steps.size, float(above.max()) if above.size else 0.0
-
-
-def permutation_p(groups: Sequence[Sequence[float]]) -> float:
-    """Returns how often shuffled groups differ at least as much as the real groups, 0..1.
-
-    The difference is the sum of squares between groups, as in an analysis of variance. For two
-    groups it gives the same p as the difference of their means. The shuffles are always the same.
-    The real grouping counts as a shuffle.
-
-    Source: Phipson & Smyth (2010), "Permutation P-values should never be zero".
-    """
-    values = np.concatenate([np.asarray(group, np.float64) for group in groups])
-    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    counts = np.bincount(labels)
-    centred = values - values.mean()
-    draw = np.random.default_rng(0)
-
-    def between(labels: NDArray[np.int64]) -> float:
-        sums = np.bincount(labels, centred)
-        return float(sums @ (sums / counts))
-
-    real = between(labels) - 1e-12  # in another order, sums differ in the last digits
-    hits = sum(between(draw.permutation(labels)) >= real for _ in range(SHUFFLES))
-    return (1 + hits) / (1 + SHUFFLES)

@@ -45,7 +45,6 @@ def readable(summary: pd.DataFrame, *, is_complete: bool) -> tuple[list[str], li
         is_shown = is_complete or measure.is_printed
         if is_shown and measure is not COMPARED and _final(measure) in summary:
             cells[measure.label] = partial(_final_text, measure)
-    cells["change\n/epoch"] = lambda row: percent(row["accuracy_change"], 2)
     if is_complete:
         cells["updates"] = lambda row: str(row["updates"])
         cells["runs"] = lambda row: str(row["runs"])

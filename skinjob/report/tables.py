@@ -22,14 +22,14 @@ from skinjob.console import printable
 from skinjob.errors import RunError
 from skinjob.report.measures import CHOOSING, COMPARED, MEASURES, Measure
 from skinjob.sweeps.layout import Run, Sweep
-from skinjob.sweeps.records import METRICS, SweepInfo
+from skinjob.sweeps.records import METRICS, RunState, SweepInfo
 
 TEXTS = ("sweep", "run", "time_utc")
 INTEGERS = ("batch_size", "seed", "epoch", "updates")
 NEEDED = ("run", "epoch", "updates", COMPARED.column)
 """Columns that a report needs. Others may be missing or empty."""
 
-NAMED = re.compile(r"bs(\d+)-lr(\d+(?:\.\d+)?(?:e[-+]?\d+)?)-seed\d+", re.ASCII)
+NAMED = re.compile(r"bs(\d+)-lr(\d+(?:\.\d+)?(?:e[-+]?\d+)?)-seed(\d+)", re.ASCII)
 
 Value = str | int | float
 
@@ -57,6 +57,9 @@ class SweepTable:
     """The rows of all files. `lr` is that of the epoch, `run_lr` that of the configuration."""
     unread: dict[str, RunError]
     """The error of each run with an unreadable file. Its numbers do not count."""
+    points: dict[str, tuple[int, float, int]]
+    """Batch size, lr and seed of each run that has begun, or has a config.json."""
+    states: dict[str, RunState]
 
     @property
     def num_epochs(self) -> int:
@@ -146,16 +149,31 @@ class Series:
         """The number of runs that did not reach the last epoch."""
         return int((self.behind["epoch"] == 1).sum())
 
+    @cached_property
+    def run_of_seed(self) -> dict[int, str]:
+        """The name of each counted run, by seed."""
+        return dict(zip(self.seeds, self.counted["run"][:: self.epochs], strict=True))
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds of the counted runs, in the order of `by_run`."""
+        return [int(seed) for seed in self.counted["run_seed"][:: self.epochs]]
+
+    @cached_property
+    def updates(self) -> list[int]:
+        """The updates at the end of each epoch."""
+        return [int(updates) for updates in self.by_run("updates").max(axis=0)]
+
     def final(self, measure: Measure) -> list[float]:
         """Returns the values of the runs at the last epoch."""
-        return [float(value) for value in self._by_run(measure.column)[:, -1]]
+        return [float(value) for value in self.by_run(measure.column)[:, -1]]
 
-    def changes(self, first_epoch: int = 1) -> list[float]:
+    def changes(self) -> list[float]:
         """Returns each run's mean absolute change of test accuracy between consecutive epochs.
 
-        Counts from *first_epoch* on; NaN if there is only one epoch.
+        NaN if there is only one epoch.
         """
-        changes = np.abs(np.diff(self._by_run(COMPARED.column)[:, first_epoch - 1 :]))
+        changes = np.abs(np.diff(self.by_run(COMPARED.column)))
         if not changes.size:
             return [float("nan")] * self.num_counted
         return [float(change) for change in changes.mean(axis=1)]
@@ -165,10 +183,10 @@ class Series:
 
         If the value of a run is missing, the mean is NaN: a mean of the others could be too good.
         """
-        values = self._by_run(measure.column)
+        values = self.by_run(measure.column)
         return Curve(
             epochs=list(range(1, self.epochs + 1)),
-            updates=[int(updates) for updates in self._by_run("updates").max(axis=0)],
+            updates=self.updates,
             mean=values.mean(axis=0).tolist(),
             low=np.fmin.reduce(values).tolist(),
             high=np.fmax.reduce(values).tolist(),
@@ -179,7 +197,7 @@ class Series:
         """The last epoch of its run, for each row."""
         return self.rows.groupby("run")["epoch"].transform("max")
 
-    def _by_run(self, column: str) -> NDArray[np.float64]:
+    def by_run(self, column: str) -> NDArray[np.float64]:
         """Returns a column of the counted runs: (num_counted, epochs), as `read_run` checked."""
         values: NDArray[np.float64] = self.counted[column].to_numpy(np.float64)
         return values.reshape(-1, self.epochs)
@@ -194,23 +212,23 @@ def read_sweep(sweep: Sweep) -> SweepTable:
     """
     info = sweep.info()
     files: list[MetricsFile] = []
-    unread, grid = {}, {}
+    unread, points, states = {}, {}, {}
     for run in sweep.runs():
         try:
             file = read_run(run)
-            run.state()
+            states[run.name] = run.state()
             if file.values or _is_file(run.config_file):
-                grid[run.name] = _grid_point(run)
+                points[run.name] = _grid_point(run)
         except RunError as error:
             unread[run.name] = error
         else:
             files.append(file)
     rows = pd.DataFrame([row for file in files for row in file.values], columns=list(METRICS))
-    # Batch size and lr come from the folder of the run: a schedule changes the lr in the rows.
-    points = [grid[name] for name in rows["run"]]
-    rows["batch_size"] = [batch_size for batch_size, _ in points]
-    rows["run_lr"] = [lr for _, lr in points]
-    return SweepTable(sweep, info, files, rows, unread)
+    # These three come from the folder of the run: a schedule changes the lr in the rows.
+    of_rows = [points[name] for name in rows["run"]]
+    for place, column in enumerate(("batch_size", "run_lr", "run_seed")):
+        rows[column] = [point[place] for point in of_rows]
+    return SweepTable(sweep, info, files, rows, unread, points, states)
 
 
 def read_run(run: Run) -> MetricsFile:
@@ -267,16 +285,16 @@ def known_measures(all_series: Sequence[Series]) -> list[Measure]:
     return [measure for measure in MEASURES if measure.column in columns]
 
 
-def _grid_point(run: Run) -> tuple[int, float]:
-    """Returns the batch size and learning rate of a run.
+def _grid_point(run: Run) -> tuple[int, float, int]:
+    """Returns the batch size, learning rate and seed of a run.
 
     They come from config.json or, in a copied folder without that file, from its name.
     """
     named = NAMED.fullmatch(run.name)
     if named and not _is_file(run.config_file):
-        return int(named[1]), float(named[2])
+        return int(named[1]), float(named[2]), int(named[3])
     config = run.config()
-    return config.batch_size, float(config.lr)
+    return config.batch_size, float(config.lr), config.seed
 
 
 def _values(run: Run, header: Sequence[str], row: Sequence[str], *, epoch: int) -> list[Value]:

@@ -159,8 +159,18 @@ def make_plan(
     data, file = str(absolute(images.root)), str(absolute(weights.path))
     is_last = images.positive_label(train.positive) == len(images.classes) - 1
     positive = None if is_last else train.positive  # the same recipe with and without --positive
+    primary = None if train.primary == "auc" else train.primary
+    margin = None if train.margin == 0.02 else train.margin
     resolved = [
-        replace(config, device=device, data=data, weights=file, positive=positive)
+        replace(
+            config,
+            device=device,
+            data=data,
+            weights=file,
+            positive=positive,
+            primary=primary,
+            margin=margin,
+        )
         for config in configs
     ]
     plan = Plan(

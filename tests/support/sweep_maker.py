@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import math
@@ -97,6 +98,23 @@ def _written(name: str, value: Any) -> str:
     """Returns a value as a job writes it: with a fixed number of digits, also if they are zeros."""
     digits = {"lr": "g", "seconds": ".3f", "images_per_s": ".1f"}
     return format(value, digits.get(name, ".6f")) if isinstance(value, float) else str(value)
+
+
+def set_column(run: Run, column: str, values: Sequence[str]) -> None:
+    """Rewrites one column of a run's metrics.csv."""
+    with run.metrics_file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    write_rows(run, [{**row, column: value} for row, value in zip(rows, values, strict=True)])
+
+
+def write_scores(run: Run, scores: Sequence[float], is_positive: Sequence[bool]) -> None:
+    """Writes a run's predictions.csv; *scores* are the probabilities of malignant."""
+    with run.predictions_file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["image", "label", "predicted", "p_benign", "p_malignant"])
+        for number, (p, truth) in enumerate(zip(scores, is_positive, strict=True)):
+            label, predicted = (("benign", "malignant")[bool(v)] for v in (truth, p >= 0.5))
+            writer.writerow([f"{number}.jpg", label, predicted, f"{1 - p:.6f}", f"{p:.6f}"])
 
 
 def metric_rows(

@@ -1,0 +1,462 @@
+"""Compares the batch sizes of a sweep: the smallest against each other, seed by seed.
+
+A family of comparisons has the same axis (equal epochs or equal updates) and the same learning
+rates. Its verdicts are about the primary outcome, which was declared at submit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
+from statistics import fmean
+
+import numpy as np
+
+from skinjob.report.predictions import Predictions, estimates, read_predictions
+from skinjob.report.statistics import (
+    NO_INTERVAL,
+    Difference,
+    Floats,
+    Interval,
+    geometric_ratio,
+    holm,
+    orh_difference,
+    paired_interval,
+    sd_ratio,
+    seeds_needed,
+    setbacks,
+    sign_flip_p,
+    trend_p,
+    wobble,
+)
+from skinjob.report.tables import Series, SweepTable, by_lr
+from skinjob.sweeps.layout import Run
+from skinjob.sweeps.records import Status
+
+ALPHA = 0.05
+FEWEST_FOR_TREND = 3
+FEWEST_FOR_VERDICT = 5
+FEWEST_FOR_OUTLIER = 8
+FEWEST_POINTS = 6  # for a wobble
+NO_LOSS = re.compile(r"\bloss is (nan|-?inf)")  # in the reason of a run that diverged
+NAMES = {"auc": "AUC", "log-loss": "log loss"}
+COLUMNS = {"auc": "test_auc", "log-loss": "test_loss"}
+
+
+class Verdict(str, Enum):
+    """What a comparison says."""
+
+    DIFFER = "they differ"
+    DIFFER_HERE = "they differ on these images"
+    SAME = "the same within the margin"
+    NOT_SHOWN = "no difference shown"
+    TOO_FEW = "too few seeds to say"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A batch size against the smallest."""
+
+    series: Series
+    reference: Series
+    outcome: str
+    seeds: tuple[int, ...]
+    """Complete in both."""
+    dropped: tuple[int, ...]
+    """Complete in only one of the two."""
+    values: Floats
+    """(2, seeds): the reference's, then its own."""
+    new_images: Difference | None
+    """None where there are no predictions of these runs."""
+    p_here: float | None = None
+    """For these images (sign flips), adjusted by Holm. None if no test was made: a trend over all
+    batch sizes comes first, and five seeds."""
+    p_new: float | None = None
+    """For new images and seeds, adjusted by Holm. None as above, or without predictions."""
+    verdict: Verdict | None = None
+    """None for an outcome that is not primary."""
+    margin: float = math.nan
+
+    @cached_property
+    def differences(self) -> Floats:
+        """(seeds,)"""
+        differences: Floats = self.values[1] - self.values[0]
+        return differences
+
+    @property
+    def mean(self) -> float:
+        return float(self.differences.mean())
+
+    @cached_property
+    def same_images(self) -> Interval:
+        """The 95 % interval over seeds, for these test images."""
+        return paired_interval(self.differences)
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval for new images and seeds; for these images if that is unknown."""
+        return self.new_images.interval() if self.new_images else self.same_images
+
+    @property
+    def is_better(self) -> bool:
+        return self.mean > 0 if self.outcome == "auc" else self.mean < 0
+
+    @property
+    def is_shown(self) -> bool:
+        return self.verdict in (Verdict.DIFFER, Verdict.DIFFER_HERE)
+
+    @property
+    def is_little(self) -> bool:
+        """Whether the whole interval is within the margin."""
+        return self.interval.is_inside(self.margin)
+
+    @property
+    def num_seeds_needed(self) -> int | None:
+        """Seeds that would show a difference of the margin; None if over 1,000 or unknown."""
+        if len(self.seeds) < FEWEST_FOR_TREND:
+            return None
+        return seeds_needed(float(self.differences.std(ddof=1)), self.margin)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether more test images would narrow the interval more than seeds."""
+        new = self.new_images
+        return new is not None and new.image_part > new.seed_part
+
+    def judged(self, p_here: float | None, p_new: float | None, margin: float) -> Contrast:
+        """Returns it with its verdict."""
+        new = self.new_images
+        narrow = new.interval(0.90) if new else paired_interval(self.differences, 0.90)
+        if len(self.seeds) < FEWEST_FOR_VERDICT:
+            verdict, p_here, p_new = Verdict.TOO_FEW, None, None
+        elif p_new is not None and p_new <= ALPHA:
+            verdict = Verdict.DIFFER
+        elif p_here is not None and p_here <= ALPHA:
+            verdict = Verdict.DIFFER_HERE
+        else:
+            verdict = Verdict.SAME if narrow.is_inside(margin) else Verdict.NOT_SHOWN
+        return replace(self, p_here=p_here, p_new=p_new, verdict=verdict, margin=margin)
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How stable a batch size is, compared with the smallest, at the same epochs or updates."""
+
+    series: Series
+    sd: float
+    """Of the primary outcome over seeds."""
+    ratio: float
+    """Its sd divided by that of the smallest batch size."""
+    limits: Interval
+    without_one: Interval
+    """The lowest and highest ratio when any seed is left out."""
+    outlier: int | None
+    """A seed without which the sd is less than half."""
+    wobble: float
+    wobble_ratio: float
+    wobble_limits: Interval
+    rises: int
+    """Steps at which the test loss rose, of `steps`."""
+    steps: int
+    largest_rise: float
+
+    @property
+    def is_wider(self) -> bool:
+        return self.limits.low > 1
+
+    @property
+    def is_less_stable(self) -> bool:
+        return self.is_wider or self.wobble_limits.low > 1
+
+
+@dataclass(frozen=True)
+class Family:
+    """The comparisons at a point that all batch sizes reached."""
+
+    axis: str
+    """epochs or updates"""
+    at: int
+    outcome: str
+    series: Sequence[Series]
+    """The batch sizes, the smallest first; with several lrs perhaps each at its own."""
+    values: Mapping[int, Floats]
+    """The outcome of each batch size, over its complete seeds."""
+    contrasts: Sequence[Contrast]
+    trend: float | None
+    """The p of a trend over all batch sizes; None for fewer than three."""
+    stability: Sequence[Stability]
+    has_own_lrs: bool
+    is_primary: bool
+
+    @property
+    def num_tests(self) -> int:
+        ps = [p for c in self.contrasts for p in (c.p_here, c.p_new)]
+        return sum(p is not None for p in ps) + (self.trend is not None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All comparisons of a sweep."""
+
+    table: SweepTable
+    primary: str
+    margin: float
+    families: Sequence[Family]
+    behind: Sequence[Series]
+    """Batch sizes that are not yet at the epoch of the others, so they are not compared."""
+    diverged: Mapping[tuple[int, float], tuple[int, ...]]
+    """Seeds whose loss was not a number, by batch size and lr."""
+    lr_at_edge: Sequence[Series]
+    """Batch sizes whose best lr is the smallest or largest that was run."""
+
+    def family(self, axis: str, outcome: str | None = None) -> Family | None:
+        """Returns the family that the answer rests on: each batch size at its own lr if known."""
+        found = [f for f in self.families if (f.axis, f.outcome) == (axis, outcome or self.primary)]
+        return next((f for f in found if f.has_own_lrs), found[0] if found else None)
+
+
+def compare_sweep(
+    table: SweepTable, all_series: Sequence[Series], predictions: Mapping[str, Predictions]
+) -> Comparison:
+    """Returns the comparisons of a sweep's series. *predictions* are by run name."""
+    recipe = table.info.recipe
+    primary = str(recipe.get("primary") or "auc")
+    if any(COLUMNS[primary] not in table.columns for _ in all_series):
+        primary = "log-loss" if primary == "auc" else "auc"
+    margin = float(recipe.get("margin") or 0.02)
+    epoch = max((series.epochs for series in all_series), default=0)
+    if recipe.get("updates"):  # a run of a larger batch has more epochs, by request
+        epoch = min((series.epochs for series in all_series), default=0)
+    comparable = [series for series in all_series if series.epochs >= epoch]
+    groups = [(False, own) for own in by_lr(comparable).values()]
+    best = _at_best_lr(comparable, primary)
+    if len(groups) > 1:
+        groups.insert(0, (True, best))
+    families = [
+        family
+        for has_own_lrs, series in groups
+        for outcome in (primary, *(name for name in COLUMNS if name != primary))
+        if len(series) > 1 and COLUMNS[outcome] in table.columns
+        for axis, at in (("epochs", epoch), ("updates", _common_updates(series)))
+        if at
+        for family in [
+            _family(axis, at, outcome, series, predictions, margin, outcome == primary, has_own_lrs)
+        ]
+        if family
+    ]
+    lrs = sorted({series.lr for series in comparable})
+    return Comparison(
+        table=table,
+        primary=primary,
+        margin=margin,
+        families=families,
+        behind=[series for series in all_series if series.epochs < epoch],
+        diverged=_diverged(table, all_series),
+        lr_at_edge=[s for s in best if len(lrs) > 1 and s.lr in (lrs[0], lrs[-1])],
+    )
+
+
+def read_all_predictions(all_series: Sequence[Series]) -> dict[str, Predictions]:
+    """Returns the predictions of the runs that have all their epochs, by run name."""
+    found: dict[str, Predictions] = {}
+    for series in all_series:
+        for name in dict.fromkeys(series.counted["run"]):
+            one = read_predictions(Run(series.table.sweep.folder / name))
+            if one and all(one.fits(other) for other in list(found.values())[:1]):
+                found[name] = one
+    return found
+
+
+def _at_best_lr(all_series: Sequence[Series], outcome: str) -> list[Series]:
+    """Returns each batch size at the lr with the best mean outcome after its last epoch."""
+
+    def score(series: Series) -> float:
+        mean = fmean(series.by_run(COLUMNS[outcome])[:, -1])
+        return -math.inf if math.isnan(mean) else mean if outcome == "auc" else -mean
+
+    sizes = sorted({series.batch_size for series in all_series})
+    return [max((s for s in all_series if s.batch_size == size), key=score) for size in sizes]
+
+
+def _common_updates(all_series: Sequence[Series]) -> int:
+    """Returns the largest number of updates after which all have a test point; 0 if none."""
+    points = [set(series.updates) for series in all_series]
+    return max(set.intersection(*points), default=0) if points else 0
+
+
+def _family(
+    axis: str,
+    at: int,
+    outcome: str,
+    series: Sequence[Series],
+    predictions: Mapping[str, Predictions],
+    margin: float,
+    is_primary: bool,
+    has_own_lrs: bool,
+) -> Family | None:
+    """Returns the comparisons at a point; None if two batch sizes have no seed in common."""
+    places = [at - 1 if axis == "epochs" else list(s.updates).index(at) for s in series]
+    column = COLUMNS[outcome]
+    finite: dict[int, dict[int, float]] = {}
+    for one, place in zip(series, places, strict=True):
+        values = one.by_run(column)[:, place]
+        by_seed = zip(one.seeds, values.tolist(), strict=True)
+        finite[one.batch_size] = {seed: value for seed, value in by_seed if math.isfinite(value)}
+    first, *others = series
+    contrasts = []
+    for one, place in zip(others, places[1:], strict=True):
+        mine, theirs = finite[one.batch_size], finite[first.batch_size]
+        seeds = tuple(sorted(mine.keys() & theirs.keys()))
+        if not seeds:
+            return None
+        is_last = (place, places[0]) == (one.epochs - 1, first.epochs - 1)
+        contrasts.append(
+            _contrast(one, first, outcome, seeds, (theirs, mine), predictions if is_last else {})
+        )
+    trend = None
+    common = sorted(set.intersection(*(set(values) for values in finite.values())))
+    if len(series) > 2 and len(common) >= FEWEST_FOR_TREND:
+        trend = trend_p(np.array([[finite[s.batch_size][seed] for s in series] for seed in common]))
+    if is_primary:
+        is_tested = len(series) == 2 or (trend is not None and trend <= ALPHA)
+        here: list[float] | list[None] = [None] * len(contrasts)
+        new: list[float] | list[None] = [None] * len(contrasts)
+        if is_tested:
+            here = holm([sign_flip_p(c.differences) for c in contrasts])
+            if all(c.new_images for c in contrasts):
+                new = holm([c.new_images.p for c in contrasts if c.new_images])
+        judged = zip(contrasts, here, new, strict=True)
+        contrasts = [c.judged(p_here, p_new, margin) for c, p_here, p_new in judged]
+    return Family(
+        axis=axis,
+        at=at,
+        outcome=outcome,
+        series=series,
+        values={size: np.array(list(values.values())) for size, values in finite.items()},
+        contrasts=contrasts,
+        trend=trend if is_primary else None,
+        stability=_stability(axis, at, series, finite) if is_primary else [],
+        has_own_lrs=has_own_lrs,
+        is_primary=is_primary,
+    )
+
+
+def _contrast(
+    series: Series,
+    reference: Series,
+    outcome: str,
+    seeds: tuple[int, ...],
+    by_seed: tuple[Mapping[int, float], Mapping[int, float]],
+    predictions: Mapping[str, Predictions],
+) -> Contrast:
+    """Returns a comparison; for new images too if all its runs have predictions of this point."""
+    values = np.array([[own[seed] for seed in seeds] for own in by_seed])
+    names = [one.run_of_seed[seed] for one in (reference, series) for seed in seeds]
+    new = None
+    if all(name in predictions for name in names):
+        of_runs = [predictions[name] for name in names]
+        found = estimates(outcome, of_runs, series.table.positive_class)
+        if np.isfinite(found.values).all():
+            values = found.values.reshape(2, -1)
+            new = orh_difference(values, found.covariance)
+    every = set(reference.seeds) | set(series.seeds)
+    return Contrast(
+        series=series,
+        reference=reference,
+        outcome=outcome,
+        seeds=seeds,
+        dropped=tuple(sorted(every - set(seeds))),
+        values=values,
+        new_images=new,
+    )
+
+
+def _stability(
+    axis: str, at: int, all_series: Sequence[Series], finite: Mapping[int, Mapping[int, float]]
+) -> list[Stability]:
+    """Returns the stability of each batch size, the smallest first."""
+    curves = {s.batch_size: _losses(s, axis, at, all_series) for s in all_series}
+    first, found = all_series[0], []
+    for series in all_series:
+        own, other = finite[series.batch_size], finite[first.batch_size]
+        seeds = sorted(own.keys() & other.keys())
+        a, b = (np.array([values[seed] for seed in seeds]) for values in (other, own))
+        ratio, limits = sd_ratio(a, b) if series is not first else (math.nan, NO_INTERVAL)
+        left_out = [
+            sd_ratio(np.delete(a, n), np.delete(b, n))[0] if len(seeds) > 3 else math.nan
+            for n in range(len(seeds) if series is not first else 0)
+        ]
+        sd = float(b.std(ddof=1)) if len(b) > 1 else math.nan
+        losses, reference = curves[series.batch_size], curves[first.batch_size]
+        common = [seed for seed in series.seeds if seed in first.seeds]
+        jumps, jump_ratio, jump_limits = math.nan, math.nan, NO_INTERVAL
+        if losses.shape[1] >= FEWEST_POINTS and np.isfinite(losses).all():
+            jumps = float(wobble(losses).mean())
+            if series is not first and np.isfinite(reference).all():
+                pair = (
+                    wobble(lines)[[list(s.seeds).index(seed) for seed in common]]
+                    for s, lines in ((first, reference), (series, losses))
+                )
+                jump_ratio, jump_limits = geometric_ratio(*pair)
+        rises, steps, largest = setbacks(losses)
+        found.append(
+            Stability(
+                series=series,
+                sd=sd,
+                ratio=ratio,
+                limits=limits,
+                without_one=Interval(min(left_out), max(left_out)) if left_out else NO_INTERVAL,
+                outlier=_outlier(seeds, b),
+                wobble=jumps,
+                wobble_ratio=jump_ratio,
+                wobble_limits=jump_limits,
+                rises=rises,
+                steps=steps,
+                largest_rise=largest,
+            )
+        )
+    return found
+
+
+def _losses(series: Series, axis: str, at: int, all_series: Sequence[Series]) -> Floats:
+    """Returns the test losses (runs, points) up to a point: at each epoch, or at common updates."""
+    if "test_loss" not in series.table.columns:
+        return np.zeros((series.num_counted, 0))
+    losses = series.by_run("test_loss")
+    if axis == "epochs":
+        return losses[:, :at]
+    common = set.intersection(*(set(s.updates) for s in all_series))
+    places = [place for place, updates in enumerate(series.updates) if updates in common]
+    return losses[:, places]
+
+
+def _outlier(seeds: Sequence[int], values: Floats) -> int | None:
+    """Returns the seed without which the standard deviation is less than half; None if none."""
+    if len(seeds) < FEWEST_FOR_OUTLIER:
+        return None
+    far = int(abs(values - np.median(values)).argmax())
+    rest = np.delete(values, far)
+    return seeds[far] if rest.std(ddof=1) < values.std(ddof=1) / 2 else None
+
+
+def _diverged(
+    table: SweepTable, all_series: Sequence[Series]
+) -> dict[tuple[int, float], tuple[int, ...]]:
+    """Returns the seeds whose loss was not a number, by batch size and lr."""
+    names = {
+        name
+        for name, state in table.states.items()
+        if state.status == Status.FAILED and NO_LOSS.search(state.reason or "")
+    }
+    for series in all_series if "test_loss" in table.columns else ():
+        is_lost = ~np.isfinite(series.by_run("test_loss")[:, -1])
+        names |= {series.run_of_seed[s] for s in np.array(series.seeds)[is_lost].tolist()}
+    found: dict[tuple[int, float], tuple[int, ...]] = {}
+    for name in sorted(names & table.points.keys(), key=lambda name: table.points[name]):
+        batch_size, lr, seed = table.points[name]
+        found[batch_size, lr] = (*found.get((batch_size, lr), ()), seed)
+    return found

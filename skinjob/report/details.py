@@ -1,0 +1,228 @@
+"""The page's tables of what the answer rests on, as columns and rows of text."""
+
+from __future__ import annotations
+
+import math
+
+from skinjob.report.comparison import NAMES, Comparison, Contrast, Family, Stability
+from skinjob.report.measures import COMPARED, number, percent
+from skinjob.report.statistics import Interval, wilson_interval
+
+Table = tuple[list[str], list[list[str]]]
+DIGITS = 3
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Returns a row for each batch size at equal epochs and at equal updates, and the baseline."""
+    primary = [family for family in comparison.families if family.is_primary]
+    other_name = "log-loss" if comparison.primary == "auc" else "auc"
+    if not primary:
+        return [], []
+    first = primary[0].series[0].batch_size
+    name, other = NAMES[comparison.primary], NAMES[other_name]
+    columns = [
+        "after",
+        *_lr_cell(comparison, "lr"),
+        "batch size",
+        "updates",
+        name,
+        f"minus {first}\n(95 %, new images and seeds)",
+        f"minus {first}\n(95 %, these images)",
+        "p, adjusted\n(new / these)",
+        "seeds",
+        "verdict",
+        other,
+        f"minus {first}\n(95 %, these images)",
+    ]
+    rows = []
+    for family in primary:
+        twin = next((f for f in comparison.families if _is_twin(f, family, other_name)), None)
+        for place, series in enumerate(family.series):
+            contrast = family.contrasts[place - 1] if place else None
+            second = twin.contrasts[place - 1] if twin and place else None
+            after = f"{family.at:,} {family.axis}" + (", own lr" if family.has_own_lrs else "")
+            rows.append(
+                [
+                    after,
+                    *_lr_cell(comparison, repr(series.lr)),
+                    str(series.batch_size),
+                    f"{_updates(family, place):,}",
+                    _mean(family, series.batch_size),
+                    *_against_first(contrast, len(family.values[series.batch_size])),
+                    _mean(twin, series.batch_size) if twin else "-",
+                    _difference(second, second.same_images) if second else "-",
+                ]
+            )
+    return columns, [*rows, *_baseline(comparison, len(columns))]
+
+
+def _against_first(contrast: Contrast | None, num_seeds: int) -> list[str]:
+    """Returns the cells from the differences to the verdict."""
+    if contrast is None:
+        return ["-", "-", "-", str(num_seeds), "-"]
+    new = contrast.new_images.interval() if contrast.new_images else None
+    return [
+        _difference(contrast, new),
+        _difference(contrast, contrast.same_images),
+        " / ".join(map(p_text, (contrast.p_new, contrast.p_here))),
+        str(len(contrast.seeds)),
+        verdict_text(contrast),
+    ]
+
+
+def _is_twin(family: Family, other: Family, outcome: str) -> bool:
+    """Returns True for the family of another outcome at the same point."""
+    mine, theirs = (
+        (one.axis, one.at, one.has_own_lrs, *map(id, one.series)) for one in (family, other)
+    )
+    return mine == theirs and family.outcome == outcome
+
+
+def _lr_cell(comparison: Comparison, text: str) -> list[str]:
+    return [text] if len(comparison.table.info.lrs) > 1 else []
+
+
+def _updates(family: Family, place: int) -> int:
+    return family.at if family.axis == "updates" else family.series[place].updates[family.at - 1]
+
+
+def _mean(family: Family, batch_size: int) -> str:
+    values = family.values[batch_size]
+    return number(float(values.mean()) if len(values) else math.nan, DIGITS)
+
+
+def _difference(contrast: Contrast, interval: Interval | None) -> str:
+    if interval is None or math.isnan(interval.low):
+        return "-" if interval is None else f"{contrast.mean:+.{DIGITS}f}"
+    low, high = interval
+    return f"{contrast.mean:+.{DIGITS}f} ({low:+.{DIGITS}f} to {high:+.{DIGITS}f})"
+
+
+def p_text(p: float | None) -> str:
+    """Returns a p value as text.
+
+    >>> p_text(0.0123), p_text(1e-9), p_text(None)
+    ('0.012', '<0.001', '-')
+    """
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def verdict_text(contrast: Contrast) -> str:
+    """Returns a verdict, with what would settle it if it is open."""
+    if contrast.verdict is None:
+        return "-"
+    text = str(contrast.verdict.value)
+    if contrast.is_shown:
+        return f"{text}, by less than matters" if contrast.is_little else text
+    if contrast.verdict.name == "SAME":
+        return f"{text} ({contrast.margin:g})"
+    if contrast.verdict.name == "NOT_SHOWN":
+        possible = max(abs(bound) for bound in contrast.interval)
+        needed = contrast.num_seeds_needed
+        settle = (
+            "more test images, not more seeds"
+            if contrast.needs_images
+            else f"{'over 1,000' if needed is None else f'about {needed}'} seeds"
+        )
+        return f"{text}; up to {possible:.{DIGITS}f} is possible; it takes {settle}"
+    return text
+
+
+def _baseline(comparison: Comparison, num_columns: int) -> list[list[str]]:
+    """Returns the row of a classifier that sees no image: the prevalence of the training images."""
+    counts = comparison.table.counts
+    train, test = counts.get("train", {}), counts.get("test", {})
+    if not sum(test.values()) or not all(train.get(name) for name in test):
+        return []
+    shares = {name: train[name] / sum(train.values()) for name in test}
+    loss = -sum(num * math.log(shares[name]) for name, num in test.items()) / sum(test.values())
+    values = {"auc": number(0.5, DIGITS), "log-loss": number(loss, DIGITS)}
+    row = ["-"] * num_columns
+    extra = len(_lr_cell(comparison, ""))
+    row[0], row[1 + extra] = "always the prevalence", "no image"
+    row[3 + extra] = values[comparison.primary]
+    row[-2] = values["log-loss" if comparison.primary == "auc" else "auc"]
+    return [row]
+
+
+def tests_made(comparison: Comparison) -> list[str]:
+    """Returns a sentence for each family of tests: the trend, and how many tests were made."""
+    lines = []
+    for family in comparison.families:
+        if family.is_primary:
+            trend = f"trend p {p_text(family.trend)}; " if family.trend is not None else ""
+            lines.append(
+                f"{NAMES[family.outcome]} after {family.at:,} {family.axis}"
+                f"{_rates(comparison, family)}: {trend}{family.num_tests} tests, adjusted by Holm."
+            )
+    return lines
+
+
+def _rates(comparison: Comparison, family: Family) -> str:
+    if len(comparison.table.info.lrs) < 2:
+        return ""
+    return ", each at its own lr" if family.has_own_lrs else f", lr {family.series[0].lr!r}"
+
+
+def stability_table(comparison: Comparison) -> Table:
+    """Returns a row for each batch size at equal epochs and at equal updates."""
+    primary = [family for family in comparison.families if family.is_primary]
+    if not primary:
+        return [], []
+    first, name = primary[0].series[0].batch_size, NAMES[comparison.primary]
+    columns = [
+        "after",
+        *_lr_cell(comparison, "lr"),
+        "batch size",
+        f"sd of {name}\nover seeds",
+        f"sd by that of {first}\n(95 %)",
+        "without any\none seed",
+        "outlier",
+        "jumps of\ntest loss",
+        f"by those of {first}\n(95 %)",
+        "test loss rose",
+        "largest rise",
+        "diverged or below\nmajority (95 %)",
+    ]
+    rows = [
+        [
+            f"{family.at:,} {family.axis}" + (", own lr" if family.has_own_lrs else ""),
+            *_lr_cell(comparison, repr(one.series.lr)),
+            str(one.series.batch_size),
+            number(one.sd, DIGITS),
+            _ratio(one.ratio, one.limits),
+            _ratio(None, one.without_one),
+            "-" if one.outlier is None else f"seed {one.outlier}",
+            number(one.wobble, 4),
+            _ratio(one.wobble_ratio, one.wobble_limits),
+            f"{one.rises} of {one.steps} steps" if one.steps else "-",
+            number(one.largest_rise, DIGITS) if one.steps else "-",
+            _failures(comparison, one),
+        ]
+        for family in primary
+        for one in family.stability
+    ]
+    return columns, rows
+
+
+def _ratio(ratio: float | None, limits: Interval) -> str:
+    if math.isnan(limits.low):
+        return "-"
+    between = f"{limits.low:.2f} to {limits.high:.2f}"
+    return between if ratio is None else f"{ratio:.2f} ({between})"
+
+
+def _failures(comparison: Comparison, one: Stability) -> str:
+    """Returns how many runs diverged or ended below the majority class, of those that ended."""
+    series = one.series
+    counts = comparison.table.counts.get(COMPARED.split, {})
+    majority = max(counts.values(), default=0) / max(1, sum(counts.values()))
+    lost = comparison.diverged.get((series.batch_size, series.lr), ())
+    below = {
+        seed
+        for seed, value in zip(series.seeds, series.final(COMPARED), strict=True)
+        if value < majority
+    }
+    num, total = len(below | set(lost)), len(set(series.seeds) | set(lost))
+    low, high = wilson_interval(num / total, total)
+    return f"{num} of {total} ({percent(low, 0)}-{percent(high, 0)} %)"
