@@ -6,6 +6,7 @@ important are left out, and the tables have them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,14 +81,15 @@ def answer(comparison: Comparison) -> Answer:
     say(2, _numbers(lead, topic))
     if other and (same := _same_size(other, topic)):
         say(3, _other_axis(other, same))
-    say(5, _setbacks(comparison.family("epochs"), topic))
-    say(4, _outlier(lead, topic))
+    say(4, _setbacks(comparison.family("epochs"), topic))
+    say(5, _outlier(lead, topic))
     if topic.verdict == Verdict.TOO_FEW and lead.trend is not None:
         say(3, f"The trend over batch sizes has p {p_text(lead.trend)}.")
     question, command = _open(comparison, lead, other, topic)
     if not command and _lacks_images(topic):
         say(1, "To settle it takes more test images, not more seeds.")
-    room = MOST_WORDS - len(f"{question} {command}".split())
+    words = re.sub(r"--(data|weights) \S+", "", command)  # paths are no words
+    room = MOST_WORDS - len(f"{question} {words}".split())
     while sum(len(text.split()) for _, text in ranked) > room:
         ranked.remove(max(ranked))
     return Answer(" ".join(text for _, text in ranked), question, command)
@@ -159,34 +161,28 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _numbers(family: Family, topic: Contrast) -> str:
-    size, first = topic.series.batch_size, topic.reference.batch_size
+    """Returns both values of the primary outcome, and their difference with its interval."""
+    size, first, name = topic.series.batch_size, topic.reference.batch_size, NAMES[topic.outcome]
     reference, own = topic.values.mean(axis=1)
-    start = "Their"
+    start = f"{name} of {size} and {first} was"
     if family.axis == "epochs":
         made, other = (s.updates[family.at - 1] for s in (topic.series, topic.reference))
-        start = f"{size} made {made:,} updates, {first} made {other:,}; their"
-    elif len(family.contrasts) > 1:
-        start = f"The {NAMES[topic.outcome]} of {size} and {first}"
-    name = "" if start.startswith("The ") else f" {NAMES[topic.outcome]}"
+        start = f"{size} made {made:,} updates, {first} made {other:,}; {name} was"
     low, high = topic.interval
     where = "for new images" if topic.new_images else "on these images"
-    where += " and seeds" if topic.new_images and len(topic.seeds) > 1 else ""
-    limits = f"; 95 % {_signed(low)} to {_signed(high)} {where}" if low == low else ""
-    verb = "were" if name == "" else "was"
-    return (
-        f"{start}{name} {verb} {own:.3f} and {reference:.3f} "
-        f"(difference {_signed(topic.mean)}{limits})."
-    )
+    limits = f", 95 % {_signed(low)} to {_signed(high)} {where}" if low == low else ""
+    return f"{start} {own:.3f} and {reference:.3f} ({_signed(topic.mean)}{limits})."
 
 
 def _other_axis(family: Family, contrast: Contrast) -> str:
     """Returns the same comparison on the other axis."""
     low, high = contrast.interval
     higher, seeds = int((contrast.differences > 0).sum()), len(contrast.seeds)
-    word, count = ("higher", higher) if contrast.mean > 0 else ("lower", seeds - higher)
+    count = higher if contrast.mean > 0 else seeds - higher
+    word = "ahead" if contrast.is_better else "behind"
     limits = f", 95 % {_signed(low)} to {_signed(high)}" if low == low else ""
-    size, name = contrast.series.batch_size, NAMES[contrast.outcome]
-    what = f"{size} had the {word} {name} in {count} of {seeds} seeds"
+    size = contrast.series.batch_size
+    what = f"{size} was {word} in {count} of {seeds} seeds"
     if contrast.verdict == Verdict.SAME:
         what = "they are the same within the margin"
     elif contrast.verdict == Verdict.NOT_SHOWN:
@@ -281,7 +277,7 @@ def _outlier(family: Family, topic: Contrast) -> str:
         if one.outlier is not None and one.series.batch_size == topic.series.batch_size:
             value = float(topic.values[1][list(topic.seeds).index(one.outlier)])
             return (
-                f"Seed {one.outlier} of {one.series.batch_size} makes most of its spread "
+                f"Seed {one.outlier} of {one.series.batch_size} is an outlier "
                 f"({NAMES[topic.outcome]} {value:.3f})."
             )
     return ""
@@ -322,9 +318,11 @@ def _open(
     later = _same_size(other, topic) if other else None
     is_behind = later is not None and later.is_shown and not later.is_better
     if lead.axis == "epochs" and not is_behind:
-        updates = max(topic.reference.updates)
+        # As many updates as the smallest has made; it is in the sweep again, to be compared with.
+        pair = (topic.reference.batch_size, topic.series.batch_size)
+        epochs = -(-topic.reference.updates[-1] // topic.series.updates[0])
         question = f"Does {topic.series.batch_size} catch up?"
-        return question, submit_command(table, seeds=enough, updates=updates)
+        return question, submit_command(table, batch_sizes=pair, epochs=epochs, seeds=enough)
     if len(table.info.lrs) > 1:
         return "", ""
     rates = tuple(float(f"{topic.series.lr * factor:.6g}") for factor in (1, 2, 4, 8))
@@ -346,8 +344,6 @@ def submit_command(table: SweepTable, **changes: Any) -> str:
             default = option.default_all if recipe["train"] == "all" else option.default
             default = (default,) if option.axis else default
         value = changes.get(option.key, changes.get(name, axes.get(name, recipe.get(name))))
-        if name == "epochs" and "updates" in changes:
-            continue
         if name in ("data", "weights"):
             value = _relative(str(value))
         is_default = value in (None, default, "", ()) or (name == "seed" and value == "0")

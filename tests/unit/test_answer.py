@@ -248,7 +248,7 @@ def test_an_outlier_is_named(tmp_path: Path) -> None:
     of_256 = family.stability[-1]
     assert of_256.outlier == 7
     assert of_256.without_one.low < 2 < of_256.ratio
-    assert "Seed 7 of 256 makes most of its spread (AUC 0.500)." in answer(comparison).text
+    assert "Seed 7 of 256 is an outlier (AUC 0.500)." in answer(comparison).text
 
 
 def test_the_baselines_need_no_image(tmp_path: Path) -> None:
