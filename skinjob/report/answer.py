@@ -208,7 +208,7 @@ def _steadiness(lost: Sequence[int], updates: Family | None) -> str:
     """
     unstable = [str(size) for size in lost]
     if updates is None and not unstable:
-        return "Whether it is less stable is open: no test came after equal updates."
+        return "Whether any is less stable is open: no test came after equal updates."
     for one in updates.stability if updates else ():
         if one.is_less_stable and str(one.series.batch_size) not in unstable:
             unstable.append(str(one.series.batch_size))

@@ -440,7 +440,8 @@ def _outlier(seeds: Sequence[int], values: Floats) -> int | None:
         return None
     far = int(abs(values - np.median(values)).argmax())
     rest = np.delete(values, far)
-    return seeds[far] if rest.std(ddof=1) < values.std(ddof=1) / 2 else None
+    sd = values.std(ddof=1)
+    return seeds[far] if sd > 1e-6 and rest.std(ddof=1) < sd / 2 else None  # files have six digits
 
 
 def _diverged(

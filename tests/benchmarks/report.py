@@ -46,7 +46,7 @@ def results(name: str, n: int) -> list[Result]:
     with TemporaryDirectory(prefix="skinjob-bench-") as folder:
         sweep = Path(folder) / "sweep"
         with mock.patch("os.fsync"):  # a thousand runs in seconds; these are not to be kept
-            draw_sweep(sweep, **SWEEPS[name])
+            draw_sweep(sweep, **SWEEPS[name], has_predictions=True)
         commands = {
             "report": [sys.executable, "-m", "skinjob", "report", str(sweep)],
             "imports": [sys.executable, "-c", "import pandas, matplotlib.figure"],

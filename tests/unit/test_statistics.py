@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,6 +229,13 @@ def test_a_ratio_over_seeds_is_geometric() -> None:
     expected = stats.ttest_1samp(np.log(b / a), 0).confidence_interval()
     assert np.log(limits) == pytest.approx(tuple(expected))
     assert np.isnan(geometric_ratio(a, 0 * b)[0])
+
+
+def test_the_simulation_of_errors_runs() -> None:
+    """The command behind the percentages in docs/reading-the-report.md still asks each question."""
+    simulation = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/coverage.py"))
+    for is_wrong, _ in simulation["QUESTIONS"].values():
+        assert 0 <= next(simulation["percentages"](is_wrong, [5], 3)) <= 100
 
 
 def test_an_interval_is_inside_a_margin_only_as_a_whole() -> None:
