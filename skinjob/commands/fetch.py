@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
 from skinjob.commands.help import TaskCommand
+from skinjob.commands.transfer import print_transfer
 from skinjob.console import say
 from skinjob.weights.backbones import DEFAULT
 
@@ -16,7 +16,7 @@ from skinjob.weights.backbones import DEFAULT
     cls=TaskCommand,
     help=f"""Download and check the pretrained {DEFAULT.title}. Needs no torch.
 
-    An interrupted download is resumed. The weights are then ready for scp.
+    An interrupted download is resumed. It prints the commands that copy the files.
 
     \b
     Example:
@@ -44,10 +44,11 @@ def fetch_weights(out: Path, source: str | None, sha256: str | None) -> None:
     from skinjob.weights.file import SUMS_NAME
 
     weights, is_old = fetch(out, source, sha256)
-    files = shlex.join([str(weights.path), str(weights.path.with_name(SUMS_NAME))])
     say(f"{weights.path} {'is already complete' if is_old else 'written'}")
     say(f"sha256  {weights.sha256}")
     say(f"size    {weights.size_bytes:,} bytes")
     say(f"source  {weights.source}")
-    say("", f"next:  scp {files} USER@LOGIN_NODE:skinjob/weights/")
-    say(f"check: (cd skinjob/weights && sha256sum -c {SUMS_NAME})")
+    say()
+    files = [weights.path, weights.path.with_name(SUMS_NAME)]
+    print_transfer(files, "skinjob/weights/", weights.size_bytes)
+    say(f"check there: (cd skinjob/weights && sha256sum -c {SUMS_NAME})")

@@ -235,12 +235,18 @@ def test_a_source_file_is_not_changed(pth: Path, tmp_path: Path) -> None:
     assert _digest(source) == _digest(pth)
 
 
-def test_the_scp_line_quotes_the_paths(made: Path, pth: Path, tmp_path: Path) -> None:
-    """The scp line names both files, and works for a folder with a space in its name."""
+def test_the_lines_to_copy_quote_the_paths(made: Path, pth: Path, tmp_path: Path) -> None:
+    """The lines to copy carry both files, the one that resumes first, and survive a space."""
     shutil.copytree(made, tmp_path / "my weights")
     done = skinjob("fetch-weights", "--source", pth, "--out", "my weights", cwd=tmp_path)
     files = f"'my weights/{NAME}' 'my weights/SHA256SUMS'"
-    assert f"next:  scp {files} USER@LOGIN_NODE:skinjob/weights/\n" in done.stdout
+    where = "USER@LOGIN_NODE:skinjob/weights/"
+    rsync, sftp, scp = done.stdout.split("copy it (")[1].splitlines()[1:4]
+    assert rsync.startswith(f"  rsync -rt --partial {files} {where} ")
+    assert scp.startswith(f"  scp {files} {where} ")
+    batch = subprocess.run(["sh", "-c", sftp.split("|")[0]], capture_output=True, text=True).stdout
+    puts = [f"put {shlex.quote(f'my weights/{name}')}" for name in (NAME, "SHA256SUMS")]
+    assert batch.splitlines() == ["cd skinjob/weights/", *puts]
     assert f"my weights/{NAME} is already complete\n" in done.stdout
 
 
