@@ -7,7 +7,7 @@ PIP := .venv/bin/pip --disable-pip-version-check install --quiet --constraint co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help fetch-weights demo test test-fast bench check docs clean
+.PHONY: help fetch-weights bundle demo test test-fast bench check docs clean
 BENCHMARKS := startup status report memory heads sweep accuracy finetune
 
 help:
@@ -16,6 +16,9 @@ help:
 
 fetch-weights: .venv/base  ## Download and check ResNet18's weights
 	.venv/bin/skinjob fetch-weights $(ARGS)
+
+bundle: .venv/bundle  ## Pack skinjob, torch and the weights for a cluster; ARGS="--for FILE"
+	.venv/bin/skinjob bundle $(ARGS)
 
 demo: .venv/train  ## Train a small sweep on drawn images, here
 	.venv/bin/skinjob demo $(ARGS)
@@ -49,10 +52,11 @@ clean:  ## Remove .venv and caches; sweeps and weights stay
 	$(PYTHON) -m venv .venv
 
 .venv/base: EXTRAS :=
+.venv/bundle: EXTRAS := [bundle]
 .venv/train: EXTRAS := [train]
 .venv/test: EXTRAS := [train,test]
 .venv/dev: EXTRAS := [train,test,dev]
-.venv/base .venv/train .venv/test .venv/dev: pyproject.toml constraints.txt | .venv/bin/pip
+.venv/base .venv/bundle .venv/train .venv/test .venv/dev: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'installing skinjob$(EXTRAS) into .venv$(if $(findstring train,$(EXTRAS)), (torch is large: minutes))'
 	@$(PIP) --editable '.$(EXTRAS)'
 	@touch $@

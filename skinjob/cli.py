@@ -24,6 +24,10 @@ from skinjob.errors import SkinjobError
 TASKS = {
     "On the laptop": {
         "fetch-weights": ("fetch:fetch_weights", "Download and check the pretrained ResNet18"),
+        "bundle": (
+            "bundle:bundle",
+            "Pack skinjob, torch and weights for an offline cluster",
+        ),
     },
     "On the login node, before the queue": {
         "init-site": ("site:init_site", "Ask SLURM what is available and write a site profile"),
@@ -40,6 +44,7 @@ TASKS = {
         "clean": ("manage:clean", "Show what can be removed, and remove it with --yes"),
     },
     "Anywhere": {
+        "verify": ("bundle:verify", "Compare files with the digests that travel with them"),
         "report": ("report:report", "Turn the CSV files of a sweep into tables, plots and a page"),
         "demo": ("demo:demo", "Run every step on this machine in minutes, on drawn images"),
         "audit": ("audit:audit", "Find copies, empty images and shortcuts in a folder of images"),

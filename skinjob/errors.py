@@ -46,3 +46,7 @@ class ClusterError(SkinjobError):
 
 class RunError(SkinjobError):
     """A sweep or a run that is missing, damaged, in use, or cannot continue."""
+
+
+class BundleError(SkinjobError):
+    """A bundle that cannot be made, or files that are not as they were packed."""

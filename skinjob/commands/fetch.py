@@ -16,7 +16,7 @@ from skinjob.weights.backbones import DEFAULT
     cls=TaskCommand,
     help=f"""Download and check the pretrained {DEFAULT.title}. Needs no torch.
 
-    An interrupted download is resumed. It prints the commands that copy the files.
+    An interrupted download is resumed. `skinjob bundle` packs the weights with all packages.
 
     \b
     Example:

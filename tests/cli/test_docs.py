@@ -168,7 +168,7 @@ def test_set_up_is_two_make_targets() -> None:
     """README's two commands exist, and `make` alone lists every target of the Makefile."""
     assert commands("Set up") == ["make demo", "make test"]
     listed = make()
-    for target in ("fetch-weights", "demo", "test", "bench", "check", "docs", "clean"):
+    for target in ("fetch-weights", "bundle", "demo", "test", "bench", "check", "docs", "clean"):
         assert f"make {target} " in listed
 
 

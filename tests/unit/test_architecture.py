@@ -30,6 +30,7 @@ LEVELS = {
     "status": 4,
     "submit": 5,
     "doctor": 6,
+    "bundle": 6,
     "commands": 7,
     "cli": 8,
     "__main__": 9,

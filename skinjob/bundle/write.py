@@ -1,0 +1,205 @@
+"""Writes a bundle: a folder with wheels, weights, an installer, and the digest of each file.
+
+    install.sh  BUNDLE.txt  SHA256SUMS  requirements.txt  pylock.toml  wheels/  weights/
+
+It is a folder and not an archive: wheels are compressed already, a folder is copied and resumed
+file by file, and a new version sends only what changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO, cast
+
+from skinjob import __version__
+from skinjob.bundle.resolve import Wheel, run_uv
+from skinjob.bundle.target import Target, TorchBuild
+from skinjob.console import typed_command
+from skinjob.download import Download, download, explain_full_disk
+from skinjob.errors import BundleError
+from skinjob.files import sha256_file, write_text
+from skinjob.weights.file import SUMS_NAME, list_digest
+
+ABOUT = "BUNDLE.txt"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A written bundle: its folder, and what it takes here and on the cluster."""
+
+    folder: Path
+    sha256: str
+    """The digest of SHA256SUMS, and so of all files."""
+    num_bytes: int
+    room_bytes: int
+    room_files: int
+
+
+def script(name: str) -> str:
+    """Returns the text of install.sh, describe.sh or join.sh."""
+    return (files("skinjob.bundle") / name).read_text(encoding="utf-8")
+
+
+def write_bundle(
+    folder: Path,
+    target: Target,
+    build: TorchBuild,
+    wheels: Sequence[Wheel],
+    pylock: str,
+    project: Path,
+    weights: Path,
+) -> Bundle:
+    """Writes a bundle to *folder*, which may hold an earlier one: its wheels are not sent again.
+
+    SHA256SUMS is removed first and written last, so a bundle that was broken off does not install.
+
+    Raises: BundleError if the folder holds something else; DownloadError as `download`.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists():
+        raise BundleError(
+            f"{folder}: holds other files and is no bundle", "skinjob bundle --out ANOTHER"
+        )
+    (folder / "wheels").mkdir(parents=True, exist_ok=True)
+    (folder / SUMS_NAME).unlink(missing_ok=True)
+    (folder / ABOUT).touch()
+    names = {wheel.file_name for wheel in wheels}
+    for other in (folder / "wheels").iterdir():
+        if other.name.removesuffix(".part") not in names:
+            other.unlink()
+    for wheel in wheels:
+        _download(wheel, folder / "wheels")
+    own = _build_wheel(project, folder / "wheels")
+    _copy_weights(weights, folder / "weights")
+    digests = {f"{wheel.name}=={wheel.version}": wheel.sha256 for wheel in wheels}
+    digests[f"skinjob=={__version__}"] = sha256_file(own)
+    lines = [f"{name} --hash=sha256:{digests[name]}\n" for name in sorted(digests)]
+    write_text(folder / "requirements.txt", "".join(lines))
+    write_text(folder / "pylock.toml", pylock)
+    write_text(folder / "install.sh", script("install.sh"))
+    room_bytes, room_files = _room(folder)
+    torch = next((wheel.version for wheel in wheels if wheel.name == "torch"), "none")
+    about = {
+        "skinjob": __version__,
+        "python": target.python,
+        "arch": target.arch,
+        "glibc": target.glibc,
+        "torch": torch,
+        "needs_driver": "none" if target.is_cpu or torch == "none" else build.driver,
+        "room_kb": room_bytes // 1000,
+        "room_files": room_files,
+    }
+    write_text(folder / ABOUT, "".join(f"{key} {value}\n" for key, value in about.items()))
+    paths = bundle_files(folder)
+    sums = "".join(f"{sha256_file(folder / path)}  {path}\n" for path in paths)
+    write_text(folder / SUMS_NAME, sums)
+    num_bytes = sum((folder / path).stat().st_size for path in paths)
+    digest = hashlib.sha256(sums.encode()).hexdigest()
+    return Bundle(folder, digest, num_bytes, room_bytes, room_files)
+
+
+def bundle_files(folder: Path) -> list[str]:
+    """Returns the relative paths of a bundle's files, sorted, without SHA256SUMS and hidden ones.
+
+    A Mac leaves hidden files, and so does a copy that was broken off.
+    """
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(p for p in paths if p != SUMS_NAME and not p.rpartition("/")[2].startswith("."))
+
+
+def _download(wheel: Wheel, folder: Path) -> None:
+    path, again = folder / wheel.file_name, typed_command()
+    partial = path.with_name(path.name + ".part")
+    if path.exists():
+        path.rename(partial)  # if its content is right, nothing is sent
+    file = Download(wheel.url, partial, wheel.sha256, again, again, wheel.size_bytes)
+    download(file)
+    partial.rename(path)
+
+
+def _build_wheel(project: Path, folder: Path) -> Path:
+    """Returns skinjob's wheel, built from its source; equal sources give equal bytes."""
+    with TemporaryDirectory() as out:
+        run_uv(
+            ["build", "--wheel", "--out-dir", out, str(project)],
+            f"{project}: its wheel cannot be built",
+        )
+        (built,) = Path(out).glob("*.whl")
+        return Path(shutil.copyfile(built, folder / built.name))
+
+
+def _copy_weights(file: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    with explain_full_disk(folder, file.stat().st_size, typed_command()):
+        copy = Path(shutil.copyfile(file, folder / file.name))
+    list_digest(copy, sha256_file(copy))
+
+
+def _room(folder: Path) -> tuple[int, int]:
+    """Returns bytes and files that the installed bundle takes at most, folders included.
+
+    pip compiles each module. A file takes whole blocks of 4 kB, half a block more on average.
+    """
+    num_bytes, num_files = 0, 0
+    for path in folder.rglob("*.whl"):
+        with zipfile.ZipFile(path) as content:
+            members = content.infolist()
+        sources = [member for member in members if member.filename.endswith(".py")]
+        folders = {member.filename.rpartition("/")[0] for member in members}
+        num_bytes += sum(member.file_size for member in (*members, *sources))
+        num_files += len(members) + len(sources) + 2 * len(folders)  # with each __pycache__
+    num_bytes += sum(path.stat().st_size for path in (folder / "weights").iterdir())
+    return int(1.05 * num_bytes) + 2048 * num_files, num_files
+
+
+# --- parts for sticks and quotas --------------------------------------------------------------
+
+
+class _Parts:
+    """A file in parts of at most *part_bytes*; a block is never divided."""
+
+    def __init__(self, folder: Path, stem: str, part_bytes: int) -> None:
+        self.folder, self.stem, self.part_bytes = folder, stem, part_bytes
+        self.files: list[BinaryIO] = []
+
+    def write(self, block: bytes) -> int:
+        if not self.files or self.files[-1].tell() + len(block) > self.part_bytes:
+            self.close()
+            part = self.folder / f"{self.stem}.tar.{len(self.files) + 1:03d}"
+            self.files.append(part.open("wb"))
+        return self.files[-1].write(block)
+
+    def close(self) -> None:
+        if self.files:
+            self.files[-1].close()
+
+
+def split_bundle(bundle: Bundle, part_bytes: int) -> Path:
+    """Writes a bundle as a tar in parts, and join.sh; returns their folder, beside the bundle's."""
+    folder = bundle.folder.with_name(f"{bundle.folder.name}-parts")
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    parts = _Parts(folder, bundle.folder.name, part_bytes)
+    with (
+        explain_full_disk(folder, bundle.num_bytes, typed_command()),
+        contextlib.closing(parts),
+        tarfile.open(fileobj=cast(BinaryIO, parts), mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in [*bundle_files(bundle.folder), SUMS_NAME]:
+            tar.add(bundle.folder / path, f"{bundle.folder.name}/{path}")
+    write_text(folder / "join.sh", script("join.sh"))
+    names = sorted(path.name for path in folder.iterdir())
+    sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in names)
+    write_text(folder / SUMS_NAME, sums)
+    return folder
