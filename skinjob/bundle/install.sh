@@ -39,6 +39,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 case $prefix in /*) ;; *) prefix=$(pwd)/$prefix ;; esac
+case $asked in /*) ;; */*) asked=$(pwd)/$asked ;; esac
 again="sh $(quoted "$bundle/install.sh")"
 [ "$prefix" = "$(dirname -- "$bundle")/skinjob" ] || again="$again --prefix $(quoted "$prefix")"
 copy="rsync -rt --partial $(basename "$bundle") ...   # on the laptop, as before"
@@ -131,7 +132,7 @@ except ImportError: words.append("without venv")
 print("%d.%d.%d%s" % (sys.version_info[:3] + (words and " (%s)" % ", ".join(words) or "",)))
 '
 need=$(about python)
-python= found=
+python='' found=''
 for name in ${asked:+"$asked"} ${asked:-"python$need" python3 python \
     "/usr/bin/python$need" "/usr/local/bin/python$need" \
     python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8}; do
@@ -179,7 +180,7 @@ printf 'ok      room in %s; df does not see quotas: quota -s, lfs quota\n' "$the
 # --- install ------------------------------------------------------------------------------------
 
 if [ -e "$version" ]; then # left by an install that was killed, or still running
-    read -r host pid <"$version/installing" 2>/dev/null || host= pid=
+    read -r host pid <"$version/installing" 2>/dev/null || host='' pid=''
     if [ "$host" != "$(uname -n)" ] || kill -0 "$pid" 2>/dev/null; then
         fail "$version: another install is writing it (process $pid on $host)" \
             "rm -r $(quoted "$version"); $again   # if that one has ended"

@@ -251,7 +251,7 @@ def test_a_python_is_run_and_not_trusted(bundle: Path, tmp_path: Path) -> None:
     (tools / "python").unlink()
     (tools / "python").symlink_to(real)
     describe_as(bundle, "python", PYTHON)
-    done = install(bundle, before="sleep 0", PATH=f"{tools}:/usr/bin:/bin")
+    done = install(bundle, PATH=f"{tools}:/usr/bin:/bin")
     assert f" ({tools}/python)\n" in done.stdout, done.stdout + done.stderr
     assert (tmp_path / "skinjob/current").exists(), "beside the bundle, without --prefix"
 
@@ -281,8 +281,11 @@ def test_a_hostile_environment_changes_nothing(bundle: Path, tmp_path: Path) -> 
         "PYTHONPATH": str(tmp_path / "lib"),
         "PYTHONHOME": "/nonexistent",
     }
-    done = install(bundle, "--prefix", tmp_path / "there", "--python", sys.executable, **hostile)
+    (tmp_path / "python").symlink_to(sys.executable)  # paths of the current folder work too
+    words = ("--prefix", "there", "--python", "./python")
+    done = install(bundle, *words, before=f"cd '{tmp_path}'", **hostile)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "there/current").exists()
     assert not (tmp_path / "elsewhere").exists()
 
 
