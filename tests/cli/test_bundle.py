@@ -26,7 +26,7 @@ from local_server import Site
 from untrained import write_untrained
 
 from skinjob import download as download_module
-from skinjob.bundle.resolve import find_project, is_reachable, resolve
+from skinjob.bundle.resolve import find_project, is_reachable, read_lock, resolve
 from skinjob.bundle.target import CUDA_13, Target, choose_torch, make_target, read_description
 from skinjob.bundle.write import ABOUT, Bundle, split_bundle, write_bundle
 from skinjob.errors import BundleError, DownloadError
@@ -362,6 +362,16 @@ def test_parts_join_to_the_bundle_or_name_what_is_wrong(bundle: Path, tmp_path: 
     done = subprocess.run(["sh", parts / "join.sh"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert skinjob("verify", "bundle", cwd=tmp_path, code=0).stdout.startswith("bundle: no fault ")
+
+
+def test_an_index_may_leave_out_sizes() -> None:
+    """pytorch.org's index says no sizes, and names its builds with a plus sign."""
+    url = "https://example.org/whl/cpu/torch-2.14.1%2Bcpu-cp312-cp312-manylinux_2_28_x86_64.whl"
+    wheel = f'{{ url = "{url}", hashes = {{ sha256 = "ab" }} }}'
+    text = f'[[packages]]\nname = "torch"\nversion = "2.14.1+cpu"\nwheels = [{wheel}]\n'
+    (torch,) = read_lock(text)
+    assert torch.file_name == "torch-2.14.1+cpu-cp312-cp312-manylinux_2_28_x86_64.whl"
+    assert torch.size_bytes is None
 
 
 # --- the target -------------------------------------------------------------------------------

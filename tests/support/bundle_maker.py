@@ -105,6 +105,8 @@ def install(
     bundle: Path, *words: str | Path, before: str = "", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs install.sh in namespaces of its own, without a network; *before* is a line of shell."""
+    if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make namespaces, in which there is no network")
     script = (
         f'{before}\nsh "$@"; code=$?; cat /proc/net/snmp /proc/net/snmp6 >"$COUNTS"; exit $code'
     )
