@@ -6,7 +6,7 @@ import csv
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from skinjob.sweeps.records import Status
 from skinjob.weights.file import SUMS_NAME
 from skinjob.words import pluralize
 
-CHANGED = "not as packed"
 MISSING = "is missing"
 
 
@@ -53,28 +52,12 @@ def _compare_listed(folder: Path) -> tuple[str, list[str]]:
     """Compares a folder with its SHA256SUMS; a bundle must have no other files."""
     text = (folder / SUMS_NAME).read_text(encoding="utf-8", errors="surrogateescape")
     matches = [re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line) for line in text.split("\n")]
-    listed = {match[2]: match[1].lower() for match in matches if match}
-    where = printable(str(folder))
-    faults = [] if listed else [f"{where}/{SUMS_NAME}: lists no file"]
-    with progress("comparing", len(listed)) as show:
-        for number, (name, sha256) in enumerate(listed.items(), 1):
-            if fault := _difference(folder / name, sha256):
-                faults.append(f"{where}/{printable(name)}: {fault}")
-            show(number)
+    listed = {folder / match[2]: match[1].lower() for match in matches if match}
+    faults = _compare(listed, sha256_file) if listed else [f"{folder / SUMS_NAME}: lists no file"]
     if (folder / ABOUT).is_file():
-        others = [name for name in bundle_files(folder) if name not in listed]
-        faults += [f"{where}/{printable(name)}: is not in {SUMS_NAME}" for name in others]
+        others = [folder / name for name in bundle_files(folder) if folder / name not in listed]
+        faults += [f"{printable(str(file))}: is not in {SUMS_NAME}" for file in others]
     return pluralize(len(listed), "file"), faults
-
-
-def _difference(file: Path, sha256: str) -> str:
-    """Returns how a file differs from the file with this digest; '' if it does not."""
-    try:
-        return "" if sha256_file(file) == sha256 else CHANGED
-    except FileNotFoundError:
-        return MISSING
-    except OSError as error:
-        return explain(error)
 
 
 def _compare_images(sweep: Sweep, data: Path | None) -> tuple[int, list[str]]:
@@ -86,19 +69,25 @@ def _compare_images(sweep: Sweep, data: Path | None) -> tuple[int, list[str]]:
         faults.append(f"{sweep.images_file}: differs from the fingerprint in sweep.json")
     if not root.is_dir():
         return 0, [*faults, f"{printable(str(root))}: no such folder (--data names another)"]
-    with progress("comparing images", len(images.files)) as show:
-        for number, image in enumerate(images.files, 1):
+    listed = {root / image.path: image.sha256 for image in images.files}
+    faults += _compare(listed, lambda file: hashlib.sha256(read_content(file)).hexdigest())
+    return len(listed), faults
+
+
+def _compare(listed: Mapping[Path, str], digest: Callable[[Path], str]) -> list[str]:
+    """Returns a line for each file that is missing or has another digest than the listed one."""
+    faults = []
+    with progress("comparing", len(listed)) as show:
+        for number, (file, sha256) in enumerate(listed.items(), 1):
             try:
-                content = read_content(root / image.path)
-                fault = "" if hashlib.sha256(content).hexdigest() == image.sha256 else CHANGED
+                fault = "" if digest(file) == sha256 else "not as packed"
             except FileNotFoundError:
                 fault = MISSING
             except OSError as error:
                 fault = explain(error)
-            if fault:
-                faults.append(f"{printable(str(root / image.path))}: {fault}")
+            faults += [f"{printable(str(file))}: {fault}"] if fault else []
             show(number)
-    return len(images.files), faults
+    return faults
 
 
 def _faults_of(run: Run) -> Iterator[str]:

@@ -362,6 +362,9 @@ def test_parts_join_to_the_bundle_or_name_what_is_wrong(bundle: Path, tmp_path: 
     done = subprocess.run(["sh", parts / "join.sh"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert skinjob("verify", "bundle", cwd=tmp_path, code=0).stdout.startswith("bundle: no fault ")
+    extra(bundle)
+    verified = skinjob("verify", "bundle", cwd=tmp_path, code=1)
+    assert "bundle/wheels/evil-1.0-py3-none-any.whl: is not in SHA256SUMS\n" in verified.stdout
 
 
 def test_an_index_may_leave_out_sizes() -> None:
