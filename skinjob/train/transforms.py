@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from skinjob.weights.backbones import Preprocessing
 
@@ -83,7 +82,11 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Keeps the memory format.
     """
     mean, std = _constants(images.device, preprocessing)
-    return torch.sub(images, mean).div_(std)
+    # Not torch.sub(images, mean): of uint8 it would take 0.7 ms an image on a CPU, this 0.1 ms.
+    rows = images.permute(0, 2, 3, 1).flatten(2)  # (B, H, W * 3), a view of channels_last
+    width = images.shape[3]
+    rows = rows.float().sub_(mean.flatten().repeat(width)).div_(std.flatten().repeat(width))
+    return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
 
 @lru_cache
@@ -97,15 +100,16 @@ def _constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tens
 def _scaled_each(crops: Sequence[Crop], device: str, side: int) -> Tensor:
     """Returns (B, 3, S, S) uint8 channels_last, each crop scaled separately to *side* pixels.
 
-    For contiguous (H, W, 3) torch uses vector instructions: 0.2 ms per crop, 1 ms in Pillow.
+    For channels_last on both sides torch uses vector instructions: 0.1 ms per crop, 1 ms in Pillow.
+    `functional.interpolate` would choose planes for its result, which takes 0.5 ms.
     """
-    images = torch.empty(len(crops), side, side, 3, dtype=torch.uint8)
-    for image, crop in zip(images, crops, strict=True):
+    images = torch.empty(len(crops), side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    for image, crop in zip(images.split(1), crops, strict=True):
         pixels = crop.pixels.contiguous().permute(2, 0, 1)[None]  # (1, 3, h, w) channels_last
-        scaled = functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-        scaled = scaled[0].permute(1, 2, 0)  # (S, S, 3)
-        image.copy_(scaled.flip(1) if crop.is_flipped else scaled)
-    return images.permute(0, 3, 1, 2)
+        torch.ops.aten._upsample_bilinear2d_aa.out(pixels, (side, side), False, out=image)
+        if crop.is_flipped:
+            image.copy_(image.flip(3))
+    return images
 
 
 def scaled_at_once(crops: Sequence[Crop], device: str, side: int) -> Tensor:
