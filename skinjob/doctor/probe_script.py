@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODULES = ("skinjob", "submitit", "safetensors", "torch", "torchvision")
+MODULES = ("skinjob", "submitit", "safetensors", "torch")
 ADDRESS = ("1.1.1.1", 443)  # a public name server: if it answers, the internet can be reached
 NETWORK_S = 3
 

@@ -31,7 +31,7 @@ ELSEWHERE = "skinjob submit --runs /a/folder/of/yours"
 
 MOST_LINES = 4  # of a shell's errors
 
-NEEDED = ("skinjob", "submitit", "torch", "torchvision")
+NEEDED = ("skinjob", "submitit", "torch")
 TRIED_S = 20  # a conda environment on a slow file system takes half of it
 OPENED = (
     r"(?:^|[;&|]) *(?:(?:source|\.|exec|bash|sh|eval|(?:conda|mamba|micromamba) +activate) +)?"

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torchvision
 
 from skinjob import __version__
 from skinjob.config import TrainConfig
@@ -214,11 +213,10 @@ def _log_plan(configs: Mapping[Run, TrainConfig], device: Device, images: ImageS
     num_train, num_runs = splits[Split.TRAIN], pluralize(len(configs), "run")
     log.info("job: process %d on %s, %s", os.getpid(), socket.gethostname(), num_runs)
     log.info(
-        "versions: skinjob %s, python %s, torch %s, torchvision %s",
+        "versions: skinjob %s, python %s, torch %s",
         __version__,
         platform.python_version(),
         torch.__version__,
-        torchvision.__version__,
     )
     log.info("device: %s, %s (%s)", device.type, device.name, device.device_reason)
     log.info("precision: %s (%s)", device.precision, device.precision_reason)

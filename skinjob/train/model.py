@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import get_model
 
+from skinjob.train.resnet import ResNet
 from skinjob.weights.backbones import COUNTER, Backbone
+
+BUILDERS: dict[str, Callable[[int], nn.Module]] = {"resnet18": partial(ResNet, (2, 2, 2, 2))}
+"""Builds each backbone from the number of classes; a library is imported only by the builder."""
+
+
+def shapes_of(backbone: Backbone, num_classes: int) -> nn.Module:
+    """Returns the network with shapes alone, on torch's meta device: no numbers are drawn."""
+    with torch.device("meta"):
+        return BUILDERS[backbone.name](num_classes)
 
 
 def build_model(backbone: Backbone, weights: Path) -> nn.Module:
     """Returns the network with the weights of the file; nothing is downloaded or drawn."""
-    with torch.device("meta"):  # only shapes: all numbers come from the file
-        model: nn.Module = get_model(backbone.name, weights=None)
-    model.to_empty(device="cpu")
-    tensors = load_file(weights)
-    for name, buffer in model.named_buffers():
-        if name not in tensors:  # counts of batches, which the published file lacks
-            buffer.zero_()
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    missing = [name for name in missing if not name.endswith(COUNTER)]
+    model = shapes_of(backbone, backbone.num_classes)
+    counters = [name for name, _ in model.named_buffers() if name.endswith(COUNTER)]
+    # The published file lacks the counts of batches.
+    tensors = {name: torch.zeros((), dtype=torch.int64) for name in counters} | load_file(weights)
+    # Assigned: torch would import sympy, which takes 0.6 s, to give the shapes memory of their own.
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     if missing or unexpected:  # `read_weights_info` refuses such a file earlier
         raise RuntimeError(
             f"{weights} does not fit {backbone.title}: missing {missing}, unexpected {unexpected}"

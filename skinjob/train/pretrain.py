@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models import get_model
 
 from skinjob.console import progress
 from skinjob.data.shapes import KINDS, draw_shape
 from skinjob.train import transforms
-from skinjob.train.device import choose_device
+from skinjob.train.model import shapes_of
 from skinjob.weights.backbones import DEFAULT, Preprocessing
 from skinjob.weights.file import WeightsInfo, write_demo_weights
 
@@ -27,12 +26,12 @@ def pretrain(path: Path, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> We
     """Writes weights for the demo to *path*, of a network that classifies drawn shapes.
 
     Every update draws new pictures. All random numbers come from *seed*; torch's global generator
-    is not used. Computes in bf16 if the CPU has units for it.
+    is not used. Computes in bf16 if the CPU has AMX.
 
     Raises:
         WeightsError: *path* holds fetched weights, or cannot be written.
     """
-    is_bf16 = choose_device("cpu", "auto").dtype == torch.bfloat16
+    is_bf16 = torch.cpu._is_amx_tile_supported()  # on other CPUs, bf16 may be slower than fp32
     torch.set_num_threads(NUM_THREADS)
     preprocessing = Preprocessing(resize=SIDE, crop=SIDE)
     rng = np.random.default_rng(seed)
@@ -61,9 +60,7 @@ def pretrain(path: Path, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> We
 
 def _new_model(generator: torch.Generator) -> nn.Module:
     """Returns a ResNet with initial values as in torchvision, but drawn from *generator*."""
-    with torch.device("meta"):
-        model: nn.Module = get_model(DEFAULT.name, num_classes=len(KINDS))
-    model.to_empty(device="cpu")
+    model = shapes_of(DEFAULT, len(KINDS)).to_empty(device="cpu")
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(

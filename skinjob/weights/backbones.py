@@ -43,7 +43,7 @@ class Preprocessing:
 class Backbone:
     """A network: its published weights, its images, its features and its tensors."""
 
-    name: str  # torchvision.models.get_model(name) builds it
+    name: str  # train.model.BUILDERS builds it
     title: str  # for people
     num_features: int  # the inputs of the last layer
     preprocessing: Preprocessing
