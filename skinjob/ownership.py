@@ -1,7 +1,7 @@
 """Who owns a file, and who could replace it.
 
-Jobs execute pickles from a sweep's folder and compiled code from the cache. A user who can write to
-these folders, or can rename one of their parents, can execute code as the user of the jobs.
+Jobs execute pickles from a sweep's folder. A user who can write to it, or can rename one of its
+parents, can execute code as the user of the jobs.
 """
 
 from __future__ import annotations

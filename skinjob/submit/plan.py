@@ -144,6 +144,11 @@ def make_plan(
     *runs* is closed to the user, full, or open to all users.
     """
     train = configs[0]
+    if (train.train, train.precision) == ("all", "fp16"):
+        raise ConfigError(
+            "precision is fp16 and train is all: gradients are too small for fp16",
+            "skinjob submit --train all --precision bf16",
+        )
     is_auto = cluster.cluster == "auto"
     queue = choose_queue(cluster)
     cluster = replace(cluster, cluster=queue.name)

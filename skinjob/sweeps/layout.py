@@ -186,7 +186,7 @@ class Sweep:
 
     @property
     def cache_folder(self) -> Path:
-        """Views and compiled code, shared by all sweeps in the same folder.
+        """Views, shared by all sweeps in the same folder.
 
         It is the user's own cache if the shared cache is closed to the user.
         """

@@ -1,26 +1,36 @@
-"""How a batch goes through the backbone: layer by layer, or compiled where that saves time."""
+"""How a batch goes through the backbone: by fused convolutions where the hardware has them.
+
+A fused convolution adds the shortcut and applies the ReLU before its result leaves the cache. So a
+CPU needs no compiler: fused, bf16 computes 1.25 times the images/s, compiled 1.3 times, and
+compiling took 5 s on 2 cores and 55 s on 16.
+
+The plain network is the reference. It stays where fused convolutions give other features.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import logging
-import os
-import platform
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from skinjob.ownership import make_private, require_safe
-from skinjob.train.device import Device
+from skinjob.train.device import DTYPES, Device
+from skinjob.train.resnet import ResNet
 
 log = logging.getLogger("skinjob")
 
-COMPILED_BATCH = 8  # fits the cache of a core; other sizes would need other compiled code
-WORTH_IMAGES = 15_000  # minutes of two cores; compiling takes seconds
+MOST_ERROR = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Relative error of features that is put down to rounding. Measured: 1e-7, 7e-4 and 5e-3."""
+CHECKED_IMAGES, CHECKED_SIDE = 2, 64
+TIMED_IMAGES, TIMED_PASSES = 4, 3
+LEAST_GAIN = 1.2  # less may be chance, and the jobs of a sweep should choose alike
 
 
 @dataclass(frozen=True)
@@ -31,77 +41,184 @@ class Forward:
     dtype: torch.dtype
     batch_sizes: tuple[int, ...]
     """Images per forward pass to choose from."""
-    is_compiled: bool = False
-    """Whether the network accepts only batches of the first size. Smaller batches are padded."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Returns the features, (B, num_features) float32 on the CPU, of (B, 3, S, S) float32."""
-        images = images.to(self.dtype)
-        num_missing = self.batch_sizes[0] - len(images) if self.is_compiled else 0
-        if num_missing:
-            images = torch.cat([images, images[:1].expand(num_missing, -1, -1, -1)])
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.network(images)[: len(images) - num_missing].float().cpu()
+        """Returns the features, (B, num_features) float32, of (B, 3, S, S) on the same device."""
+        return self.network(images.to(self.dtype)).float()
 
 
-def choose_forward(
-    backbone: nn.Module, device: Device, *, num_images: int, side: int, folder: Path
-) -> Forward:
-    """Returns the backbone on its device, compiled for this CPU where that saves time.
-
-    *num_images* is the total over all views of the sweep. *side* is the side of an image in pixels.
-    Compiled code is kept in *folder*, with a folder for each kind of CPU.
-    """
+def choose_forward(backbone: nn.Module, device: Device) -> Forward:
+    """Returns the backbone on its device, fused where that gives the same features."""
     backbone = backbone.to(device.type, device.dtype)
-    layer_by_layer = Forward(backbone, device.dtype, device.batch_sizes)
-    if device.type != "cpu":
-        return layer_by_layer
-    # Compiled, bf16 computes 1.25 times the images/s (n=9), but fp32 only 1.02 times (n=7).
-    if device.precision != "bf16" or num_images < WORTH_IMAGES:
-        log.info(
-            "backbone: not compiled (%s, %d images; worth it in bf16, from %d images)",
-            device.precision,
-            num_images,
-            WORTH_IMAGES,
-        )
-        return layer_by_layer
-    start = time.perf_counter()
-    try:
-        compiled = _compiled(backbone, device, side, folder / cpu_digest())
-    except Exception as error:  # no C++ compiler, no Python headers, a full disk: many types
-        log.info("backbone: not compiled (%s)", str(error).strip().split("\n")[0])
-        return layer_by_layer
-    log.info(
-        "backbone: compiled in %.1f s, kept in %s",
-        time.perf_counter() - start,
-        os.environ["TORCHINDUCTOR_CACHE_DIR"],
+    network, words = _fastest(backbone, device.type, device.precision)
+    log.info("backbone: channels_last, batch norm folded, convolutions %s", words)
+    return Forward(network, device.dtype, device.batch_sizes)
+
+
+def try_bf16(backbone: nn.Module, side: int) -> tuple[bool, str]:
+    """Says whether bf16 serves on this CPU, and why: a batch is timed on a core, and checked.
+
+    Computing units alone do not tell: with the same avx512_bf16, bf16 is faster on one CPU and
+    slower on another. Sets the number of torch's threads to 1.
+    """
+    torch.set_num_threads(1)  # the clock is this thread's, so other processes do not disturb it
+    images = noise(TIMED_IMAGES, side)
+    seconds, features = {}, {}
+    for precision in ("fp32", "bf16"):
+        dtype = DTYPES[precision]
+        network, _ = _fastest(copy.deepcopy(backbone).to(dtype), "cpu", precision)
+        forward = Forward(network, dtype, ())
+        with torch.inference_mode():
+            features[precision] = forward(images)
+            seconds[precision] = min(_cpu_s(forward, images) for _ in range(TIMED_PASSES))
+    error, gain = (
+        relative_error(features["bf16"], features["fp32"]),
+        seconds["fp32"] / seconds["bf16"],
     )
-    return Forward(compiled, device.dtype, (COMPILED_BATCH,), is_compiled=True)
+    words = f"bf16 is {gain:.1f} times as fast as fp32 on this CPU, features differ by {error:.1%}"
+    return gain >= LEAST_GAIN and error <= MOST_ERROR["bf16"], words
 
 
-def _compiled(
-    backbone: nn.Module, device: Device, side: int, folder: Path
-) -> Callable[[Tensor], Tensor]:
-    """Returns the backbone compiled with its weights as constants."""
-    for private in (folder.parent, folder):  # later jobs execute the code in it
-        make_private(private)
-    require_safe(folder)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
-    from torch._inductor import config as inductor  # importing it takes seconds
-
-    torch.set_num_threads(1)  # part of the compiled code: a stream has a single core
-    compiled: Callable[[Tensor], Tensor] = torch.compile(backbone, dynamic=False)
-    example = torch.zeros(COMPILED_BATCH, 3, side, side, dtype=device.dtype)
-    # As options of torch.compile, they would not tell its front end that weights are constants.
-    with inductor.patch(freezing=True, compile_threads=1), torch.inference_mode():
-        compiled(example.contiguous(memory_format=torch.channels_last))
-    return compiled
+def _cpu_s(forward: Forward, images: Tensor) -> float:
+    start = time.thread_time()
+    forward(images)
+    return time.thread_time() - start
 
 
-def cpu_digest() -> str:
-    """Returns a digest of what compiled code depends on: this CPU's instructions and torch."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    cpu = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    words = [platform.machine(), torch.__version__, *sorted(cpu)]
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+def _fastest(
+    backbone: nn.Module, kind: str, precision: str
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """Returns the fused network, or the plain one and why."""
+    if not isinstance(backbone, ResNet):
+        return backbone, "not fused (not a ResNet of basic blocks)"
+    if kind == "cuda" and precision == "fp32":
+        return backbone, "not fused (fp32 on a GPU)"
+    try:
+        fused = (CudnnResNet if kind == "cuda" else OneDnnResNet)(backbone)
+        images = noise(CHECKED_IMAGES, CHECKED_SIDE).to(kind, DTYPES[precision])
+        with torch.inference_mode():
+            error = relative_error(fused(images), backbone(images))
+    except (RuntimeError, AttributeError, NotImplementedError) as problem:  # no such call here
+        return backbone, f"not fused ({str(problem).strip().splitlines()[0]})"
+    if not error <= MOST_ERROR[precision]:
+        return backbone, f"not fused (features would differ by {error:.1%})"
+    return fused, "fused with what follows"
+
+
+def noise(num_images: int, side: int) -> Tensor:
+    """Returns the same random images each time, (N, 3, side, side) float32, channels_last."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num_images, 3, side, side, generator=generator)
+    return images.to(memory_format=torch.channels_last)
+
+
+def relative_error(features: Tensor, reference: Tensor) -> float:
+    """Returns the norm of the difference over the norm of the reference."""
+    difference = features.float() - reference.float()
+    return (difference.norm() / reference.float().norm()).item()
+
+
+class FusedResNet(ABC):
+    """The backbone of a ResNet with folded batch norm, a call for each convolution.
+
+    All tensors are channels_last.
+    """
+
+    def __init__(self, backbone: ResNet) -> None:
+        self.backbone = backbone
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Returns (B, num_features) of (B, 3, S, S)."""
+        x = self.backbone.maxpool(self.stem(self.backbone.conv1, images))
+        for block in self.backbone.blocks:
+            shortcut = x if block.downsample is None else self.conv(block.downsample[0], x)
+            x = self.conv_add_relu(block.conv2, self.conv_relu(block.conv1, x), shortcut)
+        return self.backbone.avgpool(x).flatten(1)
+
+    @abstractmethod
+    def stem(self, layer: nn.Conv2d, images: Tensor) -> Tensor:
+        """Returns the first convolution of *images*, and the ReLU after it."""
+
+    @abstractmethod
+    def conv(self, layer: Any, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def conv_relu(self, layer: nn.Conv2d, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def conv_add_relu(self, layer: nn.Conv2d, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Returns the ReLU of convolution plus *shortcut*, which may be overwritten."""
+
+
+class CudnnResNet(FusedResNet):
+    """On a GPU. The first convolution gets a fourth channel of zeros, which its units need."""
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__(backbone)
+        weight = functional.pad(backbone.conv1.weight, (0, 0, 0, 0, 0, 1))  # (64, 4, 7, 7)
+        self._stem_weight = weight.contiguous(memory_format=torch.channels_last)
+
+    def stem(self, layer: nn.Conv2d, images: Tensor) -> Tensor:
+        padded = functional.pad(images, (0, 0, 0, 0, 0, 1))  # (B, 4, S, S)
+        x = torch.conv2d(padded, self._stem_weight, layer.bias, layer.stride, layer.padding)
+        return x.relu_()
+
+    def conv(self, layer: Any, x: Tensor) -> Tensor:
+        found: Tensor = layer(x)
+        return found
+
+    def conv_relu(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        return torch.cudnn_convolution_relu(
+            x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
+
+    def conv_add_relu(self, layer: nn.Conv2d, x: Tensor, shortcut: Tensor) -> Tensor:
+        return torch.cudnn_convolution_add_relu(
+            x, layer.weight, shortcut, 1.0,
+            layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups,
+        )  # fmt: skip
+
+
+class OneDnnResNet(FusedResNet):
+    """On a CPU, by the calls of oneDNN that torch's compiler makes. They need no compiler."""
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__(backbone)
+        layers = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+        self._weights = {layer: _packed(layer) for layer in layers}
+
+    def stem(self, layer: nn.Conv2d, images: Tensor) -> Tensor:
+        return self.conv_relu(layer, images)
+
+    def conv(self, layer: Any, x: Tensor) -> Tensor:
+        return self._conv(layer, x, "none")
+
+    def conv_relu(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        return self._conv(layer, x, "relu")
+
+    def _conv(self, layer: nn.Conv2d, x: Tensor, then: str) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._weights[layer], layer.bias,
+            layer.padding, layer.stride, layer.dilation, layer.groups, then, [], "",
+        )  # fmt: skip
+        return found
+
+    def conv_add_relu(self, layer: nn.Conv2d, x: Tensor, shortcut: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+            shortcut, x, self._weights[layer], layer.bias,
+            layer.padding, layer.stride, layer.dilation, layer.groups, "add", 1.0, "relu", [], "",
+        )  # fmt: skip
+        return found
+
+
+def _packed(layer: nn.Conv2d) -> Tensor:
+    """Returns the weights as oneDNN computes with them: in bf16 7 % faster, as no call packs them.
+
+    In fp32 they stay as they are: packed for no size of images, AVX2 computes 20 times slower.
+    """
+    if layer.weight.dtype == torch.float32:
+        return layer.weight
+    found: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[attr-defined]
+        layer.weight.to_mkldnn(), layer.padding, layer.stride, layer.dilation, layer.groups
+    )
+    return found

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import socket
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +23,11 @@ from skinjob.files import sha256_file
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import Failure
 from skinjob.train.all_layers import num_at_once
-from skinjob.train.checkpoint import Checkpoint, read_checkpoint
+from skinjob.train.checkpoint import read_checkpoint
 from skinjob.train.device import Device, choose_device
 from skinjob.train.extract import FeatureExtractor
 from skinjob.train.features import ViewCache
-from skinjob.train.forward import Forward, choose_forward
+from skinjob.train.forward import Forward, choose_forward, try_bf16
 from skinjob.train.images import ImageBatches, ImageSource, View
 from skinjob.train.lease import Lease, TakenError, take, track_run_state
 from skinjob.train.log import logging_to
@@ -92,7 +92,7 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease, num_cpus: int | N
     sweep, recipe = next(iter(configs)).sweep, next(iter(configs.values()))
     info = sweep.info()
     checkpoints = {run: read_checkpoint(run, config) for run, config in configs.items()}
-    device = _device(recipe, checkpoints.values(), num_cpus)
+    precision = next((point.precision for point in checkpoints.values() if point.precision), None)
     images = read_index(sweep.images_file, Path(recipe.data), info.images.classes)
     if (
         images.fingerprint() != info.images.fingerprint
@@ -101,11 +101,20 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease, num_cpus: int | N
             f"{sweep.images_file} has changed since the submit (see {sweep.sweep_file})",
             "skinjob submit --name ANOTHER",
         )
+    weights = _checked_weights(recipe, info.weights.sha256)
+    backbone = read_backbone(weights)
+    device = choose_device(
+        recipe.device,
+        precision or recipe.precision,
+        num_cpus,
+        trained=recipe.train,
+        try_bf16=lambda: try_bf16(build_backbone(backbone, weights), backbone.preprocessing.crop),
+    )
+    if precision:
+        device = replace(device, precision_reason="as in the epochs before")
     _log_plan(configs, device, images)
     for run in configs:
         lease.note(run, device=device.type, precision=device.precision)
-    weights = _checked_weights(recipe, info.weights.sha256)
-    backbone = read_backbone(weights)
     source = ImageSource(
         images,
         recipe.augmentation_seed,
@@ -115,13 +124,6 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease, num_cpus: int | N
         kept=(Split.TRAIN,) if recipe.train == "head" else tuple(Split),
     )
     return Job(configs, info, lease, checkpoints, device, source, backbone, weights)
-
-
-def _device(recipe: TrainConfig, checkpoints: Iterable[Checkpoint], num_cpus: int | None) -> Device:
-    """Returns the recipe's device, with the precision of the epochs that are finished."""
-    precision = next((point.precision for point in checkpoints if point.precision), None)
-    device = choose_device(recipe.device, precision or recipe.precision, num_cpus)
-    return replace(device, precision_reason="as in the epochs before") if precision else device
 
 
 def _groups(job: Job) -> list[list[Run]]:
@@ -170,17 +172,9 @@ def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[In
         return
     torch.set_num_threads(1)  # a head is too small for two cores; the views use them
     sweep, epochs = next(iter(job.configs)).sweep, job.recipe.epochs
-    num_evaluated = sum(len(job.source.files(split)) for split in job.evaluated)
-    num_train = len(job.source.files(Split.TRAIN))
 
     def build() -> Forward:
-        return choose_forward(
-            build_backbone(job.backbone, job.weights),
-            job.device,
-            num_images=num_evaluated + epochs * num_train,
-            side=job.source.preprocessing.crop,
-            folder=sweep.cache_folder / "compiled",
-        )
+        return choose_forward(build_backbone(job.backbone, job.weights), job.device)
 
     yield from Views(
         FeatureExtractor(build, job.device, job.source),

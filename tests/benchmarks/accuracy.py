@@ -2,7 +2,7 @@
 
 The same sweep, with the same seeds, crops and flips, is trained as it is, in --precision, and once
 more WITH PARTS REPLACED by what they stand for: torchvision's ResNet18 in fp32 with its batch norm,
-neither folded nor compiled, and Pillow's scaling of crops. The difference is given in percentage
+neither folded nor fused, and Pillow's scaling of crops. The difference is given in percentage
 points, with the least and the greatest of the seeds.
 
 Example:
@@ -16,7 +16,6 @@ import contextlib
 import multiprocessing
 import os
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -105,11 +104,10 @@ def train_plainly(given: Inputs, runs: Path, **options: Any) -> None:
 
 def _train_plainly(given: Inputs, runs: Path, options: dict[str, Any]) -> None:
     from skinjob.sweeps.layout import sweeps
-    from skinjob.train import forward, job, transforms
+    from skinjob.train import job, transforms
 
     job.build_backbone = unfolded_backbone
     transforms._scaled_each = scaled_by_pillow
-    forward.WORTH_IMAGES = sys.maxsize
     dry = {"data": given.data, "weights": given.weights, "runs": runs} | options
     make_sweep(**dry)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):

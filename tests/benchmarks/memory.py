@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import re
 import resource
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -158,12 +157,11 @@ def train(sweep: Path) -> None:
 
 def replace_backbone() -> None:
     """Makes jobs of this process use the cheap backbone, in the place where ResNet18 is built."""
-    from skinjob.train import forward, job
+    from skinjob.train import job
 
     if not hasattr(job, "build_backbone"):
         raise SystemExit("build_backbone has moved: replace_backbone() in this file must follow")
     job.build_backbone = cheap_backbone
-    forward.WORTH_IMAGES = sys.maxsize  # what a compiler takes depends on the net, not on images
 
 
 def cheap_backbone(backbone: Any, weights: Path) -> Any:

@@ -1,7 +1,8 @@
 """How many images a second ResNet18 takes at best on this CPU, with nothing around it.
 
 No images are read and nothing is learnt: the same random numbers go through the net again and
-again, channels_last, with batch norm folded into the convolutions.
+again, channels_last, with batch norm folded into the convolutions: as it is, with oneDNN's fused
+convolutions as skinjob has them, and compiled by torch.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from common import num_cores
 from rivals import has_amx, pretrained
-from torch import nn
-from torch._inductor import config as inductor
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from skinjob.train.forward import OneDnnResNet
+from skinjob.train.model import build_backbone
+from skinjob.weights.backbones import DEFAULT
+
 BATCH_SIZES = (4, 8, 16, 32)
 COMPILED = (8, 16)
+HOW = ("as it is", "fused", "compiled")
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Setting:
     streams: int
     """Batches at the same time, each on its share of the cores."""
     precision: str
-    is_compiled: bool = False
+    how: str = HOW[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,19 +46,19 @@ class Setting:
 
     def __str__(self) -> str:
         streams = "a stream per core" if self.streams > 1 else "one stream"
-        how = "compiled" if self.is_compiled else "as it is"
-        return f"{how}, {self.precision}, batches of {self.batch_size}, {streams}"
+        return f"{self.how}, {self.precision}, batches of {self.batch_size}, {streams}"
 
 
 def settings(precision: str) -> list[Setting]:
     """Returns the ways that may be the fastest; bf16 only where asked for, or where it is fast."""
     precisions = {"auto": ("fp32", "bf16") if has_amx() else ("fp32",)}.get(precision, (precision,))
     streams = sorted({1, num_cores()})
-    compiled = itertools.product(COMPILED, streams[-1:], precisions, (True,))
-    return [
-        *(Setting(*choice) for choice in itertools.product(BATCH_SIZES, streams, precisions)),
-        *(Setting(*choice) for choice in compiled),
+    choices = [
+        *itertools.product(BATCH_SIZES, streams, precisions, ("as it is",)),
+        *itertools.product(BATCH_SIZES, streams[-1:], precisions, ("fused",)),
+        *itertools.product(COMPILED, streams[-1:], precisions, ("compiled",)),
     ]
+    return [Setting(*choice) for choice in choices]
 
 
 def forward_rates(weights: Path, precision: str, seconds: float) -> dict[Setting, float]:
@@ -62,9 +68,11 @@ def forward_rates(weights: Path, precision: str, seconds: float) -> dict[Setting
 
 def forward_rate(weights: Path, setting: Setting, seconds: float) -> float:
     """Returns the images a second that all streams together put through the net."""
-    backbone = folded_backbone(weights, setting.dtype)
-    if setting.is_compiled:
+    backbone: Callable[[Tensor], Tensor] = folded_backbone(weights, setting.dtype)
+    if setting.how == "compiled":
         backbone = compiled_backbone(backbone, setting)
+    elif setting.how == "fused":
+        backbone = OneDnnResNet(build_backbone(DEFAULT, weights).to(setting.dtype))
     rates = [0.0] * setting.streams
     ready = threading.Barrier(setting.streams)
 
@@ -92,6 +100,8 @@ def forward_rate(weights: Path, setting: Setting, seconds: float) -> float:
 
 def compiled_backbone(backbone: nn.Module, setting: Setting) -> nn.Module:
     """Returns the backbone compiled for batches of one size on one core."""
+    from torch._inductor import config as inductor  # takes seconds
+
     torch.set_num_threads(1)
     torch._dynamo.reset()
     images = torch.randn(setting.batch_size, 3, 224, 224, dtype=setting.dtype)

@@ -185,7 +185,12 @@ CASES = [
     value("--array-parallelism", "0", "array parallelism is 0, and must be at least 1"),
     value("--train", "half", "'half' is not one of 'head', 'all'", 2),
     value("--schedule", "linear", "'linear' is not one of 'constant', 'cosine'", 2),
-    value("--precision", "fp64", "'fp64' is not one of 'auto', 'fp32', 'bf16'", 2),
+    value("--precision", "fp64", "'fp64' is not one of 'auto', 'fp32', 'bf16', 'fp16'", 2),
+    Case(
+        "--precision 'fp16' --train 'all'",
+        (*SUBMIT, "--precision", "fp16", "--train", "all"),
+        "precision is fp16 and train is all",
+    ),
     value("--cluster", "pbs", "'pbs' is not one of 'auto', 'slurm', 'local'", 2),
     value("--name", "..", f"sweep name '..' {PLAIN}"),
     value("--name", "a/b", f"sweep name 'a/b' {PLAIN}"),

@@ -209,22 +209,3 @@ def test_a_folder_that_others_can_write_stops_a_queued_job(slurm: Slurm, project
     assert f"{sweep.submission_folder} is not a private folder of yours" in output
     assert f"fix: ls -ld {sweep.submission_folder}" in output
     assert not run.metrics_file.exists()
-
-
-@pytest.mark.train
-def test_compiled_code_is_not_kept_in_another_user_s_folder(tmp_path: Path) -> None:
-    """A job executes no compiled code from a cache that a colleague owns."""
-    from torch import nn
-
-    from skinjob.train.device import choose_device
-    from skinjob.train.forward import WORTH_IMAGES, choose_forward
-
-    cache = tmp_path / ".cache"
-    cache.mkdir()
-    give(cache)
-    device, folder = choose_device("cpu", "bf16"), cache / "compiled"
-    forward = choose_forward(
-        nn.Linear(2, 2), device, num_images=WORTH_IMAGES, side=2, folder=folder
-    )
-    assert not forward.is_compiled
-    assert not list(folder.glob("*/*"))

@@ -31,7 +31,7 @@ from skinjob.train import transforms
 from skinjob.train.device import Device, choose_device
 from skinjob.train.extract import TRIALS, BatchSize, FeatureExtractor
 from skinjob.train.features import Features, ViewCache
-from skinjob.train.forward import COMPILED_BATCH, WORTH_IMAGES, Forward, choose_forward
+from skinjob.train.forward import Forward
 from skinjob.train.images import ImageCache, ImageSource, View
 from skinjob.train.job import run_job
 from skinjob.train.model import build_backbone, build_model
@@ -107,55 +107,6 @@ def test_the_quickest_batch_size_is_kept() -> None:
     assert sizes.describe() == (
         "8 images per forward pass (images/s of a stream by size: 4: 2.0, 8: 8.0)"
     )
-
-
-def choose(backbone: torch.nn.Module, folder: Path) -> Forward:
-    """Returns how a large sweep on this machine's CPU puts images through the backbone."""
-    device = choose_device("cpu", "bf16")
-    return choose_forward(backbone, device, num_images=WORTH_IMAGES, side=SIDE, folder=folder)
-
-
-def test_a_compiled_backbone_gives_the_same_features(
-    backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A large sweep in bf16 compiles the backbone; features change by rounding only."""
-    caplog.set_level("INFO", "skinjob")
-    forward = choose(backbone, tmp_path / "compiled")
-    if not forward.is_compiled:
-        pytest.skip(f"torch compiles nothing here: {caplog.text}")
-    pictures = torch.randn(COMPILED_BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        plain, compiled = backbone(pictures.bfloat16()).float(), forward(pictures)
-        assert (compiled - plain).abs().max() < 0.02 * plain.abs().max()
-        assert torch.equal(forward(pictures[:3]), compiled[:3])  # a last batch that is not full
-
-
-def test_a_machine_that_cannot_compile_says_why_and_goes_on(
-    backbone: torch.nn.Module,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A compute node without a C++ compiler trains all the same."""
-    caplog.set_level("INFO", "skinjob")
-    torch._dynamo.reset()
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    assert not choose(backbone, tmp_path).is_compiled
-    assert "backbone: not compiled (" in caplog.text
-
-
-def test_nothing_is_executed_that_others_may_have_written(
-    backbone: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Compiled code is kept in a private folder; where that is not private, none is used."""
-    caplog.set_level("INFO", "skinjob")
-    folder = tmp_path / "compiled"
-    folder.mkdir()
-    folder.chmod(0o777)
-    assert not choose(backbone, folder).is_compiled
-    assert "is not a private folder of yours" in caplog.text
-    assert list(folder.iterdir()) == []
 
 
 def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
