@@ -78,6 +78,7 @@ def choose_device(
     if kind == "cuda":
         # Without this, cuDNN's convolutions in fp32 would round to the 10 bits of TF32.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        torch.backends.cudnn.deterministic = True  # the same bytes each time, at no cost measured
     return Device(
         type=kind,
         precision=precision,

@@ -72,7 +72,9 @@ def build_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
     because other threads may use torch's at the same time.
     """
     generator = torch.Generator().manual_seed(seed)
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, num_features, num_classes)
+    head = nn.Linear(num_features, num_classes, device="meta")  # skip_init would import sympy
+    head.weight = nn.Parameter(torch.empty(num_classes, num_features))
+    head.bias = nn.Parameter(torch.empty(num_classes))
     nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
     bound = 1 / math.sqrt(num_features)
     nn.init.uniform_(head.bias, -bound, bound, generator=generator)

@@ -1,8 +1,8 @@
 """Compares the test accuracies of the fast path with those of plain fp32, batch size by batch size.
 
-The same sweep, with the same seeds, crops and flips, is trained as it is, in --precision, and once
-more WITH PARTS REPLACED by what they stand for: torchvision's ResNet18 in fp32 with its batch norm,
-neither folded nor fused, and Pillow's scaling of crops. The difference is given in percentage
+The same sweep, with the same seeds, crops and flips, is trained as it is, in each --precision, and
+once more WITH PARTS REPLACED by what they stand for: torchvision's ResNet18 in fp32 with its batch
+norm, neither folded nor fused, and Pillow's scaling of crops. The difference is given in percentage
 points, with the least and the greatest of the seeds.
 
 Example:
@@ -49,10 +49,14 @@ def main() -> None:
     """Trains both and prints the differences."""
     options = command_line()
     with inputs(options) as given:
-        fast_name, fast = trained(given, options, submit_s, options.precision)
+        fast = [
+            trained(given, options, submit_s, precision)
+            for precision in options.precision.split(",")
+        ]
         _, plain = trained(given, options, train_plainly, "fp32")
     differences = [
-        difference(size, fast_name, fast[size], plain[size])
+        difference(size, name, accuracies[size], plain[size])
+        for name, accuracies in fast
         for size in numbers(options.batch_sizes)
     ]
     report(differences, options.json)
@@ -67,7 +71,9 @@ def command_line() -> argparse.Namespace:
     arguments.add_argument("--lr", default="0.01", help="[default: %(default)s]")
     arguments.add_argument("--epochs", type=int, default=5, help="[default: %(default)s]")
     arguments.add_argument(
-        "--precision", default="auto", help="the fast path [default: %(default)s]"
+        "--precision",
+        default="auto",
+        help="of the fast path, one or more, such as bf16,fp16 [default: %(default)s]",
     )
     return arguments.parse_args()
 
@@ -168,7 +174,7 @@ def difference(batch_size: int, fast_name: str, fast: list[float], plain: list[f
         f"plain fp32 {100 * statistics.mean(plain):.2f} %"
     )
     return Result(
-        name=f"batch size {batch_size}",
+        name=f"{fast_name}, batch size {batch_size}",
         ratio=statistics.mean(points),
         low=min(points),
         high=max(points),

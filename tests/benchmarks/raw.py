@@ -50,8 +50,9 @@ class Setting:
 
 
 def settings(precision: str) -> list[Setting]:
-    """Returns the ways that may be the fastest; bf16 only where asked for, or where it is fast."""
-    precisions = {"auto": ("fp32", "bf16") if has_amx() else ("fp32",)}.get(precision, (precision,))
+    """Returns the ways that may be the fastest; bf16 only if asked for or if there are units."""
+    has_bf16 = has_amx() or torch.cpu._is_avx512_bf16_supported()
+    precisions = {"auto": ("fp32", "bf16") if has_bf16 else ("fp32",)}.get(precision, (precision,))
     streams = sorted({1, num_cores()})
     choices = [
         *itertools.product(BATCH_SIZES, streams, precisions, ("as it is",)),
