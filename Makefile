@@ -8,7 +8,7 @@ PIP := .venv/bin/pip --disable-pip-version-check install --quiet --constraint co
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help fetch-weights bundle demo test test-fast bench check docs clean
-BENCHMARKS := startup status report memory heads sweep accuracy finetune
+BENCHMARKS := startup status report memory network heads sweep accuracy finetune
 
 help:
 	@awk -F ' *## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2}' \
@@ -30,7 +30,7 @@ test-fast: .venv/test  ## Run the quick tests: no SLURM, no torch, under a minut
 	PYTHONPATH=$(CURDIR)/tests/support/no_torch .venv/bin/pytest --numprocesses 2 --dist loadfile \
 		-m 'not slurm and not train and not slow' $(ARGS) tests/unit tests/cli
 
-bench: .venv/train  ## Measure this machine, 25 minutes; ARGS="--json FILE" keeps it
+bench: .venv/test  ## Measure this machine, 25 minutes; ARGS="--json FILE" keeps it
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; \
 		.venv/bin/python tests/benchmarks/$$name.py $(ARGS); done
 
