@@ -18,6 +18,7 @@ from urllib.parse import quote
 from skinjob.locks import lock, try_lock
 
 TAIL_BYTES = 20_000  # of a log
+BLOCK_BYTES = 1 << 20
 LOOK_S = 10  # the longest wait for a process that only tests a lock, which takes a moment
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -176,9 +177,17 @@ def sha256_file(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as content:
-        while block := content.read(1 << 20):
+        while block := content.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_start(handle: int, num_bytes: int) -> bytes:
+    """Returns the SHA-256 of the first bytes of an open file, 32 bytes."""
+    digest = hashlib.sha256()
+    for start in range(0, num_bytes, BLOCK_BYTES):
+        digest.update(os.pread(handle, min(BLOCK_BYTES, num_bytes - start), start))
+    return digest.digest()
 
 
 def _sync_folder(folder: Path) -> None:

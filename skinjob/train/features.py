@@ -1,12 +1,8 @@
-"""The features of views on disk: the cache that runs share, its files, and claims on views.
+"""The features of views on disk: the cache that runs share, and its files.
 
 A view has a safetensors file. It is written and read in parts, so the memory of a job does not grow
 with the number of images. The file ends with a SHA-256 of its content, which is checked at every
 opening. A damaged file is computed again.
-
-A claim is a hint, not a lock. It says that a job computes a view, and other jobs begin with another
-view. No result depends on it: two jobs that compute the same view write the same file, each in a
-single step. If the owner of a claim dies, other jobs only lose time.
 """
 
 from __future__ import annotations
@@ -15,8 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,16 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skinjob.files import remove_abandoned, replacing
-from skinjob.locks import process_exists
+from skinjob.files import replacing, sha256_start
+from skinjob.train import claims
 
 log = logging.getLogger("skinjob")
 
 DIGEST_BYTES = 32
-CHUNK_BYTES = 4 << 20
 MAX_HELD_BYTES = 64 << 20  # of features in memory: 32,000 images of ResNet18
-ABANDONED_S = 24 * 3600
-STALE_S = 60  # a claim is touched every second or so
 
 
 class FeaturesWriter:
@@ -70,7 +61,7 @@ class FeaturesWriter:
         if not self._is_written.all():
             raise RuntimeError(f"no features of image {self._is_written.argmin()}")
         end = self._start + len(self._is_written) * self._row_bytes
-        self._write(_digest(self._handle, end), end)
+        self._write(sha256_start(self._handle, end), end)
 
     def _write(self, content: bytes | memoryview, start: int) -> None:
         while content:  # a write may be cut short
@@ -88,9 +79,8 @@ class Features:
         end = os.fstat(self._file.fileno()).st_size - DIGEST_BYTES
         self._start = end - 4 * num_images * num_features
         header = int.from_bytes(self._read(0, 8), "little")
-        if 8 + header != self._start or self._read(end, DIGEST_BYTES) != _digest(
-            self._file.fileno(), end
-        ):
+        digest = sha256_start(self._file.fileno(), end)
+        if 8 + header != self._start or self._read(end, DIGEST_BYTES) != digest:
             raise ValueError(f"{file}: its SHA-256 does not match")
         self._held = self._rows(0, num_images) if end <= MAX_HELD_BYTES else None
 
@@ -123,14 +113,6 @@ class Features:
 
 def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-
-
-def _digest(handle: int, end: int) -> bytes:
-    """Returns the SHA-256 of a file's first *end* bytes."""
-    digest = hashlib.sha256()
-    for start in range(0, end, CHUNK_BYTES):
-        digest.update(os.pread(handle, min(CHUNK_BYTES, end - start), start))
-    return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -177,54 +159,18 @@ class ViewCache:
 
     def clear_up(self) -> None:
         """Removes the partial files and the claims of processes that were killed."""
-        with suppress(OSError):  # no folder yet, or a full disk
-            remove_abandoned(self.folder, self._now(), ABANDONED_S)
-            for claim in self.folder.glob("*.claim"):
-                if self._is_stale(claim):
-                    claim.unlink(missing_ok=True)
+        claims.clear_up(self.folder)
 
     def claim(self, key: dict[str, str]) -> bool:
         """Claims a view for this process; returns False when another job computes it."""
-        claim = self._claim_file(key)
-        claim.parent.mkdir(parents=True, exist_ok=True)
-        if claim.exists() and self._is_stale(claim):
-            claim.unlink(missing_ok=True)
-        try:
-            with claim.open("x", encoding="utf-8") as owner:
-                owner.write(f"{socket.gethostname()} {os.getpid()}")
-        except FileExistsError:
-            return False
-        return True
+        return claims.claim(self.file(key))
 
     def renew_claim(self, key: dict[str, str]) -> None:
-        with suppress(FileNotFoundError):
-            os.utime(self._claim_file(key))
+        claims.renew(self.file(key))
 
     def release(self, key: dict[str, str]) -> None:
-        self._claim_file(key).unlink(missing_ok=True)
+        claims.release(self.file(key))
 
     def claimed_by(self, key: dict[str, str]) -> str:
         """Returns host and process id of the job that computes a view, or ''."""
-        try:
-            return self._claim_file(key).read_text(encoding="utf-8")
-        except OSError:
-            return ""
-
-    def _claim_file(self, key: dict[str, str]) -> Path:
-        return self.file(key).with_suffix(".claim")
-
-    def _is_stale(self, claim: Path) -> bool:
-        """Returns whether the owner of a claim has ended, or has not renewed it for STALE_S."""
-        try:
-            host, _, pid = claim.read_text(encoding="utf-8").partition(" ")
-            age_s = self._now() - claim.stat().st_mtime
-        except OSError:
-            return False  # it has just been released
-        is_ended = pid.isdecimal() and process_exists(host, int(pid)) is False
-        return is_ended or age_s > STALE_S
-
-    def _now(self) -> float:
-        """Returns the time of the file server, whose clock also sets the times of claims."""
-        # On some file systems the file needs a name: this is one that `remove_abandoned` removes.
-        with tempfile.TemporaryFile(prefix=".now..", suffix=".part", dir=self.folder) as file:
-            return os.fstat(file.fileno()).st_mtime
+        return claims.claimed_by(self.file(key))

@@ -21,7 +21,7 @@ from trees import left, make_sweep, make_tree
 from skinjob import locks
 from skinjob.sweeps import layout as runs
 from skinjob.sweeps.layout import Run
-from skinjob.train import features, lease
+from skinjob.train import claims, lease
 from skinjob.train import job as train_job
 from skinjob.train.job import run_job
 from skinjob.train.lease import Lease, take
@@ -77,7 +77,7 @@ def test_a_process_that_wakes_up_on_a_run_of_another_leaves(
     try:
         first.send_signal(signal.SIGSTOP)
         monkeypatch.setattr(lease, "SILENCE_S", 0.5)
-        monkeypatch.setattr(features, "STALE_S", 0.5)  # it may have claimed a view
+        monkeypatch.setattr(claims, "STALE_S", 0.5)  # it may have claimed a view
         run_job([run.folder])
         assert run.state().status == "done"
         files = {file: file.stat().st_mtime_ns for file in run.folder.iterdir()}
