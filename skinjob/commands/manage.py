@@ -147,7 +147,7 @@ def _print_cancelled(sweep: Sweep, result: Cancellation) -> None:
 @click.command(cls=TaskCommand)
 @sweep_argument
 @runs_option
-@click.option("--caches", is_flag=True, help="Views, which all sweeps share.")
+@click.option("--caches", is_flag=True, help="Views and decoded images, which all sweeps share.")
 @click.option("--failed", is_flag=True, help="Checkpoints of failed runs, and half-written files.")
 @click.option("--submission", is_flag=True, help="Job scripts, pickles and output of past jobs.")
 @click.option("--yes", is_flag=True, help="Remove them. The default is to show them only.")

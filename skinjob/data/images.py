@@ -59,7 +59,7 @@ FLAT_LEVELS = 16  # of 256; an image with fewer shows nothing
 
 KEPT_MOST_BYTES = 4 << 30
 KEPT_SHARE = 8
-"""A job keeps the decoded images of a split on disk: at most so many bytes (28,000 images at
+"""Jobs keep the decoded images of a split on disk: at most so many bytes (28,000 images at
 ResNet18's size), and at most an eighth of the free space."""
 
 COLUMNS = ("path", "split", "label", "bytes", "sha256")

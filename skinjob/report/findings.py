@@ -8,6 +8,7 @@ from typing import Any
 
 from skinjob.config import RECIPE, TrainConfig, options_of
 from skinjob.errors import RunError
+from skinjob.report.measures import COMPARED
 from skinjob.report.tables import SweepTable
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import RunState, Status, filled_recipe

@@ -270,20 +270,18 @@ def bytes_needed(
     backbone: Backbone,
     views_folder: Path,
     *,
-    jobs_at_once: int,
     free: int,
 ) -> int:
     """Returns how many bytes new runs of a sweep will write at most, if *free* bytes are free.
 
-    All heads of a job share views and decoded images. Every run writes its other files itself.
+    All jobs share decoded images and views. Every run writes its other files itself.
     """
     recipe = next(iter(configs.values()))
-    num_train, num_images = len(images.split("train")), len(images.files)
-    num_evaluated = num_images - num_train
-    num_decoded = num_train if recipe.train == "head" else num_images
+    num_train = len(images.split("train"))
+    num_evaluated = len(images.files) - num_train
     # RGB at the backbone's size; an image keeps more on its longer side.
-    decoded = num_decoded * 3 * backbone.preprocessing.crop**2
-    kept = jobs_at_once * min(decoded, KEPT_MOST_BYTES, free // KEPT_SHARE)
+    image_bytes, most = 3 * backbone.preprocessing.crop**2, min(KEPT_MOST_BYTES, free // KEPT_SHARE)
+    kept = sum(min(count * image_bytes, most) for count in (num_train, num_evaluated))
     rows = len(configs) * (recipe.epochs + num_evaluated) * ROW_BYTES
     if recipe.train == "all":
         # A checkpoint has AdamW's two moments, too. A run keeps two while it writes a third.

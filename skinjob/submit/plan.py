@@ -19,7 +19,7 @@ from skinjob.data.validation import hold_out
 from skinjob.errors import ConfigError, RunError
 from skinjob.files import absolute
 from skinjob.ownership import require_safe
-from skinjob.queues.base import Queue, choose_queue, group_runs, open_queue, queue_of
+from skinjob.queues.base import Queue, choose_queue, open_queue, queue_of
 from skinjob.queues.gpus import no_gpu_reason, visible_gpus
 from skinjob.submit.checks import (
     bytes_needed,
@@ -285,15 +285,8 @@ def new_bytes(plan: Plan, free: int) -> int:
     }
     if not new:
         return 0
-    at_once = min(len(group_runs(new)), plan.queue.jobs_at_once(plan.cluster))
-    return bytes_needed(
-        new,
-        plan.images,
-        plan.weights.backbone,
-        plan.sweep.views_folder,
-        jobs_at_once=at_once,
-        free=free,
-    )
+    backbone, folder = plan.weights.backbone, plan.sweep.views_folder
+    return bytes_needed(new, plan.images, backbone, folder, free=free)
 
 
 def _resolve_device(

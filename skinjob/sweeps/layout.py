@@ -3,6 +3,7 @@
 runs/<sweep>/            Sweep: sweep.json, images.csv, submission/, report/
 runs/<sweep>/<run>/      Run: config.json, state.json, metrics.csv, ...
 runs/.cache/views/       features that the runs of all sweeps share
+runs/.cache/decoded/     decoded images that they share
 """
 
 from __future__ import annotations
@@ -186,12 +187,12 @@ class Sweep:
 
     @property
     def cache_folder(self) -> Path:
-        """Views, shared by all sweeps in the same folder.
+        """Views and decoded images, shared by all sweeps in the same folder.
 
         It is the user's own cache if the shared cache is closed to the user.
         """
         shared, own = cache_folders(self.folder.parent)
-        for place in (shared, shared / "views"):
+        for place in (shared, shared / "views", shared / "decoded"):
             if place.exists() and not os.access(place, os.R_OK | os.W_OK | os.X_OK):
                 return own
         return shared
@@ -199,6 +200,10 @@ class Sweep:
     @property
     def views_folder(self) -> Path:
         return self.cache_folder / "views"
+
+    @property
+    def decoded_folder(self) -> Path:
+        return self.cache_folder / "decoded"
 
     def info(self) -> SweepInfo:
         """Returns sweep.json.

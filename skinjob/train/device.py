@@ -10,9 +10,8 @@ import torch
 
 from skinjob.errors import ConfigError
 
-MOST_CUDA_STREAMS = 8  # each keeps a batch on the GPU and a core of the CPU busy
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH_SIZES = {"cuda": (32, 64, 128), "cpu": (4, 8, 16, 32)}
+BATCH_SIZES = {"cuda": (1024,), "cpu": (4, 8, 16, 32)}
 """Candidates for the number of images per forward pass. In eval mode it only changes rounding."""
 
 
@@ -39,12 +38,12 @@ class Device:
 
     @property
     def num_streams(self) -> int:
-        """Batches that are computed at the same time, each in its own thread.
+        """Batches that are computed at the same time.
 
-        A thread decodes, augments and forwards its batch. So no core waits for another at the end
-        of a layer, and on a GPU the copies of a stream overlap with the kernels of another.
+        On a CPU each has its own thread, from the decoded images to the features, so no core waits
+        for another at the end of a layer. A GPU computes a large batch.
         """
-        return min(self.num_threads, MOST_CUDA_STREAMS) if self.type == "cuda" else self.num_threads
+        return 1 if self.type == "cuda" else self.num_threads
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Computes the features of a view's images with the frozen backbone.
 
-Several threads work at the same time. Each takes a batch from the files to the features, so
-decoding, augmentation, copies and the network overlap, and no core waits for another.
+On a CPU, several threads work at the same time. Each takes a batch from the decoded images to the
+features, so no core waits for another. A GPU takes large batches, one after another: its pixels are
+in its memory, and only the features come back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -25,6 +25,8 @@ log = logging.getLogger("skinjob")
 
 TRIALS = 6  # batches of each size, before a size is chosen
 REPORT_S = 0.5
+SMALLEST_BATCH = 32  # of a GPU: if its memory does not suffice, an error
+HELD_BYTES = 64 << 20  # of features on the GPU, before they are copied back
 
 
 class FeatureExtractor:
@@ -35,17 +37,17 @@ class FeatureExtractor:
         self.device = device
         self.source = source
         self._build = build
-        self._local = threading.local()
-        # All views share the threads: cuDNN chooses its kernels again in every new thread.
         self._pool = ThreadPoolExecutor(device.num_streams)
 
     @cached_property
     def _forward(self) -> Forward:
-        log.info(
-            "views: %d batches at a time, a thread each; channels_last, batch norm folded",
-            self.device.num_streams,
-        )
+        if self.device.type == "cpu":
+            log.info("views: %d batches at a time, a thread each", self.device.num_streams)
         return self._build()
+
+    @cached_property
+    def _gpu_batch_size(self) -> int:
+        return max(self._forward.batch_sizes)
 
     @cached_property
     def _batch_size(self) -> BatchSize:
@@ -59,6 +61,61 @@ class FeatureExtractor:
         *put* is called in any order, from several threads. *report* is called in this thread,
         every REPORT_S, with the number of images that are done.
         """
+        reported = time.monotonic()
+
+        def report_sometimes(num_done: int = 0) -> None:
+            nonlocal reported
+            if time.monotonic() - reported > REPORT_S:
+                report(num_done)
+                reported = time.monotonic()
+
+        self.source.prepare(view.split, report_sometimes)
+        if self.device.type == "cpu":
+            self.by_streams(view, put, report)
+        else:
+            with torch.cuda.stream(self._own_stream):
+                self.by_large_batches(view, put, report_sometimes)
+
+    @cached_property
+    def _own_stream(self) -> torch.cuda.Stream:
+        self._forward  # noqa: B018 - copied to the GPU on the default stream
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        return stream
+
+    @torch.inference_mode()
+    def by_large_batches(
+        self, view: View, put: Callable[[int, Tensor], None], report: Callable[[int], None]
+    ) -> None:
+        """Computes a view on a GPU; halves the batch size where its memory does not suffice.
+
+        Features come back at the end of the view, or when they take HELD_BYTES.
+        """
+        num_images, first = len(self.source.files(view.split)), 0
+        while first < num_images:
+            parts = torch.arange(first, num_images).split(self._gpu_batch_size)
+            held: list[Tensor] = []
+            try:
+                for batch in self.source.batches(view, parts, self.device.type):
+                    held.append(self._forward(batch))
+                    num_done = first + sum(map(len, held))
+                    if num_done == num_images or sum(part.nbytes for part in held) > HELD_BYTES:
+                        put(first, torch.cat(held).cpu())
+                        first, held = num_done, []
+                    report(num_done)
+                continue
+            except torch.OutOfMemoryError:
+                if self._gpu_batch_size <= SMALLEST_BATCH:
+                    raise
+            # Here, and not above: the exception holds on to the tensors of the batch.
+            self._gpu_batch_size //= 2
+            log.info("views: GPU memory is short, so %d images per batch", self._gpu_batch_size)
+            torch.cuda.empty_cache()
+
+    def by_streams(
+        self, view: View, put: Callable[[int, Tensor], None], report: Callable[[int], None]
+    ) -> None:
+        """Computes a view on a CPU; each stream has a single core."""
         num_images, num_streams = len(self.source.files(view.split)), self.device.num_streams
         sizes, lock = self._batch_size, threading.Lock()
         started = num_done = 0
@@ -73,9 +130,11 @@ class FeatureExtractor:
 
         def stream() -> None:
             nonlocal num_done
+            torch.set_num_threads(1)  # for this thread; the other streams use the other cores
             while part := take():
                 start = time.perf_counter()
-                put(part.start, self._features(view, part))
+                with torch.inference_mode():
+                    put(part.start, self._forward(self.source.batch(view, part)))
                 sizes.record(len(part), time.perf_counter() - start)
                 with lock:
                     num_done += len(part)
@@ -92,22 +151,6 @@ class FeatureExtractor:
             with lock:
                 started = num_images  # no stream starts another batch
             wait(streams)
-
-    def _features(self, view: View, part: range) -> Tensor:
-        """Returns the features of some images of a view, (B, num_features) float32 on the CPU."""
-        with self._own_cuda_stream(), torch.inference_mode():
-            return self._forward(self.source.batch(view, part, self.device.type))
-
-    def _own_cuda_stream(self) -> AbstractContextManager[object]:
-        """Returns a context in which a thread uses a CUDA stream that no other thread uses."""
-        torch.set_num_threads(1)  # for this thread; the other streams use the other cores
-        if self.device.type == "cpu":
-            return nullcontext()
-        if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream()
-            # The backbone was copied to the GPU on the default stream.
-            self._local.stream.wait_stream(torch.cuda.default_stream())
-        return torch.cuda.stream(self._local.stream)
 
 
 class BatchSize:

@@ -118,10 +118,11 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease, num_cpus: int | N
     source = ImageSource(
         images,
         recipe.augmentation_seed,
-        sweep.cache_folder,
+        sweep.decoded_folder,
         backbone.preprocessing,
         # With views, only the training images are needed again.
         kept=(Split.TRAIN,) if recipe.train == "head" else tuple(Split),
+        num_cpus=device.num_threads,
     )
     return Job(configs, info, lease, checkpoints, device, source, backbone, weights)
 

@@ -1,35 +1,24 @@
-"""The transforms, from a decoded image to the inputs of the network.
+"""The transforms, from decoded images and their boxes to the inputs of the network.
 
-The crop and flip of image *i* in epoch *e* are drawn only from (augmentation seed, e, i). So every
-process, in any order and on any machine, sees the same part of the image.
+On a CPU, an image at a time: the threads work on different images. On a GPU, a batch at a time.
+Both ways give Pillow's pixels but for rounding.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+from skinjob.train.decoded import Pixels
+from skinjob.train.draws import Boxes
 from skinjob.weights.backbones import Preprocessing
-
-SCALE = (0.08, 1.0)
-RATIO = (3 / 4, 4 / 3)
-ATTEMPTS = 10
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The visible part of an image, before it is scaled to S x S, the input of the network."""
-
-    pixels: Tensor  # (height, width, 3) uint8, neither side above 4/3 S
-    is_flipped: bool
 
 
 def train_steps(size: int) -> str:
@@ -42,146 +31,168 @@ def test_steps(size: int) -> str:
     return f"Resize({size}) CenterCrop({size})"
 
 
-def resize(image: Image.Image, side: int) -> Tensor:
-    """Returns the image with its shorter side scaled to *side* pixels, (H, W, 3) uint8."""
-    width, height = image.size
-    short = min(width, height)
-    if short != side:
-        size = (side * width // short, side * height // short)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image))
+def each(pictures: Iterable[Pixels], boxes: Boxes, preprocessing: Preprocessing) -> Tensor:
+    """Returns crops as inputs of the network, (B, 3, S, S) float32 channels_last, on the CPU.
 
-
-def random_crop(pixels: Tensor, augmentation_seed: int, epoch: int, index: int) -> Crop:
-    """Returns a random crop of the training image at *index*; *pixels* (H, W, 3) uint8."""
-    draws = uniforms(augmentation_seed, epoch, index)
-    left, top, width, height = crop_box(draws, pixels.shape[1], pixels.shape[0])
-    return Crop(pixels[top : top + height, left : left + width], bool(draws[-1] < 0.5))
-
-
-def central_crop(pixels: Tensor) -> Crop:
-    """Returns the square in the middle of a test image; *pixels* (H, W, 3) uint8."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)  # `resize` scaled it to the size of the input
-    top, left = round((height - side) / 2), round((width - side) / 2)
-    return Crop(pixels[top : top + side, left : left + side], is_flipped=False)
-
-
-def batch(crops: Sequence[Crop], device: str, preprocessing: Preprocessing) -> Tensor:
-    """Returns the crops as inputs of the network, (B, 3, S, S) float32, channels_last.
-
-    S is the crop of *preprocessing*. They are normalised with its mean and standard deviation.
+    Each step works on contiguous rows, for which torch has vector instructions.
     """
-    scale = _scaled_each if device == "cpu" else scaled_at_once
-    return normalise(scale(crops, device, preprocessing.crop), preprocessing)
+    side = preprocessing.crop
+    images = torch.empty(len(boxes), side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    for image, picture, box in zip(images.split(1), pictures, boxes.tolist(), strict=True):
+        left, top, width, height, is_flipped = box
+        pixels = torch.from_numpy(picture[top : top + height, left : left + width])  # (h, w, 3)
+        pixels = (pixels.flip(1) if is_flipped else pixels.contiguous()).permute(2, 0, 1)[None]
+        _scale(pixels, [side, side], align_corners=False, out=image)
+    return normalise(images, preprocessing)
+
+
+# functional.interpolate(antialias=True), to an output that exists: half of the time.
+_scale = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Returns images (B, 3, H, W) of 0..255 as float32, minus the mean, over the deviation.
+    """Returns images (B, 3, S, S) of 0..255 as float32, minus the mean, over the deviation.
 
-    Keeps the memory format.
+    The result is channels_last.
     """
-    mean, std = _constants(images.device, preprocessing)
-    # Not torch.sub(images, mean): of uint8 it would take 0.7 ms an image on a CPU, this 0.1 ms.
-    rows = images.permute(0, 2, 3, 1).flatten(2)  # (B, H, W * 3), a view of channels_last
-    width = images.shape[3]
-    rows = rows.float().sub_(mean.flatten().repeat(width)).div_(std.flatten().repeat(width))
-    return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+    num_images, _, height, width = images.shape
+    mean, std = _constants(images.device, preprocessing, width)
+    result = torch.empty(num_images, height, 3 * width, device=images.device)
+    rows = images.permute(0, 2, 3, 1)
+    if rows.is_contiguous():  # long rows: on a CPU four times as fast as three values at a time
+        torch.sub(rows.view(result.shape), mean, out=result).div_(std)
+        return result.view(rows.shape).permute(0, 3, 1, 2)
+    by_pixel = result.view(rows.shape)
+    torch.sub(rows, mean[:3], out=by_pixel).div_(std[:3])
+    return by_pixel.permute(0, 3, 1, 2)
 
 
 @lru_cache
-def _constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation for values of 0..255, (3, 1, 1) each."""
+def _constants(
+    device: torch.device, preprocessing: Preprocessing, width: int
+) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of a row's values of 0..255, (3 * width,) each."""
     pair = (preprocessing.mean, preprocessing.std)
-    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in pair)
+    mean, std = (255 * torch.tensor(values).repeat(width) for values in pair)
     return mean.to(device), std.to(device)
 
 
-def _scaled_each(crops: Sequence[Crop], device: str, side: int) -> Tensor:
-    """Returns (B, 3, S, S) uint8 channels_last, each crop scaled separately to *side* pixels.
+def at_once(
+    flat: Tensor,
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    boxes: Boxes,
+    preprocessing: Preprocessing,
+) -> Tensor:
+    """Returns crops as inputs of the network, (B, 3, S, S) float32 channels_last, on the device.
 
-    For channels_last on both sides torch uses vector instructions: 0.1 ms per crop, 1 ms in Pillow.
-    `functional.interpolate` would choose planes for its result, which takes 0.5 ms.
+    *flat* (bytes,) uint8 has the images on the device, *starts* (B,) and *sizes* (B, 2) say where
+    and how large, *boxes* (B, 5) which part. A few launches for any number of images.
     """
-    images = torch.empty(len(crops), side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    for image, crop in zip(images.split(1), crops, strict=True):
-        pixels = crop.pixels.contiguous().permute(2, 0, 1)[None]  # (1, 3, h, w) channels_last
-        torch.ops.aten._upsample_bilinear2d_aa.out(pixels, (side, side), False, out=image)
-        if crop.is_flipped:
-            image.copy_(image.flip(3))
-    return images
+    side = preprocessing.crop
+    pictures, boxes = _pictures(flat, starts, sizes, boxes, side)
+    left, top, width, height, is_flipped = boxes.T
+    if not is_flipped.any() and (boxes == boxes[0]).all() and width[0] == height[0] == side:
+        crops = pictures[:, :, top[0] : top[0] + side, left[0] : left[0] + side]
+        return normalise(crops, preprocessing)
+    table = _sent(boxes, flat.device)
+    shrinks = (width > side) | (height > side)
+    if not shrinks.any():
+        return normalise(_sampled(pictures.float(), table, side, 1, 1), preprocessing)
+    images = torch.empty(len(boxes), 3, side, side, device=flat.device)
+    for group in (~shrinks, shrinks):
+        if group.any():
+            rows = _sent(group.nonzero()[0], flat.device)
+            across, down = (
+                2 if (lengths[group] > side).any() else 1 for lengths in (width, height)
+            )
+            images[rows] = _sampled(pictures[rows].float(), table[rows], side, across, down)
+    return normalise(images, preprocessing)
 
 
-def scaled_at_once(crops: Sequence[Crop], device: str, side: int) -> Tensor:
-    """Returns (B, 3, S, S) float32 of whole numbers, channels_last, scaled on the device.
+def _pictures(
+    flat: Tensor, starts: NDArray[np.int64], sizes: NDArray[np.int32], boxes: Boxes, side: int
+) -> tuple[Tensor, Boxes]:
+    """Returns a batch (B, 3, H, W) uint8, channels_last, that has the crops, and the boxes in it.
 
-    Scaling is linear in rows and in columns: two matrices per image, two products per batch. As
-    in Pillow, rows come first and each product is rounded: a pixel differs from Pillow's by 1 at
-    most.
+    Images of equal size are taken whole where they are no larger than the largest crops; from
+    other images the crops are taken, and continued to the same size with their last pixels.
     """
-    sizes = torch.tensor([crop.pixels.shape[:2] for crop in crops])  # (B, 2)
-    height, width = sizes.amax(dim=0).tolist()
-    padded = torch.zeros(
-        (len(crops), height, width, 3),
-        dtype=torch.uint8,
-        pin_memory=device == "cuda",  # copied while the GPU computes another batch
+    height, width = sizes[0].tolist()
+    num_bytes = 3 * height * width
+    is_even = (sizes == sizes[0]).all() and (starts % num_bytes == 0).all()
+    if is_even and num_bytes <= 4 * side**2:  # a crop has 4 / 3 S * S pixels at most
+        images = flat[: len(flat) // num_bytes * num_bytes].view(-1, height, width, 3)
+        rows = _sent(starts // num_bytes, flat.device)
+        return images.index_select(0, rows).permute(0, 3, 1, 2), boxes
+    left, top, widths, heights, _ = boxes.T.astype(np.int64)
+    first = starts // 3 + top * sizes[:, 1] + left  # the pixel with which a crop begins
+    table = np.stack([first, sizes[:, 1], widths - 1, heights - 1])[:, :, None]
+    first, stride, last_x, last_y = _sent(table, flat.device)  # (B, 1) each
+    x = torch.arange(int(widths.max()), device=flat.device).minimum(last_x)  # (B, W)
+    y = torch.arange(int(heights.max()), device=flat.device).minimum(last_y)  # (B, H)
+    places = (first + y * stride)[:, :, None] + x[:, None, :]  # (B, H, W)
+    moved = boxes.copy()
+    moved[:, :2] = 0
+    return flat[: len(flat) // 3 * 3].view(-1, 3)[places].permute(0, 3, 1, 2), moved
+
+
+def _sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Returns an array on the device; pinned, so that this thread does not wait for the GPU."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _sampled(images: Tensor, boxes: Tensor, side: int, across: int, down: int) -> Tensor:
+    """Returns the crops of images (B, 3, H, W) float32, scaled to (B, 3, S, S) float32.
+
+    *boxes* (B, 5). *across* and *down* are 2 if a crop is wider or higher than S, else 1: an output
+    pixel then has three source pixels in this direction, of which the GPU samples two at once.
+    """
+    left, top, width, height, is_flipped = boxes.float().T[:, :, None]  # (B, 1) each
+    x, weights_x = _taps(left, width, is_flipped, side, across)  # (B, across, S) each
+    y, weights_y = _taps(top, height, torch.zeros_like(is_flipped), side, down)
+    (num_images, _, rows, columns), shape = images.shape, (down * side, across * side)
+    grid = torch.stack(
+        [
+            ((2 * x + 1) / columns - 1).view(num_images, 1, -1).expand(-1, shape[0], -1),
+            ((2 * y + 1) / rows - 1).view(num_images, -1, 1).expand(-1, -1, shape[1]),
+        ],
+        dim=3,
+    )  # (B, down * S, across * S, 2)
+    found = functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
-    for place, crop in zip(padded, crops, strict=True):
-        place[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
-    flips = torch.tensor([crop.is_flipped for crop in crops])
-    across = scaling_matrices(sizes[:, 1], width, side)
-    across = torch.where(flips[:, None, None], across.flip(1), across)  # (B, S, width)
-    down = scaling_matrices(sizes[:, 0], height, side)  # (B, S, height)
-    across, down = (m.to(device, non_blocking=True)[:, None] for m in (across, down))
-    images = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    images = (images @ across.mT).add_(0.5).floor_()  # (B, 3, height, S)
-    images = (down @ images).add_(0.5).floor_()  # (B, 3, S, S)
-    return images.contiguous(memory_format=torch.channels_last)
+    if across == down == 1:
+        return found
+    found = found.view(num_images, 3, down, side, across, side)
+    weights = weights_y[:, None, :, :, None, None] * weights_x[:, None, None, None]
+    return (found * weights).sum(dim=(2, 4))
 
 
-def scaling_matrices(sizes: Tensor, length: int, side: int) -> Tensor:
-    """Returns (B, side, length) float32: row *i* has the weight of each source pixel in pixel *i*.
+def _taps(
+    start: Tensor, size: Tensor, is_flipped: Tensor, side: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """Returns where to sample a side of images, in pixels, and with which weights.
 
-    *sizes* (B,) are the lengths of the sources; beyond a size, weights are 0. The filter is a
-    triangle (bilinear). It is as wide as a pixel of the result or of the source, the wider of both.
+    *start*, *size* and *is_flipped* (B, 1) are of the boxes; the results (B, count, S). The filter
+    is a triangle, as wide as a pixel of the result or of the source, the wider of both. It covers
+    three source pixels at most: a sample between the first two, and one at the third.
 
     Source: Pillow's Resample.c, precompute_coeffs.
     """
-    scale = sizes[:, None, None].double() / side
+    place = torch.arange(side, device=start.device) + 0.5
+    place = torch.where(is_flipped > 0, side - place, place)  # (B, S)
+    scale = size / side
     support = scale.clamp(min=1)
-    centre = (torch.arange(side)[None, :, None] + 0.5) * scale  # (B, side, 1)
-    place = torch.arange(length)[None, None, :] + 0.5  # (1, 1, length)
-    weights = (1 - (place - centre).abs() / support).clamp(min=0)
-    weights = weights * (place < sizes[:, None, None])
-    return (weights / weights.sum(dim=2, keepdim=True)).float()
-
-
-def uniforms(augmentation_seed: int, epoch: int, index: int) -> NDArray[np.float64]:
-    """Returns the numbers in [0, 1) from which an image's crop and flip are computed.
-
-    A SeedSequence gives the same words in every numpy release. A Generator may not.
-    """
-    words = np.random.SeedSequence((augmentation_seed, epoch, index)).generate_state(
-        2 * ATTEMPTS + 3, np.uint64
-    )
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def crop_box(draws: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns (left, top, width, height) of a random crop, distributed as RandomResizedCrop's.
-
-    Source: torchvision.transforms.RandomResizedCrop.get_params. After ten attempts it takes the
-    largest central crop of an allowed shape.
-    """
-    log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
-    for attempt in range(ATTEMPTS):
-        area = width * height * (SCALE[0] + (SCALE[1] - SCALE[0]) * draws[2 * attempt])
-        ratio = math.exp(log_low + (log_high - log_low) * draws[2 * attempt + 1])
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int((width - crop_width + 1) * draws[-3])
-            top = int((height - crop_height + 1) * draws[-2])
-            return left, top, crop_width, crop_height
-    crop_width = min(width, round(height * RATIO[1]))
-    crop_height = min(height, round(width / RATIO[0]))
-    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+    centre = place * scale
+    first = (centre - support + 0.5).floor().clamp(min=0)
+    weights = [
+        (1 - (first + k + 0.5 - centre).abs() / support).clamp(min=0) * (first + k < size)
+        for k in range(3)
+    ]
+    pair, third = weights[0] + weights[1], weights[2]
+    places = torch.stack([first + weights[1] / pair, first + 2], dim=1) + start[:, None]
+    return places[:, :count], (torch.stack([pair, third], dim=1) / (pair + third)[:, None])[
+        :, :count
+    ]

@@ -22,7 +22,7 @@ from skinjob.train.features import Features, FeaturesWriter, ViewCache
 from skinjob.train.images import View
 from skinjob.train.reporter import Reporter
 
-FORMAT = "5"  # raise it when the same key would give other features or another file
+FORMAT = "6"  # raise it when the same key would give other features or another file
 POLL_S = 0.2
 
 

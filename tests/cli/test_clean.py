@@ -36,6 +36,7 @@ def make_runs(project: Path, state: RunState = FAILED) -> Sweep:
     (sweep.submission_folder / "link.sh").symlink_to(sweep.submission_folder / "12_submission.sh")
     fill(project / "runs/.cache/views/0.safetensors")
     fill(project / "runs/.cache/views/.1.safetensors.x.part")
+    fill(project / "runs/.cache/decoded/0-000.pixels")
     fill(project / "runs/.cache/compiled/a/b/code.so")
     return sweep
 

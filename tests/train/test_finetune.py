@@ -90,7 +90,7 @@ def test_all_layers_give_the_metrics_of_a_plain_loop(
         rows = list(csv.DictReader(lines))
     for row, plain in zip(rows, plain_loop(config, source), strict=True):
         for name, value in plain.items():
-            assert float(row[name]) == pytest.approx(value, rel=0.02), name
+            assert float(row[name]) == pytest.approx(value, rel=0.02, abs=1e-3), name
     assert [row["updates"] for row in rows] == ["3", "6"]
     assert rows[1]["train_loss"] != rows[0]["train_loss"]  # it moves
 

@@ -78,8 +78,7 @@ def whole(features: Features) -> torch.Tensor:
 
 def pixels_of(views: Views, view: View, indices: Sequence[int]) -> torch.Tensor:
     """Returns what the network sees of some images, (N, 3, 224, 224) in 0..255."""
-    crops = [views.source.crop(view, index) for index in indices]
-    normal = transforms.batch(crops, "cpu", PREPROCESSING)
+    normal = views.source.batch(view, indices)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
     return ((normal * std + mean) * 255).round()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,12 +26,11 @@ from skinjob.data.images import ImageSet, Split
 from skinjob.data.scan import scan
 from skinjob.errors import ImagesError
 from skinjob.train import features as features_module
-from skinjob.train import transforms
 from skinjob.train.device import Device, choose_device
 from skinjob.train.extract import TRIALS, BatchSize, FeatureExtractor
 from skinjob.train.features import Features, ViewCache
 from skinjob.train.forward import Forward
-from skinjob.train.images import ImageCache, ImageSource, View
+from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
 from skinjob.train.model import build_backbone, build_model
 from skinjob.train.views import Views
@@ -109,48 +107,6 @@ def test_the_quickest_batch_size_is_kept() -> None:
     )
 
 
-def test_an_image_is_decoded_once(images: ImageSet, tmp_path: Path) -> None:
-    """Later epochs take the decoded image, whatever became of its file, and so do other threads."""
-    copy = shutil.copytree(images.root, tmp_path / "copy")
-    kept = ImageCache(copy, images.split("train"), tmp_path, 1 << 30, SIDE)
-    unkept = ImageCache(copy, images.split("train"), tmp_path, 0, SIDE)
-    first = [kept.get(index) for index in range(40)]
-    assert all(torch.equal(unkept.get(index), first[index]) for index in range(40))
-    shutil.rmtree(copy)
-    assert all(torch.equal(kept.get(index), first[index]) for index in range(40))
-    with pytest.raises(ImagesError):
-        unkept.get(0)
-    assert list(tmp_path.iterdir()) == []  # the file that they are kept in has no name
-
-
-def test_images_that_do_not_fit_are_decoded_again(images: ImageSet, tmp_path: Path) -> None:
-    """A limit on what is kept costs time alone."""
-    whole = ImageCache(images.root, images.split("train"), tmp_path, 1 << 30, SIDE)
-    half = ImageCache(images.root, images.split("train"), tmp_path, 20 * SIDE * SIDE * 3, SIDE)
-    for index in [*range(40), *range(40)]:
-        assert torch.equal(half.get(index), whole.get(index))
-    assert 0 < os.fstat(half._kept.fileno()).st_size <= 20 * SIDE * SIDE * 3
-
-
-def test_a_full_disk_costs_time_alone(
-    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An image of which only a part could be kept is decoded again, and never read back torn."""
-    whole = ImageCache(images.root, images.split("train"), tmp_path, 1 << 30, SIDE)
-    torn = ImageCache(images.root, images.split("train"), tmp_path, 1 << 30, SIDE)
-    wanted = [whole.get(index) for index in range(10)]
-    pwrite, written = os.pwrite, []
-
-    def until_full(handle: int, content: memoryview, start: int) -> int:
-        written.append(start)
-        return pwrite(handle, content if len(written) < 4 else content[:5], start)
-
-    monkeypatch.setattr(os, "pwrite", until_full)
-    for index in [*range(10), *range(10)]:
-        assert torch.equal(torn.get(index), wanted[index])
-    assert len(written) == 4
-
-
 @pytest.mark.parametrize("held_bytes", [0, 1 << 30])
 def test_features_come_back_as_they_were_put(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
@@ -195,24 +151,24 @@ def test_a_fault_in_one_stream_ends_them_all_and_leaves_nothing(
     backbone: torch.nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image that has gone stops the view by its name; no half view, claim or thread goes on."""
-    copy = shutil.copytree(images.root, tmp_path / "copy")
-    views = make_views(backbone, replace(images, root=copy), tmp_path / "cache")
-    gone = copy / images.split("train")[17].path
-    gone.unlink()
-    crop, at_work = ImageSource.crop, []
+    views = make_views(backbone, images, tmp_path / "cache")
+    batch, at_work, bad = ImageSource.batch, [], ImagesError("train/benign/7.jpg", "a fix")
 
-    def counted_crop(source: ImageSource, view: View, index: int) -> transforms.Crop:
-        at_work.append(index)
+    def counted_batch(source: ImageSource, view: View, indices: range) -> Tensor:
+        at_work.append(indices.start)
         time.sleep(0.02)
-        found = crop(source, view, index)
-        at_work.remove(index)
+        if indices.start == 16:
+            raise bad
+        found = batch(source, view, indices)
+        at_work.remove(indices.start)
         return found
 
-    monkeypatch.setattr(ImageSource, "crop", counted_crop)
-    with pytest.raises(ImagesError, match=gone.name):
+    monkeypatch.setattr(ImageSource, "batch", counted_batch)
+    with pytest.raises(ImagesError, match=bad.message):
         views.get(View(Split.TRAIN, 1))
-    assert at_work == [17]
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert at_work == [16]
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+    assert not list((tmp_path / "cache").glob("*.claim"))
 
 
 def test_views_that_are_no_longer_wanted_are_not_finished(
@@ -220,15 +176,15 @@ def test_views_that_are_no_longer_wanted_are_not_finished(
 ) -> None:
     """A job that ends in the middle does not stay to compute the view that was on its way."""
     views = make_views(backbone, images, tmp_path, epochs=2)
-    crop, begun, go_on = ImageSource.crop, threading.Event(), threading.Event()
+    batch, begun, go_on = ImageSource.batch, threading.Event(), threading.Event()
 
-    def slow_crop(source: ImageSource, view: View, index: int) -> transforms.Crop:
+    def slow_batch(source: ImageSource, view: View, indices: range) -> Tensor:
         if view.epoch == 1:
             begun.set()
-            go_on.wait(0.2)  # 40 images on 2 threads: without a stop, seconds
-        return crop(source, view, index)
+            go_on.wait(1.6)  # 5 batches on 2 threads: without a stop, seconds
+        return batch(source, view, indices)
 
-    monkeypatch.setattr(ImageSource, "crop", slow_crop)
+    monkeypatch.setattr(ImageSource, "batch", slow_batch)
     coming = views.in_turn([TEST, View(Split.TRAIN, 1), View(Split.TRAIN, 2)])
     next(coming)
     assert begun.wait(60)
