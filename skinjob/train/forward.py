@@ -115,7 +115,7 @@ def noise(num_images: int, side: int) -> Tensor:
 def relative_error(features: Tensor, reference: Tensor) -> float:
     """Returns the norm of the difference over the norm of the reference."""
     difference = features.float() - reference.float()
-    return (difference.norm() / reference.float().norm()).item()
+    return float(difference.norm() / reference.float().norm())
 
 
 class FusedResNet(ABC):
@@ -133,20 +133,21 @@ class FusedResNet(ABC):
         for block in self.backbone.blocks:
             shortcut = x if block.downsample is None else self.conv(block.downsample[0], x)
             x = self.conv_add_relu(block.conv2, self.conv_relu(block.conv1, x), shortcut)
-        return self.backbone.avgpool(x).flatten(1)
+        features: Tensor = self.backbone.avgpool(x).flatten(1)
+        return features
 
     @abstractmethod
-    def stem(self, layer: nn.Conv2d, images: Tensor) -> Tensor:
+    def stem(self, layer: Any, images: Tensor) -> Tensor:
         """Returns the first convolution of *images*, and the ReLU after it."""
 
     @abstractmethod
     def conv(self, layer: Any, x: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def conv_relu(self, layer: nn.Conv2d, x: Tensor) -> Tensor: ...
+    def conv_relu(self, layer: Any, x: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def conv_add_relu(self, layer: nn.Conv2d, x: Tensor, shortcut: Tensor) -> Tensor:
+    def conv_add_relu(self, layer: Any, x: Tensor, shortcut: Tensor) -> Tensor:
         """Returns the ReLU of convolution plus *shortcut*, which may be overwritten."""
 
 
@@ -158,7 +159,7 @@ class CudnnResNet(FusedResNet):
         weight = functional.pad(backbone.conv1.weight, (0, 0, 0, 0, 0, 1))  # (64, 4, 7, 7)
         self._stem_weight = weight.contiguous(memory_format=torch.channels_last)
 
-    def stem(self, layer: nn.Conv2d, images: Tensor) -> Tensor:
+    def stem(self, layer: Any, images: Tensor) -> Tensor:
         padded = functional.pad(images, (0, 0, 0, 0, 0, 1))  # (B, 4, S, S)
         x = torch.conv2d(padded, self._stem_weight, layer.bias, layer.stride, layer.padding)
         return x.relu_()
@@ -167,12 +168,12 @@ class CudnnResNet(FusedResNet):
         found: Tensor = layer(x)
         return found
 
-    def conv_relu(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+    def conv_relu(self, layer: Any, x: Tensor) -> Tensor:
         return torch.cudnn_convolution_relu(
             x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
         )
 
-    def conv_add_relu(self, layer: nn.Conv2d, x: Tensor, shortcut: Tensor) -> Tensor:
+    def conv_add_relu(self, layer: Any, x: Tensor, shortcut: Tensor) -> Tensor:
         return torch.cudnn_convolution_add_relu(
             x, layer.weight, shortcut, 1.0,
             layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups,
@@ -187,23 +188,23 @@ class OneDnnResNet(FusedResNet):
         layers = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
         self._weights = {layer: _packed(layer) for layer in layers}
 
-    def stem(self, layer: nn.Conv2d, images: Tensor) -> Tensor:
+    def stem(self, layer: Any, images: Tensor) -> Tensor:
         return self.conv_relu(layer, images)
 
     def conv(self, layer: Any, x: Tensor) -> Tensor:
         return self._conv(layer, x, "none")
 
-    def conv_relu(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+    def conv_relu(self, layer: Any, x: Tensor) -> Tensor:
         return self._conv(layer, x, "relu")
 
-    def _conv(self, layer: nn.Conv2d, x: Tensor, then: str) -> Tensor:
+    def _conv(self, layer: Any, x: Tensor, then: str) -> Tensor:
         found: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._weights[layer], layer.bias,
             layer.padding, layer.stride, layer.dilation, layer.groups, then, [], "",
         )  # fmt: skip
         return found
 
-    def conv_add_relu(self, layer: nn.Conv2d, x: Tensor, shortcut: Tensor) -> Tensor:
+    def conv_add_relu(self, layer: Any, x: Tensor, shortcut: Tensor) -> Tensor:
         found: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
             shortcut, x, self._weights[layer], layer.bias,
             layer.padding, layer.stride, layer.dilation, layer.groups, "add", 1.0, "relu", [], "",
@@ -211,14 +212,15 @@ class OneDnnResNet(FusedResNet):
         return found
 
 
-def _packed(layer: nn.Conv2d) -> Tensor:
+def _packed(layer: Any) -> Tensor:
     """Returns the weights as oneDNN computes with them: in bf16 7 % faster, as no call packs them.
 
     In fp32 they stay as they are: packed for no size of images, AVX2 computes 20 times slower.
     """
     if layer.weight.dtype == torch.float32:
-        return layer.weight
-    found: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[attr-defined]
+        weight: Tensor = layer.weight
+        return weight
+    found: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(
         layer.weight.to_mkldnn(), layer.padding, layer.stride, layer.dilation, layer.groups
     )
     return found
