@@ -570,7 +570,7 @@ def test_files_that_exist_need_no_new_space(shared: Path, tmp_path: Path) -> Non
 
     rows, views = (100 + 8) * ROW_BYTES, (16 * 100 + 8) * 2048
     assert new_bytes(plan((4,), "head"), free=0) == rows + views
-    assert new_bytes(plan((4,), "head"), free=2**40) == rows + views + 16 * 224 * 224 * 3
+    assert new_bytes(plan((4,), "head"), free=2**40) == rows + views + 24 * 224 * 224 * 3
     write_plan(plan((4,), "head"))
     assert new_bytes(plan((4,), "head"), free=0) == 0
     _write(tmp_path / "runs/.cache/views/0.safetensors", bytes(16 * 2048))

@@ -235,14 +235,7 @@ print("LOADED", *loaded[0])
 
 @pytest.mark.parametrize(
     ("train", "precision"),
-    [
-        ("head", "auto"),
-        pytest.param(
-            "all",
-            "fp32",
-            marks=pytest.mark.xfail(reason="torch.optim.AdamW, made before the first image"),
-        ),
-    ],
+    [("head", "auto"), ("all", "fp32")],
 )
 def test_a_job_imports_no_compiler_before_its_first_image(
     weights: Path, tmp_path: Path, train: str, precision: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from killing import SmallBackbone, SmallResNet
 from PIL import Image
+from torch import Tensor
 from trees import left, make_sweep, make_tree
 
 from skinjob.data.images import Split, read_index
@@ -21,10 +23,12 @@ from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import METRICS, VAL_METRICS
 from skinjob.train import all_layers, job, loop
+from skinjob.train.decoded import decode
+from skinjob.train.draws import central_boxes
 from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
 from skinjob.train.loop import evaluate
-from skinjob.train.transforms import central_crop
+from skinjob.train.transforms import each
 from skinjob.weights.backbones import DEFAULT
 
 LAYERS = pytest.mark.parametrize("layers", ["head", "all"])
@@ -74,13 +78,14 @@ def test_what_is_held_out_is_never_trained_on(
 ) -> None:
     """In no epoch does a view or a batch of training hold a validation image, or miss another."""
     seen: dict[View, set[str]] = {}
-    crop = ImageSource.crop
+    batch = ImageSource.batch
 
-    def watched(source: ImageSource, view: View, index: int) -> Any:
-        seen.setdefault(view, set()).add(source.files(view.split)[index].path)
-        return crop(source, view, index)
+    def watched(source: ImageSource, view: View, indices: Iterable[int], *rest: str) -> Tensor:
+        images, files = list(indices), source.files(view.split)
+        seen.setdefault(view, set()).update(files[index].path for index in images)
+        return batch(source, view, images, *rest)
 
-    monkeypatch.setattr(ImageSource, "crop", watched)
+    monkeypatch.setattr(ImageSource, "batch", watched)
     run = trained(sweep_of(data, weights, tmp_path, layers))
     held = {row["image"] for row in table(run.val_predictions_file)}
     assert (len(held), seen.pop(View(Split.VAL))) == (6, held)
@@ -175,10 +180,12 @@ def test_a_view_of_val_is_made_as_that_of_test(data: Path, weights: Path, tmp_pa
     sweep = sweep_of(data, weights, tmp_path, "head")
     images = read_index(sweep.images_file, data, sweep.info().images.classes)
     source = ImageSource(images, 0, tmp_path / "cache", DEFAULT.preprocessing)
-    for index in range(len(images.split("val"))):
-        middle = central_crop(source._caches[Split.VAL].get(index))
-        assert torch.equal(source.crop(View(Split.VAL), index).pixels, middle.pixels)
-        assert not source.crop(View(Split.VAL), index).is_flipped
+    for index, file in enumerate(images.split("val")):
+        (pixels,) = source.batch(View(Split.VAL), [index])
+        side = DEFAULT.preprocessing.crop
+        middle = central_boxes(np.array([decode(file, data, side).shape[:2]]))
+        (wanted,) = each([decode(file, data, side)], middle, DEFAULT.preprocessing)
+        assert torch.equal(pixels, wanted)
 
 
 def test_a_job_trains_on_no_image_that_was_held_out_at_submit(
