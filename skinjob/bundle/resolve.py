@@ -30,7 +30,6 @@ else:
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
 REACH_S = 5.0  # how long an index may take to answer
-TORCH = ("torch", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,9 @@ def resolve(
         needs, pins, lock = (Path(folder, n) for n in ("needs.in", "pins.txt", "pylock.toml"))
         needs.write_text("\n".join(("pip", *build.requirements)) + "\n")
         lines = (project / "constraints.txt").read_text().splitlines()
-        replaced = TORCH if build.requirements else ()
-        pins.write_text("\n".join(line for line in lines if line.split("==")[0] not in replaced))
+        if build.requirements:  # another torch
+            lines = [line for line in lines if line.split("==")[0] != "torch"]
+        pins.write_text("\n".join(lines))
         words = ["pip", "compile", str(project / "pyproject.toml"), str(needs), "-c", str(pins)]
         words += [word for extra in extras for word in ("--extra", extra)]
         words += ["--python-version", target.python, "--python-platform", target.platform]
