@@ -53,12 +53,12 @@ from skinjob.config import TrainConfig
 from skinjob.sweeps.layout import Run
 from skinjob.train.all_layers import AllLayers
 from skinjob.train.device import choose_device
+from skinjob.train.forward import choose_forward
 from skinjob.train.model import build_backbone
 from skinjob.weights.backbones import DEFAULT
 
 SIDE = DEFAULT.preprocessing.crop
 CLOCKS = re.compile(r"^(sweep|seconds|images_per_s|time_utc)$")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main() -> None:
@@ -151,15 +151,16 @@ def rate_of(action: Callable[[], object], num_images: int, options: argparse.Nam
 
 
 def forward_rate(given: Inputs, options: argparse.Namespace, precision: str) -> float:
-    """Returns images/s of the backbone, layer by layer, at the best of the batch sizes."""
-    dtype = DTYPES[precision]
-    backbone = build_backbone(DEFAULT, given.weights).to(options.device, dtype)
-    torch.backends.cudnn.deterministic = True
+    """Returns images/s of the backbone, at the best of the batch sizes, plain or fused."""
+    device = choose_device(options.device, precision)
+    backbone = build_backbone(DEFAULT, given.weights)
+    fused = choose_forward(backbone, device).network  # moves the backbone, too
     rates = []
     with torch.inference_mode():
         for size in options.forward_sizes:
-            images = random_images(size, options).to(dtype)
-            rates.append(rate_of(lambda images=images: backbone(images), size, options))
+            images = random_images(size, options).to(device.dtype)
+            for network in (backbone, fused):
+                rates.append(rate_of(lambda net=network, x=images: net(x), size, options))
     return max(rates)
 
 
