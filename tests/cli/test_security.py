@@ -56,6 +56,8 @@ MODES = [
     ("runs/.cache", FOLDER, BY_UMASK),
     ("runs/.cache/views", FOLDER, f"{BY_UMASK}; a group that may write shares its views"),
     ("runs/.cache/views/*.safetensors", FILE, f"{BY_UMASK}; numbers, which carry no code"),
+    ("runs/.cache/decoded", FOLDER, f"{BY_UMASK}; a group that may write shares the images"),
+    ("runs/.cache/decoded/*.pixels", FILE, f"{BY_UMASK}; pixels, which carry no code"),
     ("runs/SWEEP", FOLDER, f"{BY_UMASK}; refused where everybody may write"),
     ("runs/SWEEP/sweep.json", FILE, BY_UMASK),
     ("runs/SWEEP/images.csv", FILE, BY_UMASK),

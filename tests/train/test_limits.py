@@ -167,7 +167,7 @@ def test_faults_inside_a_job_are_told_apart(run: Run, cause: object, kind: str, 
 
 def test_a_bug_leaves_its_trace_in_the_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody foresaw can be reported by whoever meets it."""
-    monkeypatch.setattr("skinjob.train.job.choose_device", lambda *_: {}["no such device"])
+    monkeypatch.setattr("skinjob.train.job.choose_device", lambda *_, **__: {}["no such device"])
     with pytest.raises(KeyError):
         run_job([run.folder])
     assert run.state().failure == "exception"

@@ -105,7 +105,8 @@ def test_all_splits_together_take_four_fifths(
     here = ImageSource(images, 0, kept, PREPROCESSING, kept=tuple(Split))
     for split in Split:
         here.prepare(split)
-    train, test = (3 * here._decoded[split].sizes.prod(axis=1).sum() for split in Split)
+    both = (Split.TRAIN, Split.TEST)
+    train, test = (3 * here._decoded[split].sizes.prod(axis=1).sum() for split in both)
     for spare, stay in ((1, True), (-1, False)):
         monkeypatch.setattr(pixels, "free_bytes", lambda _: train / 0.8)
         here._pixels.cache_clear()
