@@ -244,7 +244,7 @@ def _job_end(sweep: Sweep, end: SlurmEnd | None, output: Path) -> JobEnd | None:
     """
     state = end.state if end else None
     if state in (None, "FAILED"):
-        text = "\n".join(tail(output, 40))
+        text = "\n".join(tail(output, 200))
         states = [word for pattern, word in IN_OUTPUT if re.search(pattern, text)]
         state = next((word for word in states if end is None or word == "OUT_OF_MEMORY"), state)
     if state is None:
