@@ -253,7 +253,8 @@ def read_run(run: Run) -> MetricsFile:
                 if header and (missing := [name for name in NEEDED if name not in header]):
                     raise ValueError(f"no column {', '.join(missing)}")
                 for row in reader:
-                    texts.append([printable(text) for text in row])
+                    is_plain = "".join(row).isprintable()
+                    texts.append(row if is_plain else [printable(text) for text in row])
                     values.append(_values(run, header, row, epoch=len(texts)))
             except (ValueError, csv.Error) as error:
                 line = max(1, reader.line_num)
