@@ -153,6 +153,7 @@ def test_a_batch_must_fit_what_is_left_to_train_on(project: Path) -> None:
     assert message == "batch size 16 is more than the 12 training images"
 
 
+@pytest.mark.train
 def test_a_sweep_with_a_validation_split_is_like_any_other(project: Path) -> None:
     """Submit, status, list, doctor, report and the same submit again; 0 is the recipe as before."""
     plain = skinjob("submit", *SMALL, "--name", "plain", "--wait", cwd=project, code=0)
