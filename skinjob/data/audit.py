@@ -1,4 +1,4 @@
-"""What is wrong with the images as a whole: copies, and classes that a shortcut can tell apart.
+"""Finds copies, empty images, and classes that a shortcut can tell apart.
 
 The scan reduces each image to a sketch, and everything here is computed from the sketches. A near
 copy passes two detectors. First its hash: the signs of 16 x 16 low frequencies, as in Facebook's

@@ -44,7 +44,7 @@ class Answer:
 
     text: str
     question: str = ""
-    """What is still open, before the command; empty if nothing is open or no command can tell."""
+    """The open question that `command` answers; empty if there is none, or no such command."""
     command: str = ""
 
     @property
@@ -55,9 +55,7 @@ class Answer:
 
 def answer(comparison: Comparison) -> Answer:
     """Returns the answer about a sweep."""
-    epochs, updates = comparison.family("epochs"), comparison.family("updates")
-    has_equal_updates = bool(comparison.table.info.recipe.get("updates"))
-    lead, other = (updates, epochs) if has_equal_updates else (epochs, updates)
+    lead, other = comparison.family("epochs"), comparison.family("updates")
     ranked: list[tuple[int, str]] = []  # by importance, in the order of reading
 
     def say(rank: int, text: str) -> None:
@@ -76,16 +74,16 @@ def answer(comparison: Comparison) -> Answer:
     say(0, _headline(lead, comparison.margin, tells_stability=bool(lost)))
     say(0, _diverged(comparison))
     if topic.verdict != Verdict.TOO_FEW or lost:
-        say(1, _steadiness(lost, updates))
+        say(1, _steadiness(lost, other))
     say(1, _rates(comparison, lead))
     say(2, _numbers(lead, topic))
     if other and (same := _same_size(other, topic)):
-        say(3, _other_axis(other, same))
-    say(4, _setbacks(comparison.family("epochs"), topic))
+        say(3, _at_equal_updates(other, same))
+    say(4, _setbacks(lead, topic))
     say(5, _outlier(lead, topic))
     if topic.verdict == Verdict.TOO_FEW and lead.trend is not None:
         say(3, f"The trend over batch sizes has p {p_text(lead.trend)}.")
-    question, command = _open(comparison, lead, other, topic)
+    question, command = _open(comparison, other, topic)
     if not command and _lacks_images(topic):
         say(1, "To settle it takes more test images, not more seeds.")
     words = re.sub(r"--(data|weights) \S+", "", command)  # paths are no words
@@ -114,7 +112,7 @@ def _same_size(family: Family, topic: Contrast) -> Contrast | None:
 def _headline(family: Family, margin: float, *, tells_stability: bool) -> str:
     first, contrasts = family.series[0].batch_size, family.contrasts
     seeds = min(len(contrast.seeds) for contrast in contrasts)
-    after = f"after {family.at:,} {family.axis}{' each' if family.axis == 'updates' else ''}"
+    after = f"after {family.at:,} epochs"
     if seeds < FEWEST_FOR_VERDICT:
         few = "One complete seed" if seeds == 1 else f"{seeds} complete seeds"
         verb = "cannot tell" if seeds == 1 else "are too few to tell"
@@ -164,18 +162,16 @@ def _numbers(family: Family, topic: Contrast) -> str:
     """Returns both values of the primary outcome, and their difference with its interval."""
     size, first, name = topic.series.batch_size, topic.reference.batch_size, NAMES[topic.outcome]
     reference, own = topic.values.mean(axis=1)
-    start = f"{name} of {size} and {first} was"
-    if family.axis == "epochs":
-        made, other = (s.updates[family.at - 1] for s in (topic.series, topic.reference))
-        start = f"{size} made {made:,} updates, {first} made {other:,}; {name} was"
+    made, other = (s.updates[family.at - 1] for s in (topic.series, topic.reference))
+    start = f"{size} made {made:,} updates, {first} made {other:,}; {name} was"
     low, high = topic.interval
     where = "for new images" if topic.new_images else "on these images"
     limits = f", 95 % {_signed(low)} to {_signed(high)} {where}" if low == low else ""
     return f"{start} {own:.3f} and {reference:.3f} ({_signed(topic.mean)}{limits})."
 
 
-def _other_axis(family: Family, contrast: Contrast) -> str:
-    """Returns the same comparison on the other axis."""
+def _at_equal_updates(family: Family, contrast: Contrast) -> str:
+    """Returns the same comparison after equal updates."""
     low, high = contrast.interval
     higher, seeds = int((contrast.differences > 0).sum()), len(contrast.seeds)
     count = higher if contrast.mean > 0 else seeds - higher
@@ -188,7 +184,7 @@ def _other_axis(family: Family, contrast: Contrast) -> str:
     elif contrast.verdict == Verdict.NOT_SHOWN:
         what = "no difference is shown"
     difference = f"({_signed(contrast.mean)}{limits})"
-    return f"After {family.at:,} {family.axis} each, {what} {difference}."
+    return f"After {family.at:,} updates each, {what} {difference}."
 
 
 def _signed(value: float) -> str:
@@ -255,9 +251,9 @@ def _diverged(comparison: Comparison) -> str:
     return f"{'; '.join(parts)}." if parts else ""
 
 
-def _setbacks(epochs: Family | None, topic: Contrast) -> str:
+def _setbacks(epochs: Family, topic: Contrast) -> str:
     """Returns how often the test loss rose from epoch to epoch."""
-    if epochs is None or not sum(one.steps for one in epochs.stability):
+    if not sum(one.steps for one in epochs.stability):
         return ""
     if not any(one.rises for one in epochs.stability):
         return "Test loss never rose."
@@ -297,9 +293,7 @@ def _lacks_images(topic: Contrast) -> bool:
     return topic.verdict == Verdict.NOT_SHOWN and topic.needs_images
 
 
-def _open(
-    comparison: Comparison, lead: Family, other: Family | None, topic: Contrast
-) -> tuple[str, str]:
+def _open(comparison: Comparison, updates: Family | None, topic: Contrast) -> tuple[str, str]:
     """Returns what is open and the command that tells; twice '' if nothing is, or none can."""
     table = comparison.table
     enough = f"0-{max(len(table.info.seeds), ENOUGH_SEEDS) - 1}"
@@ -315,9 +309,9 @@ def _open(
         return SETTLE, submit_command(table, seeds=f"0-{needed - 1}")
     if topic.verdict == Verdict.SAME or topic.is_better:
         return "", ""
-    later = _same_size(other, topic) if other else None
+    later = _same_size(updates, topic) if updates else None
     is_behind = later is not None and later.is_shown and not later.is_better
-    if lead.axis == "epochs" and not is_behind:
+    if not is_behind:
         # As many updates as the smallest has made; it is in the sweep again, to be compared with.
         pair = (topic.reference.batch_size, topic.series.batch_size)
         epochs = -(-topic.reference.updates[-1] // topic.series.updates[0])

@@ -229,8 +229,6 @@ def compare_sweep(
         primary = "log-loss" if primary == "auc" else "auc"
     margin = float(recipe.get("margin") or 0.02)
     epoch = max((series.epochs for series in all_series), default=0)
-    if recipe.get("updates"):  # a run of a larger batch has more epochs, by request
-        epoch = min((series.epochs for series in all_series), default=0)
     comparable = [series for series in all_series if series.epochs >= epoch]
     groups = [(False, own) for own in by_lr(comparable).values()]
     best = _at_best_lr(comparable, primary)

@@ -105,7 +105,7 @@ def _result(
 def _printable(value: Any) -> Any:
     """Returns a value of the page, with unprintable characters escaped.
 
-    What a macro of the template has written is HTML already.
+    The result of a macro of the template is HTML already.
     """
     is_text = isinstance(value, str) and not isinstance(value, Markup)
     return printable(value, keeps="\n") if is_text else value

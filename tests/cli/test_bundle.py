@@ -414,7 +414,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_target_that_cannot_work_is_refused(name: str, tmp_path: Path) -> None:
-    """What torch does not run on is refused before anything is resolved, with a fix."""
+    """A target without torch is refused before packages are resolved, with a fix."""
     words, error, fix = REFUSED[name]
     done = skinjob("bundle", *words, cwd=tmp_path, PATH="")
     assert refusal(done).startswith(error)

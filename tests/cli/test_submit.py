@@ -329,7 +329,7 @@ def test_the_folder_of_runs_may_have_spaces_and_quotes(project: Path) -> None:
 def test_a_bad_value_is_an_error_and_makes_nothing(
     project: Path, arguments: list[str], words: str
 ) -> None:
-    """What the login node can check is an error there, and no folder is made."""
+    """The login node refuses what it can check, and makes no folder."""
     if "cuda" in arguments and Path("/dev/nvidia0").exists():
         pytest.skip("this machine has a GPU")
     result = skinjob("submit", "--batch-sizes", "4", "--cluster", "local", *arguments, cwd=project)

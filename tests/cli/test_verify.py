@@ -54,7 +54,7 @@ def faults(*words: str, cwd: Path) -> list[str]:
 
 
 def test_sound_files_have_no_faults(place: Path) -> None:
-    """What nobody touched is sound: weights, a sweep with its images, a run."""
+    """Untouched weights, sweeps with images and runs have no fault."""
     done = skinjob("verify", "weights", "runs/monday", cwd=place, code=0)
     assert done.stdout == (
         "weights: no fault in 1 file\nruns/monday: no fault in 24 images and 2 runs\n"

@@ -227,25 +227,6 @@ def test_primary_and_margin_are_those_of_the_submit(tmp_path: Path) -> None:
     assert "within 0.5 of log loss" in answer(comparison).text
 
 
-def test_equal_updates_come_first_where_they_were_asked_for(tmp_path: Path) -> None:
-    """In a sweep whose runs end after the same updates, the verdict is about these."""
-    sweep = draw_sweep(
-        tmp_path / "s", batch_sizes=(32, 256), seeds=range(6), epochs=14, counts=COUNTS
-    )
-    info = recorded(sweep)
-    info["recipe"] |= {"updates": 56}
-    sweep.sweep_file.write_text(json.dumps(info))
-    for run in sweep.runs():
-        if run.config().batch_size == 32:
-            _cut(run.metrics_file, 2)
-    _add_predictions(sweep, {32: 2.5, 256: 1.0})
-    family = (comparison := compared(sweep)).family("updates")
-    assert family
-    assert family.at == 56
-    assert family.contrasts[0].new_images
-    assert answer(comparison).text.startswith("Batch size 256 is behind 32 after 56 updates each.")
-
-
 def test_a_trend_comes_before_pairs(tmp_path: Path) -> None:
     """No pair is tested where no trend over the batch sizes is shown, and tests are counted."""
     comparison = compared(draw(tmp_path / "s", ALIKE, seeds=8, noise=0.03))
