@@ -28,6 +28,7 @@ from skinjob.report.comparison import (
     Verdict,
 )
 from skinjob.report.details import p_text
+from skinjob.report.measures import signed
 from skinjob.report.statistics import sign_flip_p
 from skinjob.report.tables import SweepTable
 from skinjob.sweeps.records import filled_recipe
@@ -166,8 +167,8 @@ def _numbers(family: Family, topic: Contrast) -> str:
     start = f"{size} made {made:,} updates, {first} made {other:,}; {name} was"
     low, high = topic.interval
     where = "for new images" if topic.new_images else "on these images"
-    limits = f", 95 % {_signed(low)} to {_signed(high)} {where}" if low == low else ""
-    return f"{start} {own:.3f} and {reference:.3f} ({_signed(topic.mean)}{limits})."
+    limits = f", 95 % {signed(low)} to {signed(high)} {where}" if low == low else ""
+    return f"{start} {own:.3f} and {reference:.3f} ({signed(topic.mean)}{limits})."
 
 
 def _at_equal_updates(family: Family, contrast: Contrast) -> str:
@@ -176,25 +177,15 @@ def _at_equal_updates(family: Family, contrast: Contrast) -> str:
     higher, seeds = int((contrast.differences > 0).sum()), len(contrast.seeds)
     count = higher if contrast.mean > 0 else seeds - higher
     word = "ahead" if contrast.is_better else "behind"
-    limits = f", 95 % {_signed(low)} to {_signed(high)}" if low == low else ""
+    limits = f", 95 % {signed(low)} to {signed(high)}" if low == low else ""
     size = contrast.series.batch_size
     what = f"{size} was {word} in {count} of {seeds} seeds"
     if contrast.verdict == Verdict.SAME:
         what = "they are the same within the margin"
     elif contrast.verdict == Verdict.NOT_SHOWN:
         what = "no difference is shown"
-    difference = f"({_signed(contrast.mean)}{limits})"
+    difference = f"({signed(contrast.mean)}{limits})"
     return f"After {family.at:,} updates each, {what} {difference}."
-
-
-def _signed(value: float) -> str:
-    """Returns a difference with its sign; none for zero.
-
-    >>> _signed(0.0123), _signed(-0.0001)
-    ('+0.012', '0.000')
-    """
-    text = f"{value:+.3f}"
-    return text[1:] if float(text) == 0 else text
 
 
 def _steadiness(lost: Sequence[int], updates: Family | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from skinjob.report.comparison import NAMES, Comparison, Contrast, Family, Stability
-from skinjob.report.measures import COMPARED, number, percent
+from skinjob.report.measures import COMPARED, number, percent, signed
 from skinjob.report.statistics import Interval, wilson_interval
 
 Table = tuple[list[str], list[list[str]]]
@@ -93,9 +93,9 @@ def _mean(family: Family, batch_size: int) -> str:
 
 def _difference(contrast: Contrast, interval: Interval | None) -> str:
     if interval is None or math.isnan(interval.low):
-        return "-" if interval is None else f"{contrast.mean:+.{DIGITS}f}"
+        return "-" if interval is None else signed(contrast.mean)
     low, high = interval
-    return f"{contrast.mean:+.{DIGITS}f} ({low:+.{DIGITS}f} to {high:+.{DIGITS}f})"
+    return f"{signed(contrast.mean)} ({signed(low)} to {signed(high)})"
 
 
 def p_text(p: float | None) -> str:

@@ -88,3 +88,13 @@ def number(value: float, digits: int) -> str:
     ('0.312', '-')
     """
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """Returns a difference with its sign; none for zero.
+
+    >>> signed(0.0123), signed(-0.0001)
+    ('+0.012', '0.000')
+    """
+    text = f"{value:+.3f}"
+    return text[1:] if float(text) == 0 else text
