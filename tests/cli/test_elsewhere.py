@@ -163,11 +163,10 @@ def test_a_local_queue_that_dies_early_says_why(project: Path) -> None:
 @pytest.mark.train
 def test_status_notices_a_killed_local_queue_by_its_lock(project: Path) -> None:
     """After SIGKILL of all processes the run is failed at once; submit and retry continue it."""
-    for again in (("submit", *LOCAL, "--wait"), ("retry", "n", "--wait")):
-        shutil.rmtree(project / "runs", ignore_errors=True)
-        assert skinjob("submit", *LOCAL, "--name", "n", cwd=project).returncode == 0
+    for name, again in (("n", ("submit", *LOCAL, "--wait")), ("m", ("retry", "m", "--wait"))):
+        assert skinjob("submit", *LOCAL, "--name", name, cwd=project).returncode == 0
         kill_all(project)
-        sweep = Sweep(project / "runs/n")
+        sweep = Sweep(project / "runs" / name)
         assert sweep.runs()[0].state().status == "waiting", "killed before the run began"
         assert set(status_by_run(sweep).values()) == {"failed"}
         result = skinjob(*again, cwd=project)
