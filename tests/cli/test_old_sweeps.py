@@ -15,6 +15,7 @@ from trees import CLOCKS
 from skinjob.sweeps.layout import Run, Sweep
 
 OLD = Path(__file__).parent / "data/501842b/project"
+MADE_IN = "/tmp/skinjob-501842b/project"
 FIRST, CANCELLED, FAILED, LAST = (
     f"bs{size:04d}-lr0.01-seed{seed}" for size in (4, 8) for seed in (0, 1)
 )
@@ -23,9 +24,11 @@ OPTIONS = "--cluster local --device cpu --precision fp32 --lr 0.01 --epochs 12 -
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with the images and sweeps of commit 501842b, moved to another place."""
+    """A folder with the images and sweeps of commit 501842b, as if they had been made in it."""
     project = tmp_path / "project"
     shutil.copytree(OLD, project)
+    for file in [project / "runs/old/sweep.json", *project.glob("runs/old/*/config.json")]:
+        file.write_text(file.read_text().replace(MADE_IN, str(project)))
     (project / "runs/old/submission").chmod(0o700)
     shutil.rmtree(project / "runs/whole")  # it has only the numbers of an uninterrupted run
     return project
