@@ -7,7 +7,6 @@ checkpoint. `RunLoop.write` writes checkpoint, metrics.csv and state.json.
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,24 +17,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor
-from torch.nn import functional
 
 from skinjob.config import TrainConfig
-from skinjob.data.images import ImageFile, Split
-from skinjob.errors import RunError, SkinjobError
-from skinjob.files import csv_text, replacing, sorted_safetensors
+from skinjob.data.images import Split
+from skinjob.errors import SkinjobError
 from skinjob.sweeps.layout import Run
-from skinjob.sweeps.records import METRICS, SweepInfo, utc_now
+from skinjob.sweeps.records import SweepInfo
 from skinjob.train.all_layers import AllLayers
 from skinjob.train.checkpoint import Checkpoint, remove_checkpoints, save_checkpoint
 from skinjob.train.device import Device
+from skinjob.train.evaluation import evaluate, loss_errors, train_scores
 from skinjob.train.heads import MOST_INPUT_BYTES, Heads, new_state
 from skinjob.train.images import ImageSource
 from skinjob.train.lease import Lease, TakenError, record_done, record_failure
 from skinjob.train.model import build_head
+from skinjob.train.outputs import metrics_row, write_predictions, write_trained
 from skinjob.train.reporter import Reporter
 from skinjob.weights.backbones import Backbone
 
@@ -373,125 +370,3 @@ def evaluated(job: Job, networks: Networks, split: Split, inputs: Inputs) -> Ten
     """Returns the logits of all images of a split, (R, num_images, num_classes) float32, CPU."""
     parts = torch.arange(len(job.source.files(split))).split(networks.batch_size)
     return torch.cat([networks.logits(batch) for batch in inputs.batches(parts)], dim=1).cpu()
-
-
-def train_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns each image's loss, (R, N), and the metrics of an epoch, (R,) each.
-
-    Each batch counts before its update. *logits* (R, N, num_classes), *labels* (R, N) int64.
-    """
-    losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    losses = losses.view_as(labels)  # (R, N)
-    accuracy = (logits.argmax(dim=2) == labels).double().mean(dim=1)
-    return losses, {"train_loss": losses.double().mean(dim=1), "train_accuracy": accuracy}
-
-
-def loss_errors(losses: Tensor, epoch: int, first: int, batch_size: int) -> list[RunError | None]:
-    """Returns an error for each run with an update whose loss is not a number; else None.
-
-    *losses* (R, N) of the images, in their order in the updates after the *first*.
-    """
-    parts = losses.split(batch_size, dim=1)
-    means = torch.stack([part.mean(dim=1) for part in parts], dim=1)  # (R, num_updates)
-    errors: list[RunError | None] = [None] * len(losses)
-    for index, update in (~means.isfinite()).nonzero().flip(0).tolist():  # the first is last
-        errors[index] = RunError(
-            f"the loss is {means[index, update]} at update {first + update + 1}, in epoch {epoch}",
-            "submit again with a smaller --lr",
-        )
-    return errors
-
-
-def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, Tensor]:
-    """Returns the metrics of a split by name, (R,) each; the last three are of class *positive*.
-
-    *logits* (R, N, num_classes) float32 of R networks, *labels* (N,) int64.
-    """
-    losses, scores = train_scores(logits, labels.expand(len(logits), -1))
-    is_positive = labels == positive
-    called = logits.argmax(dim=2) == positive  # (R, N)
-    probabilities = logits.softmax(dim=2)[:, :, positive].numpy()
-    return {
-        "loss": losses.mean(dim=1),
-        "accuracy": scores["train_accuracy"],
-        "auc": torch.from_numpy(auc(probabilities, is_positive.numpy())),
-        "sensitivity": called[:, is_positive].double().mean(dim=1),
-        "specificity": (~called[:, ~is_positive]).double().mean(dim=1),
-    }
-
-
-def auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Returns the area under the ROC curve: how often a positive scores above a negative.
-
-    It is Mann-Whitney's U divided by the number of pairs. Ties count 0.5. NaN if there are no
-    positives or no negatives. *scores* (R, N) give (R,) areas.
-
-    >>> auc(np.array([[0.1, 0.4, 0.4, 0.8]]), np.array([False, False, True, True]))
-    array([0.875])
-    """
-    num_positive = int(positive.sum())
-    num_pairs = num_positive * (len(positive) - num_positive)
-    if num_pairs == 0:
-        return np.full(len(scores), np.nan)
-    positions = np.argsort(scores, axis=1, kind="stable")
-    ordered = np.take_along_axis(scores, positions, axis=1)
-    places = np.arange(1, len(positive) + 1)
-    is_first = np.diff(ordered, axis=1, prepend=np.nan) != 0
-    is_last = np.diff(ordered, axis=1, append=np.nan) != 0
-    lowest = np.maximum.accumulate(np.where(is_first, places, 0), axis=1)
-    highest = np.where(is_last, places, len(positive))[:, ::-1]
-    highest = np.minimum.accumulate(highest, axis=1)[:, ::-1]
-    ranks = (lowest + highest) / 2  # ties share their mean rank
-    sums = (ranks * positive[positions]).sum(axis=1)
-    areas: NDArray[np.float64] = (sums - num_positive * (num_positive + 1) / 2) / num_pairs
-    return areas
-
-
-def metrics_row(run: Run, config: TrainConfig, row: Mapping[str, Any]) -> list[str]:
-    """Returns a row of metrics.csv, in the order of METRICS; NaN or no value is an empty cell."""
-    formats = {"lr": "g", "seconds": ".3f", "images_per_s": ".1f", "epoch": "d", "updates": "d"}
-    cells = {
-        column: "" if math.isnan(value) else format(value, formats.get(column, ".6f"))
-        for column, value in row.items()
-    }
-    cells |= {
-        "sweep": csv_text(run.sweep.name),
-        "run": run.name,
-        "batch_size": str(config.batch_size),
-        "seed": str(config.seed),
-        "time_utc": utc_now(),
-    }
-    return [cells.get(column, "") for column in METRICS]
-
-
-def write_predictions(
-    file: Path, files: Sequence[ImageFile], logits: Tensor, classes: Sequence[str]
-) -> None:
-    """Writes predictions.csv: the probabilities of a split's images after the last epoch.
-
-    *logits* (num_images, num_classes), in the order of *files*.
-    """
-    probabilities = logits.softmax(dim=1)  # (num_images, num_classes)
-    with (
-        replacing(file) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as rows,
-    ):
-        writer = csv.writer(rows)
-        writer.writerow(["image", "label", "predicted", *(f"p_{name}" for name in classes)])
-        for image, p in zip(files, probabilities.tolist(), strict=True):
-            names = csv_text(classes[image.label]), csv_text(classes[p.index(max(p))])
-            writer.writerow([image.path, *names, *(f"{value:.6f}" for value in p)])
-
-
-def write_trained(run: Run, state: Mapping[str, Any], backbone: Backbone, info: SweepInfo) -> None:
-    """Writes head.safetensors or model.safetensors; tensors are named as in torchvision."""
-    metadata = {
-        "architecture": backbone.name,
-        "classes": ",".join(info.images.classes),
-        "backbone_sha256": info.weights.sha256,
-        "run": f"{run.sweep.name}/{run.name}",
-    }
-    part, prefix = ("head", f"{backbone.head}.") if "head" in state else ("model", "")
-    tensors = {f"{prefix}{name}": t.cpu().contiguous() for name, t in state[part].items()}
-    with replacing(run.trained_file(part)) as partial:
-        partial.write_bytes(sorted_safetensors(save(tensors, metadata)))

@@ -12,7 +12,7 @@ from skinjob.config import TrainConfig
 from skinjob.data.images import ImageFile, ImageSet, read_index, write_index
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import METRICS
-from skinjob.train.loop import metrics_row, write_predictions
+from skinjob.train.outputs import metrics_row, write_predictions
 
 
 def test_no_csv_file_of_a_sweep_holds_a_formula(tmp_path: Path) -> None:

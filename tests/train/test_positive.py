@@ -18,8 +18,8 @@ from skinjob.report.build import build_report
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import METRICS
 from skinjob.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from skinjob.train.evaluation import evaluate
 from skinjob.train.job import run_job
-from skinjob.train.loop import evaluate
 
 SMALL = ("--cluster", "local", "--device", "cpu", "--batch-sizes", "4", "--epochs", "1")
 OLD_FIELDS = {

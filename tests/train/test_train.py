@@ -30,12 +30,13 @@ from skinjob.sweeps.records import METRICS, VAL_METRICS
 from skinjob.train import loop, transforms
 from skinjob.train.checkpoint import read_checkpoint
 from skinjob.train.device import choose_device
+from skinjob.train.evaluation import auc
 from skinjob.train.extract import FeatureExtractor
 from skinjob.train.features import Features, ViewCache
 from skinjob.train.forward import Forward
 from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
-from skinjob.train.loop import auc, order
+from skinjob.train.loop import order
 from skinjob.train.model import build_backbone
 from skinjob.train.views import Views
 from skinjob.weights.backbones import DEFAULT

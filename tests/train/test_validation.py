@@ -25,9 +25,9 @@ from skinjob.sweeps.records import METRICS, VAL_METRICS
 from skinjob.train import all_layers, job, loop
 from skinjob.train.decoded import decode
 from skinjob.train.draws import central_boxes
+from skinjob.train.evaluation import evaluate
 from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
-from skinjob.train.loop import evaluate
 from skinjob.train.transforms import each
 from skinjob.weights.backbones import DEFAULT
 
