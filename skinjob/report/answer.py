@@ -24,11 +24,11 @@ from skinjob.report.comparison import (
     Comparison,
     Contrast,
     Family,
-    Stability,
     Verdict,
 )
 from skinjob.report.details import p_text
 from skinjob.report.measures import signed
+from skinjob.report.stability import Stability
 from skinjob.report.statistics import sign_flip_p
 from skinjob.report.tables import SweepTable
 from skinjob.sweeps.records import filled_recipe

@@ -7,7 +7,6 @@ rates. Its verdicts are about the primary outcome, which was declared at submit.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -17,32 +16,24 @@ from statistics import fmean
 import numpy as np
 
 from skinjob.report.predictions import Predictions, estimates, read_predictions
+from skinjob.report.stability import Stability, diverged, stabilities
 from skinjob.report.statistics import (
-    NO_INTERVAL,
     Difference,
     Floats,
     Interval,
-    geometric_ratio,
     holm,
     orh_difference,
     paired_interval,
-    sd_ratio,
     seeds_needed,
-    setbacks,
     sign_flip_p,
     trend_p,
-    wobble,
 )
 from skinjob.report.tables import Series, SweepTable, by_lr
 from skinjob.sweeps.layout import Run
-from skinjob.sweeps.records import Status
 
 ALPHA = 0.05
 FEWEST_FOR_TREND = 3
 FEWEST_FOR_VERDICT = 5
-FEWEST_FOR_OUTLIER = 8
-FEWEST_POINTS = 6  # for a wobble
-NO_LOSS = re.compile(r"\bloss is (nan|-?inf)")  # in the reason of a run that diverged
 NAMES = {"auc": "AUC", "log-loss": "log loss"}
 COLUMNS = {"auc": "test_auc", "log-loss": "test_loss"}
 
@@ -143,37 +134,6 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Stability:
-    """How stable a batch size is, compared with the smallest, at the same epochs or updates."""
-
-    series: Series
-    sd: float
-    """Of the primary outcome over seeds."""
-    ratio: float
-    """Its sd divided by that of the smallest batch size."""
-    limits: Interval
-    without_one: Interval
-    """The lowest and highest ratio when any seed is left out."""
-    outlier: int | None
-    """A seed without which the sd is less than half."""
-    wobble: float
-    wobble_ratio: float
-    wobble_limits: Interval
-    rises: int
-    """Steps at which the test loss rose, of `steps`."""
-    steps: int
-    largest_rise: float
-
-    @property
-    def is_wider(self) -> bool:
-        return self.limits.low > 1
-
-    @property
-    def is_less_stable(self) -> bool:
-        return self.is_wider or self.wobble_limits.low > 1
-
-
-@dataclass(frozen=True)
 class Family:
     """The comparisons at a point that all batch sizes reached."""
 
@@ -253,7 +213,7 @@ def compare_sweep(
         margin=margin,
         families=families,
         behind=[series for series in all_series if series.epochs < epoch],
-        diverged=_diverged(table, all_series),
+        diverged=diverged(table, all_series),
         lr_at_edge=[s for s in best if len(lrs) > 1 and s.lr in (lrs[0], lrs[-1])],
     )
 
@@ -337,7 +297,7 @@ def _family(
         values={size: np.array(list(values.values())) for size, values in finite.items()},
         contrasts=contrasts,
         trend=trend if is_primary else None,
-        stability=_stability(axis, at, series, finite) if is_primary else [],
+        stability=stabilities(axis, at, series, finite) if is_primary else [],
         has_own_lrs=has_own_lrs,
         is_primary=is_primary,
     )
@@ -371,91 +331,3 @@ def _contrast(
         values=values,
         new_images=new,
     )
-
-
-def _stability(
-    axis: str, at: int, all_series: Sequence[Series], finite: Mapping[int, Mapping[int, float]]
-) -> list[Stability]:
-    """Returns the stability of each batch size, the smallest first."""
-    curves = {s.batch_size: _losses(s, axis, at, all_series) for s in all_series}
-    first, found = all_series[0], []
-    for series in all_series:
-        own, other = finite[series.batch_size], finite[first.batch_size]
-        seeds = sorted(own.keys() & other.keys())
-        a, b = (np.array([values[seed] for seed in seeds]) for values in (other, own))
-        ratio, limits = sd_ratio(a, b) if series is not first else (math.nan, NO_INTERVAL)
-        left_out = [
-            sd_ratio(np.delete(a, n), np.delete(b, n))[0] if len(seeds) > 3 else math.nan
-            for n in range(len(seeds) if series is not first else 0)
-        ]
-        sd = float(b.std(ddof=1)) if len(b) > 1 else math.nan
-        losses, reference = curves[series.batch_size], curves[first.batch_size]
-        common = [seed for seed in series.seeds if seed in first.seeds]
-        jumps, jump_ratio, jump_limits = math.nan, math.nan, NO_INTERVAL
-        if losses.shape[1] >= FEWEST_POINTS and np.isfinite(losses).all():
-            jumps = float(wobble(losses).mean())
-            if series is not first and np.isfinite(reference).all():
-                pair = (
-                    wobble(lines)[[list(s.seeds).index(seed) for seed in common]]
-                    for s, lines in ((first, reference), (series, losses))
-                )
-                jump_ratio, jump_limits = geometric_ratio(*pair)
-        rises, steps, largest = setbacks(losses)
-        found.append(
-            Stability(
-                series=series,
-                sd=sd,
-                ratio=ratio,
-                limits=limits,
-                without_one=Interval(min(left_out), max(left_out)) if left_out else NO_INTERVAL,
-                outlier=_outlier(seeds, b),
-                wobble=jumps,
-                wobble_ratio=jump_ratio,
-                wobble_limits=jump_limits,
-                rises=rises,
-                steps=steps,
-                largest_rise=largest,
-            )
-        )
-    return found
-
-
-def _losses(series: Series, axis: str, at: int, all_series: Sequence[Series]) -> Floats:
-    """Returns the test losses (runs, points) up to a point: at each epoch, or at common updates."""
-    if "test_loss" not in series.table.columns:
-        return np.zeros((series.num_counted, 0))
-    losses = series.by_run("test_loss")
-    if axis == "epochs":
-        return losses[:, :at]
-    common = set.intersection(*(set(s.updates) for s in all_series))
-    places = [place for place, updates in enumerate(series.updates) if updates in common]
-    return losses[:, places]
-
-
-def _outlier(seeds: Sequence[int], values: Floats) -> int | None:
-    """Returns the seed without which the standard deviation is less than half; None if none."""
-    if len(seeds) < FEWEST_FOR_OUTLIER:
-        return None
-    far = int(abs(values - np.median(values)).argmax())
-    rest = np.delete(values, far)
-    sd = values.std(ddof=1)
-    return seeds[far] if sd > 1e-6 and rest.std(ddof=1) < sd / 2 else None  # files have six digits
-
-
-def _diverged(
-    table: SweepTable, all_series: Sequence[Series]
-) -> dict[tuple[int, float], tuple[int, ...]]:
-    """Returns the seeds whose loss was not a number, by batch size and lr."""
-    names = {
-        name
-        for name, state in table.states.items()
-        if state.status == Status.FAILED and NO_LOSS.search(state.reason or "")
-    }
-    for series in all_series if "test_loss" in table.columns else ():
-        is_lost = ~np.isfinite(series.by_run("test_loss")[:, -1])
-        names |= {series.run_of_seed[s] for s in np.array(series.seeds)[is_lost].tolist()}
-    found: dict[tuple[int, float], tuple[int, ...]] = {}
-    for name in sorted(names & table.points.keys(), key=lambda name: table.points[name]):
-        batch_size, lr, seed = table.points[name]
-        found[batch_size, lr] = (*found.get((batch_size, lr), ()), seed)
-    return found

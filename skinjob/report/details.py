@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from skinjob.report.comparison import NAMES, Comparison, Contrast, Family, Stability
+from skinjob.report.comparison import NAMES, Comparison, Contrast, Family
 from skinjob.report.measures import COMPARED, number, percent, signed
+from skinjob.report.stability import Stability
 from skinjob.report.statistics import Interval, wilson_interval
 
 Table = tuple[list[str], list[list[str]]]
