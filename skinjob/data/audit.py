@@ -26,6 +26,7 @@ from PIL import Image
 
 from skinjob.console import progress
 from skinjob.data.images import ImageFile, ImageSet, is_flat
+from skinjob.ranks import auc
 
 Array = NDArray[np.float32]
 
@@ -307,7 +308,7 @@ def shortcut(images: ImageSet) -> Shortcut:
     weights = np.column_stack([_fitted(inputs[is_train], train == label) for label in classes])
     scores = inputs[~is_train] @ weights  # (N, classes)
     return Shortcut(
-        auc=float(np.mean([_auc(scores[:, label], test == label) for label in classes])),
+        auc=float(np.mean([auc(scores[:, label], test == label) for label in classes])),
         accuracy=float(np.mean(scores.argmax(1) == test)),
         majority=float(np.mean(test == np.bincount(train).argmax())),
     )
@@ -327,14 +328,6 @@ def _fitted(inputs: NDArray[np.float64], is_class: NDArray[np.bool_]) -> NDArray
         if np.abs(step).max() < 1e-6:
             break
     return weights
-
-
-def _auc(scores: NDArray[np.float64], is_class: NDArray[np.bool_]) -> float:
-    """Returns the area under the ROC curve, from the ranks; equal scores count half."""
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum() - (counts - 1) / 2)[places]
-    num, num_other = is_class.sum(), (~is_class).sum()
-    return float((ranks[is_class].sum() - num * (num + 1) / 2) / (num * num_other))
 
 
 def thumbnail(images: ImageSet, place: int) -> str:

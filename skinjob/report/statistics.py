@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special  # scipy.stats would add 1.1 s to every report
 
+from skinjob.ranks import ranks
+
 Floats = NDArray[np.float64]
 
 Z_95 = NormalDist().inv_cdf(0.975)  # 1.96
@@ -115,8 +117,7 @@ def trend_p(values: Floats) -> float:
     """
     seeds, sizes = values.shape
     places = np.arange(1, sizes + 1)
-    ranks = np.array([_ranks(row) for row in values])
-    score = float((ranks @ places).sum())
+    score = float((ranks(values) @ places).sum())
     middle = seeds * sizes * (sizes + 1) ** 2 / 4
     extreme = middle + abs(score - middle)
     has_ties = any(len(np.unique(row)) < sizes for row in values)
@@ -132,13 +133,6 @@ def trend_p(values: Floats) -> float:
         all_seeds = np.convolve(all_seeds, one)
     scores = seeds * lowest + np.arange(len(all_seeds))
     return min(1.0, 2 * float(all_seeds[scores >= extreme].sum()))
-
-
-def _ranks(values: Floats) -> Floats:
-    """Returns the ranks of values from 1 on; equal values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -202,11 +196,11 @@ def auc_estimates(scores: Floats, is_positive: NDArray[np.bool_]) -> Estimates:
         return Estimates(np.full(len(scores), np.nan), np.zeros((len(scores), num)))
     areas, components = np.empty(len(scores)), np.empty((len(scores), num))
     for row, own in enumerate(scores):
-        ranks = _ranks(own)
-        above, below = ranks[is_positive], ranks[~is_positive]
+        ranked = ranks(own)
+        above, below = ranked[is_positive], ranked[~is_positive]
         # The share of negatives below each positive, and of positives above each negative.
-        wins = (above - _ranks(own[is_positive])) / negatives
-        losses = 1 - (below - _ranks(own[~is_positive])) / positives
+        wins = (above - ranks(own[is_positive])) / negatives
+        losses = 1 - (below - ranks(own[~is_positive])) / positives
         areas[row] = wins.mean()
         components[row, is_positive] = (wins - areas[row]) / max(
             1, positives * (positives - 1)

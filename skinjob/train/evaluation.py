@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from skinjob.errors import RunError
+from skinjob.ranks import auc
 
 
 def train_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -54,30 +53,3 @@ def evaluate(logits: Tensor, labels: Tensor, positive: int) -> dict[str, Tensor]
         "sensitivity": called[:, is_positive].double().mean(dim=1),
         "specificity": (~called[:, ~is_positive]).double().mean(dim=1),
     }
-
-
-def auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Returns the area under the ROC curve: how often a positive scores above a negative.
-
-    It is Mann-Whitney's U divided by the number of pairs. Ties count 0.5. NaN if there are no
-    positives or no negatives. *scores* (R, N) give (R,) areas.
-
-    >>> auc(np.array([[0.1, 0.4, 0.4, 0.8]]), np.array([False, False, True, True]))
-    array([0.875])
-    """
-    num_positive = int(positive.sum())
-    num_pairs = num_positive * (len(positive) - num_positive)
-    if num_pairs == 0:
-        return np.full(len(scores), np.nan)
-    positions = np.argsort(scores, axis=1, kind="stable")
-    ordered = np.take_along_axis(scores, positions, axis=1)
-    places = np.arange(1, len(positive) + 1)
-    is_first = np.diff(ordered, axis=1, prepend=np.nan) != 0
-    is_last = np.diff(ordered, axis=1, append=np.nan) != 0
-    lowest = np.maximum.accumulate(np.where(is_first, places, 0), axis=1)
-    highest = np.where(is_last, places, len(positive))[:, ::-1]
-    highest = np.minimum.accumulate(highest, axis=1)[:, ::-1]
-    ranks = (lowest + highest) / 2  # ties share their mean rank
-    sums = (ranks * positive[positions]).sum(axis=1)
-    areas: NDArray[np.float64] = (sums - num_positive * (num_positive + 1) / 2) / num_pairs
-    return areas

@@ -25,12 +25,12 @@ from trees import make_sweep, make_tree
 from skinjob.config import TrainConfig
 from skinjob.data.images import Split, read_index
 from skinjob.errors import ConfigError, ImagesError, RunError, WeightsError
+from skinjob.ranks import auc
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import METRICS, VAL_METRICS
 from skinjob.train import loop, transforms
 from skinjob.train.checkpoint import read_checkpoint
 from skinjob.train.device import choose_device
-from skinjob.train.evaluation import auc
 from skinjob.train.extract import FeatureExtractor
 from skinjob.train.features import Features, ViewCache
 from skinjob.train.forward import Forward

@@ -20,6 +20,7 @@ LEVELS = {
     "locks": 1,
     "console": 1,
     "config": 1,
+    "ranks": 1,
     "download": 2,
     "sweeps": 2,
     "data": 2,
