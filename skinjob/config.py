@@ -58,6 +58,7 @@ class Option:
     default_words: str = ""  # what happens without a value
     example: Any = ""  # a value to show if there is no default
     axis: str = ""  # the option's name if it takes a list: the runs of a sweep differ in this field
+    replaces: str = ""  # a field that does not count if this one has a value
 
     choices: tuple[str, ...] = ()
     minimum: float | None = None
@@ -230,6 +231,17 @@ class TrainConfig:
         minimum=1,
     )
     epochs: int = _recipe(20, "Passes over the training images.", minimum=1, maximum=10**6)
+    """With *updates*, what they take at this batch size: the last pass may be cut."""
+    updates: int | None = _recipe(
+        None,
+        "Updates of each run, instead of --epochs: large batches make more passes.",
+        default_words="those of the epochs",
+        minimum=1,
+        maximum=10**6,
+        metavar="N",
+        example=560,
+        replaces="epochs",
+    )
     lr: float = _recipe(
         0.01,
         "Learning rate of Adadelta (head) or AdamW (all layers); one run per value (0.01,0.1).",
@@ -299,9 +311,19 @@ class TrainConfig:
             option.require_valid(getattr(self, name))
 
     def recipe(self) -> dict[str, Any]:
-        """Returns what the runs of a sweep have in common: all fields but the sweep's axes."""
-        axes = {name for name, option in options_of(type(self)).items() if option.axis}
-        return {name: value for name, value in self.record().items() if name not in axes}
+        """Returns what the runs of a sweep have in common: all fields but the sweep's axes.
+
+        With *updates*, the epochs depend on the batch size.
+        """
+        own = {name for name, option in options_of(type(self)).items() if option.axis}
+        own |= {"epochs"} if self.updates else set()
+        return {name: value for name, value in self.record().items() if name not in own}
+
+    def with_epochs_for(self, num_images: int) -> TrainConfig:
+        """Returns it with the epochs that its *updates* take on so many training images."""
+        if not self.updates:
+            return self
+        return replace(self, epochs=-(-self.updates // -(-num_images // self.batch_size)))
 
     def record(self) -> dict[str, Any]:
         """Returns the fields by name, for a file; newer fields are left out at their default.
@@ -312,6 +334,20 @@ class TrainConfig:
         if not self.val_fraction:
             del values["val_fraction"]
         return {name: value for name, value in values.items() if value is not None}
+
+
+NUM_TESTS = 20
+
+
+def tests_every(updates: int) -> int:
+    """Returns after how many updates the runs of a sweep with *updates* are tested, and at the end.
+
+    Multiples of it are the same in each run, and equally far apart.
+
+    >>> tests_every(560), tests_every(150), tests_every(3)
+    (28, 8, 1)
+    """
+    return -(-updates // NUM_TESTS)
 
 
 SKIP_BAD_IMAGES = Option(

@@ -17,6 +17,7 @@ from skinjob.commands.sources import (
     JOB_TABLES,
     SITES,
     ValueFile,
+    drop_replaced,
     read_file,
     value_files,
     with_source,
@@ -62,7 +63,10 @@ class FileCommand(TaskCommand):
                 ctx.meta[sources.BROKEN] = error
         ctx.meta[sources.FILES] = files
         ctx.default_map = {k: v for file in reversed(files) for k, v in file.values.items()}
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            drop_replaced(ctx)
+        return rest
 
     def _given(self, ctx: click.Context, args: Sequence[str]) -> Mapping[str, Any]:
         """Returns the values of the command line by option, unchecked: click checks them later."""
@@ -239,6 +243,12 @@ def with_layer_defaults(values: dict[str, Any]) -> dict[str, Any]:
             default = option.default_all if values["train"] == "all" else option.default
             filled[option.key] = (default,) if option.axis else default
     return filled
+
+
+def replaced(values: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the options that do not count, each with the option that replaces it."""
+    options = JOB_TABLES["train"].values()
+    return {o.replaces: o.key for o in options if o.replaces and values[o.key] is not None}
 
 
 def configs(values: dict[str, Any]) -> tuple[list[TrainConfig], ClusterConfig]:

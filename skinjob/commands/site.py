@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.options import FileCommand, configs, submit_options, with_layer_defaults
+from skinjob.commands.options import (
+    FileCommand,
+    configs,
+    replaced,
+    submit_options,
+    with_layer_defaults,
+)
 from skinjob.commands.sources import DEFAULT_SITE, JOB_TABLES, source
 from skinjob.config import as_text
 from skinjob.console import print_table, print_unescaped, say
@@ -35,9 +41,15 @@ def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
       skinjob config --site gres --time 60
     """
     configs(values)  # raises what submit would raise
-    values = with_layer_defaults(values)
-    tables = {
-        table: {key: {"value": values[key], "source": source(ctx, key)} for key in options}
+    values, by = with_layer_defaults(values), replaced(values)
+    tables: dict[str, dict[str, dict[str, Any]]] = {
+        table: {
+            key: {
+                "value": None if key in by else values[key],
+                "source": source(ctx, by.get(key, key)),
+            }
+            for key in options
+        }
         for table, options in JOB_TABLES.items()
     }
     if is_json:

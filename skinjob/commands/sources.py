@@ -40,6 +40,13 @@ SITES = Path("jobs/sites")  # --site accepts the names of the profiles in it
 FILES = "skinjob.files"  # key in the meta of click's context: the files that were read
 BROKEN = "skinjob.broken"  # key in the same: the error of a file that could not be read
 BUILT_IN = "built in"
+STRENGTH = (
+    ParameterSource.COMMANDLINE,
+    ParameterSource.ENVIRONMENT,
+    ParameterSource.DEFAULT_MAP,
+    ParameterSource.DEFAULT,
+)
+"""The sources of an option's value; an earlier one wins."""
 
 CLUSTER_TABLE = {option.key: option for option in options_of(ClusterConfig).values()}
 JOB_TABLES = {
@@ -181,6 +188,29 @@ def _place(ctx: click.Context, name: str) -> ValueFile | str | None:
         return None
     files: list[ValueFile] = ctx.meta[FILES]
     return next(file for file in files if name in file.values)
+
+
+def drop_replaced(ctx: click.Context) -> None:
+    """Clears each option that replaces another, if the other comes from a stronger source.
+
+    Raises: click.UsageError if both come from the command line, or both from variables; ConfigError
+    if both come from a file.
+    """
+    for option in (option for option in JOB_TABLES["train"].values() if option.replaces):
+        other = options_of(TrainConfig)[option.replaces]
+        mine, theirs = (ctx.get_parameter_source(each.key) for each in (option, other))
+        if mine not in STRENGTH[:-1] or theirs not in STRENGTH[:-1]:
+            continue
+        if mine == theirs:
+            values = {each: ctx.params[each.key] for each in (other, option)}
+            place = _place(ctx, option.key)
+            if isinstance(place, ValueFile):
+                given = " and ".join(f"{each.key} = {value}" for each, value in values.items())
+                raise ConfigError(f"{place}: {given}: keep only one of them", _edit(place.path))
+            given = " and ".join(f"{each.flag} {value}" for each, value in values.items())
+            raise click.UsageError(f"{given}: give only one of them", ctx)
+        if STRENGTH.index(theirs) < STRENGTH.index(mine):
+            ctx.params[option.key] = None
 
 
 def place_of(error: click.UsageError) -> str:

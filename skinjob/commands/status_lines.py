@@ -29,7 +29,7 @@ NUM_LOG_LINES = 5
 CELLS: Mapping[str, Callable[[RunStatus], str]] = {
     "run": lambda run: run.run,
     "status": lambda run: run.status,
-    "epoch": lambda run: f"{run.epoch}/{run.epochs}",
+    "epoch": lambda run: run.progress,
     "accuracy": lambda run: _percent(run.accuracy),
     "images/s": lambda run: NOTHING if run.images_per_s is None else f"{run.images_per_s:.0f}",
     "left": lambda run: NOTHING if run.left_s is None else clock(run.left_s),
@@ -77,6 +77,8 @@ def run_table(runs: Sequence[RunStatus], width: int | None) -> list[str]:
     For a terminal of *width* characters it leaves out empty columns, and others if it is narrow.
     """
     cells = {name: [cell(run) for run in runs] for name, cell in CELLS.items()}
+    if any(run.all_updates for run in runs):
+        cells = {"update" if name == "epoch" else name: cells[name] for name in cells}
     if width is not None:
         cells = {name: column for name, column in cells.items() if {*column} != {NOTHING}}
     rows = list(zip(*cells.values(), strict=True))
@@ -104,7 +106,7 @@ def change_line(before: RunStatus | None, run: RunStatus) -> str | None:
         return None
     accuracy = "" if run.accuracy is None else f", {_percent(run.accuracy)} accuracy"
     why = run.reason or run.note
-    line = f"{utc_now()} {run.run} {run.status}, epoch {run.epoch}/{run.epochs}{accuracy}"
+    line = f"{utc_now()} {run.run} {run.status}, {run.progress_words}{accuracy}"
     return f"{line}: {why}" if why else line
 
 

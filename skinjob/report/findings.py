@@ -77,10 +77,13 @@ def _unfinished(table: SweepTable) -> list[str]:
 
     If there are many, failed runs come first, and the last sentence counts the other runs.
     """
-    num_done = table.rows.groupby("run")["epoch"].max().to_dict()
+    column, total = (
+        ("updates", table.info.updates) if table.info.updates else ("epoch", table.num_epochs)
+    )
+    num_done = table.rows.groupby("run")[column].max().to_dict()
     lines = []
     for run in table.sweep.runs():
-        status, line = _status(run, int(num_done.get(run.name, 0)), table.num_epochs)
+        status, line = _status(run, int(num_done.get(run.name, 0)), total, table.counts_in)
         if line and run.name not in table.unread:
             lines.append((status, f"{run.name}: {line}"))
     if len(lines) > MOST_NAMED:
@@ -91,26 +94,26 @@ def _unfinished(table: SweepTable) -> list[str]:
     return [line for _, line in lines]
 
 
-def _status(run: Run, num_done: int, num_epochs: int) -> tuple[str, str]:
+def _status(run: Run, num_done: int, total: int, unit: str) -> tuple[str, str]:
     """Returns a run's status, and a sentence on what it lacks; '' if it has all its epochs."""
     if not run.folder.is_dir():
         return "without a folder", "it has no folder"
     state = known_state(run)
-    epochs = f"{num_done} of {num_epochs} epochs" if num_done else "no epoch yet"
+    done = f"{num_done} of {total} {unit}" if num_done else "no epoch yet"
     if state is None:
         status = "without a readable state.json"
-        return status, "" if num_done >= num_epochs else f"{epochs}, and no readable state.json"
+        return status, "" if num_done >= total else f"{done}, and no readable state.json"
     status = state.status
     if status.is_final and status != Status.DONE:
         kind = f" ({state.failure})" if state.failure else ""
         reason = (state.reason or f"see {run.log_file}").strip().split("\n")[0]
         why = f": {reason}" if state.reason or status != Status.CANCELLED else ""
-        return status, f"{status}{kind} with {epochs}{why}"
-    if num_done >= num_epochs:
+        return status, f"{status}{kind} with {done}{why}"
+    if num_done >= total:
         return status, ""
     has_beaten = status == Status.RUNNING and state.heartbeat_utc
     beat = f", last heartbeat {state.heartbeat_utc}" if has_beaten else ""
-    return status, f"{status}, {epochs}{beat}"
+    return status, f"{status}, {done}{beat}"
 
 
 def _skipped(table: SweepTable) -> list[str]:

@@ -45,8 +45,9 @@ def readable(summary: pd.DataFrame, *, is_complete: bool) -> tuple[list[str], li
         is_shown = is_complete or measure.is_printed
         if is_shown and measure is not COMPARED and _final(measure) in summary:
             cells[measure.label] = partial(_final_text, measure)
-    if is_complete:
+    if is_complete or summary["epochs"].nunique() > 1:
         cells["updates"] = lambda row: str(row["updates"])
+    if is_complete:
         cells["runs"] = lambda row: str(row["runs"])
     cells["time"] = lambda row: duration(row["seconds"])
     return list(cells), [[cell(row) for cell in cells.values()] for row in rows]

@@ -9,7 +9,7 @@ import csv
 import re
 import shlex
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from skinjob.console import printable
 from skinjob.errors import RunError
 from skinjob.report.measures import CHOOSING, COMPARED, MEASURES, Measure
 from skinjob.sweeps.layout import Run, Sweep
-from skinjob.sweeps.records import METRICS, RunState, SweepInfo
+from skinjob.sweeps.records import METRICS, TESTS, RunState, SweepInfo
 
 TEXTS = ("sweep", "run", "time_utc")
 INTEGERS = ("batch_size", "seed", "epoch", "updates")
@@ -32,6 +32,7 @@ NEEDED = ("run", "epoch", "updates", COMPARED.column)
 NAMED = re.compile(r"bs(\d+)-lr(\d+(?:\.\d+)?(?:e[-+]?\d+)?)-seed(\d+)", re.ASCII)
 
 Value = str | int | float
+Tests = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,18 @@ class SweepTable:
     points: dict[str, tuple[int, float, int]]
     """Batch size, lr and seed of each run that has begun, or has a config.json."""
     states: dict[str, RunState]
+    tests: dict[str, Tests]
+    """The columns of tests.csv of each run that has the file."""
 
     @property
     def num_epochs(self) -> int:
-        """The number of epochs of each complete run."""
-        return self.info.epochs
+        """The number of epochs of each complete run; 0 if it depends on the batch size."""
+        return self.info.epochs or 0
+
+    @property
+    def counts_in(self) -> str:
+        """What all its complete runs have the same number of: epochs or updates."""
+        return "updates" if self.info.updates else "epochs"
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -164,6 +172,31 @@ class Series:
         """The updates at the end of each epoch."""
         return [int(updates) for updates in self.by_run("updates").max(axis=0)]
 
+    @property
+    def whole_epochs(self) -> int:
+        """The epochs that were not cut, as `updates` may cut the last one."""
+        num_images = sum(self.table.counts.get("train", {}).values())
+        per_epoch = -(-num_images // self.batch_size) or self.updates[0]
+        return self.epochs - (self.updates[-1] < self.epochs * per_epoch)
+
+    @cached_property
+    def _tests(self) -> Sequence[Tests]:
+        """The tests of each counted run; empty if a run has none, or others than the first run."""
+        tests = [self.table.tests.get(name, {}) for name in self.run_of_seed.values()]
+        points = [each.get("update") for each in tests]
+        return tests if points[0] and all(each == points[0] for each in points) else []
+
+    @property
+    def points(self) -> list[int]:
+        """The updates after which it was tested: those of tests.csv, or the ends of its epochs."""
+        return [int(update) for update in self._tests[0]["update"]] if self._tests else self.updates
+
+    def at_points(self, column: str) -> NDArray[np.float64]:
+        """Returns a test metric of the counted runs: (num_counted, points)."""
+        if not self._tests:
+            return self.by_run(column)
+        return np.array([each[column] for each in self._tests], np.float64)
+
     def final(self, measure: Measure) -> list[float]:
         """Returns the values of the runs at the last epoch."""
         return [float(value) for value in self.by_run(measure.column)[:, -1]]
@@ -212,10 +245,10 @@ def read_sweep(sweep: Sweep) -> SweepTable:
     """
     info = sweep.info()
     files: list[MetricsFile] = []
-    unread, points, states = {}, {}, {}
+    unread, points, states, tests = {}, {}, {}, {}
     for run in sweep.runs():
         try:
-            file = read_run(run)
+            file, tests[run.name] = read_run(run), read_tests(run)
             states[run.name] = run.state()
             if file.values or _is_file(run.config_file):
                 points[run.name] = _grid_point(run)
@@ -228,7 +261,7 @@ def read_sweep(sweep: Sweep) -> SweepTable:
     of_rows = [points[name] for name in rows["run"]]
     for place, column in enumerate(("batch_size", "run_lr", "run_seed")):
         rows[column] = [point[place] for point in of_rows]
-    return SweepTable(sweep, info, files, rows, unread, points, states)
+    return SweepTable(sweep, info, files, rows, unread, points, states, tests)
 
 
 def read_run(run: Run) -> MetricsFile:
@@ -238,31 +271,55 @@ def read_run(run: Run) -> MetricsFile:
 
     Raises: RunError if the file cannot be read, or with the line if a value is wrong.
     """
-    path = run.metrics_file
-    if not _is_file(path):
-        return MetricsFile()
     texts: list[list[str]] = []
     values: list[list[Value]] = []
+
+    def take(header: Sequence[str], row: list[str]) -> None:
+        is_plain = "".join(row).isprintable()
+        texts.append(row if is_plain else [printable(text) for text in row])
+        values.append(_values(run, header, row, epoch=len(texts)))
+
+    return MetricsFile(_read_rows(run.metrics_file, NEEDED, take), texts, values)
+
+
+def read_tests(run: Run) -> Tests:
+    """Returns the columns of a run's tests.csv; empty if it has none. Raises: as `read_run`."""
+    columns: dict[str, list[float]] = {name: [] for name in TESTS}
+
+    def take(header: Sequence[str], row: list[str]) -> None:
+        cells = dict(zip(header, row, strict=True))
+        for name, values in columns.items():
+            values.append(float(cells[name] or "nan"))
+
+    return columns if _read_rows(run.tests_file, tuple(TESTS), take) else {}
+
+
+def _read_rows(
+    path: Path, needed: Sequence[str], take: Callable[[Sequence[str], list[str]], None]
+) -> Sequence[str]:
+    """Calls *take* with the header and each row of a CSV file; returns the header.
+
+    The file may not exist. Raises: RunError with the line for which *take* raises ValueError.
+    """
+    if not _is_file(path):
+        return ()
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-            reader = csv.reader(
-                lines, strict=True
-            )  # not strict, an open quote would hide the rows after it
+            # If it were not strict, an open quote would hide the rows after it.
+            reader = csv.reader(lines, strict=True)
             try:
                 header = [printable(name) for name in next(reader, [])]
-                if header and (missing := [name for name in NEEDED if name not in header]):
+                if header and (missing := [name for name in needed if name not in header]):
                     raise ValueError(f"no column {', '.join(missing)}")
                 for row in reader:
-                    is_plain = "".join(row).isprintable()
-                    texts.append(row if is_plain else [printable(text) for text in row])
-                    values.append(_values(run, header, row, epoch=len(texts)))
+                    take(header, row)
             except (ValueError, csv.Error) as error:
                 line = max(1, reader.line_num)
                 show = f"sed -n {line}p {shlex.quote(str(path))}"
                 raise RunError(f"{path}, line {line}: {error}", show) from None
     except OSError as error:
         raise _unreadable(path, error.strerror) from None
-    return MetricsFile(header, texts, values)
+    return header
 
 
 def group_runs(tables: Sequence[SweepTable]) -> list[Series]:

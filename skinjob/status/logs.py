@@ -71,6 +71,6 @@ def _status_line(sweep_now: SweepStatus) -> str:
     """Returns a line with the status of a run."""
     run = sweep_now.runs[0]
     why = run.reason or run.note
-    line = f"{run.run} {run.status}, epoch {run.epoch}/{run.epochs}{': ' + why if why else ''}"
+    line = f"{run.run} {run.status}, {run.progress_words}{': ' + why if why else ''}"
     is_silent = sweep_now.answer in (NO_ANSWER, REFUSES)
     return f"{line} ({sweep_now.queue} {sweep_now.answer})" if is_silent else line

@@ -20,7 +20,7 @@ class Overview:
     name: str
     created_utc: str = ""
     recipe: str = ""
-    """Trained layers, grid and epochs, in a few words."""
+    """Trained layers, grid, and epochs or updates, in a few words."""
     statuses: Sequence[Status] = ()
     """The status of each run."""
     accuracy: float | None = None
@@ -70,4 +70,5 @@ def _recipe(info: SweepInfo) -> str:
     for name, values in (("learning rates", info.lrs), ("seeds", info.seeds)):
         if (num := len(values)) > 1:
             words.append(f"{num} {name}")
-    return ", ".join([*words, f"{info.epochs} epochs"])
+    length = f"{info.updates:,} updates" if info.updates else f"{info.epochs} epochs"
+    return ", ".join([*words, length])

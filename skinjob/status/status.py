@@ -6,6 +6,7 @@ A run that nobody knows about is waiting, never failed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from skinjob import locks
@@ -14,7 +15,7 @@ from skinjob.queues.base import JobEnd, Queue, QueuedJob, SilentError, open_queu
 from skinjob.status.failures import ending, write_ending
 from skinjob.sweeps.layout import Run, Sweep, submit_lock
 from skinjob.sweeps.lease import is_recent, parse_utc
-from skinjob.sweeps.records import Failure, RunState, Status
+from skinjob.sweeps.records import Failure, RunState, Status, SweepInfo
 
 ANSWERS, NO_ANSWER, REFUSES = "answers", "does not answer", "refuses the question"
 NOT_ASKED = "not asked"
@@ -30,7 +31,12 @@ class RunStatus:
     epoch: int
     """Epochs finished."""
     epochs: int
+    """Epochs of a complete run; 0 if that is in a config.json which cannot be read."""
     job: str | None
+    updates: int = 0
+    """Updates in the finished epochs."""
+    all_updates: int | None = None
+    """Updates of a complete run, with `updates`."""
     note: str = ""
     """A few words for a table: what ended it, or why it waits."""
     failure: Failure | None = None
@@ -48,6 +54,17 @@ class RunStatus:
     """How often a job has started it again."""
     may_be_known_soon: bool = False
     """Whether the run is lost only until the queue knows what ended its job."""
+
+    @property
+    def progress(self) -> str:
+        """Finished epochs of all epochs; of a run with `updates`, finished updates of all."""
+        if self.all_updates:
+            return f"{self.updates}/{self.all_updates}"
+        return f"{self.epoch}/{self.epochs}"
+
+    @property
+    def progress_words(self) -> str:
+        return f"{'update' if self.all_updates else 'epoch'} {self.progress}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,7 @@ class _Folder:
     state: RunState
     job: str | None
     epochs: int
+    all_updates: int | None
     owner: str | None
     is_submitted: bool = False
     """Whether its submit has ended: a run without a job will not get one."""
@@ -110,9 +128,18 @@ def sweep_status(
     folders: list[_Folder] = []
     for run in runs:
         try:
-            folders.append(_Folder(run, run.state(), info.jobs.get(run.name), info.epochs, owner))
+            folders.append(
+                _Folder(
+                    run=run,
+                    state=run.state(),
+                    job=info.jobs.get(run.name),
+                    epochs=_epochs(run, info),
+                    all_updates=info.updates,
+                    owner=owner,
+                )
+            )
         except RunError as error:
-            unread[run] = _unread(run, info.jobs.get(run.name), info.epochs, error)
+            unread[run] = _unread(run, info, error)
     # Before the queue is asked: a submit that has ended has its jobs in the queue.
     if is_locked or _nobody_submits(sweep):
         jobs = sweep.info().jobs  # a submit may have recorded jobs meanwhile
@@ -132,13 +159,22 @@ def sweep_status(
     return SweepStatus(sweep, answer, [by_run[run] for run in runs], queue.title, words)
 
 
-def _unread(run: Run, job: str | None, epochs: int, error: RunError) -> RunStatus:
+def _epochs(run: Run, info: SweepInfo) -> int:
+    """Returns the epochs of a complete run; 0 if they are unknown."""
+    if info.epochs is None:
+        with suppress(RunError):
+            return run.config().epochs
+    return info.epochs or 0
+
+
+def _unread(run: Run, info: SweepInfo, error: RunError) -> RunStatus:
     return RunStatus(
         run=run.name,
         status=Status.LOST,
         epoch=0,
-        epochs=epochs,
-        job=job,
+        epochs=_epochs(run, info),
+        job=info.jobs.get(run.name),
+        all_updates=info.updates,
         note="its state cannot be read",
         reason=error.message,
         fix=error.fix,
@@ -244,6 +280,8 @@ def _by_folder(folder: _Folder) -> RunStatus:
         epoch=state.epoch,
         epochs=folder.epochs,
         job=folder.job,
+        updates=state.updates,
+        all_updates=folder.all_updates,
         note=state.failure or "",
         failure=state.failure,
         reason=state.reason,
@@ -263,7 +301,7 @@ def _left_s(state: RunState, epochs: int) -> float | None:
     All times are from the node's clock, which may differ from this machine's.
     """
     num_done = state.epoch - state.resumed_epoch
-    if state.status != Status.RUNNING or num_done < 1:
+    if state.status != Status.RUNNING or num_done < 1 or not epochs:
         return None
     if not (state.started_utc and state.epoch_utc and state.heartbeat_utc):
         return None

@@ -282,12 +282,13 @@ def bytes_needed(
     # RGB at the backbone's size; an image keeps more on its longer side.
     image_bytes, most = 3 * backbone.preprocessing.crop**2, min(KEPT_MOST_BYTES, free // KEPT_SHARE)
     kept = sum(min(count * image_bytes, most) for count in (num_train, num_evaluated))
-    rows = len(configs) * (recipe.epochs + num_evaluated) * ROW_BYTES
+    most_epochs = max(config.epochs for config in configs.values())
+    rows = len(configs) * (most_epochs + num_evaluated) * ROW_BYTES
     if recipe.train == "all":
         # A checkpoint has AdamW's two moments, too. A run keeps two while it writes a third.
         checkpoints, model = 3 * 3 * backbone.num_bytes, backbone.num_bytes
         return kept + rows + len(configs) * (checkpoints + model)
-    views = 4 * backbone.num_features * (num_train * recipe.epochs + num_evaluated)  # float32
+    views = 4 * backbone.num_features * (num_train * most_epochs + num_evaluated)  # float32
     existing = sum(file.stat().st_size for file in views_folder.glob("*.safetensors"))
     return kept + rows + max(0, views - existing)  # existing views may be views of these runs
 
@@ -298,8 +299,8 @@ def require_room(runs: Path, num_bytes: int, free: int) -> None:
         needed_mb, free_mb = -(-num_bytes // 10**6), free // 10**6
         raise RunError(
             f"--runs {runs}: the sweep writes up to {needed_mb:,} MB, and {free_mb:,} MB are free",
-            f"df -h {shlex.quote(str(nearest(runs)))}   # and another --runs, fewer --epochs, or "
-            "fewer jobs at once (--array-parallelism)",
+            f"df -h {shlex.quote(str(nearest(runs)))}   # and another --runs, fewer epochs or "
+            "updates, or fewer jobs at once (--array-parallelism)",
         )
 
 

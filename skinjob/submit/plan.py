@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.config import ClusterConfig, TrainConfig, tests_every
 from skinjob.console import printable
 from skinjob.data.audit import leaked, near_pairs, shortcut
 from skinjob.data.images import ImageSet
@@ -90,7 +90,8 @@ class Plan:
 
     def num_updates(self, config: TrainConfig) -> int:
         """Returns the total updates of a run; the last batch of an epoch may be smaller."""
-        return config.epochs * math.ceil(len(self.images.split("train")) / config.batch_size)
+        per_epoch = math.ceil(len(self.images.split("train")) / config.batch_size)
+        return config.updates or config.epochs * per_epoch
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns what `submit` prints before it queues jobs: labels and sentences."""
@@ -110,6 +111,7 @@ class Plan:
             *_remarks(self.images),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
+            *([("updates", _passes(list(self.configs.values())))] if config.updates else []),
             *([("note", self.python_note)] if self.python_note else []),
             *(("note", f"ignored: {error}") for error in self.unread),
             *(("note", note) for note in self.queue.notes()),
@@ -118,6 +120,18 @@ class Plan:
                 f"{self.sweep.folder}{'' if self.is_new else '  (exists, continues)'}",
             ),
         ]
+
+
+def _passes(configs: Sequence[TrainConfig]) -> str:
+    """Returns how many passes over the images the updates take, and when the runs are tested."""
+    epochs = {config.batch_size: config.epochs for config in configs}
+    updates = configs[0].updates or 0
+    (first, num), *others = sorted(epochs.items())
+    passes = ", ".join(
+        [f"{num:,} (batch size {first})", *(f"{n:,} ({size})" for size, n in others)]
+    )
+    every = tests_every(updates)
+    return f"{updates:,} in each run, tested every {every:,}; passes over the images: {passes}"
 
 
 def _why_positive(config: TrainConfig) -> str:
@@ -175,7 +189,7 @@ def make_plan(
             positive=positive,
             primary=primary,
             margin=margin,
-        )
+        ).with_epochs_for(len(images.split("train")))
         for config in configs
     ]
     plan = Plan(
@@ -379,7 +393,8 @@ def _fresh(plan: Plan, runs: Path) -> Sweep:
     lrs = _listed(sorted({config.lr for config in configs}))
     seeds = {config.seed for config in configs}
     layers = "all-" if config.train == "all" else ""
-    base = f"{date.today()}-{layers}bs{sizes}-ep{config.epochs}-lr{lrs}"
+    length = f"up{config.updates}" if config.updates else f"ep{config.epochs}"
+    base = f"{date.today()}-{layers}bs{sizes}-{length}-lr{lrs}"
     base += f"-{len(seeds)}seeds" if len(seeds) > 1 else ""
     number, name = 1, base
     while (runs / name).exists():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from skinjob.locks import locked
 from skinjob.ownership import owner
 from skinjob.sweeps.records import (
     METRICS,
+    TESTS,
     UPGRADE,
     VAL_METRICS,
     RunState,
@@ -62,6 +63,11 @@ class Run:
     @property
     def metrics_file(self) -> Path:
         return self.folder / "metrics.csv"
+
+    @property
+    def tests_file(self) -> Path:
+        """The tests of a run with `updates`."""
+        return self.folder / "tests.csv"
 
     @property
     def predictions_file(self) -> Path:
@@ -137,12 +143,20 @@ class Run:
             for column, name in enumerate(METRICS)
             if name not in VAL_METRICS or any(row[column] for row in rows)
         ]
-        with (
-            replacing(self.metrics_file, is_durable=is_durable) as partial,
-            partial.open("w", newline="", encoding="utf-8") as lines,
-        ):
-            table = [list(METRICS), *rows]
-            csv.writer(lines).writerows([row[column] for column in kept] for row in table)
+        table = ([row[column] for column in kept] for row in [list(METRICS), *rows])
+        _write_csv(self.metrics_file, table, is_durable=is_durable)
+
+    def write_tests(self, rows: Iterable[Sequence[str]], *, is_durable: bool = True) -> None:
+        """Replaces tests.csv: its header, and a row per test in the order of TESTS."""
+        _write_csv(self.tests_file, [list(TESTS), *rows], is_durable=is_durable)
+
+
+def _write_csv(file: Path, table: Iterable[Sequence[str]], *, is_durable: bool) -> None:
+    with (
+        replacing(file, is_durable=is_durable) as partial,
+        partial.open("w", newline="", encoding="utf-8") as lines,
+    ):
+        csv.writer(lines).writerows(table)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ METRICS = {
     "batch_size": "images per update",
     "seed": "what drew the head's first values and the order of the images",
     "epoch": "number of the epoch, from 1",
-    "updates": "updates since the start",
+    "updates": "updates since the start; `--updates` may end the last epoch before its end",
     "lr": "learning rate of the epoch's last update",
     "train_loss": "mean cross-entropy of the training images, each before its update",
     "train_accuracy": "fraction of training images that were right, each before its update",
@@ -58,6 +58,17 @@ METRICS = {
 """The columns of metrics.csv, which has a row per epoch. Programs read columns by name."""
 VAL_METRICS = tuple(name for name in METRICS if name.startswith("val_"))
 """The columns that a file has only with a validation split."""
+
+TESTS = {
+    "update": "updates since the start",
+    "epoch": "number of the epoch",
+    "train_loss": "mean cross-entropy of the training images since the last test, each before its "
+    "update",
+    "test_loss": "mean cross-entropy of the test images",
+    "test_acc": "fraction of test images that are right",
+    "test_auc": "area under the ROC curve of the positive class",
+}
+"""The columns of tests.csv, which has a row per test of a run with `updates`."""
 
 
 class Word(str, Enum):
@@ -125,6 +136,8 @@ class RunState:
     """Finished epochs when the last attempt started."""
     epoch: int = 0
     """Finished epochs."""
+    updates: int = 0
+    """Updates in these epochs; 0 in the file of an older skinjob."""
     epoch_utc: str | None = None
     """When the last epoch ended."""
     test_accuracy: float | None = None
@@ -231,6 +244,7 @@ class SweepInfo:
                 raise ValueError(f"{name!r} is no run of this sweep")
         for values, name, kind in (
             (self.recipe, "epochs", int),
+            (self.recipe, "updates", int),
             (self.cluster, "cluster", str),
             (self.cluster, "time_min", int),
             (self.cluster, "mem_gb", (int, float)),
@@ -239,8 +253,14 @@ class SweepInfo:
                 raise ValueError(f"{name} is {values[name]!r:.80}")
 
     @property
-    def epochs(self) -> int:
-        return int(self.recipe.get("epochs", TrainConfig.epochs))
+    def epochs(self) -> int | None:
+        """The epochs of each run; None if they depend on the batch size, because of `updates`."""
+        return None if self.updates else int(self.recipe.get("epochs", TrainConfig.epochs))
+
+    @property
+    def updates(self) -> int | None:
+        """The updates of each run; None if they depend on the batch size."""
+        return self.recipe.get("updates")
 
     @property
     def weights_kind(self) -> str:

@@ -45,6 +45,10 @@ class Checkpoint:
     """The trained layers, the optimizer, and the number of updates."""
     precision: str = ""
     """The precision of these epochs. On another node `auto` may choose another."""
+    tests: Sequence[Sequence[str]] = ()
+    """The rows of tests.csv; none without `updates`."""
+    since_test: tuple[float, int] = (0.0, 0)
+    """The sum of the training images' losses since the last test, and the number of the images."""
 
     @property
     def epoch(self) -> int:
@@ -62,6 +66,8 @@ def save_checkpoint(run: Run, config: TrainConfig, checkpoint: Checkpoint) -> No
         "rows": rows,
         "state": checkpoint.state,
         "precision": checkpoint.precision,
+        "tests": [list(row) for row in checkpoint.tests],
+        "since_test": checkpoint.since_test,
     }
     torch.save(record, file)
     content = file.getvalue()
@@ -127,4 +133,6 @@ def _load(file: Path, config: TrainConfig) -> Checkpoint:
         raise ValueError("its content is not that of a checkpoint")
     named = [dict(zip(columns, row, strict=True)) for row in content["rows"]]
     rows = [[row.get(column, "") for column in METRICS] for row in named]
-    return Checkpoint(rows, state, content["precision"])
+    loss, num_images = content.get("since_test", (0.0, 0))
+    tests = content.get("tests", ())
+    return Checkpoint(rows, state, content["precision"], tests, (loss, num_images))

@@ -145,16 +145,16 @@ def _groups(job: Job) -> list[list[Run]]:
 def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
     """Trains runs side by side, on the same views or images; returns the errors of failed runs."""
     first = 1 + min(job.checkpoints[run].epoch for run in runs)
-    epochs = range(first, job.recipe.epochs + 1)
+    epochs = range(first, max(job.configs[run].epochs for run in runs) + 1)
     tests = [View(split) for split in job.evaluated]
     views = tests + [View(Split.TRAIN, epoch) for epoch in epochs]
-    num_train = len(job.source.files(Split.TRAIN))
     if job.trains_heads:
         num_images = sum(len(job.source.files(view.split)) for view in views)
     else:
-        left = [job.recipe.epochs - job.checkpoints[run].epoch for run in runs]
-        num_images = num_train * sum(left)
+        num_images = sum(_images_left(job, run) for run in runs)
     label = list_first([run.name for run in runs], 1)
+    if job.recipe.updates:
+        label += f", {job.recipe.updates:,} updates"
     with progress(label, num_images, unit="images") as draw:
         reporter = Reporter(job.lease, runs[0], epochs, draw)
         with closing(_inputs(job, views, reporter)) as inputs:
@@ -166,13 +166,23 @@ def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
             return train(job, loops, test_inputs, zip(epochs, inputs, strict=False))
 
 
+def _images_left(job: Job, run: Run) -> int:
+    """Returns how many training images a run will still be updated by."""
+    config, num_train = job.configs[run], len(job.source.files(Split.TRAIN))
+    total = num_train * config.epochs
+    if config.updates:
+        num_whole, num_cut = divmod(config.updates, -(-num_train // config.batch_size))
+        total = num_train * num_whole + config.batch_size * num_cut
+    return max(0, total - num_train * job.checkpoints[run].epoch)
+
+
 def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[Inputs, None, None]:
     """Yields the inputs of the job's networks in each view: features or images."""
     if not job.trains_heads:
         yield from (ImageBatches(job.source, view, job.device.type) for view in views)
         return
     torch.set_num_threads(1)  # a head is too small for two cores; the views use them
-    sweep, epochs = next(iter(job.configs)).sweep, job.recipe.epochs
+    sweep = next(iter(job.configs)).sweep
 
     def build() -> Forward:
         return choose_forward(build_backbone(job.backbone, job.weights), job.device)
@@ -180,7 +190,7 @@ def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[In
     yield from Views(
         FeatureExtractor(build, job.device, job.source),
         weights_sha256=job.info.weights.sha256,
-        epochs=epochs,
+        epochs=views[-1].epoch,
         cache=ViewCache(sweep.views_folder, job.backbone.num_features),
         reporter=reporter,
     ).in_turn(views)
@@ -222,10 +232,11 @@ def _log_plan(configs: Mapping[Run, TrainConfig], device: Device, images: ImageS
         log.info("run: %s", run.folder, extra=own)
         log.info("weights: %s", config.weights, extra=own)
         log.info(
-            "recipe: %s trained, batch size %d, %d epochs of ceil(%d / %d) = %d updates, "
+            "recipe: %s trained, batch size %d, %s%d epochs of ceil(%d / %d) = %d updates, "
             "%s lr %g, seed %d",
             "head" if config.train == "head" else "all layers",
             config.batch_size,
+            f"{config.updates} updates in " if config.updates else "",
             config.epochs,
             num_train,
             config.batch_size,

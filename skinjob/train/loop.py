@@ -28,6 +28,7 @@ from skinjob.train.all_layers import AllLayers
 from skinjob.train.checkpoint import Checkpoint, remove_checkpoints, save_checkpoint
 from skinjob.train.device import Device
 from skinjob.train.evaluation import evaluate, loss_errors, train_scores
+from skinjob.train.grid import is_test, test_rows
 from skinjob.train.heads import MOST_INPUT_BYTES, Heads, new_state
 from skinjob.train.images import ImageSource
 from skinjob.train.lease import Lease, TakenError, record_done, record_failure
@@ -123,10 +124,10 @@ def train(
         writing_s = 0.0
         for epoch, inputs in epochs:  # meanwhile the next view is computed
             waited_s = time.perf_counter() - asked
-            unfinished = [loop for loop in going if loop.epoch < epoch]
+            unfinished = [loop for loop in going if loop.epoch < epoch <= loop.config.epochs]
             share_s = waited_s / max(1, len(unfinished))
             given = [(stack, networks_of(stack)) for stack in stacks(unfinished)]
-            training = [train_epoch(*one, epoch, inputs, tests, share_s) for one in given]
+            training = [train_epoch(*pair, epoch, inputs, tests, share_s) for pair in given]
             if job.trains_heads:
                 train_heads(training, job.device.num_threads)
             else:
@@ -209,61 +210,80 @@ def train_epoch(
 ) -> Iterator[None]:
     """Trains each run of a stack on every image once, and evaluates; yields after each update.
 
+    With `updates`, the last epoch may end before all images, and there are tests on the way.
     *waited_s* is a run's share of the waiting time for its inputs. Each run keeps its row and its
     state, or the error that ended it: the first loss that is not a number, or a changed image.
     """
     start = time.perf_counter()
     job, config = stack[0].job, stack[0].config
     labels = job.source.labels(Split.TRAIN)  # (N,) int64
+    per_epoch = -(-len(labels) // config.batch_size)
+    first, num_updates = (epoch - 1) * per_epoch, config.updates or config.epochs * per_epoch
     orders = torch.stack([order(len(labels), loop.config.seed, epoch) for loop in stack])  # (R, N)
+    orders = orders[:, : (num_updates - first) * config.batch_size]
     parts = orders.split(config.batch_size, dim=1)  # (R, B) each
-    targets = labels[orders]  # (R, N)
-    first, num_updates = (epoch - 1) * len(parts), config.epochs * len(parts)
+    last, targets = first + len(parts), labels[orders]  # (R, N)
     batches = inputs.batches([part.flatten() for part in parts])
-    logits = []
+    logits, at_tests = [], {}
     try:
         batch_targets = targets.to(networks.device).split(config.batch_size, dim=1)
-        for update, (batch, target) in enumerate(zip(batches, batch_targets, strict=True), first):
-            share = lr_share(config, update, num_updates)
+        pairs = zip(batches, batch_targets, strict=True)
+        for update, (batch, target) in enumerate(pairs, first + 1):
+            share = lr_share(config, update - 1, num_updates)
             logits.append(networks.update(batch, target, share))
             if stack[0].all_layers:  # a head's epoch takes milliseconds
                 if not stack[0].is_going:
                     return
-                stack[0].report(epoch, (update - first + 1) * config.batch_size, start)
+                num_done = min((update - first) * config.batch_size, targets.shape[1])
+                stack[0].report(epoch, num_done, targets.shape[1], start)
+            if update < last and is_test(config, update):
+                at_tests[update] = evaluated(job, networks, Split.TEST, tests[Split.TEST])
             yield
-        test_logits = {split: evaluated(job, networks, split, tests[split]) for split in tests}
+        at_end = {split: evaluated(job, networks, split, tests[split]) for split in tests}
     except SkinjobError as error:
         for loop in stack:
             loop.fail(error)
         return
 
+    if is_test(config, last):
+        at_tests[last] = at_end[Split.TEST]
     losses, scores = train_scores(torch.cat(logits, dim=1).cpu(), targets)
-    for split, split_logits in test_logits.items():
-        found = evaluate(split_logits, job.source.labels(split), stack[0].positive)
-        scores |= {f"{split}_{name}": values for name, values in found.items()}
+    for split in at_end:
+        of_split = evaluate(at_end[split], job.source.labels(split), stack[0].positive)
+        scores |= {f"{split}_{name}": values for name, values in of_split.items()}
+    test_labels = job.source.labels(Split.TEST)
+    test_scores = {
+        update: evaluate(test_logits, test_labels, stack[0].positive)
+        for update, test_logits in at_tests.items()
+    }
     seconds = (time.perf_counter() - start) / len(stack) + waited_s
     shared = {
         "epoch": epoch,
-        "updates": first + len(parts),
+        "updates": last,
         "seconds": seconds,
-        "images_per_s": len(labels) / seconds,
+        "images_per_s": targets.shape[1] / seconds,
     }
     failures = loss_errors(losses, epoch, first, config.batch_size)
     for index, (loop, state) in enumerate(zip(stack, networks.states(), strict=True)):
-        own = {name: float(values[index]) for name, values in scores.items()}
-        own |= {"lr": loop.config.lr * share}
         if failure := failures[index]:
             loop.fail(failure)
-        else:
-            last = {split: logits[index] for split, logits in test_logits.items()}
-            loop.keep(shared | own, state, last)
+            continue
+        own = shared | of_run(scores, index) | {"lr": loop.config.lr * share}
+        last_logits = {split: of_stack[index] for split, of_stack in at_end.items()}
+        own_tests = {update: of_run(at, index) for update, at in test_scores.items()}
+        loop.keep(own, state, last_logits, own_tests, losses[index])
+
+
+def of_run(scores: Mapping[str, Tensor], index: int) -> dict[str, float]:
+    """Returns the metrics of a run in a stack; *scores* (R,) each."""
+    return {name: float(values[index]) for name, values in scores.items()}
 
 
 class RunLoop:
     """A run in training: its finished epochs, and its files."""
 
     def __init__(self, job: Job, run: Run, reporter: Reporter) -> None:
-        """Continues after the run's checkpoint, and cuts metrics.csv to its epochs.
+        """Continues after the run's checkpoint, and cuts metrics.csv and tests.csv to its epochs.
 
         Raises: TakenError if another process has taken the run.
         """
@@ -289,7 +309,7 @@ class RunLoop:
         job.lease.remove_partials(run)
         if self.all_layers and self.epoch:
             self.all_layers.restore(self.point.state)
-        run.write_metrics(self.point.rows)
+        self._write_rows()
 
     @property
     def epoch(self) -> int:
@@ -301,32 +321,55 @@ class RunLoop:
         """Whether this process still trains the run."""
         return self.error is None and self.job.lease.has(self.run)
 
-    def report(self, epoch: int, num_done: int, start: float) -> None:
+    def report(self, epoch: int, num_done: int, num_images: int, start: float) -> None:
         """Reports the images so far of an epoch that takes long."""
-        num_images = len(self.job.source.files(Split.TRAIN))
         seconds = time.perf_counter() - start
-        self.reporter.trained(self.run, epoch, min(num_done, num_images), num_images, seconds)
+        self.reporter.trained(self.run, self.config, epoch, num_done, num_images, seconds)
 
     def keep(
-        self, row: Mapping[str, float], state: dict[str, Any], last_logits: Mapping[Split, Tensor]
+        self,
+        row: Mapping[str, float],
+        state: dict[str, Any],
+        last_logits: Mapping[Split, Tensor],
+        test_scores: Mapping[int, Mapping[str, float]],
+        losses: Tensor,
     ) -> None:
-        """Keeps a finished epoch, for the next `write`."""
-        rows = [*self.point.rows, metrics_row(self.run, self.config, row)]
+        """Keeps a finished epoch, for the next `write`.
+
+        *test_scores* are those of the tests in it by update, *losses* (N,) those of its training
+        images, in the order of the updates.
+        """
+        before, batch_size = self.point, self.config.batch_size
+        first, epoch = before.state.get("updates", 0), self.epoch + 1
+        tests, since_test = test_rows(
+            test_scores, losses, before.since_test, epoch=epoch, first=first, batch_size=batch_size
+        )
         self.last_logits = last_logits
         self.unwritten.append(row)
-        self.point = Checkpoint(rows, state, self.job.device.precision)
+        self.point = Checkpoint(
+            [*before.rows, metrics_row(self.run, self.config, row)],
+            state,
+            self.job.device.precision,
+            [*before.tests, *tests],
+            since_test,
+        )
 
     def write(self) -> None:
-        """Writes checkpoint, metrics.csv and state.json, if an epoch has ended since the last time.
+        """Writes checkpoint, CSV files and state.json, if an epoch has ended since the last time.
 
         If another process has taken the run, the lease drops it instead.
         """
         if not self.unwritten or not self.job.lease.check(self.run):
             return
         save_checkpoint(self.run, self.config, self.point)  # first: it can restore the other files
-        self.run.write_metrics(self.point.rows, is_durable=False)
+        self._write_rows(is_durable=False)
         unwritten, self.unwritten = self.unwritten, []
-        self.reporter.finished_epochs(self.run, unwritten)
+        self.reporter.finished_epochs(self.run, self.config, unwritten)
+
+    def _write_rows(self, *, is_durable: bool = True) -> None:
+        self.run.write_metrics(self.point.rows, is_durable=is_durable)
+        if self.config.updates:
+            self.run.write_tests(self.point.tests, is_durable=is_durable)
 
     def fail(self, error: SkinjobError) -> None:
         """Writes the finished epochs, and the error that ended the run."""
@@ -346,7 +389,7 @@ class RunLoop:
             file = run.predictions_file if split == Split.TEST else run.val_predictions_file
             write_predictions(file, job.source.files(split), logits, job.source.images.classes)
         write_trained(run, self.point.state, job.backbone, job.info)
-        run.write_metrics(self.point.rows)
+        self._write_rows()
         if record_done(job.lease, run):
             remove_checkpoints(run)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
+from skinjob.config import TrainConfig
 from skinjob.data.images import Split
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import utc_now
@@ -65,15 +66,25 @@ class Reporter:
         if self._is_time_to_log():
             log.info("waiting for %s, which %s is computing", view.name, owner or "another job")
 
-    def trained(self, run: Run, epoch: int, num_done: int, num_images: int, seconds: float) -> None:
+    def trained(
+        self,
+        run: Run,
+        config: TrainConfig,
+        epoch: int,
+        num_done: int,
+        num_images: int,
+        seconds: float,
+    ) -> None:
         """Called after every update of all layers, with the epoch's images so far and in total."""
         self.trained_images[run] = num_done
         if num_done == num_images:
             self.images_done += self.trained_images.pop(run)
         self.draw(self.images_done + sum(self.trained_images.values()))
-        self._report(f"epoch {epoch}/{self.epochs[-1]}", num_done, num_images, seconds)
+        self._report(f"epoch {epoch}/{config.epochs}", num_done, num_images, seconds)
 
-    def finished_epochs(self, run: Run, rows: Sequence[Mapping[str, float]]) -> None:
+    def finished_epochs(
+        self, run: Run, config: TrainConfig, rows: Sequence[Mapping[str, float]]
+    ) -> None:
         """Called with the metrics of epochs, after they are on disk."""
         for row in rows:
             epoch = int(row["epoch"])
@@ -84,12 +95,11 @@ class Reporter:
                 if f"{split}_loss" in row
             )
             log.info(
-                "epoch %d/%d: %s, %.1f s, %s left",
-                epoch,
-                self.epochs[-1],
+                "%s: %s, %.1f s, %s left",
+                _place(config, row),
                 ", ".join(scores),
                 row["seconds"],
-                timedelta(seconds=round(per_epoch_s * (self.epochs[-1] - epoch))),
+                timedelta(seconds=round(per_epoch_s * (config.epochs - epoch))),
                 extra={"run": run.name},
             )
         views_read = self.read_views | (set() if run == self.counting else self.computed_views)
@@ -97,6 +107,7 @@ class Reporter:
             run,
             is_durable=False,  # the next heartbeat replaces it in seconds
             epoch=epoch,
+            updates=int(row["updates"]),
             epoch_utc=utc_now(),
             test_accuracy=round(row["test_accuracy"], 6),
             views_read=len(views_read),
@@ -113,3 +124,9 @@ class Reporter:
             return False
         self.logged = time.monotonic()
         return True
+
+
+def _place(config: TrainConfig, row: Mapping[str, float]) -> str:
+    """Returns how far a run is after an epoch."""
+    words = f"epoch {row['epoch']}/{config.epochs}"
+    return f"{words}, update {row['updates']}/{config.updates}" if config.updates else words

@@ -22,7 +22,7 @@ from trees import make_tree
 from untrained import write_untrained
 
 from skinjob.queues.slurm.reasons import REASONS
-from skinjob.sweeps.records import METRICS, Failure, Status
+from skinjob.sweeps.records import METRICS, TESTS, Failure, Status
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -195,12 +195,11 @@ def test_every_command_and_option_of_a_page_exists() -> None:
             assert not unknown, f"{name}: skinjob {command}: {unknown}"
 
 
-def test_every_column_is_explained() -> None:
-    """The docs explain every column of metrics.csv, with the same words as the code."""
-    rows = re.findall(
-        r"^\| `(\w+)` \| (.*) \|$", PAGES["files.md"].split("### metrics.csv")[1], re.M
-    )
-    assert dict(rows) == METRICS
+@pytest.mark.parametrize(("file", "columns"), [("metrics.csv", METRICS), ("tests.csv", TESTS)])
+def test_every_column_is_explained(file: str, columns: dict[str, str]) -> None:
+    """The docs explain every column of a CSV file, with the same words as the code."""
+    section = PAGES["files.md"].split(f"### {file}\n")[1].split("\n### ")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.M)) == columns
 
 
 def test_every_status_failure_and_reason_is_explained() -> None:

@@ -229,3 +229,19 @@ def test_list_without_a_sweep_says_how_to_make_one(tmp_path: Path) -> None:
     )
     assert "nowhere: no sweep" in refusal(skinjob("status", "nowhere", cwd=tmp_path))
     assert "--json prints once" in refusal(skinjob("status", "--json", "--watch", cwd=tmp_path), 2)
+
+
+def test_runs_with_updates_count_them(tmp_path: Path) -> None:
+    """Status, its JSON and the list of sweeps speak of updates, whatever the batch size."""
+    draw_sweep(tmp_path / "runs/sweep", updates=140, finished={FIRST: 1})
+    lines = skinjob("status", cwd=tmp_path, PATH=NO_SLURM).stdout.splitlines()
+    header = next(line.split() for line in lines if line.startswith("run "))
+    assert "epoch" not in header
+    column = header.index("update")
+    rows = [line.split() for line in lines if line.startswith("bs")]
+    assert [row[column] for row in rows] == ["83/140", *3 * ["140/140"]]
+    result = skinjob("status", "--json", cwd=tmp_path, PATH=NO_SLURM)
+    first, second, *_ = json.loads(result.stdout)["runs"]
+    assert (first["updates"], first["epoch"], first["epochs"]) == (83, 1, 2)
+    assert (second["updates"], second["epoch"], second["epochs"]) == (140, 4, 4)
+    assert "140 updates" in skinjob("list", cwd=tmp_path, PATH=NO_SLURM).stdout

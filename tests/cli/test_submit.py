@@ -247,7 +247,7 @@ def test_dry_run_makes_nothing(project: Path) -> None:
 def test_flag_environment_and_job_file_have_an_order(project: Path) -> None:
     """A flag wins over the environment, the environment over the job file."""
     (project / "jobs").mkdir()
-    (project / "jobs/default.toml").write_text("[train]\nepochs = 3\nlr = 0.3\nseeds = [5]\n")
+    (project / "jobs/default.toml").write_text("[train]\nupdates = 9\nlr = 0.3\nseeds = [5]\n")
     result = skinjob(
         "submit", "--dry-run", "--lr", "0.1", "--cluster", "local", "--batch-sizes", "4",
         cwd=project,
@@ -262,6 +262,7 @@ def test_flag_environment_and_job_file_have_an_order(project: Path) -> None:
         "setup = ('module load cuda', 'ulimit -c 0')",
     ):
         assert words in result.stdout
+    assert "updates = " not in result.stdout, "the environment's epochs replace them"
 
 
 def test_a_job_file_can_set_what_options_can(project: Path) -> None:

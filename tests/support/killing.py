@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,17 @@ class SmallResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         seen = nn.functional.adaptive_avg_pool2d(self.bn(self.conv(images)), 16)
         return self.fc(seen.flatten(1)[:, :512])
+
+
+def use_small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains networks that take milliseconds, in this process."""
+
+    def model(*_: object) -> SmallResNet:
+        torch.manual_seed(0)
+        return SmallResNet()
+
+    monkeypatch.setattr(job, "build_backbone", lambda *_: SmallBackbone())
+    monkeypatch.setattr(all_layers, "build_model", model)
 
 
 def attempt(folders: Sequence[Path], stop_at: int | None, how: str = KILLED) -> tuple[int, int]:

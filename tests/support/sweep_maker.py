@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from skinjob.config import TrainConfig
+from skinjob.config import TrainConfig, tests_every
 from skinjob.sweeps.layout import Run, Sweep, run_name
 from skinjob.sweeps.records import METRICS, RunState
 
@@ -32,6 +32,7 @@ def draw_sweep(
     lrs: Sequence[float] = (0.01,),
     seeds: Sequence[int] = (0,),
     epochs: int = 20,
+    updates: int | None = None,
     finished: Mapping[str, int] | None = None,
     states: Mapping[str, RunState] | None = None,
     counts: Mapping[str, Mapping[str, int]] = COUNTS,
@@ -40,6 +41,7 @@ def draw_sweep(
 ) -> Sweep:
     """Makes a sweep whose runs are done, except those with fewer epochs in *finished*.
 
+    With *updates*, the epochs follow from them, and the runs have a tests.csv.
     *has_predictions* says if the runs have a predictions.csv too.
 
     *finished* maps a run's name to its epochs, *states* to its state.json.
@@ -50,22 +52,29 @@ def draw_sweep(
     for batch_size, lr, seed in itertools.product(batch_sizes, lrs, seeds):
         run = Run(folder / run_name(batch_size, lr, seed))
         names.append(run.name)
-        done = epochs if finished is None else finished.get(run.name, epochs)
+        per_epoch = math.ceil(sum(counts["train"].values()) / batch_size)
+        all_epochs = -(-updates // per_epoch) if updates else epochs
+        done = (finished or {}).get(run.name, all_epochs)
         state = RunState(
-            status="done" if done == epochs else "running",
+            status="done" if done == all_epochs else "running",
             epoch=done,
+            updates=min(updates or done * per_epoch, done * per_epoch),
             device="NVIDIA H100 80GB HBM3",
             precision="bf16",
             started_utc="2025-03-01T09:00:00Z",
             heartbeat_utc="2025-03-01T09:10:00Z",
             images_per_s=277.6,
         )
-        _make_run(run, batch_size, lr, seed, done, (states or {}).get(run.name, state), counts)
+        state = (states or {}).get(run.name, state)
+        _make_run(run, batch_size, lr, seed, done, updates, state, counts)
         if has_predictions:
             truth = [n < counts["test"]["malignant"] for n in range(sum(counts["test"].values()))]
             draw = random.Random(run.name)
             write_scores(run, [0.3 + 0.2 * own + 0.4 * draw.random() for own in truth], truth)
     info = _info(sweep, batch_sizes, lrs, seeds, epochs, names, counts, kind)
+    if updates:
+        del info["recipe"]["epochs"]
+        info["recipe"]["updates"] = updates
     sweep.sweep_file.write_text(json.dumps(info, indent=2), encoding="utf-8")
     return sweep
 
@@ -76,6 +85,7 @@ def _make_run(
     lr: float,
     seed: int,
     epochs: int,
+    updates: int | None,
     state: RunState,
     counts: Mapping[str, Mapping[str, int]],
 ) -> None:
@@ -86,14 +96,29 @@ def _make_run(
         batch_size=batch_size,
         lr=lr,
         seed=seed,
-    )
+        updates=updates,
+    ).with_epochs_for(sum(counts["train"].values()))
     run.config_file.write_text(json.dumps(asdict(config)), encoding="utf-8")
-    rows = metric_rows(run, batch_size, seed, epochs, counts, lr)
+    rows = metric_rows(run, batch_size, seed, epochs, counts, lr, updates)
     if rows:
         ended, accuracy = rows[-1]["time_utc"], rows[-1]["test_accuracy"]
         state = replace(state, epoch_utc=state.epoch_utc or ended, test_accuracy=accuracy)
     run.state_file.write_text(json.dumps(asdict(state)), encoding="utf-8")
     write_rows(run, rows)
+    if updates:
+        points = [n for n in range(1, updates + 1) if n % tests_every(updates) == 0 or n == updates]
+        points = [point for point in points if rows and point <= rows[-1]["updates"]]
+        write_tests(run, points, [0.7 - 0.3 * n / updates for n in points], [0.8] * len(points))
+
+
+def write_tests(
+    run: Run, points: Sequence[int], losses: Sequence[float], aucs: Sequence[float]
+) -> None:
+    """Writes a run's tests.csv; *points* are the updates."""
+    tests = zip(points, losses, aucs, strict=True)
+    run.write_tests(
+        [[str(n), "1", "0.6", f"{loss:.6f}", "0.7", f"{auc:.6f}"] for n, loss, auc in tests]
+    )
 
 
 def write_rows(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -131,6 +156,7 @@ def metric_rows(
     epochs: int,
     counts: Mapping[str, Mapping[str, int]] = COUNTS,
     lr: float = 0.01,
+    most_updates: int | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the rows of a run's metrics.csv; the same arguments give the same rows."""
     draw = random.Random(batch_size * 1000 + seed + round(1e9 * (lr - 0.01)))
@@ -150,7 +176,7 @@ def metric_rows(
                 "batch_size": batch_size,
                 "seed": seed,
                 "epoch": epoch,
-                "updates": updates * epoch,
+                "updates": min(updates * epoch, most_updates or updates * epoch),
                 "lr": lr,
                 "train_loss": round(0.66 - 0.33 * learnt + draw.gauss(0, 0.004), 6),
                 "train_accuracy": round(0.60 + 0.265 * learnt + draw.gauss(0, 0.004), 6),

@@ -47,6 +47,7 @@ def make_sweep(
     batch_sizes: Sequence[int] = (4, 8),
     seeds: Sequence[int] = (0,),
     epochs: int = 2,
+    updates: int | None = None,
     lrs: Sequence[float] = (0.1,),
     train: str = "head",
     schedule: str = "constant",
@@ -62,6 +63,7 @@ def make_sweep(
         weights=str(weights),
         batch_size=batch_sizes[0],
         epochs=epochs,
+        updates=updates,
         device="cpu",
         precision=precision,
         positive=positive,
@@ -84,4 +86,5 @@ def left(run: Run) -> tuple[Any, ...]:
     part = "head" if run.config().train == "head" else "model"
     files = [run.predictions_file, run.trained_file(part)]
     files += [run.val_predictions_file] if run.config().val_fraction else []
+    files += [run.tests_file] if run.config().updates else []
     return rows, *(file.read_bytes() for file in files)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import SmallBackbone, SmallResNet
+from killing import use_small_networks
 from PIL import Image
 from torch import Tensor
 from trees import left, make_sweep, make_tree
@@ -22,7 +22,7 @@ from skinjob.report.summary import summarize
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import METRICS, VAL_METRICS
-from skinjob.train import all_layers, job, loop
+from skinjob.train import loop
 from skinjob.train.decoded import decode
 from skinjob.train.draws import central_boxes
 from skinjob.train.evaluation import evaluate
@@ -36,14 +36,8 @@ LAYERS = pytest.mark.parametrize("layers", ["head", "all"])
 
 @pytest.fixture(autouse=True)
 def _small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains networks that take milliseconds: what is tried here is which images they see."""
-
-    def model(*_: object) -> SmallResNet:
-        torch.manual_seed(0)
-        return SmallResNet()
-
-    monkeypatch.setattr(job, "build_backbone", lambda *_: SmallBackbone())
-    monkeypatch.setattr(all_layers, "build_model", model)
+    """What is tried here is which images the networks see."""
+    use_small_networks(monkeypatch)
 
 
 @pytest.fixture(scope="module")
