@@ -7,6 +7,7 @@ important are left out, and the tables have them.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from skinjob.report.comparison import (
     Contrast,
     Family,
     Verdict,
+    reached,
 )
 from skinjob.report.details import p_text
 from skinjob.report.measures import signed
@@ -56,7 +58,8 @@ class Answer:
 
 def answer(comparison: Comparison) -> Answer:
     """Returns the answer about a sweep."""
-    lead, other = comparison.family("epochs"), comparison.family("updates")
+    lead, other = comparison.lead, comparison.other
+    updates = comparison.family("updates")
     ranked: list[tuple[int, str]] = []  # by importance, in the order of reading
 
     def say(rank: int, text: str) -> None:
@@ -64,8 +67,9 @@ def answer(comparison: Comparison) -> Answer:
             ranked.append((rank, text))
 
     if comparison.behind:
-        sizes = ", ".join(f"{s.batch_size} (epoch {s.epochs})" for s in comparison.behind)
-        say(0, f"Not compared, because not yet at the last epoch: {sizes}.")
+        unit = comparison.table.counts_in.removesuffix("s")
+        sizes = ", ".join(f"{s.batch_size} ({unit} {reached(s):,})" for s in comparison.behind)
+        say(0, f"Not compared, because not yet at the last {unit}: {sizes}.")
     if lead is None:
         say(0, _diverged(comparison))
         say(0, "No two batch sizes share a seed." if _has_sizes(comparison) else ONE_SIZE)
@@ -75,16 +79,16 @@ def answer(comparison: Comparison) -> Answer:
     say(0, _headline(lead, comparison.margin, tells_stability=bool(lost)))
     say(0, _diverged(comparison))
     if topic.verdict != Verdict.TOO_FEW or lost:
-        say(1, _steadiness(lost, other))
+        say(1, _steadiness(lost, updates))
     say(1, _rates(comparison, lead))
     say(2, _numbers(lead, topic))
     if other and (same := _same_size(other, topic)):
-        say(3, _at_equal_updates(other, same))
+        say(3, _on_the_other_axis(other, same))
     say(4, _setbacks(lead, topic))
     say(5, _outlier(lead, topic))
     if topic.verdict == Verdict.TOO_FEW and lead.trend is not None:
         say(3, f"The trend over batch sizes has p {p_text(lead.trend)}.")
-    question, command = _open(comparison, other, topic)
+    question, command = _open(comparison, updates, topic)
     if not command and _lacks_images(topic):
         say(1, "To settle it takes more test images, not more seeds.")
     words = re.sub(r"--(data|weights) \S+", "", command)  # paths are no words
@@ -113,7 +117,7 @@ def _same_size(family: Family, topic: Contrast) -> Contrast | None:
 def _headline(family: Family, margin: float, *, tells_stability: bool) -> str:
     first, contrasts = family.series[0].batch_size, family.contrasts
     seeds = min(len(contrast.seeds) for contrast in contrasts)
-    after = f"after {family.at:,} epochs"
+    after = f"after {family.at:,} {family.axis}"
     if seeds < FEWEST_FOR_VERDICT:
         few = "One complete seed" if seeds == 1 else f"{seeds} complete seeds"
         verb = "cannot tell" if seeds == 1 else "are too few to tell"
@@ -134,7 +138,7 @@ def _headline(family: Family, margin: float, *, tells_stability: bool) -> str:
         return " ".join(sentences)
     if all(contrast.verdict == Verdict.SAME for contrast in contrasts):
         return (
-            f"Batch sizes {_listed([str(one.batch_size) for one in family.series])} are the same "
+            f"Batch sizes {_listed([str(each.batch_size) for each in family.series])} are the same "
             f"{after}, within {margin:g} of {NAMES[family.outcome]}."
         )
     largest = contrasts[-1]
@@ -163,16 +167,20 @@ def _numbers(family: Family, topic: Contrast) -> str:
     """Returns both values of the primary outcome, and their difference with its interval."""
     size, first, name = topic.series.batch_size, topic.reference.batch_size, NAMES[topic.outcome]
     reference, own = topic.values.mean(axis=1)
-    made, other = (s.updates[family.at - 1] for s in (topic.series, topic.reference))
-    start = f"{size} made {made:,} updates, {first} made {other:,}; {name} was"
+    pair = (topic.series, topic.reference)
+    if family.axis == "epochs":
+        unit, (made, other) = "updates", [family.updates_of(series) for series in pair]
+    else:
+        unit, (made, other) = "epochs", [1 + bisect_left(s.updates, family.at) for s in pair]
+    start = f"{size} made {made:,} {unit}, {first} made {other:,}; {name} was"
     low, high = topic.interval
     where = "for new images" if topic.new_images else "on these images"
     limits = f", 95 % {signed(low)} to {signed(high)} {where}" if low == low else ""
     return f"{start} {own:.3f} and {reference:.3f} ({signed(topic.mean)}{limits})."
 
 
-def _at_equal_updates(family: Family, contrast: Contrast) -> str:
-    """Returns the same comparison after equal updates."""
+def _on_the_other_axis(family: Family, contrast: Contrast) -> str:
+    """Returns the same comparison after equal updates, or after equal epochs."""
     low, high = contrast.interval
     higher, seeds = int((contrast.differences > 0).sum()), len(contrast.seeds)
     count = higher if contrast.mean > 0 else seeds - higher
@@ -185,7 +193,7 @@ def _at_equal_updates(family: Family, contrast: Contrast) -> str:
     elif contrast.verdict == Verdict.NOT_SHOWN:
         what = "no difference is shown"
     difference = f"({signed(contrast.mean)}{limits})"
-    return f"After {family.at:,} updates each, {what} {difference}."
+    return f"After {family.at:,} {family.axis} each, {what} {difference}."
 
 
 def _steadiness(lost: Sequence[int], updates: Family | None) -> str:
@@ -196,9 +204,9 @@ def _steadiness(lost: Sequence[int], updates: Family | None) -> str:
     unstable = [str(size) for size in lost]
     if updates is None and not unstable:
         return "Whether any is less stable is open: no test came after equal updates."
-    for one in updates.stability if updates else ():
-        if one.is_less_stable and str(one.series.batch_size) not in unstable:
-            unstable.append(str(one.series.batch_size))
+    for own in updates.stability if updates else ():
+        if own.is_less_stable and str(own.series.batch_size) not in unstable:
+            unstable.append(str(own.series.batch_size))
     if not unstable:
         return "None is shown to be less stable."
     verb = "is" if len(unstable) == 1 else "are"
@@ -206,7 +214,7 @@ def _steadiness(lost: Sequence[int], updates: Family | None) -> str:
 
 
 def _why_unstable(updates: Family | None) -> str:
-    shown = [one for one in updates.stability if one.is_less_stable] if updates else []
+    shown = [own for own in updates.stability if own.is_less_stable] if updates else []
     if not shown:
         return ""
     worst = shown[-1]
@@ -222,12 +230,12 @@ def _sizes_that_diverge(comparison: Comparison) -> list[int]:
     lost: dict[int, set[int]] = {size: set() for size in sizes}
     for (size, _), own in comparison.diverged.items():
         lost[size] |= set(own)
-    found = []
+    worse = []
     for size in sizes[1:]:
         signs = np.array([(seed in lost[size]) - (seed in lost[sizes[0]]) for seed in seeds], float)
         if signs.sum() > 0 and sign_flip_p(signs) <= ALPHA:
-            found.append(size)
-    return found
+            worse.append(size)
+    return worse
 
 
 def _diverged(comparison: Comparison) -> str:
@@ -242,30 +250,30 @@ def _diverged(comparison: Comparison) -> str:
     return f"{'; '.join(parts)}." if parts else ""
 
 
-def _setbacks(epochs: Family, topic: Contrast) -> str:
-    """Returns how often the test loss rose from epoch to epoch."""
-    if not sum(one.steps for one in epochs.stability):
+def _setbacks(family: Family, topic: Contrast) -> str:
+    """Returns how often the test loss rose from test to test."""
+    if not sum(own.steps for own in family.stability):
         return ""
-    if not any(one.rises for one in epochs.stability):
+    if not any(own.rises for own in family.stability):
         return "Test loss never rose."
-    of_size = {one.series.batch_size: one for one in epochs.stability}
+    of_size = {own.series.batch_size: own for own in family.stability}
     pair = (topic.series.batch_size, topic.reference.batch_size)
     shares = [f"{100 * _share(of_size[size]):.0f} % of the steps of {size}" for size in pair]
     return f"Test loss rose at {shares[0]}, {shares[1]}."
 
 
-def _share(one: Stability) -> float:
-    return one.rises / one.steps if one.steps else 0.0
+def _share(stability: Stability) -> float:
+    return stability.rises / stability.steps if stability.steps else 0.0
 
 
 def _outlier(family: Family, topic: Contrast) -> str:
     """Returns a sentence on the seed that makes most of a batch size's spread."""
-    for one in family.stability:
-        if one.outlier is not None and one.series.batch_size == topic.series.batch_size:
-            value = float(topic.values[1][list(topic.seeds).index(one.outlier)])
+    size = topic.series.batch_size
+    for own in family.stability:
+        if own.outlier is not None and own.series.batch_size == size:
+            value = float(topic.values[1][list(topic.seeds).index(own.outlier)])
             return (
-                f"Seed {one.outlier} of {one.series.batch_size} is an outlier "
-                f"({NAMES[topic.outcome]} {value:.3f})."
+                f"Seed {own.outlier} of {size} is an outlier ({NAMES[topic.outcome]} {value:.3f})."
             )
     return ""
 
@@ -286,28 +294,30 @@ def _lacks_images(topic: Contrast) -> bool:
 
 def _open(comparison: Comparison, updates: Family | None, topic: Contrast) -> tuple[str, str]:
     """Returns what is open and the command that tells; twice '' if nothing is, or none can."""
-    table = comparison.table
+    table, last = comparison.table, topic.reference.updates[-1]
+    equal: dict[str, Any] = {"updates": last, "epochs": None}
     enough = f"0-{max(len(table.info.seeds), ENOUGH_SEEDS) - 1}"
     if topic.verdict == Verdict.TOO_FEW:
         if comparison.diverged and len(table.info.seeds) >= ENOUGH_SEEDS:
             rates = tuple(float(f"{topic.series.lr * factor:.6g}") for factor in (0.25, 0.5, 1))
             return "Does a smaller lr hold?", submit_command(table, lr=rates)
-        return SETTLE, submit_command(table, seeds=enough)
+        return SETTLE, submit_command(table, seeds=enough, **({} if updates else equal))
     if topic.verdict == Verdict.NOT_SHOWN:
         needed = topic.num_seeds_needed
         if needed is None or topic.needs_images or needed <= len(topic.seeds):
             return "", ""
         return SETTLE, submit_command(table, seeds=f"0-{needed - 1}")
     if topic.verdict == Verdict.SAME or topic.is_better:
-        return "", ""
+        if updates:
+            return "", ""
+        return "Is any less stable?", submit_command(table, seeds=enough, **equal)
     later = _same_size(updates, topic) if updates else None
     is_behind = later is not None and later.is_shown and not later.is_better
     if not is_behind:
         # As many updates as the smallest has made; it is in the sweep again, to be compared with.
         pair = (topic.reference.batch_size, topic.series.batch_size)
-        epochs = -(-topic.reference.updates[-1] // topic.series.updates[0])
         question = f"Does {topic.series.batch_size} catch up?"
-        return question, submit_command(table, batch_sizes=pair, epochs=epochs, seeds=enough)
+        return question, submit_command(table, batch_sizes=pair, seeds=enough, **equal)
     if len(table.info.lrs) > 1:
         return "", ""
     rates = tuple(float(f"{topic.series.lr * factor:.6g}") for factor in (1, 2, 4, 8))

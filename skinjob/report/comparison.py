@@ -152,6 +152,10 @@ class Family:
     has_own_lrs: bool
     is_primary: bool
 
+    def updates_of(self, series: Series) -> int:
+        """Returns the updates that a batch size had made at this point."""
+        return self.at if self.axis == "updates" else series.updates[self.at - 1]
+
     @property
     def num_tests(self) -> int:
         ps = [p for c in self.contrasts for p in (c.p_here, c.p_new)]
@@ -166,8 +170,9 @@ class Comparison:
     primary: str
     margin: float
     families: Sequence[Family]
+    """The axis of the question comes first: updates if the runs have the same number of them."""
     behind: Sequence[Series]
-    """Batch sizes that are not yet at the epoch of the others, so they are not compared."""
+    """Batch sizes that are not yet at the last point of the others, so they are not compared."""
     diverged: Mapping[tuple[int, float], tuple[int, ...]]
     """Seeds whose loss was not a number, by batch size and lr."""
     lr_at_edge: Sequence[Series]
@@ -175,8 +180,19 @@ class Comparison:
 
     def family(self, axis: str, outcome: str | None = None) -> Family | None:
         """Returns the family that the answer rests on: each batch size at its own lr if known."""
-        found = [f for f in self.families if (f.axis, f.outcome) == (axis, outcome or self.primary)]
-        return next((f for f in found if f.has_own_lrs), found[0] if found else None)
+        key = axis, outcome or self.primary
+        matching = [f for f in self.families if (f.axis, f.outcome) == key]
+        return next((f for f in matching if f.has_own_lrs), matching[0] if matching else None)
+
+    @property
+    def lead(self) -> Family | None:
+        """The family whose verdicts the answer begins with."""
+        return self.family(self.table.counts_in)
+
+    @property
+    def other(self) -> Family | None:
+        """The family of the other axis."""
+        return self.family("epochs" if self.table.counts_in == "updates" else "updates")
 
 
 def compare_sweep(
@@ -188,8 +204,8 @@ def compare_sweep(
     if any(COLUMNS[primary] not in table.columns for _ in all_series):
         primary = "log-loss" if primary == "auc" else "auc"
     margin = float(recipe.get("margin") or 0.02)
-    epoch = max((series.epochs for series in all_series), default=0)
-    comparable = [series for series in all_series if series.epochs >= epoch]
+    last = max((reached(series) for series in all_series), default=0)
+    comparable = [series for series in all_series if reached(series) == last]
     groups = [(False, own) for own in by_lr(comparable).values()]
     best = _at_best_lr(comparable, primary)
     if len(groups) > 1:
@@ -199,7 +215,7 @@ def compare_sweep(
         for has_own_lrs, series in groups
         for outcome in (primary, *(name for name in COLUMNS if name != primary))
         if len(series) > 1 and COLUMNS[outcome] in table.columns
-        for axis, at in (("epochs", epoch), ("updates", _common_updates(series)))
+        for axis, at in _common_points(table, series)
         if at
         for family in [
             _family(axis, at, outcome, series, predictions, margin, outcome == primary, has_own_lrs)
@@ -212,7 +228,7 @@ def compare_sweep(
         primary=primary,
         margin=margin,
         families=families,
-        behind=[series for series in all_series if series.epochs < epoch],
+        behind=[series for series in all_series if reached(series) < last],
         diverged=diverged(table, all_series),
         lr_at_edge=[s for s in best if len(lrs) > 1 and s.lr in (lrs[0], lrs[-1])],
     )
@@ -220,13 +236,18 @@ def compare_sweep(
 
 def read_all_predictions(all_series: Sequence[Series]) -> dict[str, Predictions]:
     """Returns the predictions of the runs that have all their epochs, by run name."""
-    found: dict[str, Predictions] = {}
+    by_run: dict[str, Predictions] = {}
     for series in all_series:
         for name in dict.fromkeys(series.counted["run"]):
-            one = read_predictions(Run(series.table.sweep.folder / name))
-            if one and all(one.fits(other) for other in list(found.values())[:1]):
-                found[name] = one
-    return found
+            own = read_predictions(Run(series.table.sweep.folder / name))
+            if own and all(own.fits(other) for other in list(by_run.values())[:1]):
+                by_run[name] = own
+    return by_run
+
+
+def reached(series: Series) -> int:
+    """Returns the last point of a batch size, in what the runs of its sweep count."""
+    return series.points[-1] if series.table.counts_in == "updates" else series.epochs
 
 
 def _at_best_lr(all_series: Sequence[Series], outcome: str) -> list[Series]:
@@ -240,10 +261,16 @@ def _at_best_lr(all_series: Sequence[Series], outcome: str) -> list[Series]:
     return [max((s for s in all_series if s.batch_size == size), key=score) for size in sizes]
 
 
-def _common_updates(all_series: Sequence[Series]) -> int:
-    """Returns the largest number of updates after which all have a test point; 0 if none."""
-    points = [set(series.updates) for series in all_series]
-    return max(set.intersection(*points), default=0) if points else 0
+def _common_points(table: SweepTable, all_series: Sequence[Series]) -> list[tuple[str, int]]:
+    """Returns the last point of each axis that all have reached; 0 if none.
+
+    The axis comes first in which all complete runs have the same number.
+    """
+    epochs = min((series.whole_epochs for series in all_series), default=0)
+    points = [set(series.points) for series in all_series]
+    updates = max(set.intersection(*points), default=0) if points else 0
+    axes = [("epochs", epochs), ("updates", updates)]
+    return sorted(axes, key=lambda pair: pair[0] != table.counts_in)
 
 
 def _family(
@@ -257,23 +284,17 @@ def _family(
     has_own_lrs: bool,
 ) -> Family | None:
     """Returns the comparisons at a point; None if two batch sizes have no seed in common."""
-    places = [at - 1 if axis == "epochs" else list(s.updates).index(at) for s in series]
-    column = COLUMNS[outcome]
-    finite: dict[int, dict[int, float]] = {}
-    for one, place in zip(series, places, strict=True):
-        values = one.by_run(column)[:, place]
-        by_seed = zip(one.seeds, values.tolist(), strict=True)
-        finite[one.batch_size] = {seed: value for seed, value in by_seed if math.isfinite(value)}
+    finite = {each.batch_size: _values(axis, at, outcome, each) for each in series}
     first, *others = series
     contrasts = []
-    for one, place in zip(others, places[1:], strict=True):
-        mine, theirs = finite[one.batch_size], finite[first.batch_size]
+    for other in others:
+        mine, theirs = finite[other.batch_size], finite[first.batch_size]
         seeds = tuple(sorted(mine.keys() & theirs.keys()))
         if not seeds:
             return None
-        is_last = (place, places[0]) == (one.epochs - 1, first.epochs - 1)
+        is_last = all(_is_last(axis, at, each) for each in (first, other))
         contrasts.append(
-            _contrast(one, first, outcome, seeds, (theirs, mine), predictions if is_last else {})
+            _contrast(other, first, outcome, seeds, (theirs, mine), predictions if is_last else {})
         )
     trend = None
     common = sorted(set.intersection(*(set(values) for values in finite.values())))
@@ -303,6 +324,22 @@ def _family(
     )
 
 
+def _values(axis: str, at: int, outcome: str, series: Series) -> dict[int, float]:
+    """Returns the outcome of each seed at a point, if it is a number."""
+    column = COLUMNS[outcome]
+    if axis == "epochs":
+        values = series.by_run(column)[:, at - 1]
+    else:
+        values = series.at_points(column)[:, series.points.index(at)]
+    by_seed = zip(series.seeds, values.tolist(), strict=True)
+    return {seed: value for seed, value in by_seed if math.isfinite(value)}
+
+
+def _is_last(axis: str, at: int, series: Series) -> bool:
+    """Returns whether a point is the end of the runs, at which they wrote predictions."""
+    return at == (series.epochs if axis == "epochs" else series.updates[-1])
+
+
 def _contrast(
     series: Series,
     reference: Series,
@@ -313,14 +350,14 @@ def _contrast(
 ) -> Contrast:
     """Returns a comparison; for new images too if all its runs have predictions of this point."""
     values = np.array([[own[seed] for seed in seeds] for own in by_seed])
-    names = [one.run_of_seed[seed] for one in (reference, series) for seed in seeds]
+    names = [each.run_of_seed[seed] for each in (reference, series) for seed in seeds]
     new = None
     if all(name in predictions for name in names):
         of_runs = [predictions[name] for name in names]
-        found = estimates(outcome, of_runs, series.table.positive_class)
-        if np.isfinite(found.values).all():
-            values = found.values.reshape(2, -1)
-            new = orh_difference(values, found.covariance)
+        of_images = estimates(outcome, of_runs, series.table.positive_class)
+        if np.isfinite(of_images.values).all():
+            values = of_images.values.reshape(2, -1)
+            new = orh_difference(values, of_images.covariance)
     every = set(reference.seeds) | set(series.seeds)
     return Contrast(
         series=series,

@@ -47,7 +47,7 @@ def comparison_table(comparison: Comparison) -> Table:
                     after,
                     *_lr_cell(comparison, repr(series.lr)),
                     str(series.batch_size),
-                    f"{_updates(family, place):,}",
+                    f"{family.updates_of(series):,}",
                     _mean(family, series.batch_size),
                     *_against_first(contrast, len(family.values[series.batch_size])),
                     _mean(twin, series.batch_size) if twin else "-",
@@ -81,10 +81,6 @@ def _is_twin(family: Family, other: Family, outcome: str) -> bool:
 
 def _lr_cell(comparison: Comparison, text: str) -> list[str]:
     return [text] if len(comparison.table.info.lrs) > 1 else []
-
-
-def _updates(family: Family, place: int) -> int:
-    return family.at if family.axis == "updates" else family.series[place].updates[family.at - 1]
 
 
 def _mean(family: Family, batch_size: int) -> str:
@@ -179,6 +175,7 @@ def stability_table(comparison: Comparison) -> Table:
         f"sd by that of {first}\n(95 %)",
         "without any\none seed",
         "outlier",
+        "updates from\ntest to test",
         "jumps of\ntest loss",
         f"by those of {first}\n(95 %)",
         "test loss rose",
@@ -194,6 +191,7 @@ def stability_table(comparison: Comparison) -> Table:
             _ratio(one.ratio, one.limits),
             _ratio(None, one.without_one),
             "-" if one.outlier is None else f"seed {one.outlier}",
+            f"{one.spacing:,}",
             number(one.wobble, 4),
             _ratio(one.wobble_ratio, one.wobble_limits),
             f"{one.rises} of {one.steps} steps" if one.steps else "-",

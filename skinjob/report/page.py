@@ -90,7 +90,7 @@ def _result(
     comparison: Comparison, own: Sequence[Series], predictions: Mapping[str, Predictions]
 ) -> dict[str, Any]:
     """Returns the tables of a sweep below the answer, each as columns and rows."""
-    lead = comparison.family("epochs")
+    lead = comparison.lead
     return {
         "sweep": comparison.table.sweep.name,
         "comparison": comparison_table(comparison),

@@ -47,6 +47,8 @@ class Stability:
     """Steps at which the test loss rose, of `steps`."""
     steps: int
     largest_rise: float
+    spacing: int
+    """Updates from one test to the next, in the jumps and rises."""
 
     @property
     def is_wider(self) -> bool:
@@ -61,8 +63,9 @@ def stabilities(
     axis: str, at: int, all_series: Sequence[Series], finite: Mapping[int, Mapping[int, float]]
 ) -> list[Stability]:
     """Returns the stability of each batch size, the smallest first."""
-    curves = {s.batch_size: _losses(s, axis, at, all_series) for s in all_series}
-    first, found = all_series[0], []
+    spacings = {s.batch_size: _spacing(s, axis, all_series) for s in all_series}
+    curves = {s.batch_size: _losses(s, axis, at, spacings[s.batch_size]) for s in all_series}
+    first, rows = all_series[0], []
     for series in all_series:
         own, other = finite[series.batch_size], finite[first.batch_size]
         seeds = sorted(own.keys() & other.keys())
@@ -85,7 +88,7 @@ def stabilities(
                 )
                 jump_ratio, jump_limits = geometric_ratio(*pair)
         rises, steps, largest = setbacks(losses)
-        found.append(
+        rows.append(
             Stability(
                 series=series,
                 sd=sd,
@@ -99,21 +102,27 @@ def stabilities(
                 rises=rises,
                 steps=steps,
                 largest_rise=largest,
+                spacing=spacings[series.batch_size],
             )
         )
-    return found
+    return rows
 
 
-def _losses(series: Series, axis: str, at: int, all_series: Sequence[Series]) -> Floats:
-    """Returns the test losses (runs, points) up to a point: at each epoch, or at common updates."""
+def _spacing(series: Series, axis: str, all_series: Sequence[Series]) -> int:
+    """Returns the updates of an epoch, or those from one common test of all series to the next."""
+    if axis == "epochs":
+        return series.updates[0]
+    return min(set.intersection(*(set(each.points) for each in all_series)))
+
+
+def _losses(series: Series, axis: str, at: int, spacing: int) -> Floats:
+    """Returns the test losses (runs, points) up to a point, at tests equally many updates apart."""
     if "test_loss" not in series.table.columns:
         return np.zeros((series.num_counted, 0))
-    losses = series.by_run("test_loss")
     if axis == "epochs":
-        return losses[:, :at]
-    common = set.intersection(*(set(s.updates) for s in all_series))
-    places = [place for place, updates in enumerate(series.updates) if updates in common]
-    return losses[:, places]
+        return series.by_run("test_loss")[:, :at]
+    chosen = [update <= at and update % spacing == 0 for update in series.points]
+    return series.at_points("test_loss")[:, chosen]
 
 
 def _outlier(seeds: Sequence[int], values: Floats) -> int | None:
@@ -138,8 +147,8 @@ def diverged(
     for series in all_series if "test_loss" in table.columns else ():
         is_lost = ~np.isfinite(series.by_run("test_loss")[:, -1])
         names |= {series.run_of_seed[s] for s in np.array(series.seeds)[is_lost].tolist()}
-    found: dict[tuple[int, float], tuple[int, ...]] = {}
+    seeds: dict[tuple[int, float], tuple[int, ...]] = {}
     for name in sorted(names & table.points.keys(), key=lambda name: table.points[name]):
         batch_size, lr, seed = table.points[name]
-        found[batch_size, lr] = (*found.get((batch_size, lr), ()), seed)
-    return found
+        seeds[batch_size, lr] = (*seeds.get((batch_size, lr), ()), seed)
+    return seeds

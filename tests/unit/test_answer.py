@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import recorded
-from sweep_maker import draw_sweep, set_column, write_scores
+from sweep_maker import draw_sweep, set_column, write_scores, write_tests
 
 from skinjob.report.answer import Answer, answer
 from skinjob.report.build import build_report
@@ -285,3 +285,78 @@ def _cut(file: Path, epochs: int) -> None:
     """Cuts a metrics.csv after some epochs."""
     lines = file.read_text("utf-8").splitlines(keepends=True)
     file.write_text("".join(lines[: epochs + 1]), "utf-8")
+
+
+def draw_updates(
+    folder: Path,
+    gaps: dict[int, float],
+    *,
+    updates: int = 560,
+    jumps: dict[int, float] | None = None,
+) -> Sweep:
+    """Returns a sweep of runs with the same updates; the gap of AUC is that at their end."""
+    sweep = draw_sweep(
+        folder, batch_sizes=list(gaps), seeds=range(10), counts=COUNTS, updates=updates
+    )
+    points = np.array([*range(updates // 20, updates + 1, updates // 20)])
+    for run in sweep.runs():
+        config = run.config()
+        noise = np.random.default_rng(1000 * config.seed + config.batch_size).normal(0, 0.003)
+        draws = np.random.default_rng(1000 * config.seed + config.batch_size + 1)
+        jump = (jumps or {}).get(config.batch_size, 0.001)
+        losses = 0.7 - 0.3 * points / updates + draws.normal(0, jump, len(points))
+        aucs = 0.9 - 0.3 * (1 - points / updates) - gaps[config.batch_size] * points / updates
+        write_tests(run, points.tolist(), losses.tolist(), (aucs + noise).tolist())
+        at_epochs = [0.6 - gaps[config.batch_size] + 0.01 * n for n in range(config.epochs - 1)]
+        set_column(run, "test_auc", [f"{v:.6f}" for v in (*at_epochs, aucs[-1] + noise)])
+    return sweep
+
+
+def test_equal_updates_lead_where_the_runs_count_them(tmp_path: Path, golden: Golden) -> None:
+    """All tests are compared at the end, exactly; equal epochs come second."""
+    comparison = compared(draw_updates(tmp_path / "s", FALLING))
+    assert comparison.lead
+    assert (comparison.lead.axis, comparison.lead.at) == ("updates", 560)
+    assert comparison.other
+    assert (comparison.other.axis, comparison.other.at) == ("epochs", 20)
+    assert not comparison.behind
+    check(answer(comparison), golden, "updates")
+
+
+def test_predictions_are_of_the_last_update(tmp_path: Path) -> None:
+    """With the same updates, their end is compared for new images too; an earlier epoch is not."""
+    sweep = draw_updates(tmp_path / "s", {32: 0.0, 256: 0.1})
+    _add_predictions(sweep, {32: 2.5, 256: 1.0})
+    comparison = compared(sweep)
+    assert comparison.lead
+    assert comparison.other
+    assert comparison.lead.contrasts[0].new_images
+    assert comparison.other.contrasts[0].new_images is None
+
+
+def test_jumps_are_measured_from_tests_equally_many_updates_apart(tmp_path: Path) -> None:
+    """Jumps are compared at the same updates; a last test that comes early is left out."""
+    sweep = draw_updates(tmp_path / "s", {32: 0.0, 256: 0.0}, jumps={32: 0.002, 256: 0.02})
+    for run in sweep.runs():
+        with run.tests_file.open("a") as tests:
+            tests.write("565,1,0.6,9.9,0.7,0.8\r\n")
+    family = compared(sweep).family("updates")
+    assert family
+    assert [row.spacing for row in family.stability] == [28, 28]
+    assert {row.steps for row in family.stability} == {190}
+    assert family.stability[1].wobble_ratio == pytest.approx(10, rel=0.3)
+    assert "256 is less stable (test loss jumps" in answer(compared(sweep)).text
+
+
+@pytest.mark.parametrize("damage", ["missing", "other updates"])
+def test_tests_that_a_run_lacks_are_those_of_its_epochs(tmp_path: Path, damage: str) -> None:
+    """If not all runs have the same tests, the ends of the epochs are compared."""
+    sweep = draw_updates(tmp_path / "s", {32: 0.0, 256: 0.0})
+    run = sweep.runs()[0]
+    if damage == "missing":
+        run.tests_file.unlink()
+    else:
+        write_tests(run, [7, 14], [0.7, 0.6], [0.7, 0.8])
+    family = compared(sweep).family("updates")
+    assert family
+    assert (family.at, [row.spacing for row in family.stability]) == (560, [28, 28])
