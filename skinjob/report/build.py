@@ -17,15 +17,19 @@ from statistics import fmean
 import pandas as pd
 
 from skinjob.console import printable
+from skinjob.data.images import Split
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
 from skinjob.ownership import user_name
 from skinjob.report import findings
 from skinjob.report.answer import Answer, answer
-from skinjob.report.comparison import compare_sweep, read_all_predictions
+from skinjob.report.clinical_table import Clinical
+from skinjob.report.clinical_table import clinical as clinical_numbers
+from skinjob.report.comparison import Comparison, compare_sweep, read_all_predictions
 from skinjob.report.measures import COMPARED, Measure
 from skinjob.report.page import Picture, write_page
 from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison
+from skinjob.report.predictions import read_copies
 from skinjob.report.summary import summarize
 from skinjob.report.tables import (
     TEXTS,
@@ -52,6 +56,8 @@ class Report:
     notice: str
     """A warning before all numbers; empty for fetched weights."""
     answers: dict[str, Answer]
+    """By sweep."""
+    clinical: dict[str, Clinical]
     """By sweep."""
     summary: pd.DataFrame
     """summary.csv: a row for each batch size and learning rate."""
@@ -94,12 +100,12 @@ def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Seri
     results = []
     for table in tables:
         own = [series for series in all_series if series.table is table]
-        predictions = read_all_predictions(own)
-        results.append((compare_sweep(table, own, predictions), own, predictions))
+        results.append(_result(table, own))
     report = Report(
         folder=folder,
         notice=findings.weights_notice(tables),
-        answers={result.table.sweep.name: answer(result) for result, _, _ in results},
+        answers={result.table.sweep.name: answer(result) for result, _ in results},
+        clinical={result.table.sweep.name: clinical for result, clinical in results},
         summary=summarize(all_series),
         missing=findings.missing(tables),
         notes=findings.notes(tables),
@@ -119,6 +125,17 @@ def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Seri
         batches=batches,
     )
     return report
+
+
+def _result(table: SweepTable, own: Sequence[Series]) -> tuple[Comparison, Clinical]:
+    """Returns what a sweep's predictions and curves say."""
+    predictions = read_all_predictions(own)
+    comparison = compare_sweep(table, own, predictions)
+    lead = comparison.family("epochs")
+    series = lead.series if lead else own
+    val = read_all_predictions(series, Split.VAL)
+    copies = read_copies(table.sweep)
+    return comparison, clinical_numbers(series, predictions, val, copies)
 
 
 def _distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:

@@ -1,28 +1,24 @@
-"""Numbers for a clinical reader, from predictions.csv: the positive class against the others."""
+"""Numbers and curves for a clinical reader, of one run: the positive class against the others.
+
+*scores* (images,) are probabilities of the positive class, *is_positive* (images,) is the truth.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from skinjob.report.measures import number, percent
-from skinjob.report.predictions import LOWEST_P, Predictions
+from skinjob.report.predictions import LOWEST_P
 from skinjob.report.statistics import Floats, wilson_interval
-from skinjob.report.tables import Series
 
-SENSITIVITIES = (0.80, 0.90, 0.95)
-PREVALENCE = 0.02
-"""Of the stated PPV: in a practice, malignant lesions are far rarer than in the test folder."""
-THRESHOLD = 0.10
-"""The probability of malignancy from which one would act, for net benefit."""
 LEAST_SENSITIVITY = 0.80
 """Of the partial AUC, as in the ISIC 2024 challenge."""
+NUM_BINS = 10  # of a calibration curve
 
 Truth = NDArray[np.bool_]
 
@@ -63,16 +59,80 @@ def cutoff_for(scores: Floats, is_positive: Truth, sensitivity: float) -> float:
     return float(positives[math.ceil(round(sensitivity * len(positives), 9)) - 1])
 
 
+class Curve(NamedTuple):
+    """A curve over all cutoffs, from the highest score to the lowest: (points,) each."""
+
+    x: Floats
+    y: Floats
+    cutoffs: Floats
+    """At each point, images with at least this score are called positive."""
+
+
+def roc_curve(scores: Floats, is_positive: Truth) -> Curve:
+    """Returns the false positive rate (x) and the sensitivity (y), from (0, 0) to (1, 1)."""
+    cutoffs, found, alarms = _called(scores, is_positive)
+    with np.errstate(invalid="ignore"):  # without positives or negatives, NaN
+        x, y = alarms / (~is_positive).sum(), found / is_positive.sum()
+    return Curve(np.r_[0, x], np.r_[0, y], np.r_[math.inf, cutoffs])
+
+
+def precision_recall_curve(scores: Floats, is_positive: Truth) -> Curve:
+    """Returns the sensitivity (x) and the share of positive calls that are right (y)."""
+    cutoffs, found, alarms = _called(scores, is_positive)
+    with np.errstate(invalid="ignore"):
+        return Curve(found / is_positive.sum(), found / (found + alarms), cutoffs)
+
+
+def _called(scores: Floats, is_positive: Truth) -> tuple[Floats, Floats, Floats]:
+    """Returns each different score, the highest first, and the true and false calls from it on."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # ties are called together
+    found = np.cumsum(is_positive[order])[ends].astype(np.float64)
+    return scores[order][ends], found, ends + 1 - found
+
+
+def rates_at(
+    scores: Floats, is_positive: Truth, cutoff: float, samples: Floats
+) -> tuple[Floats, Floats]:
+    """Returns sensitivity and specificity at a cutoff in samples of the images, (samples,) each.
+
+    *samples* (samples, images) is how often each sample has each image.
+    """
+    called = scores >= cutoff
+    positives, others = samples[:, is_positive], samples[:, ~is_positive]
+    with np.errstate(invalid="ignore"):
+        return (
+            positives @ called[is_positive] / positives.sum(axis=1),
+            others @ ~called[~is_positive] / others.sum(axis=1),
+        )
+
+
+def rates_for(
+    scores: Floats, is_positive: Truth, sensitivity: float, samples: Floats
+) -> tuple[Floats, Floats]:
+    """Returns the same, each sample at its own highest cutoff that has this sensitivity."""
+    found, alarms = scores[is_positive], scores[~is_positive]
+    places, others = np.argsort(-found, kind="stable"), np.argsort(-alarms, kind="stable")
+    above = samples[:, is_positive][:, places].cumsum(axis=1)  # (samples, positives)
+    total = above[:, -1]
+    first = (above >= np.round(sensitivity * total, 9)[:, None]).argmax(axis=1)
+    cutoffs = found[places][first]  # (samples,)
+    # Equal scores are called together: up to the last that has the cutoff.
+    last = np.searchsorted(-found[places], -cutoffs, side="right") - 1
+    num = np.searchsorted(-alarms[others], -cutoffs, side="right")
+    below = samples[:, ~is_positive][:, others].cumsum(axis=1)
+    rows = np.arange(len(samples))
+    called = np.where(num > 0, below[rows, num - 1], 0)
+    return above[rows, last] / total, 1 - called / below[:, -1]
+
+
 def partial_auc(scores: Floats, is_positive: Truth, least: float = LEAST_SENSITIVITY) -> float:
     """Returns the area under the ROC curve and above a sensitivity: 0 to 1 - *least*.
 
     Source: ISIC 2024, whose score this is; its chance level is (1 - least)**2 / 2.
     """
-    order = np.argsort(scores, kind="stable")
-    ends = np.flatnonzero(np.diff(scores[order], append=np.inf))  # ties are passed together
-    # The curve from the other end: of the positives missed, of the others cleared.
-    x = np.r_[0, np.cumsum(is_positive[order])[ends]] / is_positive.sum()
-    y = np.r_[0, np.cumsum(~is_positive[order])[ends]] / (~is_positive).sum()
+    alarms, found, _ = roc_curve(scores, is_positive)
+    x, y = 1 - found[::-1], 1 - alarms[::-1]  # from the other end: positives missed, others cleared
     edge = 1 - least
     stop = int(np.searchsorted(x, edge, side="right"))
     y = np.r_[y[:stop], np.interp(edge, x[stop - 1 : stop + 1], y[stop - 1 : stop + 1])]
@@ -110,6 +170,77 @@ def _logistic(inputs: Floats, is_positive: Truth, offset: Floats) -> Floats:
     return np.full(len(weights), np.nan)
 
 
+class CalibrationCurve(NamedTuple):
+    """Groups of images of about equal number, by their score: (groups,) each."""
+
+    predicted: Floats
+    """The mean score."""
+    observed: Floats
+    """The share of positives."""
+    low: Floats
+    """The 95 % interval of that share (Wilson)."""
+    high: Floats
+    num: NDArray[np.int64]
+    """Images in the group."""
+
+
+def calibration_curve(
+    scores: Floats, is_positive: Truth, num_bins: int = NUM_BINS
+) -> CalibrationCurve:
+    """Returns predicted and observed shares in groups between quantiles of the scores."""
+    edges = np.quantile(scores, np.linspace(0, 1, num_bins + 1)[1:-1])
+    bins = np.searchsorted(edges, scores)
+    num = np.bincount(bins, minlength=num_bins)
+    is_used = num > 0  # with many equal scores, a group may be empty
+    num = num[is_used]
+    predicted = np.bincount(bins, scores, num_bins)[is_used] / num
+    observed = np.bincount(bins, is_positive, num_bins)[is_used] / num
+    limits = [wilson_interval(share, count) for share, count in zip(observed, num, strict=True)]
+    low, high = np.array(limits).T
+    return CalibrationCurve(predicted, observed, low, high, num)
+
+
+def temperature(probabilities: Floats, labels: NDArray[np.int64]) -> float:
+    """Returns the number by which log odds are divided for the lowest log loss on these images.
+
+    Above 1, the probabilities were too extreme; below 1, too close to each other. NaN if no number
+    is best, as when no image is on the wrong side. *probabilities* (images, classes).
+
+    Source: Guo et al. (2017), "On calibration of modern neural networks".
+    """
+    logits = np.log(np.maximum(probabilities, LOWEST_P))
+    own = logits[np.arange(len(labels)), labels]
+
+    def bend(sharpness: float) -> tuple[float, float]:
+        """Returns the slope and the curvature of the loss at 1 / temperature."""
+        p = special.softmax(sharpness * logits, axis=1)
+        mean = (p * logits).sum(axis=1)
+        variance = (p * logits**2).sum(axis=1) - mean**2
+        return float((mean - own).mean()), float(variance.mean())
+
+    # The loss is convex in it: Newton's method, within limits that close in on the best.
+    low, high, sharpness = 1e-3, 1e3, 1.0
+    if bend(low)[0] >= 0 or bend(high)[0] <= 0:
+        return math.nan
+    for _ in range(100):
+        slope, curvature = bend(sharpness)
+        low, high = (low, sharpness) if slope > 0 else (sharpness, high)
+        step = slope / curvature if curvature > 0 else math.inf
+        before, sharpness = sharpness, sharpness - step
+        if not low < sharpness < high:
+            sharpness = (low * high) ** 0.5
+        if abs(sharpness - before) < 1e-9 * before:
+            break
+    return 1 / sharpness
+
+
+def scaled(probabilities: Floats, by: float) -> Floats:
+    """Returns probabilities whose log odds are divided by a temperature, (images, classes)."""
+    logits = np.log(np.maximum(probabilities, LOWEST_P))
+    found: Floats = special.softmax(logits / by, axis=1)
+    return found
+
+
 def ppv(sensitivity: float, specificity: float, prevalence: float) -> float:
     """Returns the share of positive calls that are right, by Bayes' theorem."""
     right = sensitivity * prevalence
@@ -127,70 +258,22 @@ def net_benefit(counts: Confusion, threshold: float) -> float:
     return counts.true_positives / num - counts.false_positives / num * odds
 
 
-def clinical_table(
-    all_series: Sequence[Series], predictions: Mapping[str, Predictions]
-) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows of text: a row for each number, a column for each series.
-
-    Numbers are means over seeds. Series without predictions have no column; empty if none has any.
-    """
-    columns, cells = [], []
-    for series in all_series:
-        found = [predictions[name] for name in series.run_of_seed.values() if name in predictions]
-        positive = series.table.positive_class
-        if found and positive in found[0].classes:
-            place = found[0].classes.index(positive)
-            truth = found[0].labels == place
-            if truth.any() and not truth.all():
-                columns.append(str(series.batch_size))
-                cells.append(_column([one.probabilities[:, place] for one in found], truth))
-    if not cells:
-        return [], []
-    return ["", *columns], [[name, *(own[name] for own in cells)] for name in cells[0]]
+def decision_curve(scores: Floats, is_positive: Truth, thresholds: Floats) -> tuple[Floats, Floats]:
+    """Returns the net benefit at each threshold, of the scores and of calling all positive."""
+    everything = np.ones(len(scores))
+    own, of_all = (
+        np.array([net_benefit(confusion(used, is_positive, t), t) for t in thresholds.tolist()])
+        for used in (scores, everything)
+    )
+    return own, of_all
 
 
-def _column(scores: Sequence[Floats], truth: Truth) -> dict[str, str]:
-    """Returns the numbers of a series by name."""
-
-    def mean(function: Callable[[Floats], float]) -> float:
-        return float(np.mean([function(own) for own in scores]))
-
-    def at(sensitivity: float, own: Floats) -> Confusion:
-        return confusion(own, truth, cutoff_for(own, truth, sensitivity))
-
-    found = {}
-    for wanted in SENSITIVITIES:
-        specificity = mean(lambda own, wanted=wanted: at(wanted, own).specificity)  # type: ignore[misc]
-        low, high = wilson_interval(specificity, int((~truth).sum()))
-        name = f"specificity % at sensitivity {percent(wanted, 0)} % (95 %, images)"
-        found[name] = f"{percent(specificity)} ({percent(low)}-{percent(high)})"
-    counts = [confusion(own, truth, 0.5) for own in scores]
-    fits = [calibration(own, truth) for own in scores]
-    return found | {
-        f"partial AUC above sensitivity {percent(LEAST_SENSITIVITY, 0)} % (at most 0.2)": number(
-            mean(partial(partial_auc, is_positive=truth)), 3
-        ),
-        f"PPV % at a prevalence of {percent(PREVALENCE, 0)} %, sensitivity 90 %": percent(
-            mean(lambda own: ppv(at(0.9, own).sensitivity, at(0.9, own).specificity, PREVALENCE))
-        ),
-        f"net benefit at {percent(THRESHOLD, 0)} % (calling all: {_of_all(truth):.3f})": number(
-            mean(lambda own: net_benefit(confusion(own, truth, THRESHOLD), THRESHOLD)), 3
-        ),
-        "calibration intercept (0 is perfect)": number(float(np.mean([a for a, _ in fits])), 2),
-        "calibration slope (1 is perfect)": number(float(np.mean([b for _, b in fits])), 2),
-        "at cutoff 0.5: positives found / missed": " / ".join(
-            number(float(np.mean([getattr(one, kind) for one in counts])), 1)
-            for kind in ("true_positives", "false_negatives")
-        ),
-        "at cutoff 0.5: others cleared / false alarms": " / ".join(
-            number(float(np.mean([getattr(one, kind) for one in counts])), 1)
-            for kind in ("true_negatives", "false_positives")
-        ),
-    }
-
-
-def _of_all(truth: Truth) -> float:
-    return net_benefit(confusion(np.ones(len(truth)), truth, 0.5), THRESHOLD)
+def confusion_matrix(
+    labels: NDArray[np.int64], called: NDArray[np.int64], num_classes: int
+) -> NDArray[np.int64]:
+    """Returns how many images of each class (rows) are called each class (columns)."""
+    counts = np.bincount(labels * num_classes + called, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 
 def _share(part: int, rest: int) -> float:

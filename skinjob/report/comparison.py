@@ -15,6 +15,7 @@ from statistics import fmean
 
 import numpy as np
 
+from skinjob.data.images import Split
 from skinjob.report.predictions import Predictions, estimates, read_predictions
 from skinjob.report.stability import Stability, diverged, stabilities
 from skinjob.report.statistics import (
@@ -234,12 +235,14 @@ def compare_sweep(
     )
 
 
-def read_all_predictions(all_series: Sequence[Series]) -> dict[str, Predictions]:
+def read_all_predictions(
+    all_series: Sequence[Series], split: Split = Split.TEST
+) -> dict[str, Predictions]:
     """Returns the predictions of the runs that have all their epochs, by run name."""
     by_run: dict[str, Predictions] = {}
     for series in all_series:
         for name in dict.fromkeys(series.counted["run"]):
-            own = read_predictions(Run(series.table.sweep.folder / name))
+            own = read_predictions(Run(series.table.sweep.folder / name), split)
             if own and all(own.fits(other) for other in list(by_run.values())[:1]):
                 by_run[name] = own
     return by_run

@@ -60,6 +60,9 @@ COMPARED = Measure("test", "accuracy", "test accuracy %\n(95 % interval)", "%", 
 CHOOSING = Measure("val", "accuracy", "val\naccuracy %", "%")
 """The measure by which a best epoch is chosen, where there is a validation split."""
 
+CHOSEN_ON_TEST = "*"
+"""The mark of a number that was chosen by looking at the test images, so it is too good."""
+
 MEASURES = (
     COMPARED,
     Measure("test", "auc", "AUC", is_printed=True),

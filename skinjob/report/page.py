@@ -18,13 +18,12 @@ from markupsafe import Markup
 from skinjob.console import printable
 from skinjob.files import write_text
 from skinjob.report.answer import Answer, ranges
-from skinjob.report.clinical import clinical_table
+from skinjob.report.clinical_table import Clinical
 from skinjob.report.comparison import NAMES, Comparison
 from skinjob.report.details import comparison_table, stability_table, tests_made
 from skinjob.report.findings import known_state
-from skinjob.report.predictions import Predictions
 from skinjob.report.summary import readable
-from skinjob.report.tables import Series, SweepTable
+from skinjob.report.tables import SweepTable
 
 DIGEST_DIGITS = 12  # enough to distinguish files; sweep.json has all 64
 
@@ -50,7 +49,7 @@ def write_page(
     *,
     notice: str,
     answers: Mapping[str, Answer],
-    results: Sequence[tuple[Comparison, Sequence[Series], Mapping[str, Predictions]]],
+    results: Sequence[tuple[Comparison, Clinical]],
     summary: pd.DataFrame,
     missing: Sequence[str],
     notes: Sequence[str],
@@ -86,16 +85,14 @@ def write_page(
     write_text(file, page)
 
 
-def _result(
-    comparison: Comparison, own: Sequence[Series], predictions: Mapping[str, Predictions]
-) -> dict[str, Any]:
+def _result(comparison: Comparison, clinical: Clinical) -> dict[str, Any]:
     """Returns the tables of a sweep below the answer, each as columns and rows."""
     lead = comparison.lead
     return {
         "sweep": comparison.table.sweep.name,
         "comparison": comparison_table(comparison),
         "stability": stability_table(comparison),
-        "clinical": clinical_table(lead.series if lead else own, predictions),
+        "clinical": clinical.parts,
         "tests": tests_made(comparison),
         "positive": comparison.table.positive_class,
         "margin": f"{comparison.margin:g} of {NAMES[comparison.primary]}",

@@ -1,14 +1,16 @@
-"""Reads predictions.csv: a run's probabilities for the test images after its last epoch."""
+"""Reads a run's probabilities after its last epoch, and which images are copies."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skinjob.data.images import Split
 from skinjob.files import csv_text
 from skinjob.report.statistics import (
     Estimates,
@@ -17,7 +19,7 @@ from skinjob.report.statistics import (
     macro_auc_estimates,
     mean_estimates,
 )
-from skinjob.sweeps.layout import Run
+from skinjob.sweeps.layout import Run, Sweep
 
 LOWEST_P = 5e-7  # the file has six digits: 0.000000 is any probability below
 
@@ -39,11 +41,18 @@ class Predictions:
             (self.labels == other.labels).all()
         )
 
+    def of(self, is_kept: NDArray[np.bool_]) -> Predictions:
+        """Returns those of some images, (images,)."""
+        images = tuple(name for name, kept in zip(self.images, is_kept, strict=True) if kept)
+        labels, probabilities = self.labels[is_kept], self.probabilities[is_kept]
+        return Predictions(images, self.classes, labels, probabilities)
 
-def read_predictions(run: Run) -> Predictions | None:
-    """Returns a run's predictions; None if the file is missing or cannot be read."""
+
+def read_predictions(run: Run, split: Split = Split.TEST) -> Predictions | None:
+    """Returns a run's predictions for test or val; None if the file is missing or unreadable."""
+    file = run.predictions_file if split == Split.TEST else run.val_predictions_file
     try:
-        with run.predictions_file.open(newline="", encoding="utf-8", errors="replace") as lines:
+        with file.open(newline="", encoding="utf-8", errors="replace") as lines:
             header, *rows = csv.reader(lines)
         classes = tuple(name.removeprefix("p_") for name in header[3:])
         places = {csv_text(name): place for place, name in enumerate(classes)}
@@ -78,3 +87,35 @@ def estimates(outcome: str, of_runs: Sequence[Predictions], positive: str) -> Es
         return macro_auc_estimates(probabilities, first.labels)
     place = first.classes.index(positive) if positive in first.classes else 1
     return auc_estimates(probabilities[:, :, place], first.labels == place)
+
+
+class Copies(NamedTuple):
+    """What images.csv says of the copies among the images of a sweep."""
+
+    groups: Mapping[str, int]
+    """The number of its group, for each image that has a copy."""
+    trained: frozenset[int]
+    """Groups with an image in train or val."""
+
+    def numbers(self, images: Sequence[str]) -> NDArray[np.int64]:
+        """Returns a number for each image, (images,): the same for copies of each other."""
+        return np.array([self.groups.get(name, -1 - n) for n, name in enumerate(images)], np.int64)
+
+    def is_trained(self, images: Sequence[str]) -> NDArray[np.bool_]:
+        """Returns whether each image has a copy in train or val, (images,)."""
+        return np.array([self.groups.get(name) in self.trained for name in images], bool)
+
+
+def read_copies(sweep: Sweep) -> Copies | None:
+    """Returns the copies that images.csv has; None if it does not say, or cannot be read."""
+    groups, trained = {}, set()
+    try:
+        with sweep.images_file.open(newline="", encoding="utf-8", errors="replace") as lines:
+            for row in csv.DictReader(lines):
+                if number := int(row["copies"] or 0):
+                    groups[row["path"]] = number
+                    if row["split"] != Split.TEST:
+                        trained.add(number)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return None
+    return Copies(groups, frozenset(trained))

@@ -29,6 +29,7 @@ MOST_EXACT_SEEDS = 13  # 2**13 sign flips
 MOST_EXACT_SIZES = 7  # 7! orders of batch sizes
 FLIPS = 9_999
 MOST_SEEDS = 1_000  # that advice asks for
+IMAGE_DRAWS = 1_000  # their variances are within 10 % of the true ones, in 19 of 20 cases
 
 
 class Interval(NamedTuple):
@@ -176,6 +177,17 @@ class Estimates(NamedTuple):
         covariance: Floats = self.components @ self.components.T
         return covariance
 
+    def grouped(self, groups: NDArray[np.int64]) -> Estimates:
+        """Returns them with one share for each group of images that are not independent.
+
+        *groups* (images,) are numbers. Source: Obuchowski (1997), "Nonparametric analysis of
+        clustered ROC curve data", without its correction for few groups.
+        """
+        _, places = np.unique(groups, return_inverse=True)
+        sums = np.zeros((int(places.max()) + 1, len(self.values)))
+        np.add.at(sums, places, self.components.T)
+        return Estimates(self.values, sums.T)
+
 
 def mean_estimates(losses: Floats) -> Estimates:
     """Returns the means over images of *losses* (runs, images), such as log losses."""
@@ -272,6 +284,68 @@ def orh_difference(values: Floats, covariance: Floats) -> Difference:
     both = seed_part + image_part
     df = (seeds - 1) * (both / seed_part) ** 2 if seed_part else math.inf
     return Difference(mean, (2 * both / seeds) ** 0.5, df, seed_part, image_part)
+
+
+class Mean(NamedTuple):
+    """A mean over seeds, for new images and new seeds."""
+
+    value: float
+    error: float
+    """Its standard error."""
+    df: float
+
+    def interval(self) -> Interval:
+        half = t_quantile(0.975, self.df) * self.error
+        return Interval(self.value - half, self.value + half)
+
+    def share_interval(self, num: int) -> Interval:
+        """Returns the interval of a share of *num* images: Wilson's, inside 0..1.
+
+        It has as many images as a plain share with this error. Without an error, as for a share of
+        0 or 1, it has *num*.
+
+        Source: Franco et al. (2019), "Comparative study of confidence intervals for proportions in
+        complex sample surveys".
+        """
+        t = t_quantile(0.975, self.df)
+        alike = self.value * (1 - self.value) / self.error**2 if self.error else num
+        return wilson_interval(self.value, alike * (Z_95 / t) ** 2)
+
+
+def orh_mean(values: Floats, covariance: Floats) -> Mean:
+    """Returns the mean of an outcome over seeds, by Obuchowski, Rockette and Hillis.
+
+    *values* (seeds,), *covariance* (seeds, seeds) over images. With a single seed, the error is
+    that of the images alone.
+
+    Source: Hillis (2007), "A comparison of denominator degrees of freedom methods for multiple
+    observer ROC analysis", for a single treatment.
+    """
+    seeds = len(values)
+    if seeds == 1:
+        return Mean(float(values[0]), float(covariance[0, 0]) ** 0.5, math.inf)
+    seed_part = float(values.var(ddof=1))
+    image_part = seeds * max(float(covariance[~np.eye(seeds, dtype=bool)].mean()), 0.0)
+    both = seed_part + image_part
+    df = (seeds - 1) * (both / seed_part) ** 2 if seed_part else math.inf
+    return Mean(float(values.mean()), (both / seeds) ** 0.5, df)
+
+
+def image_draws(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], num: int = IMAGE_DRAWS
+) -> Floats:
+    """Returns how often each image is in each of *num* samples with replacement, (num, images).
+
+    A sample has whole groups, as many of each class as there are. A group has the class of its
+    first image. *labels* and *groups* (images,) are numbers. The samples are always the same.
+    """
+    draw = np.random.default_rng(0)
+    _, firsts, places = np.unique(groups, return_index=True, return_inverse=True)
+    counts = np.zeros((num, len(firsts)))
+    for label in np.unique(labels[firsts]):
+        own = np.flatnonzero(labels[firsts] == label)
+        counts[:, own] = draw.multinomial(len(own), np.full(len(own), 1 / len(own)), num)
+    return counts[:, places]
 
 
 def sd_ratio(a: Floats, b: Floats) -> tuple[float, Interval]:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import optimize
+from sklearn import metrics
+from sklearn.calibration import calibration_curve as sklearns_calibration
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
+from skinjob.report import clinical
 from skinjob.report.clinical import (
     Confusion,
     calibration,
+    calibration_curve,
     confusion,
     cutoff_for,
+    decision_curve,
     net_benefit,
     partial_auc,
     ppv,
+    precision_recall_curve,
+    rates_at,
+    rates_for,
+    scaled,
+    temperature,
 )
+from skinjob.report.statistics import image_draws, wilson_interval
 
 draw = np.random.default_rng(7)
 TRUTH = np.arange(200) < 90
@@ -24,7 +36,85 @@ TIED = np.round(EXACT, 1)
 """Scores with many ties."""
 
 
-@pytest.mark.parametrize("scores", [EXACT, TIED], ids=["exact", "tied"])
+BOTH = pytest.mark.parametrize("scores", [EXACT, TIED], ids=["exact", "tied"])
+
+
+@BOTH
+def test_curves_are_scikit_learns(scores: np.ndarray) -> None:
+    """ROC and precision-recall curves have the same points, from the highest score down."""
+    expected = roc_curve(TRUTH, scores, drop_intermediate=False)
+    for mine, theirs in zip(clinical.roc_curve(scores, TRUTH), expected, strict=True):
+        assert mine == pytest.approx(theirs)
+    precision, recall, cutoffs = metrics.precision_recall_curve(TRUTH, scores)
+    found = precision_recall_curve(scores, TRUTH)
+    last = found.cutoffs >= cutoffs[0]  # scikit-learn stops where all positives are called
+    assert found.x[last] == pytest.approx(recall[-2::-1])
+    assert found.y[last] == pytest.approx(precision[-2::-1])
+    assert found.cutoffs[last] == pytest.approx(cutoffs[::-1])
+
+
+@BOTH
+def test_a_calibration_curve_is_scikit_learns(scores: np.ndarray) -> None:
+    """Groups between quantiles have its shares, each with Wilson's interval for its images."""
+    found = calibration_curve(scores, TRUTH)
+    observed, predicted = sklearns_calibration(TRUTH, scores, n_bins=10, strategy="quantile")
+    assert found.observed == pytest.approx(observed)
+    assert found.predicted == pytest.approx(predicted)
+    assert found.num.sum() == len(TRUTH)
+    first = wilson_interval(found.observed[0], int(found.num[0]))
+    assert (found.low[0], found.high[0]) == pytest.approx(first)
+
+
+@BOTH
+def test_rates_of_samples_are_those_of_the_images_in_them(scores: np.ndarray) -> None:
+    """A weight counts an image so often, at a fixed cutoff and at each sample's own."""
+    samples = image_draws(TRUTH.astype(np.int64), np.arange(200), 30)
+    fixed, own = rates_at(scores, TRUTH, 0.5, samples), rates_for(scores, TRUTH, 0.9, samples)
+    for row, weights in enumerate(samples):
+        drawn = np.repeat(np.arange(200), weights.astype(int))
+        of_sample = scores[drawn], TRUTH[drawn]
+        for found, cutoff in ((fixed, 0.5), (own, cutoff_for(*of_sample, 0.9))):
+            counts = confusion(*of_sample, cutoff)
+            assert found[0][row] == pytest.approx(counts.sensitivity)
+            assert found[1][row] == pytest.approx(counts.specificity)
+
+
+def test_the_temperature_is_the_one_of_the_lowest_log_loss() -> None:
+    """It is that of SciPy's minimizer, for two classes and for three, and its loss is lower."""
+    labels = np.arange(300) % 3
+    logits = draw.normal(size=(300, 3)) + 1.5 * np.eye(3)[labels]
+    three = np.exp(4 * logits) / np.exp(4 * logits).sum(axis=1, keepdims=True)
+    two = np.column_stack([1 - EXACT, EXACT])
+    for p, truth in ((three, labels), (two, TRUTH.astype(np.int64))):
+        best = optimize.minimize_scalar(
+            lambda t, p=p, truth=truth: log_loss(truth, scaled(p, t)), bounds=(0.01, 20)
+        )
+        assert temperature(p, truth) == pytest.approx(best.x, rel=1e-3)
+        assert log_loss(truth, scaled(p, best.x)) < log_loss(truth, p) - 0.01
+    assert temperature(three, labels) > 1 > temperature(two, TRUTH.astype(np.int64))
+    assert scaled(two, 1.0) == pytest.approx(two)
+    sure = np.eye(2)[TRUTH.astype(np.int64)]
+    assert np.isnan(temperature(sure, TRUTH.astype(np.int64)))
+
+
+def test_a_decision_curve_has_the_net_benefit_of_each_threshold() -> None:
+    """Calling all positive is worth nothing at the prevalence, and less above it."""
+    thresholds = np.array([0.2, 0.45, 0.6])
+    own, of_all = decision_curve(EXACT, TRUTH, thresholds)
+    for t, benefit in zip(thresholds, own, strict=True):
+        assert benefit == net_benefit(confusion(EXACT, TRUTH, t), t)
+    assert of_all[0] > 0 > of_all[2]
+    assert of_all[1] == pytest.approx(0)
+
+
+def test_several_classes_have_scikit_learns_matrix() -> None:
+    """Rows are the classes, columns what they are called, also for a class that never is."""
+    labels, called = draw.integers(0, 3, 100), draw.integers(0, 2, 100)
+    found = clinical.confusion_matrix(labels, called, 3)
+    assert (found == metrics.confusion_matrix(labels, called, labels=[0, 1, 2])).all()
+
+
+@BOTH
 @pytest.mark.parametrize("wanted", [0.8, 0.9, 0.95, 1.0])
 def test_specificity_at_a_sensitivity_is_the_curves(scores: np.ndarray, wanted: float) -> None:
     """It is the best specificity on scikit-learn's ROC curve that has the sensitivity."""
@@ -34,7 +124,7 @@ def test_specificity_at_a_sensitivity_is_the_curves(scores: np.ndarray, wanted: 
     assert counts.sensitivity >= wanted - 1e-12
 
 
-@pytest.mark.parametrize("scores", [EXACT, TIED], ids=["exact", "tied"])
+@BOTH
 @pytest.mark.parametrize("least", [0.8, 0.5])
 def test_partial_auc_is_that_of_isic_2024(scores: np.ndarray, least: float) -> None:
     """It equals the challenge's published formula on top of scikit-learn's scaled partial AUC."""
@@ -75,7 +165,7 @@ def test_separated_classes_have_no_slope() -> None:
 def test_counts_are_scikit_learns() -> None:
     """At a cutoff, the four counts are those of its confusion matrix."""
     counts = confusion(TIED, TRUTH, 0.5)
-    tn, fp, fn, tp = confusion_matrix(TRUTH, TIED >= 0.5).ravel()
+    tn, fp, fn, tp = metrics.confusion_matrix(TRUTH, TIED >= 0.5).ravel()
     assert counts == Confusion(tp, fn, fp, tn)
 
 

@@ -15,12 +15,15 @@ from sklearn.metrics import log_loss, roc_auc_score
 from skinjob.report.predictions import Predictions, estimates
 from skinjob.report.statistics import (
     Interval,
+    Mean,
     auc_estimates,
     geometric_ratio,
     holm,
+    image_draws,
     macro_auc_estimates,
     mean_estimates,
     orh_difference,
+    orh_mean,
     paired_interval,
     sd_ratio,
     seeds_needed,
@@ -174,6 +177,71 @@ def test_new_images_and_seeds_are_the_published_example() -> None:
     assert found.df == pytest.approx(15.259675, abs=1e-4)
     assert found.p == pytest.approx(0.051665686, abs=1e-6)
     assert found.interval() == pytest.approx((-0.00035885444, 0.087959499), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("modality", "covariance", "df", "limits"),
+    [
+        (0, 0.00048396180, 12.744648, (0.82522360, 0.96885048)),
+        (1, 0.00020418785, 12.710190, (0.89413783, 0.98753689)),
+    ],
+)
+def test_a_mean_for_new_images_and_seeds_is_the_published_example(
+    modality: int, covariance: float, df: float, limits: tuple[float, float]
+) -> None:
+    """The interval of each of Van Dyke's modalities equals RJafroc's published output."""
+    found = orh_mean(VAN_DYKE[modality], np.full((5, 5), covariance))
+    assert found.df == pytest.approx(df, abs=1e-4)
+    assert found.interval() == pytest.approx(limits, abs=1e-7)
+
+
+def test_the_mean_of_one_seed_has_delongs_interval() -> None:
+    """Of several seeds that are all alike, too: they say nothing about other seeds."""
+    is_positive = np.arange(40) < 20
+    scores = draw.random(40) + 0.3 * is_positive
+    for seeds in (1, 3):
+        found = auc_estimates(np.array([scores] * seeds), is_positive)
+        error = found.covariance[0, 0] ** 0.5
+        limits = stats.norm.interval(0.95, found.values[0], error)
+        assert orh_mean(found.values, found.covariance).interval() == pytest.approx(limits)
+
+
+def test_a_share_of_independent_images_has_wilsons_interval() -> None:
+    """It is SciPy's where the error is that of a plain share, and at 0 and 1, and it is wider
+    where seeds differ.
+    """
+    for count in (0, 37, 50):
+        share = count / 50
+        mean = Mean(share, (share * (1 - share) / 50) ** 0.5, np.inf)
+        limits = stats.binomtest(count, 50).proportion_ci(method="wilson")
+        assert mean.share_interval(50) == pytest.approx(tuple(limits))
+    low, high = Mean(0.98, 0.02, 9).share_interval(50)
+    assert 0 < low < 0.98 < high < 1
+    assert high - low > 4 * 0.02
+
+
+def test_copies_count_as_a_group() -> None:
+    """Images that are there twice add nothing to what is known about new images."""
+    is_positive = np.arange(200) < 90
+    scores = draw.random((3, 200)) + 0.3 * is_positive
+    once = auc_estimates(scores, is_positive)
+    twice = auc_estimates(np.tile(scores, 2), np.tile(is_positive, 2))
+    numbers = np.arange(200)
+    assert twice.covariance == pytest.approx(once.covariance / 2, rel=0.02)
+    assert twice.grouped(np.tile(numbers, 2)).covariance == pytest.approx(once.covariance, rel=0.02)
+    assert once.grouped(numbers).covariance == pytest.approx(once.covariance)
+
+
+def test_samples_of_images_have_the_variance_of_new_images() -> None:
+    """Each class keeps its size, copies are drawn together, and a mean's variance is right."""
+    labels, groups = np.repeat([0, 1], [120, 80]), np.r_[0, 0, 1:199]
+    samples = image_draws(labels, groups, 4000)
+    assert (samples[:, 120:].sum(axis=1) == 80).all()
+    assert (samples[:, 0] == samples[:, 1]).all()
+    assert (samples[:, 1:120].sum(axis=1) == 119).all()
+    values = draw.normal(size=80)
+    found = (samples[:, 120:] @ values / 80).var()
+    assert found == pytest.approx(values.var() / 80, rel=0.1)
 
 
 def test_without_noise_of_images_it_is_the_paired_t() -> None:

@@ -1,0 +1,281 @@
+"""The clinical numbers of a sweep as tables of text, for the page and the terminal.
+
+A number is the mean over seeds. Its 95 % interval is for new images and new seeds: the covariance
+over images comes from DeLong, from the images' losses, or from samples of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skinjob.report.clinical import (
+    LEAST_SENSITIVITY,
+    Truth,
+    calibration,
+    confusion,
+    net_benefit,
+    partial_auc,
+    ppv,
+    scaled,
+    temperature,
+)
+from skinjob.report.clinical_case import SENSITIVITIES, Case, Part, case_of, without
+from skinjob.report.clinical_classes import class_parts
+from skinjob.report.measures import CHOSEN_ON_TEST, number, percent, signed
+from skinjob.report.predictions import Copies, Predictions, log_losses
+from skinjob.report.statistics import (
+    Floats,
+    Interval,
+    Mean,
+    auc_estimates,
+    mean_estimates,
+    orh_difference,
+    orh_mean,
+)
+from skinjob.report.tables import Series
+from skinjob.words import pluralize
+
+SLOPE = "calibration slope (1 is perfect)"
+MAIN = 0.90
+"""The sensitivity of PPV, of the counts, and of the terminal's table."""
+PREVALENCE = 0.02
+"""Of the stated PPV: in a practice, malignant lesions are far rarer than in the test folder."""
+THRESHOLD = 0.10
+"""The probability of malignancy from which one would act, for net benefit."""
+
+Cells = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Clinical:
+    """The clinical numbers of a sweep."""
+
+    parts: Sequence[Part]
+    short: Part | None = None
+    """For the terminal: a row for each batch size."""
+
+
+def clinical(
+    all_series: Sequence[Series],
+    test: Mapping[str, Predictions],
+    val: Mapping[str, Predictions],
+    copies: Copies | None,
+) -> Clinical:
+    """Returns the clinical numbers of series of a sweep; empty without predictions.
+
+    *test* and *val* are predictions by run name. Where images.csv names copies, all numbers are
+    there a second time without the test images that have a copy in train.
+    """
+    cases = [case for s in all_series if (case := case_of(s, test, val, copies))]
+    if not cases:
+        return Clinical(())
+    positive = all_series[0].table.positive_class
+    parts = [_part(f"“{positive}” against the rest", cases), *class_parts(cases)]
+    images = cases[0].test[0].images
+    if copies and (is_copy := copies.is_trained(images)).any():
+        num = pluralize(int(is_copy.sum()), "test image")
+        verb = "has" if is_copy.sum() == 1 else "have"
+        alone = [case for one in cases if (case := without(one, is_copy))]
+        title = f"“{positive}” against the rest, without the {num} that {verb} a copy in train"
+        parts += [_part(title, alone)] if len(alone) == len(cases) else []
+    elif copies:
+        parts[0] = replace(parts[0], note=f"{parts[0].note} No test image has a copy in train.")
+    return Clinical(parts, _short(positive, cases))
+
+
+def _part(title: str, cases: Sequence[Case]) -> Part:
+    cells = [_cells(case, cases[0]) for case in cases]
+    names = dict.fromkeys(name for own in cells for name in own)
+    rows = [[name, *(own.get(name, "-") for own in cells)] for name in names]
+    columns = ["batch size", *(str(case.batch_size) for case in cases)]
+    return Part(title, columns, rows, _origin(cases))
+
+
+def _origin(cases: Sequence[Case]) -> str:
+    """Returns a sentence on which images chose the cutoffs."""
+    if all(case.val for case in cases):
+        return "The cutoffs were chosen with the validation images."
+    return f"{CHOSEN_ON_TEST} The cutoff was chosen with the test images: too good for new ones."
+
+
+def _cells(case: Case, first: Case) -> Cells:
+    """Returns the numbers of a batch size by name."""
+    return {
+        **_discrimination(case, first),
+        **_at_sensitivities(case),
+        **_utility(case),
+        **_calibration(case),
+        **_counts(case),
+    }
+
+
+def _discrimination(case: Case, first: Case) -> Cells:
+    """Returns how well the scores separate the classes, and the accuracies."""
+    auc = auc_estimates(case.scores, case.truth).grouped(case.groups)
+    losses = mean_estimates(np.array([log_losses(one) for one in case.test])).grouped(case.groups)
+    right = np.array([one.probabilities.argmax(1) == one.labels for one in case.test], np.float64)
+    accuracy = mean_estimates(right).grouped(case.groups)
+    cells = {"AUC (95 %)": _number(orh_mean(auc.values, auc.covariance), 3)}
+    if case is not first:
+        cells[f"AUC minus that of {first.batch_size} (95 %)"] = _difference(case, first)
+    cells["log loss (95 %)"] = _number(orh_mean(losses.values, losses.covariance), 3)
+    share = orh_mean(accuracy.values, accuracy.covariance)
+    cells["accuracy % of the most probable class (95 %)"] = _share(share, len(case.truth))
+    if len(case.test[0].classes) == 2:
+        cutoffs = [_matched(*case.choosing(run)) for run in range(len(case.test))]
+        counts = case.counts(cutoffs)
+        found = [(c.true_positives + c.true_negatives) / len(case.truth) for c in counts]
+        name = f"accuracy % where as many are called as are {case.test[0].classes[case.positive]}"
+        cells[name + _mark(case)] = percent(float(np.mean(found)))
+    return cells
+
+
+def _difference(case: Case, first: Case) -> str:
+    """Returns the AUC less that of another case, over the seeds that both have."""
+    seeds = [seed for seed in first.seeds if seed in case.seeds]
+    if not seeds:
+        return "-"
+    scores = [one.scores[one.seeds.index(seed)] for one in (first, case) for seed in seeds]
+    found = auc_estimates(np.array(scores), case.truth).grouped(case.groups)
+    difference = orh_difference(found.values.reshape(2, -1), found.covariance)
+    low, high = difference.interval()
+    return f"{signed(difference.mean)} ({signed(low)} to {signed(high)})"
+
+
+def _matched(scores: Floats, is_positive: Truth) -> float:
+    """Returns the cutoff at which as many images are called positive as there are."""
+    return float(np.sort(scores)[::-1][int(is_positive.sum()) - 1])
+
+
+def _at_sensitivities(case: Case) -> Cells:
+    """Returns the specificity for each sensitivity; with val, the sensitivity that was reached."""
+    cells = {}
+    for wanted in SENSITIVITIES:
+        reached, specificity = _rates(case, wanted)
+        asked = f"sensitivity {percent(wanted, 0)} %"
+        if case.val:
+            cells[f"cutoff for {asked}: sensitivity % reached (95 %)"] = reached
+            cells[f"cutoff for {asked}: specificity % (95 %)"] = specificity
+        else:
+            cells[f"specificity % at {asked}{_mark(case)} (95 %)"] = specificity
+    return cells
+
+
+def _rates(case: Case, wanted: float) -> tuple[str, str]:
+    """Returns the sensitivity that was reached and the specificity, with their intervals."""
+    counts, samples = case.counts(case.cutoffs[wanted]), case.samples[wanted]
+    num = int(case.truth.sum())
+    return (
+        _share(_mean([one.sensitivity for one in counts], samples[0]), num),
+        _share(_mean([one.specificity for one in counts], samples[1]), len(case.truth) - num),
+    )
+
+
+def _utility(case: Case) -> Cells:
+    """Returns partial AUC, PPV and net benefit."""
+    partial = [partial_auc(own, case.truth) for own in case.scores]
+    benefits = [net_benefit(c, THRESHOLD) for c in case.counts([THRESHOLD] * len(case.test))]
+    all_called = confusion(np.ones(len(case.truth)), case.truth, 0.5)
+    name = f"PPV % at a prevalence of {percent(PREVALENCE, 0)} %, sensitivity {percent(MAIN, 0)} %"
+    of_all = net_benefit(all_called, THRESHOLD)
+    return {
+        f"partial AUC above sensitivity {percent(LEAST_SENSITIVITY, 0)} % (at most 0.2)": number(
+            float(np.mean(partial)), 3
+        ),
+        f"{name}{_mark(case)} (95 %)": _ppv(case),
+        f"net benefit at {percent(THRESHOLD, 0)} % (calling all: {of_all:.3f})": number(
+            float(np.mean(benefits)), 3
+        ),
+    }
+
+
+def _ppv(case: Case) -> str:
+    """Returns the PPV at the stated prevalence and the main sensitivity, with its interval."""
+    own = [ppv(c.sensitivity, c.specificity, PREVALENCE) for c in case.counts(case.cutoffs[MAIN])]
+    samples = np.vectorize(ppv)(*case.samples[MAIN], PREVALENCE)
+    return _share(_mean(own, samples), int(case.truth.sum()))
+
+
+def _calibration(case: Case) -> Cells:
+    """Returns intercept and slope; with val, also after temperature scaling."""
+    fits = np.array([calibration(own, case.truth) for own in case.scores])
+    intercept, slope = fits.mean(axis=0)
+    cells = {
+        "calibration intercept (0 is perfect)": number(intercept, 2),
+        SLOPE: number(slope, 2),
+    }
+    if case.val:
+        by = [temperature(one.probabilities, one.labels) for one in case.val]
+        probabilities = [scaled(one.probabilities, t) for one, t in zip(case.test, by, strict=True)]
+        after = [replace(o, probabilities=p) for o, p in zip(case.test, probabilities, strict=True)]
+        slopes = [calibration(p[:, case.positive], case.truth)[1] for p in probabilities]
+        losses = [log_losses(one).mean() for one in after]
+        cells |= {
+            "temperature that val asks for (1: none)": number(float(np.mean(by)), 2),
+            "with this temperature: calibration slope": number(float(np.mean(slopes)), 2),
+            "with this temperature: log loss": number(float(np.mean(losses)), 3),
+        }
+    return cells
+
+
+def _counts(case: Case) -> Cells:
+    """Returns the confusion matrix at two cutoffs, as means over seeds."""
+    cells = {}
+    asked = f"at the cutoff for sensitivity {percent(MAIN, 0)} %{_mark(case)}"
+    for name, cutoffs in (
+        ("at cutoff 0.5", [0.5] * len(case.test)),
+        (asked, case.cutoffs[MAIN]),
+    ):
+        counts = case.counts(cutoffs)
+        for kinds, words in (
+            (("true_positives", "false_negatives"), "positives found / missed"),
+            (("true_negatives", "false_positives"), "others cleared / false alarms"),
+        ):
+            means = [float(np.mean([getattr(one, kind) for one in counts])) for kind in kinds]
+            cells[f"{name}: {words}"] = " / ".join(number(mean, 1) for mean in means)
+    return cells
+
+
+def _short(positive: str, cases: Sequence[Case]) -> Part:
+    """Returns the table of the terminal, at the cutoff for the main sensitivity."""
+    has_val, asked = all(case.val for case in cases), percent(MAIN, 0)
+    mark = "" if has_val else CHOSEN_ON_TEST
+    columns = [
+        "batch\nsize",
+        *([f"sensitivity %\n(asked: {asked})"] if has_val else []),
+        f"specificity %{mark}" + ("\n(95 %)" if has_val else f"\nat sensitivity {asked} %"),
+        f"PPV %{mark} where\n{percent(PREVALENCE, 0)} % are positive",
+        "calibration\nslope",
+    ]
+    rows = []
+    for case in cases:
+        reached, specificity = _rates(case, MAIN)
+        cells = [reached, specificity] if has_val else [specificity]
+        slope = _calibration(case)[SLOPE]
+        rows.append([str(case.batch_size), *cells, _ppv(case), slope])
+    title = f"“{positive}” against the rest (95 %, new images and seeds):"
+    return Part(title, columns, rows, _origin(cases))
+
+
+def _mean(values: Sequence[float], samples: Floats) -> Mean:
+    return orh_mean(np.array(values), np.atleast_2d(np.cov(samples)))
+
+
+def _mark(case: Case) -> str:
+    return "" if case.val else CHOSEN_ON_TEST
+
+
+def _number(mean: Mean, digits: int) -> str:
+    return f"{number(mean.value, digits)} ({_limits(mean.interval(), digits)})"
+
+
+def _share(mean: Mean, num: int) -> str:
+    low, high = mean.share_interval(num)
+    return f"{percent(mean.value)} ({percent(low)}-{percent(high)})"
+
+
+def _limits(interval: Interval, digits: int) -> str:
+    return "-".join(number(bound, digits) for bound in interval)
