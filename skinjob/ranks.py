@@ -32,15 +32,21 @@ def auc(scores: NDArray[np.floating[Any]], positive: NDArray[np.bool_]) -> NDArr
     """Returns the area under the ROC curve: how often a positive scores above a negative.
 
     It is Mann-Whitney's U divided by the number of pairs. Ties count 0.5. NaN if there are no
-    positives or no negatives. *scores* (..., N) give (...) areas.
+    positives or no negatives, or if a score is NaN. *scores* and *positive* (..., N) give (...)
+    areas. Scores count in float32.
 
     >>> float(auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True])))
     0.875
     """
-    num_positive = int(positive.sum())
-    num_pairs = num_positive * (len(positive) - num_positive)
-    if num_pairs == 0:
-        return np.full(scores.shape[:-1], np.nan)
-    sums = ranks(scores)[..., positive].sum(axis=-1)
-    areas: NDArray[np.float64] = (sums - num_positive * (num_positive + 1) / 2) / num_pairs
-    return areas
+    scores = np.ascontiguousarray(scores, np.float32) + np.float32(0)  # -0.0 is 0.0
+    # Integers that sort as the floats do, and then by label: among equal scores, positives are last,
+    # then first. Sorting such numbers takes a fraction of the time of ranking floats.
+    bits = scores.view(np.int32).astype(np.int64)
+    keys = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 1
+    num, num_images = positive.sum(axis=-1, dtype=np.float64), scores.shape[-1]
+    places = np.arange(1.0, num_images + 1)
+    sums = (np.sort(keys | positive, axis=-1) & 1) @ places
+    sums += (1 - (np.sort(keys | ~positive, axis=-1) & 1)) @ places
+    with np.errstate(invalid="ignore"):
+        areas = (sums / 2 - num * (num + 1) / 2) / (num * (num_images - num))
+    return np.where(np.isnan(scores).any(axis=-1), np.nan, areas)

@@ -247,7 +247,8 @@ def train_epoch(
 
     if is_test(config, last):
         at_tests[last] = at_end[Split.TEST]
-    losses, scores = train_scores(torch.cat(logits, dim=1).cpu(), targets)
+    train_logits = torch.cat(logits, dim=1).cpu()  # (R, N, num_classes)
+    losses, scores = train_scores(train_logits, targets, stack[0].positive)
     for split in at_end:
         of_split = evaluate(at_end[split], job.source.labels(split), stack[0].positive)
         scores |= {f"{split}_{name}": values for name, values in of_split.items()}

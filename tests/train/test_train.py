@@ -16,6 +16,7 @@ import pytest
 import torch
 from commands import import_path
 from safetensors.torch import load_file
+from sklearn import metrics
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
@@ -31,6 +32,7 @@ from skinjob.sweeps.records import METRICS, VAL_METRICS
 from skinjob.train import loop, transforms
 from skinjob.train.checkpoint import read_checkpoint
 from skinjob.train.device import choose_device
+from skinjob.train.evaluation import evaluate, train_scores
 from skinjob.train.extract import FeatureExtractor
 from skinjob.train.features import Features, ViewCache
 from skinjob.train.forward import Forward
@@ -338,8 +340,36 @@ def test_auc_counts_pairs() -> None:
     """The AUC is the share of pairs in the right order, ties counting one half."""
     draws = np.random.default_rng(0)
     scores = draws.integers(0, 10, (3, 50)).astype(np.float32)
-    positive = draws.random(50) < 0.4
-    for mine, area in zip(scores, auc(scores, positive), strict=True):
-        pairs = [(p > n) + 0.5 * (p == n) for p in mine[positive] for n in mine[~positive]]
+    positive = draws.random((3, 50)) < 0.4
+    for mine, own, area in zip(scores, positive, auc(scores, positive), strict=True):
+        pairs = [(p > n) + 0.5 * (p == n) for p in mine[own] for n in mine[~own]]
         assert area == pytest.approx(np.mean(pairs))
     assert np.isnan(auc(scores, positive & False)).all()
+    assert np.isnan(auc(scores, positive | True)).all()
+    scores[1, 7] = np.nan
+    assert np.isnan(auc(scores, positive)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_training_images_have_the_metrics_of_the_other_splits(num_classes: int) -> None:
+    """Each run has its own order of the images; sensitivity and the others are scikit-learn's."""
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(2, 60, num_classes)
+    labels = torch.stack([torch.randperm(60) % num_classes for _ in range(2)])
+    losses, found = train_scores(logits, labels, 1)
+    assert losses.shape == (2, 60)
+    for run, (own, of) in enumerate(zip(logits, labels, strict=True)):
+        scores = {name.removeprefix("train_"): float(v[run]) for name, v in found.items()}
+        plain = {name: float(v) for name, v in evaluate(own.unsqueeze(0), of, 1).items()}
+        assert scores == pytest.approx(plain)
+        called, truth = own.argmax(dim=1) == 1, of == 1
+        assert scores == pytest.approx(
+            {
+                "loss": metrics.log_loss(of, own.double().softmax(dim=1)),
+                "accuracy": metrics.accuracy_score(of, own.argmax(dim=1)),
+                "auc": metrics.roc_auc_score(truth, own.softmax(dim=1)[:, 1]),
+                "sensitivity": metrics.recall_score(truth, called),
+                "specificity": metrics.recall_score(truth, called, pos_label=0),
+            },
+            abs=1e-5,
+        )

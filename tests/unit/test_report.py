@@ -106,7 +106,7 @@ def test_a_line_with_a_value_too_few_is_named(tmp_path: Path) -> None:
     lines = run.metrics_file.read_bytes().split(b"\r\n")
     lines[2] = lines[2].rsplit(b",", 2)[0]
     run.metrics_file.write_bytes(b"\r\n".join(lines))
-    with pytest.raises(RunError, match=r"line 3: 15 values, not 17"):
+    with pytest.raises(RunError, match=r"line 3: 18 values, not 20"):
         read_run(run)
 
 
