@@ -55,10 +55,9 @@ def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:
     print_table(*readable(built.summary, is_complete=False), drop=DROP)
     for name, clinical in built.clinical.items():
         if clinical.short:
-            heading = f"{name}: " if len(built.clinical) > 1 else ""
-            say("", f"{heading}{clinical.short.title}")
+            sweep = f"{name}: " if len(built.clinical) > 1 else ""
+            say("", f"{sweep}{clinical.short.title}")
             print_table(clinical.short.columns, clinical.short.rows)
-            say(clinical.short.note)
     for lines in ([f"missing: {line}" for line in built.missing], built.notes):
         if lines:
             say("", *lines)

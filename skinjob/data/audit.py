@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 
 import numpy as np
@@ -131,7 +131,7 @@ def audit(images: ImageSet) -> Audit:
 
     All pairs are compared, in eight positions: 10,000 images take seconds.
     """
-    near, is_complete = near_pairs(images, turns=range(len(TURNS)))
+    near, is_complete = near_pairs(images)
     files = images.files
     pairs = sorted(
         [*_exact_pairs(images), *near],
@@ -143,6 +143,14 @@ def audit(images: ImageSet) -> Audit:
     )
     empty = np.flatnonzero(_is_empty(images)).tolist()
     return Audit(images, tuple(pairs), is_complete, tuple(empty), shortcut(images))
+
+
+def with_copies(images: ImageSet, pairs: Iterable[Pair]) -> ImageSet:
+    """Returns the images, each with the number of the group that *pairs* and equal bytes link."""
+    links = [(pair.first, pair.second) for pair in (*pairs, *_exact_pairs(images))]
+    number = {place: n for n, group in enumerate(linked(links), 1) for place in group}
+    files = (replace(file, copies=number.get(n, 0)) for n, file in enumerate(images.files))
+    return replace(images, files=tuple(files))
 
 
 def leaked(images: ImageSet, pairs: Iterable[Pair]) -> list[ImageFile]:
@@ -190,11 +198,15 @@ def _is_empty(images: ImageSet) -> NDArray[np.bool_]:
 
 
 def near_pairs(
-    images: ImageSet, *, turns: Sequence[int] = (0,), is_across: bool = False
+    images: ImageSet,
+    *,
+    turns: Sequence[int] = range(len(TURNS)),
+    splits: tuple[str, str] | None = None,
 ) -> tuple[list[Pair], bool]:
     """Returns the near copies among images of different bytes, and whether the search was complete.
 
-    *turns* are positions in TURNS. With *is_across*, only pairs of a training and a test image.
+    *turns* are positions in TURNS. With *splits*, only pairs of an image of the first and an image
+    of the second.
     """
     grey = _sketches(images)["grey"]
     used = np.array(sorted(_firsts(images).values()))
@@ -202,25 +214,30 @@ def near_pairs(
     if not len(used):
         return [], True
     signs = np.concatenate([_signs(grey[used[i : i + TILE]]) for i in range(0, len(used), TILE)])
-    # Training images come first.
-    num_train = int(np.searchsorted(used, len(images.split("train"))))
-    rows = range(0, num_train if is_across else len(used), TILE)
-    columns = range(num_train if is_across else 0, len(used), TILE)
-    tiles = [tile for tile in product(turns, rows, columns) if tile[2] + TILE > tile[1]]
+    split_of = np.array([images.files[place].split for place in used])
+    rows, columns = (
+        (np.flatnonzero(split_of == s) for s in splits) if splits else 2 * [np.arange(len(used))]
+    )
+    tiles = [
+        (turn, rows[top : top + TILE], columns[left : left + TILE])
+        for turn in turns
+        for top in range(0, len(rows), TILE)
+        for left in range(0, len(columns), TILE)
+    ]
+    tiles = [tile for tile in tiles if tile[1][0] < tile[2][-1]]
     pairs: dict[tuple[int, int], Pair] = {}
     num_candidates = 0
     with progress("comparing images", len(tiles)) as draw:
         for done, (turn, top, left) in enumerate(tiles, start=1):
-            end = min(top + TILE, rows.stop)
-            same = _agreement(signs[top:end], _turned_signs(signs[left : left + TILE], turn))
+            same = _agreement(signs[top], _turned_signs(signs[left], turn))
             most = MOST_BITS_TURNED if turn else MOST_BITS
             i, j = np.nonzero(same >= NUM_BITS - 2 * most)
-            is_new = i + top < j + left  # each pair once, no image with itself
+            is_new = top[i] < left[j]  # each pair once, no image with itself
             i, j = i[is_new], j[is_new]
             num_candidates += len(i)
             if num_candidates > MOST_CANDIDATES:
                 return [*pairs.values()], False
-            firsts, seconds = used[top + i], used[left + j]
+            firsts, seconds = used[top[i]], used[left[j]]
             alike = _alike(grey[firsts], _turned(grey[seconds], turn))
             for place in np.flatnonzero(alike >= LEAST_ALIKE):
                 pair = Pair(
@@ -298,7 +315,7 @@ def shortcut(images: ImageSet) -> Shortcut:
     sizes = np.column_stack([[file.bytes for file in images.files], sketches["size"]])
     facts = np.column_stack([np.log(sizes), sketches["mean"], sketches["border"]])
     labels = np.array([file.label for file in images.files])
-    is_train = np.array([file.split == "train" for file in images.files])
+    is_train = np.array([file.split != "test" for file in images.files])  # val, too
     train, test = labels[is_train], labels[~is_train]
     spread = facts[is_train].std(0)
     facts = (facts - facts[is_train].mean(0)) / np.where(spread > 1e-9, spread, 1)

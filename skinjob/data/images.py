@@ -78,6 +78,8 @@ class ImageFile:
     """The position of its class in the sorted class names."""
     bytes: int
     sha256: str
+    copies: int | None = field(default=None, compare=False)
+    """The number of the group of its copies, from 1; 0 without a copy; None if nobody looked."""
 
     def read(self, root: Path) -> Image.Image:
         """Returns the image in RGB.
@@ -226,15 +228,20 @@ def is_flat(image: Image.Image) -> bool:
 
 
 def write_index(images: ImageSet, file: Path) -> None:
-    """Writes images.csv: a header, then a row for each image, in order."""
+    """Writes images.csv: a header, then a row for each image, in order.
+
+    The column copies is there if copies were looked for; a cell is empty without a copy.
+    """
+    has_copies = all(image.copies is not None for image in images.files)
     with (
         replacing(file) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as rows,
     ):
         writer = csv.writer(rows)
-        writer.writerow(COLUMNS)
+        writer.writerow([*COLUMNS, *(["copies"] if has_copies else [])])
         writer.writerows(
             (i.path, i.split, csv_text(images.classes[i.label]), i.bytes, i.sha256)
+            + ((i.copies or "",) if has_copies else ())
             for i in images.files
         )
 

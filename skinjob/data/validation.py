@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from skinjob.config import FieldError, TrainConfig, options_of
 from skinjob.console import printable
+from skinjob.data.audit import Pair, linked
 from skinjob.data.images import ImageFile, ImageSet, Split
 from skinjob.words import pluralize
 
@@ -24,14 +25,37 @@ Groups = Iterable[Sequence[ImageFile]]
 
 
 def equal_images(files: Sequence[ImageFile]) -> Groups:
-    """Returns the images in groups that must be on the same side of the split: equal bytes.
-
-    Another function that also joins near duplicates can be given to `hold_out`.
-    """
+    """Returns the images in groups of equal bytes."""
     groups: dict[str, list[ImageFile]] = {}
     for file in files:
         groups.setdefault(file.sha256, []).append(file)
     return groups.values()
+
+
+def copies_together(
+    images: ImageSet, pairs: Iterable[Pair]
+) -> Callable[[Sequence[ImageFile]], Groups]:
+    """Returns a function that groups images that are linked by *pairs* or have equal bytes.
+
+    Pairs with an image that it is not given do not count: with test images, they could link two
+    training images, and the test images would have a part in the split.
+    """
+    pairs = list(pairs)
+
+    def grouped(files: Sequence[ImageFile]) -> Groups:
+        place = {file.path: number for number, file in enumerate(files)}
+        links = [
+            (place[one], place[other])
+            for one, other in (
+                (images.files[p.first].path, images.files[p.second].path) for p in pairs
+            )
+            if one in place and other in place
+        ]
+        for equal in equal_images(files):
+            links += [(place[equal[0].path], place[file.path]) for file in equal]
+        return [[files[number] for number in group] for group in linked(links)]
+
+    return grouped
 
 
 def hold_out(

@@ -29,7 +29,7 @@ from skinjob.report.comparison import (
     reached,
 )
 from skinjob.report.details import p_text
-from skinjob.report.measures import signed
+from skinjob.report.measures import COMPARED, signed
 from skinjob.report.stability import Stability
 from skinjob.report.statistics import sign_flip_p
 from skinjob.report.tables import SweepTable
@@ -285,7 +285,8 @@ def _rates(comparison: Comparison, family: Family) -> str:
     rates = ", ".join(f"{s.batch_size}: {s.lr!r}" for s in family.series)
     edge = [str(series.batch_size) for series in comparison.lr_at_edge]
     at_edge = f"; {_listed(edge)} at the edge of the grid" if edge else ""
-    return f"Each has its best lr, chosen on the test images ({rates}{at_edge})."
+    images = "test" if comparison.table.choosing is COMPARED else "validation"
+    return f"Each has its best lr, chosen on the {images} images ({rates}{at_edge})."
 
 
 def _lacks_images(topic: Contrast) -> bool:

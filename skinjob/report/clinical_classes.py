@@ -48,7 +48,8 @@ def _matrix(case: Case) -> Floats:
     """Returns the mean over seeds of the images of each class (rows) called each class."""
     labels, num = case.test[0].labels, len(case.test[0].classes)
     called = [one.probabilities.argmax(axis=1) for one in case.test]
-    return np.mean([confusion_matrix(labels, own, num) for own in called], axis=0)
+    matrix: Floats = np.mean([confusion_matrix(labels, own, num) for own in called], axis=0)
+    return matrix
 
 
 def _aucs(case: Case, _: Floats) -> list[float]:

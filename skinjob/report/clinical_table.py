@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import special
 
 from skinjob.report.clinical import (
     LEAST_SENSITIVITY,
@@ -193,10 +194,27 @@ def _utility(case: Case) -> Cells:
 
 
 def _ppv(case: Case) -> str:
-    """Returns the PPV at the stated prevalence and the main sensitivity, with its interval."""
-    own = [ppv(c.sensitivity, c.specificity, PREVALENCE) for c in case.counts(case.cutoffs[MAIN])]
-    samples = np.vectorize(ppv)(*case.samples[MAIN], PREVALENCE)
-    return _share(_mean(own, samples), int(case.truth.sum()))
+    """Returns the PPV at the stated prevalence and the main sensitivity, with its interval.
+
+    The interval is that of the log odds, which are those of the prevalence plus the log of the
+    positive likelihood ratio. Half an image is added to each count, so that no ratio is infinite.
+
+    Source: Simel et al. (1991), "Likelihood ratios with confidence".
+    """
+    counts = case.counts(case.cutoffs[MAIN])
+    own = np.array([(one.sensitivity, one.specificity) for one in counts])
+    num = int(case.truth.sum())
+    num_other = len(case.truth) - num
+
+    def log_odds(sensitivity: Floats, specificity: Floats) -> Floats:
+        found = (num * sensitivity + 0.5) / (num + 1)
+        alarms = (num_other * (1 - specificity) + 0.5) / (num_other + 1)
+        odds: Floats = special.logit(PREVALENCE) + np.log(found / alarms)
+        return odds
+
+    limits = special.expit(_mean(log_odds(*own.T), log_odds(*case.samples[MAIN])).interval())
+    mean = float(np.mean([ppv(one.sensitivity, one.specificity, PREVALENCE) for one in counts]))
+    return f"{percent(mean)} ({'-'.join(map(percent, limits))})"
 
 
 def _calibration(case: Case) -> Cells:
@@ -257,10 +275,10 @@ def _short(positive: str, cases: Sequence[Case]) -> Part:
         slope = _calibration(case)[SLOPE]
         rows.append([str(case.batch_size), *cells, _ppv(case), slope])
     title = f"“{positive}” against the rest (95 %, new images and seeds):"
-    return Part(title, columns, rows, _origin(cases))
+    return Part(title, columns, rows)
 
 
-def _mean(values: Sequence[float], samples: Floats) -> Mean:
+def _mean(values: Sequence[float] | Floats, samples: Floats) -> Mean:
     return orh_mean(np.array(values), np.atleast_2d(np.cov(samples)))
 
 

@@ -37,6 +37,8 @@ FEWEST_FOR_TREND = 3
 FEWEST_FOR_VERDICT = 5
 NAMES = {"auc": "AUC", "log-loss": "log loss"}
 COLUMNS = {"auc": "test_auc", "log-loss": "test_loss"}
+VAL_COLUMNS = {"auc": "val_auc", "log-loss": "val_loss"}
+"""What chooses a learning rate where there is a validation split."""
 
 
 class Verdict(str, Enum):
@@ -254,10 +256,15 @@ def reached(series: Series) -> int:
 
 
 def _at_best_lr(all_series: Sequence[Series], outcome: str) -> list[Series]:
-    """Returns each batch size at the lr with the best mean outcome after its last epoch."""
+    """Returns each batch size at the lr with the best mean outcome after its last epoch.
+
+    The outcome is that of val if there is a validation split.
+    """
 
     def score(series: Series) -> float:
-        mean = fmean(series.by_run(COLUMNS[outcome])[:, -1])
+        has_val = VAL_COLUMNS[outcome] in series.table.columns
+        column = (VAL_COLUMNS if has_val else COLUMNS)[outcome]
+        mean = fmean(series.by_run(column)[:, -1])
         return -math.inf if math.isnan(mean) else mean if outcome == "auc" else -mean
 
     sizes = sorted({series.batch_size for series in all_series})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from skinjob.report.comparison import NAMES, Comparison, Contrast, Family
-from skinjob.report.measures import COMPARED, number, percent, signed
+from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED, number, percent, signed
 from skinjob.report.stability import Stability
 from skinjob.report.statistics import Interval, wilson_interval
 
@@ -41,10 +41,9 @@ def comparison_table(comparison: Comparison) -> Table:
         for place, series in enumerate(family.series):
             contrast = family.contrasts[place - 1] if place else None
             second = twin.contrasts[place - 1] if twin and place else None
-            after = f"{family.at:,} {family.axis}" + (", own lr" if family.has_own_lrs else "")
             rows.append(
                 [
-                    after,
+                    _after(comparison, family),
                     *_lr_cell(comparison, repr(series.lr)),
                     str(series.batch_size),
                     f"{family.updates_of(series):,}",
@@ -55,6 +54,13 @@ def comparison_table(comparison: Comparison) -> Table:
                 ]
             )
     return columns, [*rows, *_baseline(comparison, len(columns))]
+
+
+def _after(comparison: Comparison, family: Family) -> str:
+    """Returns the point of a family, with a mark if test images chose its learning rates."""
+    mark = CHOSEN_ON_TEST if comparison.table.choosing is COMPARED else ""
+    own_lr = f", own lr{mark}" if family.has_own_lrs else ""
+    return f"{family.at:,} {family.axis}{own_lr}"
 
 
 def _against_first(contrast: Contrast | None, num_seeds: int) -> list[str]:
@@ -184,7 +190,7 @@ def stability_table(comparison: Comparison) -> Table:
     ]
     rows = [
         [
-            f"{family.at:,} {family.axis}" + (", own lr" if family.has_own_lrs else ""),
+            _after(comparison, family),
             *_lr_cell(comparison, repr(one.series.lr)),
             str(one.series.batch_size),
             number(one.sd, DIGITS),

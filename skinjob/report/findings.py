@@ -8,7 +8,7 @@ from typing import Any
 
 from skinjob.config import RECIPE, TrainConfig, options_of
 from skinjob.errors import RunError
-from skinjob.report.measures import COMPARED
+from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED
 from skinjob.report.tables import SweepTable
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import RunState, Status, filled_recipe
@@ -124,10 +124,18 @@ def _skipped(table: SweepTable) -> list[str]:
 
 
 def _chosen(table: SweepTable) -> list[str]:
-    """Returns a sentence on what the best epoch was chosen with, if not with the test images."""
+    """Returns a sentence on which images chose the best epoch, the cutoffs and the best lrs."""
+    if table.choosing is COMPARED:
+        option = options_of(TrainConfig)["val_fraction"].usage(0.15)
+        return [
+            f"{CHOSEN_ON_TEST} Chosen with the test images, so too good for new images. "
+            f"skinjob submit {option} chooses with training images that it holds out."
+        ]
     num = sum(table.counts.get(table.choosing.split, {}).values())
-    line = f"The best epoch was chosen with the {num} validation images; its accuracy is on test."
-    return [line] if table.choosing is not COMPARED else []
+    return [
+        f"What is chosen, such as the best epoch and the cutoffs, is chosen with the {num} "
+        "validation images; the test images give the final numbers only."
+    ]
 
 
 def _differences(tables: Sequence[SweepTable]) -> list[str]:

@@ -341,6 +341,7 @@ def image_draws(
     """
     draw = np.random.default_rng(0)
     _, firsts, places = np.unique(groups, return_index=True, return_inverse=True)
+    firsts, places = np.unique(firsts[places], return_inverse=True)  # whatever the numbers are
     counts = np.zeros((num, len(firsts)))
     for label in np.unique(labels[firsts]):
         own = np.flatnonzero(labels[firsts] == label)

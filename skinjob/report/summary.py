@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinjob.report.measures import COMPARED, MEASURES, Measure, percent
+from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED, MEASURES, Measure, percent
 from skinjob.report.statistics import mean_and_sd, wilson_interval
 from skinjob.report.tables import Series, known_measures
 from skinjob.words import duration
@@ -38,7 +38,7 @@ def readable(summary: pd.DataFrame, *, is_complete: bool) -> tuple[list[str], li
         cells["lr"] = lambda row: repr(row["lr"])
     cells["epoch"] = lambda row: str(row["epochs"])
     cells[COMPARED.label] = _accuracy_and_interval
-    cells["best %\n(epoch)"] = lambda row: f"{percent(row[_BEST])} ({row['best_epoch']})"
+    cells["best %\n(epoch)"] = _best_and_epoch
     if (summary["runs"] > 1).any():
         cells["sd"] = lambda row: percent(row[f"{_FINAL}_sd"])
     for measure in MEASURES:
@@ -72,6 +72,7 @@ def _summary_row(series: Series, measures: Sequence[Measure]) -> Row:
         f"{_FINAL}_sd": accuracy_sd,
         _BEST: curve.mean[best],
         "best_epoch": curve.epochs[best],
+        "best_epoch_chosen_with": series.table.choosing.split,
     }
     for measure in measures:
         if measure is not COMPARED:
@@ -90,6 +91,11 @@ def _final(measure: Measure) -> str:
 
 def _final_text(measure: Measure, row: Row) -> str:
     return measure.text(row[_final(measure)])
+
+
+def _best_and_epoch(row: Row) -> str:
+    mark = CHOSEN_ON_TEST if row["best_epoch_chosen_with"] == COMPARED.split else ""
+    return f"{percent(row[_BEST])}{mark} ({row['best_epoch']})"
 
 
 def _accuracy_and_interval(row: Row) -> str:

@@ -11,11 +11,10 @@ from datetime import date
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig, tests_every
-from skinjob.console import printable
-from skinjob.data.audit import leaked, near_pairs, shortcut
+from skinjob.data.audit import Pair, with_copies
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
-from skinjob.data.validation import hold_out
+from skinjob.data.validation import copies_together, hold_out
 from skinjob.errors import ConfigError, RunError
 from skinjob.files import absolute
 from skinjob.ownership import require_safe
@@ -30,13 +29,12 @@ from skinjob.submit.checks import (
     require_usable,
     require_writable,
 )
+from skinjob.submit.remarks import find_copies, remarks
 from skinjob.sweeps.layout import Run, Sweep, run_name, sweeps
 from skinjob.sweeps.records import SweepInfo, filled_recipe
 from skinjob.weights.file import WeightsInfo, read_weights_info
-from skinjob.words import pluralize
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
-MOST_COMPARED = 20_000  # images whose near copies submit looks for: a few seconds
 WITHOUT_PATHS = {"data": "", "weights": ""}
 
 
@@ -54,6 +52,8 @@ class Plan:
     cluster: ClusterConfig
     weights: WeightsInfo
     images: ImageSet
+    near_copies: tuple[Pair, ...] | None
+    """By positions in `images`; None if they are not known."""
     device_reason: str
     python_note: str | None = None
     unread: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class Plan:
             *counts.items(),
             ("positive", f"{self.positive} ({_why_positive(config)})"),
             *([("left out", ", ".join(self.images.left_out))] if self.images.left_out else []),
-            *_remarks(self.images),
+            *remarks(self.images, self.near_copies),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
             *([("updates", _passes(list(self.configs.values())))] if config.updates else []),
@@ -173,7 +173,11 @@ def make_plan(
     note = python_note(cluster, queue)
     weights = weights or read_weights_info(Path(train.weights))
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
-    images = hold_out(images, train.val_fraction)
+    copies = find_copies(images)
+    if copies.everywhere is not None:
+        images = with_copies(images, copies.everywhere)
+    group = copies_together(images, copies.in_train or ())
+    images = hold_out(images, train.val_fraction, group=group)
     _require_batches_fit(sorted({config.batch_size for config in configs}), images)
     data, file = str(absolute(images.root)), str(absolute(weights.path))
     is_last = images.positive_label(train.positive) == len(images.classes) - 1
@@ -200,6 +204,7 @@ def make_plan(
         cluster=cluster,
         weights=weights,
         images=images,
+        near_copies=copies.everywhere,
         device_reason=device_reason,
         python_note=note,
     )
@@ -219,45 +224,6 @@ def placed(plan: Plan) -> Plan:
         return replace(plan, sweep=_named(plan, plan.runs, plan.name))
     sweep, unread = _existing(plan, plan.runs)
     return replace(plan, sweep=sweep or _fresh(plan, plan.runs), unread=tuple(unread))
-
-
-def _remarks(images: ImageSet) -> list[tuple[str, str]]:
-    """Returns remarks on the images for the user: labels and sentences."""
-    remarks = []
-    if images.skipped:
-        first, num = images.skipped[0], pluralize(len(images.skipped), "faulty image")
-        remarks.append(("skipped", f"{num} (first: {printable(first.path)}: {first.fault})"))
-    if images.flat:
-        verb = "hold" if len(images.flat) > 1 else "holds"
-        num = pluralize(len(images.flat), "image")
-        words = f"{num} {verb} a single grey level, or nearly (first: {printable(images.flat[0])})"
-        remarks.append(("note", f"{words}: there is nothing to see in it"))
-    for what, where, so, repeated in (
-        ("test image", "in train too", "the test accuracy is too high", images.in_train_too()),
-        ("image", "in two classes", "a label is wrong", images.in_two_classes()),
-    ):
-        if repeated:
-            verb, num = "are" if len(repeated) > 1 else "is", pluralize(len(repeated), what)
-            path = printable(repeated[0].path)
-            words = f"{num} {verb} {where}, byte for byte (first: {path}): {so}"
-            remarks.append(("note", words))
-    return [*remarks, *_audit_remarks(images)]
-
-
-def _audit_remarks(images: ImageSet) -> list[tuple[str, str]]:
-    """Returns the short form of `skinjob audit`, for images that were scanned here."""
-    if images.sketches is None:
-        return []
-    remarks = [("shortcut", str(shortcut(images)))]
-    if len(images.files) <= MOST_COMPARED:
-        copies = leaked(images, near_pairs(images, is_across=True)[0])
-        if copies:
-            verb = "are" if len(copies) > 1 else "is"
-            num, path = pluralize(len(copies), "test image"), printable(copies[0].path)
-            words = f"{num} {verb} nearly the same as a training image (first: {path})"
-            fix = f"skinjob audit {printable(shlex.quote(str(images.root)))}"
-            remarks.append(("note", f"{words}: {fix}"))
-    return remarks
 
 
 def _require_same_cluster(plan: Plan) -> None:

@@ -20,14 +20,17 @@ from typing import Any, cast
 
 import numpy as np
 
+from skinjob.report.clinical import confusion, cutoff_for, rates_for
 from skinjob.report.comparison import ALPHA, Contrast, Verdict
 from skinjob.report.statistics import (
     Estimates,
     Floats,
     auc_estimates,
     holm,
+    image_draws,
     mean_estimates,
     orh_difference,
+    orh_mean,
     paired_interval,
     sd_ratio,
     sign_flip_p,
@@ -35,6 +38,7 @@ from skinjob.report.statistics import (
 )
 
 TRUTH = np.arange(220) < 100
+SAMPLES = image_draws(TRUTH.astype(np.int64), np.arange(len(TRUTH)))
 SIGNAL, SEED, IMAGE, BOTH = 1.6, 0.25, 0.7, 0.35
 """The signal's mean and its sd over seeds, and the sd of the effects of image, and of image and
 batch size. The sd of a score within its image is such that the total is 1."""
@@ -119,6 +123,25 @@ def equals(draw: np.random.Generator, seeds: int) -> bool:
     return verdicts(found, seeds, margin)[0] == Verdict.SAME
 
 
+def misses_specificity(draw: np.random.Generator, seeds: int) -> bool:
+    """Returns True if the interval of the specificity at a sensitivity of 90 % misses the truth."""
+    own = scores(draw, seeds, np.array([SIGNAL]), BOTH)[0]
+    found = [confusion(run, TRUTH, cutoff_for(run, TRUTH, 0.9)).specificity for run in own]
+    samples = np.array([rates_for(run, TRUTH, 0.9, SAMPLES)[1] for run in own])
+    mean = orh_mean(np.array(found), np.atleast_2d(np.cov(samples)))
+    low, high = mean.share_interval(int((~TRUTH).sum()))
+    normal = NormalDist()
+    true = normal.cdf((SIGNAL + normal.inv_cdf(0.1)) / (1 + SEED**2) ** 0.5)
+    return not low <= true <= high
+
+
+def misses_mean(draw: np.random.Generator, seeds: int) -> bool:
+    """Returns True if the interval of a mean AUC misses the truth."""
+    found = aucs(scores(draw, seeds, np.array([SIGNAL]), BOTH))
+    low, high = orh_mean(found.values, found.covariance).interval()
+    return not low <= true_auc(SIGNAL) <= high
+
+
 HERE = {Verdict.DIFFER, Verdict.DIFFER_HERE}
 QUESTIONS: dict[str, tuple[Callable[..., bool], str]] = {
     "new images and seeds, AUC, no difference": (
@@ -133,6 +156,8 @@ QUESTIONS: dict[str, tuple[Callable[..., bool], str]] = {
         lambda draw, seeds: misses_new(draw, seeds, losses, 0.0),
         "4.7 to 6.1",
     ),
+    "mean AUC": (misses_mean, "5"),
+    "specificity at sensitivity 90 %": (misses_specificity, "5"),
     "these images, paired t, no difference": (misses_these, "4.5 to 6.2"),
     "ratio of spreads, no difference": (misses_ratio, "5"),
     "any of 3 pairs differs on these images": (

@@ -202,12 +202,16 @@ def test_submit_names_near_copies_and_the_shortcut(
     with Image.open(lesions / "train/malignant/1.png") as original:
         original.save(lesions / "test/malignant/copy.jpg", quality=60)
     options = ("--data", lesions, "--weights", weights, "--cluster", "local", "--batch-sizes", "4")
-    printed = skinjob("submit", *options, "--dry-run", cwd=tmp_path, code=0).stdout
-    assert (
-        "1 test image is nearly the same as a training image (first: test/malignant/copy.jpg): "
-        f"skinjob audit {lesions}\n" in printed
-    )
-    assert re.search(r"^shortcut file size, .* accuracy and AUC ", printed, re.M)
+    found = set()
+    for fraction in ("0", "0.34"):  # with val, some copies are of its images
+        given = (*options, "--val-fraction", fraction, "--dry-run")
+        printed = skinjob("submit", *given, cwd=tmp_path, code=0).stdout
+        assert (
+            "1 test image is nearly the same as a training image (first: test/malignant/copy.jpg): "
+            f"skinjob audit {lesions}\n" in printed
+        )
+        found |= set(re.findall(r"^shortcut file size, .* accuracy and AUC .*", printed, re.M))
+    assert len(found) == 1
 
 
 def test_several_classes_have_a_shortcut_too(tmp_path: Path) -> None:

@@ -12,14 +12,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import only_sweep, refusal, skinjob
+from PIL import Image, ImageOps
 from trees import make_tree
 
+from skinjob.data.audit import Pair, with_copies
 from skinjob.data.images import ImageFile, ImageSet, Split, read_index, write_index
+from skinjob.data.lesions import draw_lesion
 from skinjob.data.scan import scan
-from skinjob.data.validation import Groups, equal_images, hold_out
+from skinjob.data.validation import copies_together, hold_out
 from skinjob.errors import ConfigError, ImagesError
+from skinjob.report.predictions import read_copies
+from skinjob.submit.remarks import find_copies
+from skinjob.sweeps.layout import Sweep
 
 SMALL = ("--cluster", "local", "--device", "cpu", "--batch-sizes", "4", "--epochs", "1")
 VAL = ("--val-fraction", "0.25")
@@ -87,20 +94,82 @@ def test_equal_images_are_on_one_side() -> None:
             assert wanted[name] - 3 <= count <= round(wanted[name])
 
 
-def test_another_rule_can_join_near_duplicates() -> None:
-    """Whatever a function calls a group stays together."""
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn lesions, 12 + 4 of each class; train has a smaller copy of each of its lesions.
 
-    def pairs(files: Sequence[ImageFile]) -> Groups:
-        by_pair: dict[tuple[int, int], list[ImageFile]] = {}
-        for file in files:
-            by_pair.setdefault((file.label, int(file.path[-7:-4]) // 2), []).append(file)
-        return by_pair.values()
+    A test image is a copy of a training image, and so is another that is mirrored.
+    """
+    root = tmp_path_factory.mktemp("copied") / "lesions"
+    for split, count in (("train", 12), ("test", 4)):
+        for label, name in enumerate(("benign", "malignant")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                draw = np.random.default_rng((len(split), label, number))
+                image = draw_lesion(draw, name, 64)
+                image.save(folder / f"{number:02}.png")
+                if split == "train":
+                    smaller = image.resize((50, 50))
+                    (ImageOps.mirror(smaller) if number == 3 else smaller).save(
+                        folder / f"{number:02}-copy.jpg", quality=80
+                    )
+    with Image.open(root / "train/benign/05.png") as image:
+        image.resize((40, 40)).save(root / "test/benign/copy.png")
+    return root
 
-    split = hold_out(made(), 0.3, group=pairs)
-    numbers = Counter((f.label, int(f.path[-7:-4]) // 2) for f in split.split("val"))
-    assert len(split.split("val")) == 18
-    assert set(numbers.values()) == {2}
-    assert len(list(equal_images(made().files))) == 120
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.35, 0.5])
+def test_near_copies_are_on_one_side(copied: Path, fraction: float) -> None:
+    """A lesion that is in train in two sizes, or mirrored, is in val with both files or none."""
+    images = scan(copied)
+    pairs = find_copies(images).in_train
+    assert pairs is not None
+    split = hold_out(images, fraction, group=copies_together(images, pairs))
+    lesions = Counter(file.path.split(".")[0].removesuffix("-copy") for file in split.split("val"))
+    assert set(lesions.values()) == {2}
+    assert split.counts()["val"] == dict.fromkeys(("benign", "malignant"), 2 * int(12 * fraction))
+    assert not {file.sha256 for file in split.split("val")} & {
+        file.sha256 for file in split.split("train")
+    }
+
+
+def test_test_images_link_no_training_images(copied: Path, tmp_path: Path) -> None:
+    """A test image that is a copy of two groups changes no side of the split."""
+    images = scan(copied)
+    known = find_copies(images)
+    assert known.in_train is not None
+    assert known.everywhere is not None
+    places = {file.path: place for place, file in enumerate(images.files)}
+    bridges = [
+        Pair(places[f"train/benign/{number:02}.png"], places["test/benign/copy.png"], "made up")
+        for number in range(12)
+    ]
+    split = hold_out(images, 0.2, group=copies_together(images, known.in_train))
+    bridged = copies_together(images, [*known.everywhere, *bridges])
+    assert hold_out(images, 0.2, group=bridged) == split
+
+
+def test_the_list_of_images_says_which_are_copies(copied: Path, tmp_path: Path) -> None:
+    """Copies have the same number, images without a copy none, and a list without the column
+    says that nobody looked.
+    """
+    images = scan(copied)
+    known = find_copies(images)
+    assert known.everywhere is not None
+    sweep = Sweep(tmp_path)
+    write_index(with_copies(images, known.everywhere), sweep.images_file)
+    found = read_copies(sweep)
+    assert found is not None
+    numbers = found.groups
+    assert numbers["train/benign/03.png"] == numbers["train/benign/03-copy.jpg"]
+    assert len(numbers) == 49
+    tests = [file.path for file in images.split("test")]
+    assert [tests[n] for n in found.is_trained(tests).nonzero()[0]] == ["test/benign/copy.png"]
+    assert len(set(found.numbers(tests))) == len(tests)
+    assert read_index(sweep.images_file, copied, images.classes) == images
+    write_index(images, sweep.images_file)
+    assert read_copies(sweep) is None
 
 
 def test_the_plan_shows_what_is_held_out(project: Path) -> None:
@@ -171,7 +240,8 @@ def test_a_sweep_with_a_validation_split_is_like_any_other(project: Path) -> Non
     assert "1 run: 1 done" in skinjob("status", sweep, cwd=project, code=0).stdout
     assert skinjob("list", cwd=project, code=0).stderr == ""
     report = skinjob("report", sweep, cwd=project, code=0)
-    assert "The best epoch was chosen with the 4 validation images" in report.stdout
+    assert "is chosen with the 4 validation images; the test images give" in report.stdout
+    assert "*" not in report.stdout
     page = (sweep / "report/index.html").read_text("utf-8")
     assert "<dt>images, val</dt><dd>2 benign, 2 malignant</dd>" in page
     assert "val fraction 0.25" in page

@@ -316,7 +316,7 @@ def test_sweeps_of_two_recipes_are_compared_with_a_warning(
 
 
 def test_the_best_epoch_is_chosen_with_validation_images(tmp_path: Path) -> None:
-    """Its test accuracy is an honest number, and the page says so; without val, the opposite."""
+    """Page and table say which images chose it: a mark is at what test images chose."""
     counts = {"train": {"a": 8, "b": 8}, "val": {"a": 2, "b": 3}, "test": {"a": 5, "b": 5}}
     plain, chosen = (
         draw_sweep(tmp_path / name, batch_sizes=[32], lrs=[0.01], epochs=3, counts=counts)
@@ -329,11 +329,22 @@ def test_the_best_epoch_is_chosen_with_validation_images(tmp_path: Path) -> None
     write_rows(chosen.runs()[0], rows)
     report, both = build_report([chosen]), build_report([chosen, plain])
     assert report.summary.loc[0, ["best_epoch", "best_test_accuracy"]].tolist() == [2, 0.7]
-    note = "The best epoch was chosen with the 5 validation images; its accuracy is on test."
+    note = (
+        "What is chosen, such as the best epoch and the cutoffs, is chosen with the 5 validation "
+        "images; the test images give the final numbers only."
+    )
+    footnote = (
+        "* Chosen with the test images, so too good for new images. skinjob submit --val-fraction "
+        "0.15 chooses with training images that it holds out."
+    )
     assert note in report.notes
-    assert [line for line in both.notes if "best epoch" in line] == [f"chosen: {note}"]
+    assert "*" not in str(readable(report.summary, is_complete=True)[1])
+    assert {f"chosen: {note}", f"plain: {footnote}"} <= set(both.notes)
     write_rows(chosen.runs()[0], [row | {"val_accuracy": ""} for row in rows])
-    assert build_report([chosen]).summary.loc[0, "best_epoch"] == 1
+    report = build_report([chosen])
+    assert report.summary.loc[0, "best_epoch"] == 1
+    assert footnote in report.notes
+    assert "80.0* (1)" in readable(report.summary, is_complete=False)[1][0]
 
 
 def test_two_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
