@@ -39,8 +39,8 @@ def auc(scores: NDArray[np.floating[Any]], positive: NDArray[np.bool_]) -> NDArr
     0.875
     """
     scores = np.ascontiguousarray(scores, np.float32) + np.float32(0)  # -0.0 is 0.0
-    # Integers that sort as the floats do, and then by label: among equal scores, positives are last,
-    # then first. Sorting such numbers takes a fraction of the time of ranking floats.
+    # Integers that sort as the floats do, and then by label: among equal scores, positives are
+    # last, then first. Sorting such numbers takes a fraction of the time of ranking floats.
     bits = scores.view(np.int32).astype(np.int64)
     keys = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 1
     num, num_images = positive.sum(axis=-1, dtype=np.float64), scores.shape[-1]

@@ -87,7 +87,6 @@ def write_page(
 
 def _result(comparison: Comparison, clinical: Clinical) -> dict[str, Any]:
     """Returns the tables of a sweep below the answer, each as columns and rows."""
-    lead = comparison.lead
     return {
         "sweep": comparison.table.sweep.name,
         "comparison": comparison_table(comparison),

@@ -161,8 +161,20 @@ def test_several_lrs(tmp_path: Path, golden: Golden) -> None:
     assert verdicts(comparison) == [Verdict.SAME]
     check(answer(comparison), golden, "several-lrs")
     rows = comparison_table(comparison)[1]
-    assert sum(row[0] == "20 epochs, own lr" for row in rows) == 2
+    assert sum(row[0] == "20 epochs, own lr*" for row in rows) == 2
     assert sum(row[0] == "20 epochs" for row in rows) == 4
+
+    for run in sweep.runs():  # val prefers the other lrs
+        config = run.config()
+        value = 0.8 + 0.1 * (config.lr != best[config.batch_size])
+        for column in ("val_auc", "val_accuracy"):
+            set_column(run, column, [f"{value}"] * 20)
+    comparison = compared(sweep)
+    lead = comparison.family("epochs")
+    assert lead is not None
+    assert {series.batch_size: series.lr for series in lead.series} == {32: 0.1, 256: 0.01}
+    assert "Each has its best lr, chosen on the validation images" in answer(comparison).text
+    assert "*" not in str(comparison_table(comparison))
 
 
 def test_a_batch_size_alone_is_not_compared(tmp_path: Path) -> None:
