@@ -6,17 +6,14 @@ import csv
 import errno
 import os
 import shlex
-import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import pandas as pd
 
-from skinjob.console import printable
 from skinjob.data.images import Split
 from skinjob.errors import RunError
 from skinjob.files import csv_text, replacing
@@ -26,25 +23,21 @@ from skinjob.report.answer import Answer, answer
 from skinjob.report.clinical_table import Clinical
 from skinjob.report.clinical_table import clinical as clinical_numbers
 from skinjob.report.comparison import Comparison, compare_sweep, read_all_predictions
-from skinjob.report.measures import COMPARED, Measure
-from skinjob.report.page import Picture, write_page
-from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison
-from skinjob.report.predictions import read_copies
+from skinjob.report.page import write_page
+from skinjob.report.plots.gallery import figures, write_figures
+from skinjob.report.predictions import Predictions, read_copies
 from skinjob.report.summary import summarize
 from skinjob.report.tables import (
     TEXTS,
     Series,
     SweepTable,
-    by_lr,
     group_runs,
-    known_measures,
     read_sweep,
 )
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import METRICS
 from skinjob.words import list_first
 
-MOST_LINES = 8  # in a comparison; with more lines, the legend is hard to read
 MOST_NAMED = 5  # unreadable runs in an error
 
 
@@ -96,11 +89,12 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
 
 def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]) -> Report:
     """Writes all files of the report, and returns it."""
-    comparisons, batches = _draw(folder, tables, all_series)
-    results = []
+    results, drawn_from = [], []
     for table in tables:
         own = [series for series in all_series if series.table is table]
-        results.append(_result(table, own))
+        predictions = read_all_predictions(own)
+        results.append(_result(table, own, predictions))
+        drawn_from.append((results[-1][0], predictions))
     report = Report(
         folder=folder,
         notice=findings.weights_notice(tables),
@@ -110,6 +104,8 @@ def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Seri
         missing=findings.missing(tables),
         notes=findings.notes(tables),
     )
+    drawn = figures(drawn_from, all_series)
+    write_figures(folder, drawn)
     _write_metrics(folder / "metrics.csv", tables)
     _write_summary(folder / "summary.csv", report.summary)
     write_page(
@@ -121,15 +117,15 @@ def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Seri
         summary=report.summary,
         missing=report.missing,
         notes=report.notes,
-        comparisons=comparisons,
-        batches=batches,
+        figures=drawn,
     )
     return report
 
 
-def _result(table: SweepTable, own: Sequence[Series]) -> tuple[Comparison, Clinical]:
+def _result(
+    table: SweepTable, own: Sequence[Series], predictions: Mapping[str, Predictions]
+) -> tuple[Comparison, Clinical]:
     """Returns what a sweep's predictions and curves say."""
-    predictions = read_all_predictions(own)
     comparison = compare_sweep(table, own, predictions)
     lead = comparison.family("epochs")
     series = lead.series if lead else own
@@ -214,90 +210,6 @@ def _nothing_yet(tables: Sequence[SweepTable]) -> RunError:
     logs.sort(key=lambda log: not log.exists())
     fix = f"tail {shlex.quote(str(logs[0]))}" if logs else "skinjob submit"
     return RunError(f"{names}: no run has finished an epoch ({why})", fix)
-
-
-def _draw(
-    folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]
-) -> tuple[list[Picture], list[Picture]]:
-    """Writes and returns the comparisons and a picture for each series, all on the same scale."""
-    scale = common_scale(all_series)
-    labels, stems = _names(tables, all_series)
-    batches = []
-    for label, stem, series in zip(labels, stems, all_series, strict=True):
-        accuracies = [m for m in known_measures([series]) if m.axis is COMPARED.axis]
-        ends = ", ".join(f"{_final(series, m)} % ({m.split})" for m in reversed(accuracies))
-        description = (
-            "Curves of loss and accuracy, train and test. "
-            f"At epoch {series.epochs} accuracy is {ends}."
-        )
-        files = draw_batch(series, scale, folder / stem)
-        batches.append(Picture(f"Batch size {label}", description, files))
-    return _compare(folder, all_series, labels, scale), batches
-
-
-def _names(
-    tables: Sequence[SweepTable], all_series: Sequence[Series]
-) -> tuple[list[str], list[str]]:
-    """Returns labels and file names: batch size, and sweep and lr if there are several."""
-    has_sweeps, has_lrs = len(tables) > 1, len(by_lr(all_series)) > 1
-    labels, stems = [], []
-    for series in all_series:
-        sweep, lr = series.table.sweep.name, series.lr
-        label, stem = f"{series.batch_size}", f"batch-{series.batch_size:04d}"
-        if has_sweeps:
-            label, stem = f"{printable(sweep)} {label}", f"{sweep}-{stem}"
-        if has_lrs:
-            label, stem = f"{label}, lr {lr!r}", f"{stem}-lr{lr!r}"
-        labels.append(label)
-        stems.append(stem)
-    return labels, stems
-
-
-def _compare(
-    folder: Path, all_series: Sequence[Series], labels: Sequence[str], scale: Scale
-) -> list[Picture]:
-    """Writes the comparison, or with too many lines, a comparison for each lr.
-
-    Then comparison.* is a copy of that for the best lr, which comes first.
-    """
-    by_rate = by_lr(all_series)
-    if len(all_series) <= MOST_LINES or len(by_rate) in (1, len(all_series)):
-        what = "All batch sizes" if len(by_rate) == 1 else "All batch sizes and learning rates"
-        return [_comparison(folder / "comparison", what, all_series, labels, scale)]
-    pictures = {}
-    for lr, own in by_rate.items():
-        stem, what = folder / f"comparison-lr{lr!r}", f"All batch sizes with lr {lr!r}"
-        own_labels = [label for label, s in zip(labels, all_series, strict=True) if s.lr == lr]
-        pictures[lr] = _comparison(stem, what, own, own_labels, scale)
-    measures = {series.table.choosing for series in all_series}
-    choosing = measures.pop() if len(measures) == 1 else COMPARED
-    best = max(by_rate, key=lambda lr: fmean(fmean(s.final(choosing)) for s in by_rate[lr]))
-    first = pictures.pop(best)
-    caption = (
-        f"{first.caption}. Of {len(by_rate)} lrs, it has the highest mean accuracy at the last "
-        f"epoch (chosen with the {choosing.split} images); comparison.png is the same picture"
-    )
-    for file in first.files:
-        with replacing(folder / f"comparison{file.suffix}") as partial:
-            shutil.copyfile(file, partial)
-    return [replace(first, caption=caption), *pictures.values()]
-
-
-def _comparison(
-    stem: Path, what: str, all_series: Sequence[Series], labels: Sequence[str], scale: Scale
-) -> Picture:
-    files = draw_comparison(all_series, labels, scale, stem)
-    named = zip(labels, all_series, strict=True)
-    ends = ", ".join(f"{label}: {_final(series, COMPARED)} %" for label, series in named)
-    return Picture(
-        f"{what} on the test images, by epoch and by update",
-        f"Curves of test loss and test accuracy. Final test accuracy by batch size: {ends}.",
-        files,
-    )
-
-
-def _final(series: Series, measure: Measure) -> str:
-    return measure.text(fmean(series.final(measure)))
 
 
 def _write_metrics(file: Path, tables: Sequence[SweepTable]) -> None:

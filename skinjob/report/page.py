@@ -5,9 +5,7 @@ The text is in page.html, the style in page.css.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +19,12 @@ from skinjob.report.answer import Answer, ranges
 from skinjob.report.clinical_table import Clinical
 from skinjob.report.comparison import NAMES, Comparison
 from skinjob.report.details import comparison_table, stability_table, tests_made
+from skinjob.report.figures import Figure
 from skinjob.report.findings import known_state
 from skinjob.report.summary import readable
 from skinjob.report.tables import SweepTable
 
 DIGEST_DIGITS = 12  # enough to distinguish files; sweep.json has all 64
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture in the report's folder, in several formats."""
-
-    caption: str
-    description: str
-    """A text for readers who cannot see the picture."""
-    files: Sequence[Path]
-
-    @property
-    def svg_base64(self) -> str:
-        svg = next(file for file in self.files if file.suffix == ".svg")
-        return base64.b64encode(svg.read_bytes()).decode("ascii")
 
 
 def write_page(
@@ -53,8 +37,7 @@ def write_page(
     summary: pd.DataFrame,
     missing: Sequence[str],
     notes: Sequence[str],
-    comparisons: Sequence[Picture],
-    batches: Sequence[Picture],
+    figures: Sequence[Figure],
 ) -> None:
     """Writes the page: the answer, numbers, pictures, explanations, and the facts of each sweep."""
     columns, rows = readable(summary, is_complete=True)
@@ -79,8 +62,7 @@ def write_page(
         rows=rows,
         missing=missing,
         notes=notes,
-        comparisons=comparisons,
-        batches=batches,
+        figures=figures,
     )
     write_text(file, page)
 

@@ -1,228 +1,357 @@
-"""What a picture promises: the same axes, legible in grey, the same file from the same numbers."""
+"""What a picture promises: every seed is in it, labels can be read, and print and screen agree."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
-from PIL import Image, ImageColor
-from sweep_maker import draw_sweep
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import get_data_path
+from PIL import Image, ImageColor, ImageFont
+from sweep_maker import draw_sweep, set_column
 
-from skinjob.report import plots
-from skinjob.report.measures import ACCURACY, LOSS
-from skinjob.report.plots import Scale, common_scale, draw_batch, draw_comparison, looks
-from skinjob.report.tables import Series, group_runs, read_sweep
-from skinjob.sweeps.records import METRICS
+from skinjob.report.comparison import compare_sweep, read_all_predictions
+from skinjob.report.figures import Figure
+from skinjob.report.plots.canvas import DARK, LIGHT, as_file, id_of
+from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, looks, span
+from skinjob.report.plots.clinical import SHOWN_OF_MANY
+from skinjob.report.plots.gallery import figures, write_figures
+from skinjob.report.tables import group_runs, read_sweep
+from skinjob.sweeps.layout import Sweep
 
-pytestmark = pytest.mark.slow  # each test draws figures
+SVG = "{http://www.w3.org/2000/svg}"
+FEWEST_GREY_STEPS = 25  # of 255, between the lines of two neighbouring batch sizes
+LEAST_CONTRAST = 3.0  # of a line, by WCAG
+FONT = Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"  # wider than other usual fonts
 
-FEWEST_GREY_STEPS = 25  # of 255, between two lines that lie side by side
-DARKEST_PAPER = 190  # a line on white paper is darker than this grey
 
-
-def make_series(folder: Path, **kwargs: object) -> list[Series]:
-    return group_runs([read_sweep(draw_sweep(folder, **kwargs))])  # type: ignore[arg-type]
+def drawn(*sweeps: Sweep) -> dict[str, Figure]:
+    """Returns the figures of a report, by name."""
+    tables = [read_sweep(sweep) for sweep in sweeps]
+    every = group_runs(tables)
+    results = []
+    for table in tables:
+        own = [series for series in every if series.table is table]
+        predictions = read_all_predictions(own)
+        results.append((compare_sweep(table, own, predictions), predictions))
+    return {figure.name: figure for figure in figures(results, every)}
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> list[Series]:
-    return make_series(tmp_path_factory.mktemp("runs") / "plain")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
+    """Four batch sizes with three seeds each, whose AUC differ."""
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = draw_sweep(folder / "plain", seeds=range(3), epochs=6, has_predictions=True)
+    for n, run in enumerate(sweep.runs()):
+        set_column(run, "test_auc", [f"{0.8 + 0.01 * epoch - 0.003 * n}" for epoch in range(6)])
+    return drawn(sweep)
 
 
-def test_batch_sizes_are_drawn_to_one_scale(series: list[Series], tmp_path: Path) -> None:
-    """Pictures laid side by side can be compared by eye: all have the same ticks in one place."""
-    scale = common_scale(series)
-    ends = (series[0], series[-1])
-    svgs = [draw_batch(one, scale, tmp_path / f"b{one.batch_size}")[1] for one in ends]
-    smallest, largest = map(_ticks, svgs)
-    assert len(smallest) > 10
-    assert smallest == largest
+def test_a_report_has_one_picture_for_each_message(plain: dict[str, Figure]) -> None:
+    """The page finds each picture by its section."""
+    assert {name: figure.section for name, figure in plain.items()} == {
+        "comparison": "curves",
+        "accuracy": "curves",
+        "splits": "curves",
+        "forest": "comparison",
+        "paired": "curves",
+        "seeds": "stability",
+        "roc": "clinical",
+        "precision-recall": "clinical",
+        "net-benefit": "clinical",
+        "calibration": "probabilities",
+    }
 
 
-def test_the_scale_holds_every_value(series: list[Series]) -> None:
-    """No curve leaves its panel."""
-    scale = common_scale(series)
-    for one in series:
-        for part in ("train", "test"):
-            losses, accuracies = one.rows[f"{part}_loss"], 100 * one.rows[f"{part}_accuracy"]
-            for axis, values in ((LOSS, losses), (ACCURACY, accuracies)):
-                low, high = scale.limits[axis]
-                assert low < values.min() <= values.max() < high
-        assert scale.updates[0] < one.rows["updates"].min()
-        assert one.rows["updates"].max() < scale.updates[1]
-    assert scale.epochs == 20
-    assert scale.majority == pytest.approx(100 * 360 / 660)
+def test_every_picture_has_words_and_numbers(plain: dict[str, Figure]) -> None:
+    """A reader who sees no picture gets its name, its description and the numbers behind it."""
+    for name, figure in plain.items():
+        svg = ElementTree.fromstring(figure.svg)
+        title, description = svg.find(f"{SVG}title"), svg.find(f"{SVG}desc")
+        assert svg.get("role") == "img"
+        assert title is not None
+        assert title.text
+        assert description is not None
+        assert description.text == figure.description
+        assert svg.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+        assert figure.caption in figure.description
+        assert figure.rows, name
+        assert {len(row) for row in figure.rows} == {len(figure.columns)}
 
 
-def test_lines_can_be_told_apart_in_grey() -> None:
-    """Printed in grey, four batch sizes differ in lightness, and in line style and marker too."""
-    greys = [_grey(look.color) for look in looks(4)]
-    steps = [before - after for before, after in itertools.pairwise(greys)]
-    assert min(steps) >= FEWEST_GREY_STEPS
-    assert max(greys) <= DARKEST_PAPER
-    assert len({str(look.line) for look in looks(4)}) == 4
-    assert len({look.marker for look in looks(4)}) == 4
+def test_no_id_comes_twice_on_a_page(tmp_path: Path) -> None:
+    """Pictures of several sweeps share a page, whatever characters their names have."""
+    sweeps = [draw_sweep(tmp_path / name, epochs=2) for name in ("a b", "a_20_b", "a.b", "<a>&")]
+    found = drawn(*sweeps)
+    ids = [key for figure in found.values() for key in re.findall(r'\bid="([^"]*)"', figure.svg)]
+    assert len(ids) == 2 * len(found) > 10
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[\w-]+", key) for key in ids)
+    assert id_of("a b") != id_of("a_20_b")
 
 
-def test_train_and_test_can_be_told_apart_in_grey(series: list[Series], tmp_path: Path) -> None:
-    """In the PNG, turned to grey, a dark line and a light one are both there."""
-    png = draw_batch(series[0], common_scale(series), tmp_path / "b")[0]
-    grey = Image.open(png).convert("L")
-    counts = grey.histogram()
-    light, dark = (_grey(look.color) for look in looks(2))
-    assert sum(counts[dark - 4 : dark + 5]) > 500
-    assert sum(counts[light - 4 : light + 5]) > 500
-    assert light - dark >= 100
+def test_every_seed_is_in_the_curves(plain: dict[str, Figure]) -> None:
+    """Each run has its own thin line through all its tests, and its name under the mouse."""
+    names = [f"{size}, seed {seed}" for size in (32, 64, 128, 256) for seed in range(3)]
+    for name in ("comparison", "accuracy"):
+        lines = titled(plain[name], "path")
+        assert [len(lines[one]) for one in names] == [2] * 12  # in both panels
+        assert {len(re.findall("[MLHV]", line.get("d", ""))) for line in lines[names[0]]} == {6}
+    assert all(len(titled(plain["roc"], "path", ": ")[one]) == 1 for one in names)
+    assert all(len(titled(plain["net-benefit"], "path")[one]) == 1 for one in names)
 
 
-@pytest.mark.parametrize("draw", ["batch", "comparison"])
-def test_the_same_numbers_give_the_same_files(
-    series: list[Series], tmp_path: Path, draw: str
+def test_every_seed_is_a_dot_with_its_value(plain: dict[str, Figure]) -> None:
+    """The picture of the seeds has each of them, and its numbers are those of the table."""
+    dots = [title for title in titles(plain["seeds"]) if "seed" in title]
+    values = [f"{row[1]}, seed {row[2]}: {float(row[3]):.4g}" for row in plain["seeds"].rows]
+    assert sorted(dots) == sorted(values)
+    assert len(set(dots)) == 12
+
+
+def test_an_outlier_is_named_beside_its_dot(tmp_path: Path) -> None:
+    """A seed that makes most of the spread can be found and looked up."""
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32, 64], seeds=range(9), epochs=2)
+    for n, run in enumerate(sweep.runs()):
+        last = 0.54 if run.name == "bs0064-lr0.01-seed7" else 0.8 + 0.001 * n
+        set_column(run, "test_auc", ["0.6", f"{last}"])
+    figure = drawn(sweep)["seeds"]
+    assert "seed 7" in texts(figure)
+    assert "seed 7 of 64" in figure.caption
+
+
+def test_of_many_seeds_there_are_quantiles(tmp_path: Path) -> None:
+    """Above 50 runs, bands replace the single lines, and the caption says what they are."""
+    sweep = draw_sweep(
+        tmp_path / "s", batch_sizes=[32, 64], seeds=range(51), epochs=3, has_predictions=True
+    )
+    found = drawn(sweep)
+    assert MOST_SEEDS == 50
+    for name in ("comparison", "accuracy", "splits", "paired", "seeds"):
+        assert not [title for title in titles(found[name]) if "seed" in title], name
+    assert "bands: 50 % and 90 % of them" in found["comparison"].caption
+    assert "Boxes: 50 %" in found["seeds"].caption
+    assert len([title for title in titles(found["roc"]) if "seed" in title]) == 2 * SHOWN_OF_MANY
+    assert f"{SHOWN_OF_MANY} of the seeds" in found["roc"].caption
+
+
+LONG = "a-sweep-with-a-name-that-no-margin-of-a-picture-could-hold-however-wide-it-might-have-been"
+
+
+@pytest.mark.parametrize(
+    ("names", "kwargs"),
+    [
+        (["s"], {"seeds": range(3), "has_predictions": True}),
+        (["s"], {"epochs": 1}),
+        (["s"], {"epochs": 1000, "batch_sizes": [2, 4096]}),
+        (["s"], {"batch_sizes": [2**n for n in range(12)], "epochs": 3, "has_predictions": True}),
+        (["s"], {"lrs": (0.001, 0.003, 0.01, 0.03), "seeds": range(2), "epochs": 3}),
+        ([LONG, "b"], {"batch_sizes": [32, 64], "epochs": 3}),
+    ],
+    ids=["plain", "one-epoch", "many-epochs", "many-sizes", "many-lrs", "long-names"],
+)
+def test_no_text_overlaps_another(
+    tmp_path: Path, names: list[str], kwargs: dict[str, object]
 ) -> None:
+    """In the widest usual font, all labels and numbers can be read, and none leaves the picture."""
+    found = drawn(*(draw_sweep(tmp_path / name, **kwargs) for name in names))  # type: ignore[arg-type]
+    for figure in found.values():
+        width, height = map(float, figure.svg.split('viewBox="0 0 ')[1].split('"')[0].split())
+        boxes = text_boxes(figure)
+        assert len(boxes) > 3
+        for box in boxes:
+            assert -0.5 <= box.left < box.right <= width + 0.5, (figure.name, box)
+            assert 0 <= box.top < box.bottom <= height, (figure.name, box)
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.meets(other), (figure.name, one, other)
+
+
+@given(st.lists(st.floats(0, 200), max_size=12))
+def test_labels_keep_their_distance_and_their_order(places: list[float]) -> None:
+    """Wherever lines end, their labels are in the same order, apart, and beside the panel."""
+    found = dodge(places, LABEL_GAP, 0, 200)
+    by_place = sorted(zip(places, found, strict=True))
+    assert all(b - a >= LABEL_GAP - 1e-6 for a, b in itertools.pairwise(sorted(found)))
+    assert [place for _, place in by_place] == sorted(found)
+    assert all(-1e-6 <= place <= 200 + 1e-6 for place in found)
+    far = [b - a >= LABEL_GAP for a, b in itertools.pairwise(sorted(places))]
+    if all(far):
+        assert found == places
+
+
+@pytest.mark.parametrize("num", [2, 3, 4])
+def test_lines_can_be_told_apart_in_grey(num: int) -> None:
+    """Printed in grey, batch sizes differ in lightness, dash and marker; on black, too."""
+    own = looks(num)
+    for inks, sign in ((LIGHT, 1), (DARK, -1)):
+        greys = [sign * _grey(inks[look.ink]) for look in own]
+        assert min(a - b for a, b in itertools.pairwise(greys)) >= FEWEST_GREY_STEPS
+    assert len({look.dash for look in own}) == len({look.marker for look in own}) == num
+
+
+def test_lines_stand_out_from_the_paper() -> None:
+    """The lightest ink is dark enough on white, and the darkest light enough on a dark page."""
+    for inks, paper in ((LIGHT, "#ffffff"), (DARK, "#121212")):
+        for name, color in inks.items():
+            if name not in ("text", "grid"):
+                low, high = sorted((_luminance(color), _luminance(paper)))
+                assert (high + 0.05) / (low + 0.05) >= LEAST_CONTRAST, (name, paper)
+
+
+def test_a_file_of_its_own_has_plain_colors(plain: dict[str, Figure], tmp_path: Path) -> None:
+    """On the page, colours follow a dark page; a file in a slide has none that need a browser."""
+    svg = plain["comparison"].svg
+    assert "prefers-color-scheme:dark" in svg
+    assert set(re.findall(r'(?:fill|stroke)="(#[^"]*)"', svg)) == set()
+    file = as_file(svg)
+    assert not re.search("var|style>|currentColor", file)
+    assert set(re.findall(r'(?:fill|stroke)="(#[^"]*)"', file)) <= {*LIGHT.values(), "#fff"}
+    write_figures(tmp_path, list(plain.values()))
+    assert (tmp_path / "comparison.svg").read_text("utf-8") == file
+    assert {file.stem for file in tmp_path.iterdir()} == set(plain)
+    assert len(list(tmp_path.iterdir())) == 3 * len(plain)
+
+
+def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     """A report made twice is the same byte for byte, so that it can be kept in git."""
-    scale = common_scale(series)
-    contents = []
-    for folder in ("once", "again"):
-        stem = tmp_path / folder / "picture"
-        if draw == "batch":
-            files = draw_batch(series[0], scale, stem)
-        else:
-            files = draw_comparison(series, ["32", "64", "128", "256"], scale, stem)
-        contents.append([file.read_bytes() for file in files])
-    assert contents[0] == contents[1]
-    assert b"<dc:date>" not in contents[0][1]
-    assert "Software" not in Image.open(io.BytesIO(contents[0][0])).info
+    sweep = draw_sweep(tmp_path / "s", seeds=range(2), epochs=3)
+    once, again = (drawn(sweep)["comparison"] for _ in range(2))
+    assert once == again
+    assert once.png == again.png
+    picture = Image.open(io.BytesIO(once.png))
+    assert "Software" not in picture.info
+    assert picture.size[0] == 1440
 
 
-def test_a_comparison_names_its_axes_and_batch_sizes(series: list[Series], tmp_path: Path) -> None:
-    """Epochs and updates, loss and percent are written on the axes; the legend names each line."""
-    labels = [str(one.batch_size) for one in series]
-    svg = draw_comparison(series, labels, common_scale(series), tmp_path / "comparison")[1]
-    words = _words(svg)
-    axes = {"epoch", "updates (log scale)", "test loss", "test accuracy (%)", "batch size"}
-    assert axes <= set(words)
-    assert set(labels) <= set(words)
-    assert "comparison" not in words
+def test_a_print_has_what_the_screen_has(plain: dict[str, Figure]) -> None:
+    """The PNG has each batch size's colour, from the same shapes as the SVG."""
+    picture = Image.open(io.BytesIO(plain["comparison"].png)).convert("RGB")
+    counts = {color: num for num, color in picture.getcolors(1 << 20) or []}
+    for look in looks(4):
+        assert counts.get(ImageColor.getrgb(LIGHT[look.ink]), 0) > 300, look
 
 
-def test_a_comparison_of_lrs_says_that_its_names_hold_them(tmp_path: Path) -> None:
-    """Where lines differ in lr too, the legend's title says so."""
-    series = make_series(tmp_path / "s", batch_sizes=[32], lrs=(0.01, 0.1), epochs=2)
-    labels = ["32, lr 0.01", "32, lr 0.1"]
-    svg = draw_comparison(series, labels, common_scale(series), tmp_path / "comparison")[1]
-    assert {"batch size and lr", *labels} <= set(_words(svg))
+def test_scales_hold_every_value(tmp_path: Path) -> None:
+    """No curve leaves its panel, and a loss that diverged stretches none."""
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32, 64], seeds=range(2), epochs=3)
+    set_column(sweep.runs()[0], "test_loss", ["0.9", "inf", ""])
+    figure = drawn(sweep)["comparison"]
+    assert not re.search(r"\b(nan|inf)\b", re.sub("<desc.*?</desc>", "", figure.svg))
+    lines = titled(figure, "path")["32, seed 0"]
+    assert {len(re.findall("[MLHV]", line.get("d", ""))) for line in lines} == {1}
+    for line in figure.svg.split("\n"):
+        for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", line):
+            assert 0 <= float(x) <= 720
+            assert 0 <= float(y) <= 360
 
 
-def test_the_level_of_the_majority_class_is_marked(series: list[Series], tmp_path: Path) -> None:
-    """What a model gets that always gives the commoner answer is written beside the accuracy."""
-    svg = draw_batch(series[0], common_scale(series), tmp_path / "b")[1]
-    assert "majority class 54.5 % (below)" in _words(svg)
-    inside = Scale(20, (1, 1000), {LOSS: (0, 1), ACCURACY: (50, 100)}, 54.5)
-    assert "majority class 54.5 %" in _words(draw_batch(series[0], inside, tmp_path / "c")[1])
+@pytest.mark.parametrize("epochs", [1, 2, 7, 200])
+def test_epochs_are_whole_numbers(tmp_path: Path, epochs: int) -> None:
+    """No axis has an epoch 1.5, however short the runs."""
+    figure = drawn(draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=epochs))["splits"]
+    bottom = max(box.bottom for box in text_boxes(figure) if box.text.isdigit())
+    ticks = [box.text for box in text_boxes(figure) if abs(box.bottom - bottom) < 1]
+    assert ticks
+    assert all(tick.isdigit() for tick in ticks)
 
 
-def test_several_seeds_say_what_line_and_band_are(tmp_path: Path) -> None:
-    """A line that is a mean is called one, and its band is explained in the picture."""
-    series = make_series(tmp_path / "s", batch_sizes=[32], seeds=range(3), epochs=3)
-    svg = draw_batch(series[0], common_scale(series), tmp_path / "b")[1]
-    assert "mean of 3 seeds, band from lowest to highest" in _words(svg)
-    series = make_series(
-        tmp_path / "t",
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 12))
+def test_ticks_are_few_and_inside(low: float, length: float, most: int) -> None:
+    """Whatever its values, an axis has round numbers, and no more than fit."""
+    scale = Scale(low, low + max(length, abs(low) * 1e-6))
+    ticks = scale.ticks(most)
+    slack = 1e-6 * (scale.high - scale.low)
+    assert len(ticks) <= most + 1
+    assert all(scale.low - slack <= tick <= scale.high + slack for tick in ticks)
+
+
+def test_an_axis_of_equal_values_has_a_length() -> None:
+    """A curve that does not change is drawn as a line."""
+    for values in ([0.0, 0.0], [1.0], [], [float("nan")]):
+        scale = span(values)
+        assert scale.low < scale.high
+        assert np.isfinite([scale.low, scale.high]).all()
+
+
+def test_runs_that_are_behind_are_drawn(tmp_path: Path) -> None:
+    """A run that is not yet in the mean is there, and the caption says which lines those are."""
+    sweep = draw_sweep(
+        tmp_path / "s",
         batch_sizes=[32],
         seeds=range(2),
         epochs=3,
         finished={"bs0032-lr0.01-seed1": 2},
     )
-    svg = draw_batch(series[0], common_scale(series), tmp_path / "c")[1]
-    assert "thin: a run that is behind" in _words(svg)
+    figure = drawn(sweep)["comparison"]
+    assert "bs0032-lr0.01-seed1, behind" in titles(figure)
+    assert "a run that is behind" in figure.caption
 
 
-def test_many_runs_that_are_behind_do_not_bury_the_mean(tmp_path: Path) -> None:
-    """Of more than ten the picture has no lines, and says how many there would be."""
-    thin_lines = []
-    for behind in (0, 10, 11):
-        finished = {f"bs0032-lr0.01-seed{seed}": 2 for seed in range(behind)}
-        series = make_series(
-            tmp_path / str(behind), batch_sizes=[32], seeds=range(12), epochs=3, finished=finished
+class Box(NamedTuple):
+    """Where a text is."""
+
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: Box) -> bool:
+        beside = self.right <= other.left or other.right <= self.left
+        return not beside and self.top < other.bottom and other.top < self.bottom
+
+
+def text_boxes(figure: Figure) -> list[Box]:
+    """Returns the box of each text, as high as its capital letters."""
+    boxes = []
+    for text in ElementTree.fromstring(figure.svg).iter(f"{SVG}text"):
+        size, x, y = (float(text.get(key, "0")) for key in ("font-size", "x", "y"))
+        bold = text.get("font-weight") == "bold"
+        path = FONT.with_name("DejaVuSans-Bold.ttf") if bold else FONT
+        width = ImageFont.truetype(str(path), 100).getlength(text.text or "") * size / 100
+        left = (
+            x - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[text.get("text-anchor", "start")]
         )
-        svg = draw_batch(series[0], common_scale(series), tmp_path / f"b{behind}")[1]
-        colors = re.findall(r"stroke: (#\w+); stroke-width: 0.6", svg.read_text("utf-8"))
-        thin_lines.append(sum(color in {look.color for look in looks(2)} for color in colors))
-    assert thin_lines == [0, 4 * 10, 0]  # loss and accuracy, of train and test
-    assert "11 runs that are behind: not drawn" in "; ".join(_words(svg))
+        boxes.append(Box(text.text or "", left, y - 0.73 * size, left + width, y + 0.1 * size))
+    return boxes
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 200])
-def test_epochs_are_whole_numbers(tmp_path: Path, epochs: int) -> None:
-    """No epoch 1.5 on an axis, however short the run, and the picture is drawn."""
-    series = make_series(tmp_path / "s", batch_sizes=[32], epochs=epochs)
-    svg = draw_batch(series[0], common_scale(series), tmp_path / "b")[1]
-    below = svg.read_text(encoding="utf-8").split("matplotlib.axis_2")[0]
-    ticks = re.findall(r">(\d[\d.]*)</text>", below)
-    assert ticks
-    assert all(tick.isdigit() for tick in ticks)
+def texts(figure: Figure) -> list[str]:
+    return [text.text or "" for text in ElementTree.fromstring(figure.svg).iter(f"{SVG}text")]
 
 
-@pytest.mark.parametrize(("epochs", "fewest"), [(5, 5), (20, 5), (100, 5), (1000, 4)])
-def test_labels_of_updates_have_room(tmp_path: Path, epochs: int, fewest: int) -> None:
-    """However many updates a run has, no two numbers below the axis run into each other."""
-    series = make_series(tmp_path / "s", batch_sizes=[32, 256], epochs=epochs)
-    labels = ["32", "256"]
-    svg = draw_comparison(series, labels, common_scale(series), tmp_path / "comparison")[1]
-    below = (
-        svg.read_text(encoding="utf-8").split('id="axes_4"')[1].split('id="matplotlib.axis_8"')[0]
-    )
-    ticks = re.findall(r'<text[^>]* x="([\d.]+)"[^>]*>(\d+)</text>', below)
-    assert len(ticks) >= fewest
-    digit = 0.65 * 8.5  # points, generously
-    for (left, one), (right, other) in itertools.pairwise(ticks):
-        assert float(right) - float(left) > digit * (len(one) + len(other)) / 2
+def titles(figure: Figure) -> list[str]:
+    """Returns what is under the mouse somewhere."""
+    svg = ElementTree.fromstring(figure.svg)
+    return [title.text or "" for shape in svg for title in shape.findall(f"{SVG}title")]
 
 
-def test_the_last_epoch_always_has_a_marker() -> None:
-    """The final value, which the table gives, can be found in the picture."""
-    for number in (1, 7, 20, 21, 200):
-        marked = plots._marked(number)
-        assert marked[-1] == number - 1
-        assert len(marked) <= plots.MOST_MARKERS
-
-
-@pytest.mark.parametrize("loss", ["", "inf"])
-def test_a_loss_that_diverged_leaves_the_others_legible(tmp_path: Path, loss: str) -> None:
-    """A loss that is not a number is a gap, and stretches no axis."""
-    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=3)
-    file = sweep.runs()[0].metrics_file
-    lines = file.read_text(encoding="utf-8").split("\n")
-    cells = lines[3].split(",")
-    cells[list(METRICS).index("test_loss")] = loss
-    file.write_text("\n".join([*lines[:3], ",".join(cells), ""]), encoding="utf-8")
-    series = group_runs([read_sweep(sweep)])
-    assert common_scale(series).limits[LOSS][1] < 1
-    _draw_all(series, tmp_path / "out")
-
-
-def _draw_all(series: list[Series], folder: Path) -> list[Path]:
-    """Draws every picture of a report and returns the SVGs."""
-    scale = common_scale(series)
-    labels = [str(one.batch_size) for one in series]
-    files = draw_comparison(series, labels, scale, folder / "comparison")
-    for one in series:
-        files += draw_batch(one, scale, folder / f"batch-{one.batch_size:04d}")
-    return [file for file in files if file.suffix == ".svg"]
-
-
-def _words(svg: Path) -> list[str]:
-    return re.findall(r">([^<>]+)</text>", svg.read_text(encoding="utf-8"))
-
-
-def _ticks(svg: Path) -> list[tuple[str, str]]:
-    """Returns every number on an axis with its place."""
-    number = r'<text[^>]* (x="[^"]+" y="[^"]+")[^>]*>([\d.]+)</text>'
-    return re.findall(number, svg.read_text(encoding="utf-8"))
+def titled(figure: Figure, kind: str, end: str = "$") -> dict[str, list[ElementTree.Element]]:
+    """Returns the shapes of a kind by their title, up to *end*."""
+    found: dict[str, list[ElementTree.Element]] = {}
+    for shape in ElementTree.fromstring(figure.svg).iter(SVG + kind):
+        for title in shape.findall(f"{SVG}title"):
+            found.setdefault((title.text or "").split(end)[0], []).append(shape)
+    return found
 
 
 def _grey(color: str) -> int:
     return Image.new("RGB", (1, 1), ImageColor.getrgb(color)).convert("L").getpixel((0, 0))
+
+
+def _luminance(color: str) -> float:
+    """Returns the relative luminance of WCAG."""
+    parts = [part / 255 for part in ImageColor.getrgb(color)[:3]]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    weights: Sequence[float] = (0.2126, 0.7152, 0.0722)
+    return sum(weight * part for weight, part in zip(weights, linear, strict=True))

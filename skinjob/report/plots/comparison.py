@@ -1,0 +1,281 @@
+"""Pictures of the comparison: differences with intervals, a dot per seed, learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from skinjob.report.comparison import COLUMNS, NAMES, Comparison, Contrast, Family
+from skinjob.report.figures import Figure
+from skinjob.report.measures import number, signed
+from skinjob.report.plots.canvas import Canvas, text_width
+from skinjob.report.plots.chart import (
+    LABEL_SIZE,
+    MOST_SEEDS,
+    QUANTILES,
+    WIDTH,
+    Label,
+    Look,
+    Panel,
+    Scale,
+    finished,
+    label_room,
+    looks,
+    span,
+)
+from skinjob.report.plots.curves import known
+from skinjob.report.statistics import Floats, Interval
+from skinjob.report.tables import Series
+
+ROW = 26.0  # pixels from a row of the forest plot to the next
+DOT = 6.0
+ENDS = ("low", "high")
+PACKED = 7.0  # pixels between the centres of dots that would overlap
+
+
+def forest_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
+    """Returns each batch size minus the smallest, with intervals; None without a comparison."""
+    families = [family for family in comparison.families if family.is_primary]
+    if not families:
+        return None
+    outcome, margin = NAMES[comparison.primary], comparison.margin
+    contrasts = [contrast for family in families for contrast in family.contrasts]
+    ends = [end for c in contrasts for end in (*c.same_images, *_new(c), c.mean)]
+    x = span([*ends, margin, -margin], margin=0.08)
+    texts = [_numbers(contrast) for contrast in contrasts]
+    left = 24 + max(text_width(_name(c, comparison), LABEL_SIZE) for c in contrasts)
+    right = label_room(texts) - 10
+    top, height = 40.0, ROW * (len(contrasts) + 1.2 * len(families)) + 8
+    canvas = Canvas(WIDTH, top + height + 56)
+    panel = Panel(canvas, (left, top, WIDTH - left - right, height), x, Scale(0, 1))
+    first = contrasts[0].reference.batch_size
+    panel.axes("", f"difference of {outcome} to batch size {first}", has_grid=False)
+    right_of_zero, left_of_zero = (
+        ("better →", "← worse") if comparison.primary == "auc" else ("worse →", "← better")
+    )
+    canvas.text(panel.x(0) + 8, top - 8, right_of_zero, size=11, ink="soft")
+    canvas.text(panel.x(0) - 8, top - 8, left_of_zero, size=11, ink="soft", anchor="end")
+    y, rows = top, []
+    for family in families:
+        canvas.text(8, y + 20, _after(family, comparison), is_bold=True, size=LABEL_SIZE)
+        y += 1.2 * ROW
+        below = y + ROW * len(family.contrasts)
+        _shade(panel, margin, y, below)
+        for n, contrast in enumerate(family.contrasts):
+            _draw_contrast(panel, contrast, comparison, y + (n + 0.5) * ROW)
+            rows.append(_row(contrast, family, comparison))
+        y = below
+    caption = (
+        f"Each batch size minus the smallest, in {outcome}. Thick: 95 % for these images; thin: "
+        f"for new images and seeds; grey: the margin of {margin:g}, within which a difference does "
+        "not matter."
+    )
+    told = "; ".join(f"{row[0]}, {row[1]}: {row[3]}" for row in rows)
+    limits = [f"{end}, {of}" for of in ("these images", "new images and seeds") for end in ENDS]
+    columns = ["after", "batch size", "minus", "difference", *limits, "seeds", "verdict"]
+    title = f"Differences of {outcome} to batch size {first}"
+    name = f"{prefix}forest"
+    return finished(canvas, name, "comparison", title, caption, columns, rows, f"{told}.")
+
+
+def _shade(panel: Panel, margin: float, top: float, bottom: float) -> None:
+    """Shades the margin and draws zero, between two heights."""
+    sides = (panel.x(-margin), panel.x(margin))
+    corners = [(sides[0], top), (sides[1], top), (sides[1], bottom), (sides[0], bottom)]
+    panel.canvas.area(corners, "soft", 0.13)
+    panel.canvas.line([(panel.x(0), top), (panel.x(0), bottom)], "soft")
+
+
+def _draw_contrast(panel: Panel, contrast: Contrast, comparison: Comparison, y: float) -> None:
+    """Draws a row: its name, both intervals, the mean and the numbers."""
+    canvas, ink = panel.canvas, "7"
+    name = _name(contrast, comparison)
+    canvas.text(panel.left - 10, y + 4, name, anchor="end", size=LABEL_SIZE)
+    for interval, width in ((_new(contrast), 1.6), (contrast.same_images, 5.0)):
+        if not math.isnan(interval.low):
+            ends = [(panel.x(end), y) for end in interval]
+            canvas.line(ends, ink, width=width, opacity=1 if width < 2 else 0.45)
+    if not math.isnan(_new(contrast).low):
+        for end in _new(contrast):
+            canvas.line([(panel.x(end), y - 4), (panel.x(end), y + 4)], ink, width=1.6)
+    told = f"{name}: {_numbers(contrast)}"
+    canvas.dot(panel.x(contrast.mean), y, ink, marker="D", size=9, title=told)
+    canvas.text(panel.right + 12, y + 4, _numbers(contrast), size=LABEL_SIZE)
+
+
+def _new(contrast: Contrast) -> Interval:
+    """Returns the interval for new images and seeds; NaN if it is not known."""
+    return contrast.new_images.interval() if contrast.new_images else Interval(math.nan, math.nan)
+
+
+def _name(contrast: Contrast, comparison: Comparison) -> str:
+    lr = f", lr {contrast.series.lr!r}" if len(comparison.table.info.lrs) > 1 else ""
+    return f"{contrast.series.batch_size}{lr}"
+
+
+def _numbers(contrast: Contrast) -> str:
+    low, high = contrast.interval
+    limits = "" if math.isnan(low) else f" ({signed(low)} to {signed(high)})"
+    return f"{signed(contrast.mean)}{limits}".replace("-", "\N{MINUS SIGN}")
+
+
+def _after(family: Family, comparison: Comparison) -> str:
+    axis = family.axis if family.at != 1 else family.axis.removesuffix("s")
+    if len(comparison.table.info.lrs) < 2:
+        return f"after {family.at:,} {axis} each"
+    lr = "each at its own best lr" if family.has_own_lrs else f"lr {family.series[0].lr!r}"
+    return f"after {family.at:,} {axis} each, {lr}"
+
+
+def _row(contrast: Contrast, family: Family, comparison: Comparison) -> list[str]:
+    ends = (contrast.mean, *contrast.same_images, *_new(contrast))
+    return [
+        _after(family, comparison),
+        _name(contrast, comparison),
+        str(contrast.reference.batch_size),
+        *(number(end, 6) for end in ends),
+        str(len(contrast.seeds)),
+        contrast.verdict.value if contrast.verdict else "-",
+    ]
+
+
+def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
+    """Returns a dot for each seed, by batch size, at equal epochs and at equal updates."""
+    families = [f for axis in ("epochs", "updates") if (f := comparison.family(axis))]
+    if not families:
+        return None
+    name, outcome = f"{prefix}seeds", NAMES[comparison.primary]
+    every = [_values(series, family) for family in families for series in family.series]
+    y = span(np.concatenate(every).tolist())
+    gap, left = 26.0, 50.0
+    width = (WIDTH - left - 12 - gap) / 2
+    canvas = Canvas(left + 12 - gap + (width + gap) * len(families), 38 + 230 + 44)
+    rows, told = [], []
+    for n, family in enumerate(families):
+        places = Scale(0, len(family.series))
+        panel = Panel(canvas, (left + n * (width + gap), 38, width, 230), places, y)
+        texts = [(i + 0.5, str(series.batch_size)) for i, series in enumerate(family.series)]
+        title = f"{outcome} {_after(family, comparison)}"
+        panel.axes(title, "batch size", has_numbers=n == 0, x_texts=texts)
+        marks = zip(family.series, looks(len(family.series)), family.stability, strict=True)
+        for i, (series, look, stability) in enumerate(marks):
+            values = _values(series, family)
+            _strip(panel, i, series, values, look, stability.outlier)
+            rows += [
+                [_after(family, comparison), str(series.batch_size), str(seed), number(value, 6)]
+                for seed, value in zip(series.seeds, values.tolist(), strict=True)
+            ]
+            if stability.outlier is not None:
+                told.append(f"seed {stability.outlier} of {series.batch_size}")
+    many = max(len(values) for values in every) > MOST_SEEDS
+    dots = "Boxes: 50 %, lines: 90 % of the seeds" if many else "Each dot is a seed"
+    outliers = (
+        f" Named: a seed without which the sd is less than half ({', '.join(dict.fromkeys(told))})."
+        if told
+        else ""
+    )
+    caption = f"How much seeds differ in {outcome}. {dots}; the bar is the mean.{outliers}"
+    columns = ["after", "batch size", "seed", outcome]
+    return finished(canvas, name, "stability", f"{outcome} of each seed", caption, columns, rows)
+
+
+def _values(series: Series, family: Family) -> Floats:
+    """Returns the outcome of each seed of a series at the point of a family."""
+    place = family.at - 1 if family.axis == "epochs" else series.updates.index(family.at)
+    values: Floats = known(series, COLUMNS[family.outcome])[:, place]
+    return values
+
+
+def _strip(
+    panel: Panel, place: int, series: Series, values: Floats, look: Look, outlier: int | None
+) -> None:
+    """Draws the dots of a batch size side by side where they would overlap, and their mean."""
+    canvas, centre = panel.canvas, panel.x(place + 0.5)
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return
+    y = panel.y(float(finite.mean()))
+    half = min(26.0, panel.width / panel.x_scale.high / 2 - 4)
+    if len(values) > MOST_SEEDS:
+        low, lower, _, upper, high = (panel.y(float(q)) for q in np.quantile(finite, QUANTILES))
+        canvas.line([(centre, low), (centre, high)], look.ink, width=1.6)
+        box = [
+            (centre - half / 2, lower),
+            (centre + half / 2, lower),
+            (centre + half / 2, upper),
+            (centre - half / 2, upper),
+        ]
+        canvas.area(box, look.ink, 0.5)
+    else:
+        known = [
+            (s, float(v)) for s, v in zip(series.seeds, values, strict=True) if math.isfinite(v)
+        ]
+        spots = beeswarm([panel.y(value) for _, value in known], PACKED, half)
+        for (seed, value), (dx, dy) in zip(known, spots, strict=True):
+            told = f"{series.batch_size}, seed {seed}: {value:.4g}"
+            canvas.dot(
+                centre + dx, dy, look.ink, marker=look.marker, size=DOT, title=told, opacity=0.75
+            )
+            name = f"seed {seed}"
+            if seed == outlier and text_width(name, 11) < panel.width / panel.x_scale.high:
+                below = dy + 16 if dy + 18 < panel.bottom else dy - 8
+                canvas.text(centre + dx, below, name, size=11, anchor="middle")
+    title = f"{series.batch_size}, mean: {float(finite.mean()):.4g}"
+    canvas.line([(centre - half, y), (centre + half, y)], "text", width=2, title=title)
+
+
+def beeswarm(places: Sequence[float], gap: float, half: float) -> list[tuple[float, float]]:
+    """Returns (shift to the side, place) of each dot, so that dots are *gap* apart if they can.
+
+    >>> beeswarm([10, 10, 30], 7.0, 20)
+    [(0.0, 10), (7.0, 10), (0.0, 30)]
+    """
+    done: list[tuple[float, float]] = []
+    shifts = [0.0] + [sign * n * gap for n in range(1, int(half / gap) + 1) for sign in (1, -1)]
+    for place in places:
+        free = (
+            shift
+            for shift in shifts
+            if all(math.hypot(shift - x, place - y) >= gap - 1e-9 for x, y in done)
+        )
+        done.append((next(free, 0.0), place))
+    return done
+
+
+def rates_figure(
+    comparison: Comparison, all_series: Sequence[Series], prefix: str = ""
+) -> Figure | None:
+    """Returns the outcome after the last epoch by learning rate; None if there is only one rate."""
+    lrs = sorted({series.lr for series in all_series})
+    if len(lrs) < 2:
+        return None
+    outcome, column = NAMES[comparison.primary], COLUMNS[comparison.primary]
+    sizes = sorted({series.batch_size for series in all_series})
+    canvas = Canvas(WIDTH, 38 + 220 + 44)
+    finals = {(s.batch_size, s.lr): known(s, column)[:, -1] for s in all_series}
+    y = span(np.concatenate(list(finals.values())).tolist())
+    room = label_room([str(size) for size in sizes])
+    x = Scale(lrs[0] / 1.3, lrs[-1] * 1.3, is_log=True)
+    panel = Panel(canvas, (50, 38, min(460, WIDTH - 50 - room), 220), x, y)
+    texts = [(lr, f"{lr:g}") for lr in lrs]
+    panel.axes(f"{outcome} by learning rate", "learning rate (log scale)", x_texts=texts)
+    ends, rows = [], []
+    for size, look in zip(sizes, looks(len(sizes)), strict=True):
+        own = [lr for lr in lrs if (size, lr) in finals]
+        means = [float(np.mean(finals[size, lr])) for lr in own]
+        for lr, mean in zip(own, means, strict=True):
+            for value in finals[size, lr] if len(finals[size, lr]) <= MOST_SEEDS else ():
+                if math.isfinite(value):
+                    canvas.dot(panel.x(lr), panel.y(float(value)), look.ink, size=4, opacity=0.35)
+            rows.append([str(size), f"{lr!r}", number(mean, 6), str(len(finals[size, lr]))])
+        panel.mean(own, means, look, f"{size}, lr")
+        ends.append(Label(panel.y(means[-1]), str(size), look))
+    panel.labels_right(ends)
+    caption = (
+        f"{outcome} on the test images after the last epoch, by learning rate. Lines: means; dots: "
+        "seeds. If a line is best at its first or last rate, a better rate may lie beyond."
+    )
+    title, columns = f"{outcome} by learning rate", ["batch size", "lr", f"mean {outcome}", "seeds"]
+    return finished(canvas, f"{prefix}rates", "comparison", title, caption, columns, rows)

@@ -1,0 +1,411 @@
+"""Learning curves: loss, accuracy and AUC, and differences to the smallest batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skinjob.report.comparison import COLUMNS, NAMES, Comparison, Contrast
+from skinjob.report.figures import Figure
+from skinjob.report.measures import AXES, COMPARED, MEASURES, Axis, number
+from skinjob.report.plots.canvas import Canvas, text_width
+from skinjob.report.plots.chart import (
+    LABEL_GAP,
+    LABEL_SIZE,
+    MOST_SEEDS,
+    WIDTH,
+    Label,
+    Look,
+    Panel,
+    Scale,
+    clipped,
+    finished,
+    grid,
+    label_room,
+    looks,
+    span,
+)
+from skinjob.report.statistics import Floats, t_quantile
+from skinjob.report.tables import Series
+
+LONGEST_LABEL = 16  # characters at the end of a line; longer ones get a letter and a key below
+LONGEST_KEY = 84
+LEFT, GAP, TOP, HEIGHT = 42.0, 26.0, 52.0, 210.0
+AUC = Axis("AUC", "", (0.0, 1.0))
+
+Levels = Mapping[str, float]
+"""The value of the converged head by column, where it is known."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series in a picture."""
+
+    series: Series
+    label: str
+    look: Look
+    key: str = ""
+    """The meaning of a label that is only a letter."""
+
+
+def lines_of(all_series: Sequence[Series], labels: Sequence[str]) -> list[Line]:
+    """Returns a line for each series. If labels are long, they become letters with a key."""
+    parts = zip(all_series, labels, looks(len(all_series)), strict=True)
+    lines = [Line(series, label, look) for series, label, look in parts]
+    if max(map(len, labels)) <= LONGEST_LABEL:
+        return lines
+    return [
+        replace(line, label=_letter(n), key=f"{_letter(n)}: {line.label}")
+        for n, line in enumerate(lines)
+    ]
+
+
+def _letter(n: int) -> str:
+    return chr(ord("A") + n % 26) + (str(n // 26) if n >= 26 else "")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The axes that all pictures of a report share."""
+
+    epochs: Scale
+    updates: Scale
+    loss: Scale
+    accuracy: Scale
+    auc: Scale
+
+    def of(self, column: str) -> Scale:
+        """Returns the vertical axis of a column of metrics.csv."""
+        if column.endswith("_loss"):
+            return self.loss
+        return self.accuracy if column.endswith("_accuracy") else self.auc
+
+
+def common_scales(all_series: Sequence[Series], levels: Levels) -> Scales:
+    """Returns axes that hold every finite value of every series, and the converged head."""
+    updates = [u for series in all_series for u in (series.updates[0], series.updates[-1])]
+    last = max(series.epochs for series in all_series)
+    loss, accuracy = (_axis_span(all_series, axis, levels) for axis in AXES)
+    return Scales(
+        epochs=epoch_scale(last),
+        updates=Scale(max(min(updates), 1) / 1.25, max(*updates, 1) * 1.1, is_log=True),
+        loss=loss,
+        accuracy=accuracy,
+        auc=_axis_span(all_series, AUC, levels, ("test_auc",)),
+    )
+
+
+def epoch_scale(last: int) -> Scale:
+    """Returns the axis of epochs 1 to *last*."""
+    return Scale(1, last) if last > 1 else Scale(0, 2)
+
+
+def _axis_span(
+    all_series: Sequence[Series], axis: Axis, levels: Levels, columns: Sequence[str] = ()
+) -> Scale:
+    columns = columns or [measure.column for measure in MEASURES if measure.axis is axis]
+    values = [series.rows[column].to_numpy(float) for series in all_series for column in columns]
+    ends = axis.factor * np.concatenate([*values, [levels.get(c, math.nan) for c in columns]])
+    return span(ends.tolist(), bounds=axis.bounds)
+
+
+def loss_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure:
+    """Returns the test loss of all lines twice: by updates and by epochs."""
+    has_loss = any("test_loss" in line.series.table.columns for line in lines)
+    column, name = ("test_loss", "test loss") if has_loss else (COMPARED.column, "test accuracy %")
+    canvas, boxes = _pair_of_panels(lines, top=TOP + 16, gap=GAP)
+    level = _level(levels, column)
+    for by, box in zip(("updates", "epochs"), boxes, strict=True):
+        panel = Panel(canvas, box, getattr(scales, by), scales.of(column))
+        x_title = "updates (log scale)" if by == "updates" else "epochs"
+        is_left = by == "updates"
+        panel.axes(f"{name}, by {by}", x_title, is_whole=True, has_numbers=is_left, title_rise=30)
+        ends = _draw(panel, lines, column, by, level)
+        if is_left:
+            room = sum(text_width(line.label) + 10 for line in lines)
+            ends = [end for end in ends if end[1].look]
+            panel.labels_above(ends if room <= panel.width else [])
+        else:
+            panel.labels_right([label for _, label in ends])
+    _keys(canvas, lines)
+    caption = f"{name.capitalize()} by updates and by epochs. {_meaning(lines)}"
+    return _figure("comparison", caption, canvas, lines, [(column, name)])
+
+
+def outcome_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure | None:
+    """Returns accuracy and AUC by epochs; None if there is no more than the first figure has."""
+    columns = {name for line in lines for name in line.series.table.columns}
+    shown = [
+        (column, name)
+        for column, name in ((COMPARED.column, "test accuracy %"), ("test_auc", "test AUC"))
+        if column in columns
+    ]
+    if "test_loss" not in columns and len(shown) == 1:
+        return None
+    canvas, boxes = _pair_of_panels(lines, top=38, gap=GAP + LEFT, has_labels_left=True)
+    for (column, name), box in zip(shown, boxes, strict=False):
+        panel = Panel(canvas, box, scales.epochs, scales.of(column))
+        panel.axes(f"{name}, by epochs", "epochs", is_whole=True)
+        ends = _draw(panel, lines, column, "epochs", _level(levels, column))
+        majority = _majority(lines) if column == COMPARED.column else math.nan
+        if panel.y_scale.low < majority < panel.y_scale.high:
+            panel.level(majority, dash=(1, 3))
+            ends.append((0, Label(panel.y(majority), "majority")))
+        panel.labels_right([label for _, label in ends])
+    _keys(canvas, lines)
+    caption = f"Accuracy and AUC on the test images by epochs. {_meaning(lines)}"
+    return _figure("accuracy", caption, canvas, lines, shown)
+
+
+def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure | None:
+    """Returns the loss on each split, a panel for each line; None without training losses."""
+    columns = {name for line in lines for name in line.series.table.columns}
+    splits = [s for s in ("train", "val", "test") if f"{s}_loss" in columns]
+    if "train" not in splits or len(splits) < 2:
+        return None
+    room = label_room(["train"])
+    boxes, height = grid(
+        len(lines), 4, top=38, left=LEFT, right=room, height=160, gap=18, row_gap=72
+    )
+    canvas = Canvas(WIDTH, height)
+    split_looks = dict(zip(("train", "val", "test"), _split_looks(), strict=True))
+    for n, (line, box) in enumerate(zip(lines, boxes, strict=True)):
+        panel = Panel(canvas, box, scales.epochs, scales.loss)
+        label = line.key or line.label
+        title = clipped(f"batch size {label}" if label.isdigit() else label, panel.width)
+        panel.axes(title, "epochs", is_whole=True, has_numbers=n % 4 == 0)
+        ends = []
+        for split in splits:
+            column, look = f"{split}_loss", split_looks[split]
+            values, xs = known(line.series, column), _xs(line.series, "epochs")
+            if len(values) <= MOST_SEEDS:
+                titles = [f"{split}, seed {seed}" for seed in line.series.seeds]
+                panel.seeds(xs, values, look, titles, opacity=0.2)
+            mean = _mean(values)
+            panel.mean(xs, mean, look, f"{line.label}, {split}, epoch")
+            ends.append(Label(panel.y(mean[-1]), split, look))
+        if math.isfinite(level := levels.get("train_loss", math.nan)):
+            panel.level(level)
+        if n % 4 == 3 or n == len(lines) - 1:
+            panel.labels_right(ends)
+    caption = "Loss on each split by epochs, a panel for each batch size: a test loss that rises "
+    caption += "while the training loss falls means that images are learned by heart."
+    return _figure("splits", caption, canvas, lines, [(f"{s}_loss", f"{s} loss") for s in splits])
+
+
+def paired_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
+    """Returns the difference to the smallest batch size by epochs; None if there is none."""
+    family = comparison.family("epochs")
+    if family is None:
+        return None
+    column, name = COLUMNS[family.outcome], NAMES[family.outcome]
+    pairs = [(contrast, _differences(contrast, column)) for contrast in family.contrasts]
+    margin = comparison.margin
+    ends = np.concatenate([_spread(values).ravel() for _, values in pairs])
+    y = span([*ends.tolist(), margin, -margin])
+    boxes, height = grid(
+        len(pairs), 3, top=38, left=LEFT + 12, right=12, height=170, gap=18, row_gap=72
+    )
+    canvas = Canvas(WIDTH, height)
+    last = max(contrast.series.epochs for contrast, _ in pairs)
+    rows = []
+    for n, ((contrast, values), box) in enumerate(zip(pairs, boxes, strict=True)):
+        panel = Panel(canvas, box, epoch_scale(last), y)
+        panel.shade(-margin, margin)
+        size, first = contrast.series.batch_size, contrast.reference.batch_size
+        title = f"{size} minus {first}"
+        panel.axes(title, "epochs", is_whole=True, has_numbers=n % 3 == 0)
+        panel.level(0.0, dash=())
+        xs = [float(epoch) for epoch in range(1, values.shape[1] + 1)]
+        look = Look("7", (), "o")
+        panel.seeds(xs, values, look, [f"seed {seed}" for seed in contrast.seeds], 0.35)
+        low, mean, high = _interval(values)
+        if len(values) <= MOST_SEEDS:
+            panel.band(xs, low, high, "3", 0.2)
+        panel.mean(xs, mean.tolist(), look, f"{title}, epoch")
+        rows += [
+            [title, f"{x:g}", *(number(float(v), 6) for v in (m, lo, hi)), str(len(values))]
+            for x, m, lo, hi in zip(xs, mean, low, high, strict=True)
+        ]
+    better = "above" if family.outcome == "auc" else "below"
+    caption = (
+        f"{name} minus that of the smallest batch size, seed by seed, after each epoch. Thin: a "
+        f"seed; thick: the mean; band: its 95 % interval on these images; grey: the margin of "
+        f"{margin:g}. A larger batch is better {better} zero."
+    )
+    end = "; ".join(f"{c.series.batch_size}: {float(v[:, -1].mean()):+.3f}" for c, v in pairs)
+    columns = ["pair", "epoch", "mean", "low", "high", "seeds"]
+    title, told = f"Paired difference of {name}", f"Means after the last epoch: {end}."
+    return finished(canvas, f"{prefix}paired", "curves", title, caption, columns, rows, told)
+
+
+def _pair_of_panels(
+    lines: Sequence[Line], *, top: float, gap: float, has_labels_left: bool = False
+) -> tuple[Canvas, list[tuple[float, float, float, float]]]:
+    """Returns a canvas with room for two panels side by side, their labels, and keys below."""
+    room = label_room([*(line.label for line in lines), "converged"])
+    height = max(HEIGHT, LABEL_GAP * (len(lines) + 2))
+    both = WIDTH - LEFT - gap - room * (2 if has_labels_left else 1)
+    second = LEFT + both / 2 + gap + (room if has_labels_left else 0)
+    keys = LABEL_GAP * sum(bool(line.key) for line in lines)
+    canvas = Canvas(WIDTH, top + height + 42 + keys)
+    return canvas, [(LEFT, top, both / 2, height), (second, top, both / 2, height)]
+
+
+def _draw(
+    panel: Panel, lines: Sequence[Line], column: str, by: str, level: float
+) -> list[tuple[float, Label]]:
+    """Draws thin seeds, then means above them, and returns where the lines end, with labels."""
+    factor = 100.0 if column.endswith("_accuracy") else 1.0
+    for line in lines:
+        if column in line.series.table.columns:
+            titles = [f"{line.label}, seed {seed}" for seed in line.series.seeds]
+            values = factor * known(line.series, column)
+            panel.seeds(_xs(line.series, by), values, line.look, titles)
+            _draw_behind(panel, line, column, by, factor)
+    ends = []
+    if math.isfinite(level):
+        panel.level(factor * level)
+        ends.append((panel.right, Label(panel.y(factor * level), "converged")))
+    for line in lines:
+        if column in line.series.table.columns:
+            xs, values = _xs(line.series, by), factor * known(line.series, column)
+            mean = _mean(values)
+            panel.mean(xs, mean, line.look, f"{line.label}, {by}")
+            ends.append((panel.x(xs[-1]), Label(panel.y(mean[-1]), line.label, line.look)))
+    return ends
+
+
+def _draw_behind(panel: Panel, line: Line, column: str, by: str, factor: float) -> None:
+    """Draws the runs that are not in the mean, because they have not reached its last epoch."""
+    if line.series.num_behind > MOST_SEEDS:
+        return
+    for name, rows in line.series.behind.groupby("run"):
+        xs = rows["epoch" if by == "epochs" else "updates"].astype(float).tolist()
+        places = panel.points(xs, (factor * rows[column].astype(float)).tolist())
+        panel.canvas.line(places, line.look.ink, width=0.8, dash=(2, 2), title=f"{name}, behind")
+
+
+def known(series: Series, column: str) -> Floats:
+    """Returns a column by run, (runs, epochs); NaN where a value is infinite."""
+    values = series.by_run(column)
+    return np.where(np.isfinite(values), values, math.nan)
+
+
+def _xs(series: Series, by: str) -> list[float]:
+    places = range(1, series.epochs + 1) if by == "epochs" else series.updates
+    return [float(place) for place in places]
+
+
+def _mean(values: Floats) -> list[float]:
+    """Returns the means over runs; the median if there are so many that quantiles are drawn."""
+    middle = np.median(values, axis=0) if len(values) > MOST_SEEDS else values.mean(axis=0)
+    return [float(value) for value in middle]
+
+
+def _differences(contrast: Contrast, column: str) -> Floats:
+    """Returns the differences of a pair by epoch: (seeds, epochs that both have)."""
+    epochs = min(contrast.series.epochs, contrast.reference.epochs)
+
+    def of(series: Series) -> Floats:
+        places = [series.seeds.index(seed) for seed in contrast.seeds]
+        values: Floats = known(series, column)[places, :epochs]
+        return values
+
+    return of(contrast.series) - of(contrast.reference)
+
+
+def _spread(values: Floats) -> Floats:
+    """Returns what of some curves is drawn: themselves, or quantiles of many."""
+    if len(values) <= MOST_SEEDS:
+        return values
+    ends: Floats = np.quantile(values, (0.05, 0.95), axis=0)
+    return ends
+
+
+def _interval(values: Floats) -> tuple[Floats, Floats, Floats]:
+    """Returns mean and 95 % limits over seeds (paired t) of each column; NaN for one seed."""
+    num, mean = len(values), values.mean(axis=0)
+    if num < 2:
+        return mean * math.nan, mean, mean * math.nan
+    half = t_quantile(0.975, num - 1) * values.std(axis=0, ddof=1) / num**0.5
+    return mean - half, mean, mean + half
+
+
+def _level(levels: Levels, column: str) -> float:
+    return levels.get(column, math.nan)
+
+
+def _majority(lines: Sequence[Line]) -> float:
+    """Returns the share of the largest class in percent; NaN if lines differ in it."""
+    shares = {
+        100 * max(counts.values()) / sum(counts.values())
+        for line in lines
+        if sum((counts := line.series.table.counts.get(COMPARED.split, {})).values())
+    }
+    return shares.pop() if len(shares) == 1 else math.nan
+
+
+def _split_looks() -> list[Look]:
+    return [Look("1", (7, 2.5), "s"), Look("4", (3, 1.8), "^"), Look("7", (), "o")]
+
+
+def _keys(canvas: Canvas, lines: Sequence[Line]) -> None:
+    """Writes the meaning of letters below the panels."""
+    keys = [line for line in lines if line.key]
+    for n, line in enumerate(keys):
+        y = canvas.height - 6 - LABEL_GAP * (len(keys) - 1 - n)
+        canvas.dot(LEFT + 4, y - 4, line.look.ink, marker=line.look.marker, size=7)
+        long = len(line.key) > LONGEST_KEY
+        text = f"{line.key[: LONGEST_KEY - 1]}…" if long else line.key
+        canvas.text(LEFT + 14, y, text, size=LABEL_SIZE)
+
+
+def _meaning(lines: Sequence[Line]) -> str:
+    """Returns what thick and thin lines are."""
+    nums = sorted({line.series.num_counted for line in lines})
+    behind = (
+        " Dashed thin: a run that is behind." if any(x.series.num_behind for x in lines) else ""
+    )
+    if nums[-1] == 1:
+        return f"One seed per line.{behind}"
+    count = str(nums[0]) if len(nums) == 1 else f"{nums[0]} to {nums[-1]}"
+    if nums[-1] > MOST_SEEDS:
+        return f"Thick: the median of {count} seeds; bands: 50 % and 90 % of them.{behind}"
+    return f"Thick: the mean of {count} seeds; thin: each seed.{behind}"
+
+
+def _figure(
+    name: str,
+    caption: str,
+    canvas: Canvas,
+    lines: Sequence[Line],
+    columns: Sequence[tuple[str, str]],
+) -> Figure:
+    """Returns a figure of curves, with means and ranges of its columns by epoch."""
+    heads = [f"{text}{part}" for _, text in columns for part in ("", ", lowest", ", highest")]
+    rows = []
+    for line in lines:
+        values = [_statistics(known(line.series, column)) for column, _ in columns]
+        for place, (epoch, updates) in enumerate(
+            zip(_xs(line.series, "epochs"), line.series.updates, strict=True)
+        ):
+            cells = [number(float(own[place]), 6) for of_column in values for own in of_column]
+            label = line.key or line.label
+            rows.append([label, f"{epoch:g}", str(updates), str(line.series.num_counted), *cells])
+    column, text = columns[0]
+    ends = ", ".join(
+        f"{line.key or line.label}: {number(float(known(line.series, column)[:, -1].mean()), 3)}"
+        for line in lines
+    )
+    told = f"Means of {text} after the last epoch: {ends}."
+    all_heads = ["batch size", "epoch", "updates", "runs", *heads]
+    title = caption.split(".")[0]
+    return finished(canvas, name, "curves", title, caption, all_heads, rows, told)
+
+
+def _statistics(values: Floats) -> tuple[Floats, Floats, Floats]:
+    return values.mean(axis=0), np.fmin.reduce(values), np.fmax.reduce(values)
