@@ -21,7 +21,7 @@ from sweep_maker import draw_sweep, set_column
 from skinjob.report.comparison import compare_sweep, read_all_predictions
 from skinjob.report.figures import Figure
 from skinjob.report.plots.canvas import DARK, LIGHT, as_file, id_of
-from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, looks, span
+from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, looks, span, tick_text
 from skinjob.report.plots.clinical import SHOWN_OF_MANY
 from skinjob.report.plots.gallery import figures, write_figures
 from skinjob.report.tables import group_runs, read_sweep
@@ -279,6 +279,14 @@ def test_an_axis_of_equal_values_has_a_length() -> None:
         scale = span(values)
         assert scale.low < scale.high
         assert np.isfinite([scale.low, scale.high]).all()
+
+
+def test_differences_of_rounding_are_no_axis() -> None:
+    """Where values are equal but for the last digit, ticks stay short enough to be read."""
+    scale = span([0.93, 0.929999])
+    ticks = scale.ticks(6)
+    assert len(ticks) >= 3
+    assert max(len(tick_text(tick, ticks[1] - ticks[0])) for tick in ticks) <= 5
 
 
 def test_runs_that_are_behind_are_drawn(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ LABEL_SIZE = 12.0
 LABEL_GAP = 14.5  # between the base lines of labels
 MOST_SEEDS = 50  # drawn one by one; of more, quantiles
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SHORTEST = 0.01  # an axis; a difference of a millionth would need ticks with seven digits
 MOST_VERTICES = 200  # of a line; a panel has 300 pixels
 MOST_POINTS = 25  # of a line that have a value under the mouse
 
@@ -80,7 +81,7 @@ def span(
     """Returns a scale that holds all finite values, with a margin, within bounds."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    extra = margin * (high - low) or 0.05 * max(abs(high), 0.1)
+    extra = max(margin * (high - low), (SHORTEST - (high - low)) / 2)
     return Scale(max(bounds[0], low - extra), min(bounds[1], high + extra))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the comparison: differences with intervals, a dot per seed, learning rates."""
+"""Pictures of the comparison: differences to the smallest batch size, seeds, learning rates."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from skinjob.report.plots.chart import (
     Panel,
     Scale,
     finished,
+    grid,
     label_room,
     looks,
     span,
 )
-from skinjob.report.plots.curves import known
-from skinjob.report.statistics import Floats, Interval
+from skinjob.report.plots.curves import LEFT, epoch_scale, known
+from skinjob.report.statistics import Floats, Interval, t_quantile
 from skinjob.report.tables import Series
 
 ROW = 26.0  # pixels from a row of the forest plot to the next
@@ -141,6 +142,81 @@ def _row(contrast: Contrast, family: Family, comparison: Comparison) -> list[str
     ]
 
 
+def paired_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
+    """Returns the difference to the smallest batch size by epochs; None if there is none."""
+    family = comparison.family("epochs")
+    if family is None:
+        return None
+    column, name = COLUMNS[family.outcome], NAMES[family.outcome]
+    pairs = [(contrast, _differences(contrast, column)) for contrast in family.contrasts]
+    margin = comparison.margin
+    ends = np.concatenate([_spread(values).ravel() for _, values in pairs])
+    y = span([*ends.tolist(), margin, -margin])
+    boxes, height = grid(
+        len(pairs), 3, top=38, left=LEFT + 12, right=12, height=170, gap=18, row_gap=72
+    )
+    canvas = Canvas(WIDTH, height)
+    last = max(contrast.series.epochs for contrast, _ in pairs)
+    rows = []
+    for n, ((contrast, values), box) in enumerate(zip(pairs, boxes, strict=True)):
+        panel = Panel(canvas, box, epoch_scale(last), y)
+        panel.shade(-margin, margin)
+        size, first = contrast.series.batch_size, contrast.reference.batch_size
+        title = f"{size} minus {first}"
+        panel.axes(title, "epochs", is_whole=True, has_numbers=n % 3 == 0)
+        panel.level(0.0, dash=())
+        xs = [float(epoch) for epoch in range(1, values.shape[1] + 1)]
+        look = Look("7", (), "o")
+        panel.seeds(xs, values, look, [f"seed {seed}" for seed in contrast.seeds], 0.35)
+        low, mean, high = _interval(values)
+        if len(values) <= MOST_SEEDS:
+            panel.band(xs, low, high, "3", 0.2)
+        panel.mean(xs, mean.tolist(), look, f"{title}, epoch")
+        rows += [
+            [title, f"{x:g}", *(number(float(v), 6) for v in (m, lo, hi)), str(len(values))]
+            for x, m, lo, hi in zip(xs, mean, low, high, strict=True)
+        ]
+    better = "above" if family.outcome == "auc" else "below"
+    caption = (
+        f"{name} minus that of the smallest batch size, seed by seed, after each epoch. Thin: a "
+        f"seed; thick: the mean; band: its 95 % interval on these images; grey: the margin of "
+        f"{margin:g}. A larger batch is better {better} zero."
+    )
+    end = "; ".join(f"{c.series.batch_size}: {float(v[:, -1].mean()):+.3f}" for c, v in pairs)
+    columns = ["pair", "epoch", "mean", "low", "high", "seeds"]
+    title, told = f"Paired difference of {name}", f"Means after the last epoch: {end}."
+    return finished(canvas, f"{prefix}paired", "curves", title, caption, columns, rows, told)
+
+
+def _differences(contrast: Contrast, column: str) -> Floats:
+    """Returns the differences of a pair by epoch: (seeds, epochs that both have)."""
+    epochs = min(contrast.series.epochs, contrast.reference.epochs)
+
+    def of(series: Series) -> Floats:
+        places = [series.seeds.index(seed) for seed in contrast.seeds]
+        values: Floats = known(series, column)[places, :epochs]
+        return values
+
+    return of(contrast.series) - of(contrast.reference)
+
+
+def _spread(values: Floats) -> Floats:
+    """Returns what of some curves is drawn: themselves, or quantiles of many."""
+    if len(values) <= MOST_SEEDS:
+        return values
+    ends: Floats = np.quantile(values, (0.05, 0.95), axis=0)
+    return ends
+
+
+def _interval(values: Floats) -> tuple[Floats, Floats, Floats]:
+    """Returns mean and 95 % limits over seeds (paired t) of each column; NaN for one seed."""
+    num, mean = len(values), values.mean(axis=0)
+    if num < 2:
+        return mean * math.nan, mean, mean * math.nan
+    half = t_quantile(0.975, num - 1) * values.std(axis=0, ddof=1) / num**0.5
+    return mean - half, mean, mean + half
+
+
 def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
     """Returns a dot for each seed, by batch size, at equal epochs and at equal updates."""
     families = [f for axis in ("epochs", "updates") if (f := comparison.family(axis))]
@@ -183,9 +259,12 @@ def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
 
 def _values(series: Series, family: Family) -> Floats:
     """Returns the outcome of each seed of a series at the point of a family."""
-    place = family.at - 1 if family.axis == "epochs" else series.updates.index(family.at)
-    values: Floats = known(series, COLUMNS[family.outcome])[:, place]
-    return values
+    column = COLUMNS[family.outcome]
+    if family.axis == "epochs":
+        return known(series, column)[:, family.at - 1]
+    points = list(getattr(series, "points", series.updates))
+    values: Floats = getattr(series, "at_points", series.by_run)(column)[:, points.index(family.at)]
+    return np.where(np.isfinite(values), values, math.nan)
 
 
 def _strip(

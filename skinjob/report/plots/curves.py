@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from skinjob.report.comparison import COLUMNS, NAMES, Comparison, Contrast
 from skinjob.report.figures import Figure
 from skinjob.report.measures import AXES, COMPARED, MEASURES, Axis, number
 from skinjob.report.plots.canvas import Canvas, text_width
@@ -28,7 +27,7 @@ from skinjob.report.plots.chart import (
     looks,
     span,
 )
-from skinjob.report.statistics import Floats, t_quantile
+from skinjob.report.statistics import Floats
 from skinjob.report.tables import Series
 
 LONGEST_LABEL = 16  # characters at the end of a line; longer ones get a letter and a key below
@@ -196,52 +195,6 @@ def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure 
     return _figure("splits", caption, canvas, lines, [(f"{s}_loss", f"{s} loss") for s in splits])
 
 
-def paired_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
-    """Returns the difference to the smallest batch size by epochs; None if there is none."""
-    family = comparison.family("epochs")
-    if family is None:
-        return None
-    column, name = COLUMNS[family.outcome], NAMES[family.outcome]
-    pairs = [(contrast, _differences(contrast, column)) for contrast in family.contrasts]
-    margin = comparison.margin
-    ends = np.concatenate([_spread(values).ravel() for _, values in pairs])
-    y = span([*ends.tolist(), margin, -margin])
-    boxes, height = grid(
-        len(pairs), 3, top=38, left=LEFT + 12, right=12, height=170, gap=18, row_gap=72
-    )
-    canvas = Canvas(WIDTH, height)
-    last = max(contrast.series.epochs for contrast, _ in pairs)
-    rows = []
-    for n, ((contrast, values), box) in enumerate(zip(pairs, boxes, strict=True)):
-        panel = Panel(canvas, box, epoch_scale(last), y)
-        panel.shade(-margin, margin)
-        size, first = contrast.series.batch_size, contrast.reference.batch_size
-        title = f"{size} minus {first}"
-        panel.axes(title, "epochs", is_whole=True, has_numbers=n % 3 == 0)
-        panel.level(0.0, dash=())
-        xs = [float(epoch) for epoch in range(1, values.shape[1] + 1)]
-        look = Look("7", (), "o")
-        panel.seeds(xs, values, look, [f"seed {seed}" for seed in contrast.seeds], 0.35)
-        low, mean, high = _interval(values)
-        if len(values) <= MOST_SEEDS:
-            panel.band(xs, low, high, "3", 0.2)
-        panel.mean(xs, mean.tolist(), look, f"{title}, epoch")
-        rows += [
-            [title, f"{x:g}", *(number(float(v), 6) for v in (m, lo, hi)), str(len(values))]
-            for x, m, lo, hi in zip(xs, mean, low, high, strict=True)
-        ]
-    better = "above" if family.outcome == "auc" else "below"
-    caption = (
-        f"{name} minus that of the smallest batch size, seed by seed, after each epoch. Thin: a "
-        f"seed; thick: the mean; band: its 95 % interval on these images; grey: the margin of "
-        f"{margin:g}. A larger batch is better {better} zero."
-    )
-    end = "; ".join(f"{c.series.batch_size}: {float(v[:, -1].mean()):+.3f}" for c, v in pairs)
-    columns = ["pair", "epoch", "mean", "low", "high", "seeds"]
-    title, told = f"Paired difference of {name}", f"Means after the last epoch: {end}."
-    return finished(canvas, f"{prefix}paired", "curves", title, caption, columns, rows, told)
-
-
 def _pair_of_panels(
     lines: Sequence[Line], *, top: float, gap: float, has_labels_left: bool = False
 ) -> tuple[Canvas, list[tuple[float, float, float, float]]]:
@@ -304,35 +257,6 @@ def _mean(values: Floats) -> list[float]:
     """Returns the means over runs; the median if there are so many that quantiles are drawn."""
     middle = np.median(values, axis=0) if len(values) > MOST_SEEDS else values.mean(axis=0)
     return [float(value) for value in middle]
-
-
-def _differences(contrast: Contrast, column: str) -> Floats:
-    """Returns the differences of a pair by epoch: (seeds, epochs that both have)."""
-    epochs = min(contrast.series.epochs, contrast.reference.epochs)
-
-    def of(series: Series) -> Floats:
-        places = [series.seeds.index(seed) for seed in contrast.seeds]
-        values: Floats = known(series, column)[places, :epochs]
-        return values
-
-    return of(contrast.series) - of(contrast.reference)
-
-
-def _spread(values: Floats) -> Floats:
-    """Returns what of some curves is drawn: themselves, or quantiles of many."""
-    if len(values) <= MOST_SEEDS:
-        return values
-    ends: Floats = np.quantile(values, (0.05, 0.95), axis=0)
-    return ends
-
-
-def _interval(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """Returns mean and 95 % limits over seeds (paired t) of each column; NaN for one seed."""
-    num, mean = len(values), values.mean(axis=0)
-    if num < 2:
-        return mean * math.nan, mean, mean * math.nan
-    half = t_quantile(0.975, num - 1) * values.std(axis=0, ddof=1) / num**0.5
-    return mean - half, mean, mean + half
 
 
 def _level(levels: Levels, column: str) -> float:

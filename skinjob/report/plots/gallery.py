@@ -11,14 +11,18 @@ from skinjob.report.comparison import Comparison
 from skinjob.report.figures import Figure
 from skinjob.report.plots.canvas import as_file
 from skinjob.report.plots.clinical import clinical_figures
-from skinjob.report.plots.comparison import forest_figure, rates_figure, seeds_figure
+from skinjob.report.plots.comparison import (
+    forest_figure,
+    paired_figure,
+    rates_figure,
+    seeds_figure,
+)
 from skinjob.report.plots.curves import (
     common_scales,
     fit_figure,
     lines_of,
     loss_figure,
     outcome_figure,
-    paired_figure,
 )
 from skinjob.report.predictions import Predictions
 from skinjob.report.tables import Series, by_lr
