@@ -28,6 +28,7 @@ TASKS = {
             "bundle:bundle",
             "Pack skinjob, torch and weights for an offline cluster",
         ),
+        "pack-images": ("pack:pack_images", "Pack a folder of images into one zip, for --data"),
     },
     "On the login node, before the queue": {
         "init-site": ("site:init_site", "Ask SLURM what is available and write a site profile"),

@@ -218,7 +218,7 @@ class TrainConfig:
         choices=("head", "all"),
     )
     data: str = _files(
-        MISSING, "Image folder: {train,test}/<class>/*.jpg.", cli_default="skin_cancer"
+        MISSING, "Folder, zip or tar: {train,test}/<class>/*.jpg.", cli_default="skin_cancer"
     )
     weights: str = _files(
         MISSING, "File of the fetched weights.", cli_default="weights/resnet18.safetensors"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from skinjob.bundle.write import ABOUT, bundle_files
 from skinjob.console import printable, progress
-from skinjob.data.images import explain, read_content, read_index
+from skinjob.data.images import explain, read_index
 from skinjob.errors import BundleError, SkinjobError
 from skinjob.files import sha256_file
 from skinjob.sweeps.layout import Run, Sweep
@@ -67,10 +67,15 @@ def _compare_images(sweep: Sweep, data: Path | None) -> tuple[int, list[str]]:
     faults = []
     if images.fingerprint() != info.fingerprint:
         faults.append(f"{sweep.images_file}: differs from the fingerprint in sweep.json")
-    if not root.is_dir():
-        return 0, [*faults, f"{printable(str(root))}: no such folder (--data names another)"]
+    if not root.exists():
+        return 0, [*faults, f"{printable(str(root))}: no such path (--data names another)"]
     listed = {root / image.path: image.sha256 for image in images.files}
-    faults += _compare(listed, lambda file: hashlib.sha256(read_content(file)).hexdigest())
+    store = images.store
+
+    def digest(file: Path) -> str:
+        return hashlib.sha256(store.read(file.relative_to(root).as_posix())).hexdigest()
+
+    faults += _compare(listed, digest)
     return len(listed), faults
 
 

@@ -352,7 +352,7 @@ def thumbnail(images: ImageSet, place: int) -> str:
 
     Raises: ImagesError if the file has changed since the scan.
     """
-    image = images.files[place].read(images.root)
+    image = images.files[place].read(images.store)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.info.clear()  # Pillow would write comments and colour profiles
     content = io.BytesIO()

@@ -13,11 +13,11 @@ import hashlib
 import io
 import math
 import shlex
-import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from skinjob.config import FieldError
 from skinjob.console import printable
+from skinjob.data.store import FOLDERS, ArchiveStore, Store, open_store
 from skinjob.errors import ImagesError
 from skinjob.files import csv_text, replacing
 
@@ -45,16 +46,12 @@ class Split(str, Enum):
         return self.value
 
 
-FOLDERS = ("train", "test")
-"""The folders of a data set. Each has a folder for each class, and is the split of this name, but
-for the training images in val."""
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF")
 """The formats that are read, with any suffix. One of Pillow's others starts Ghostscript."""
 
 MIN_SIDE = 16  # pixels; a smaller image is a placeholder, such as 1 x 1 in a web page
 MAX_RATIO = 16  # of the sides; a longer image fills the memory after its short side is scaled up
 MAX_PIXELS = 2**28 // 3  # 256 MiB in RGB; above this Pillow warns of a decompression bomb
-MAX_BYTES = 2**30  # of a file
 FLAT_LEVELS = 16  # of 256; an image with fewer shows nothing
 
 KEPT_MOST_BYTES = 4 << 30
@@ -63,8 +60,6 @@ KEPT_SHARE = 8
 ResNet18's size), and at most an eighth of the free space."""
 
 COLUMNS = ("path", "split", "label", "bytes", "sha256")
-
-KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 
 
 @dataclass(frozen=True, slots=True)  # there may be 400,000 of them
@@ -81,22 +76,19 @@ class ImageFile:
     copies: int | None = field(default=None, compare=False)
     """The number of the group of its copies, from 1; 0 without a copy; None if nobody looked."""
 
-    def read(self, root: Path) -> Image.Image:
+    def read(self, store: Store) -> Image.Image:
         """Returns the image in RGB.
 
         Raises: ImagesError if its bytes have changed since the scan.
         """
-        name = printable(str(root / self.path))
+        path = store.root / self.path
         try:
-            content = read_content(root / self.path)
+            content = store.read(self.path)
         except OSError as error:
-            fix = f"ls -l {quoted(root / self.path)}"
-            raise ImagesError(f"{name}: {explain(error)}", fix) from None
+            words = f"{printable(str(path))}: {explain(error)}"
+            raise ImagesError(words, store.look(self.path)) from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ImagesError(
-                f"{name} has changed since the sweep was submitted",
-                "submit again with another --name, to train on the images as they are now",
-            )
+            raise _changed(path)
         return decode(content)
 
 
@@ -124,6 +116,21 @@ class ImageSet:
     """Paths of the images with almost a single grey level or colour."""
     sketches: NDArray[np.void] | None = field(default=None, compare=False, repr=False)
     """A sketch of each file (`audit.SKETCH`), if a scan made this set."""
+
+    @cached_property
+    def store(self) -> Store:
+        """The files. Raises: ImagesError as `open_store`."""
+        return open_store(self.root)
+
+    def require_in_archive(self) -> None:
+        """Checks the index of an archive against this list, which reads no image.
+
+        Raises: ImagesError if an image is missing, or has another size than at the submit.
+        """
+        if isinstance(self.store, ArchiveStore):
+            for file in self.files:
+                if self.store.size(file.path) != file.bytes:
+                    raise _changed(self.root / file.path)
 
     def split(self, name: str) -> tuple[ImageFile, ...]:
         return tuple(file for file in self.files if file.split == name)
@@ -285,19 +292,6 @@ def read_index(file: Path, root: Path, classes: tuple[str, ...]) -> ImageSet:
     return ImageSet(root, classes, tuple(files))
 
 
-def read_content(path: Path) -> bytes:
-    """Returns an image file's bytes.
-
-    Raises: OSError, also if *path* is not a file, or is too large for an image.
-    """
-    info = path.stat()  # first: opening a pipe would wait until another process writes to it
-    if not stat.S_ISREG(info.st_mode):
-        raise OSError(f"a {KINDS.get(stat.S_IFMT(info.st_mode), 'device')}, not a file")
-    if info.st_size > MAX_BYTES:
-        raise OSError(f"{info.st_size:,} bytes, but at most {MAX_BYTES:,} are read")
-    return path.read_bytes()
-
-
 def explain(error: Exception) -> str:
     """Returns a phrase for why an image cannot be used."""
     if isinstance(error, UnidentifiedImageError):
@@ -323,6 +317,8 @@ def _require_size(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} pixels: {words}")
 
 
-def quoted(path: Path) -> str:
-    """Returns a path for a shell command, with the characters escaped that do not print."""
-    return printable(shlex.quote(str(path)))
+def _changed(path: Path) -> ImagesError:
+    return ImagesError(
+        f"{printable(str(path))} has changed since the sweep was submitted",
+        "submit again with another --name, to train on the images as they are now",
+    )

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from skinjob.console import progress
-from skinjob.data.images import FOLDERS
 from skinjob.data.shapes import grid, noise, to_pixels, wavy
+from skinjob.data.store import FOLDERS
 from skinjob.errors import ImagesError
 
 CLASSES = ("benign", "malignant")

@@ -1,4 +1,4 @@
-"""Scans a folder of images, and reports everything that is wrong with it."""
+"""Scans the images in a folder or an archive, and reports everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ from PIL import _imaging
 from skinjob.console import printable, progress
 from skinjob.data.audit import SKETCH, sketch
 from skinjob.data.images import (
-    FOLDERS,
     BadFile,
     ImageFile,
     ImageSet,
     decode,
     explain,
-    quoted,
-    read_content,
 )
+from skinjob.data.store import FOLDERS, FolderStore, Store, open_store, quoted
 from skinjob.errors import ImagesError
 from skinjob.files import pointer_kind
 from skinjob.words import list_first, pluralize
@@ -57,18 +55,21 @@ MAX_KINDS = 5  # of unused files that are named
 def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
     """Returns the images in *root*, after decoding each; shows a progress bar on a terminal.
 
+    *root* is a folder, or a zip or a plain tar, which gives the same result.
+
     *skips_bad* leaves out images that cannot be used. It does not allow wrong folders.
 
     Raises: ImagesError with all problems: classes that are missing, empty or not the same in each
     folder, and images that cannot be used.
     """
-    classes, bad_folders = _classes(root)
+    store = open_store(root)
+    classes, bad_folders = _classes(store)
     entries: list[Entry] = []
     others: list[Path] = []
     for split in FOLDERS:
         for label, name in enumerate(classes):
-            paths, closed = _list_files(root / split / name)
-            entries += [Entry(root, split, label, path) for path in paths if _is_image(path)]
+            paths, closed = _list_files(store, root / split / name)
+            entries += [Entry(store, split, label, path) for path in paths if _is_image(path)]
             others += [path for path in paths if not _is_image(path)]
             bad_folders += [BadFile(_below(root, path), reason) for path, reason in closed]
     files: list[ImageFile] = []
@@ -81,22 +82,23 @@ def scan(root: Path, *, skips_bad: bool = False) -> ImageSet:
             sketches[len(files)] = sketched
             files.append(result)
     sketches = sketches[: len(files)]
-    left_out = (*_count_kinds(others), *_beside(root))
+    left_out = (*_count_kinds(others), *_beside(store))
     flat = tuple(files[place].path for place in np.flatnonzero(sketches["is_flat"]))
     images = ImageSet(root, classes, tuple(files), left_out, tuple(bad_images), flat, sketches)
-    bad_folders += _empty_classes(images, {folder.path for folder in bad_folders}, others)
+    bad_folders += _empty_classes(images, store, {folder.path for folder in bad_folders}, others)
     if bad_folders or (bad_images and not skips_bad):
-        raise _error(root, bad_folders, bad_images, len(entries))
+        raise _error(store, bad_folders, bad_images, len(entries))
     return images
 
 
-def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
+def _classes(store: Store) -> tuple[tuple[str, ...], list[BadFile]]:
     """Returns the names of all class folders, sorted, and what is wrong with them.
 
-    Raises: ImagesError if *root* is not a readable folder.
+    Raises: ImagesError if the root is not readable.
     """
+    root = store.root
     try:
-        top_folders = sorted(_subfolders(root))
+        top_folders = sorted(_subfolders(store, root))
     except OSError as error:
         words = f"image folder {printable(str(root))}: {explain(error)}"
         raise ImagesError(words, "skinjob submit --data FOLDER") from None
@@ -111,7 +113,8 @@ def _classes(root: Path) -> tuple[tuple[str, ...], list[BadFile]]:
     bad = []
     for split in FOLDERS:
         try:
-            names[split] = {name for name in _subfolders(root / split) if not _is_hidden(name)}
+            folders = _subfolders(store, root / split)
+            names[split] = {name for name in folders if not _is_hidden(name)}
         except OSError as error:
             beside = ", ".join(f"{printable(name)}/" for name in top_folders[:MAX_KINDS])
             hint = f", but {beside}" if split not in top_folders and beside else ""
@@ -147,16 +150,16 @@ def _lookalikes(name: str, others: AbstractSet[str]) -> list[str]:
     return [n for n in others if n != name and unicodedata.normalize("NFC", n) == form]
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(store: Store, folder: Path) -> list[str]:
     """Returns the names of the folders in a folder; links to folders count. Raises: OSError."""
 
     def fail(error: OSError) -> None:
         raise OSError("no such folder") if isinstance(error, FileNotFoundError) else error
 
-    return next(os.walk(folder, onerror=fail))[1]
+    return next(store.walk(folder, fail))[1]
 
 
-def _list_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+def _list_files(store: Store, folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Returns the files in a class folder, sorted, and the folders that cannot be opened.
 
     A folder that is hidden or named like an image counts as a file. Links may form circles, so each
@@ -171,7 +174,7 @@ def _list_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
 
     real = _real(folder)
     entered = {real, *real.parents}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=note):
+    for parent, folders, files in store.walk(folder, note):
         into = []
         for name in sorted(folders):
             path = Path(parent, name)
@@ -212,11 +215,11 @@ def _kind(path: Path) -> str:
     return printable(path.suffix.lower()[:12]) if path.suffix.strip(". ") else "without suffix"
 
 
-def _beside(root: Path) -> list[str]:
+def _beside(store: Store) -> list[str]:
     """Returns a phrase for each kind of file outside the class folders that may be an error."""
     words = []
     for split in ("", *FOLDERS):
-        _, folders, names = next(os.walk(root / split), ("", [], []))
+        _, folders, names = next(store.walk(store.root / split, _ignore), ("", [], []))
         files = [Path(name) for name in names]
         where = f" in {split}/ itself" if split else " beside train/ and test/"
         num_images = sum(map(_is_image, files))
@@ -232,6 +235,10 @@ def _beside(root: Path) -> list[str]:
     return words
 
 
+def _ignore(error: OSError) -> None:
+    """Takes a folder that cannot be listed for an empty one."""
+
+
 def _below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
@@ -243,7 +250,7 @@ Result = tuple[ImageFile | BadFile, NDArray[np.void] | None]
 class Entry(NamedTuple):
     """A file that is an image by its name, with its split and class."""
 
-    root: Path
+    store: Store
     split: str
     label: int
     path: Path
@@ -269,9 +276,9 @@ def _examine_all(
 
 def _examine(entry: Entry) -> Result:
     """Returns the image and its sketch, or what is wrong with it."""
-    path, below = entry.path, _below(entry.root, entry.path)
+    below = _below(entry.store.root, entry.path)
     try:
-        content = read_content(path)
+        content = entry.store.read(below)
         if kind := pointer_kind(content):
             words = f"{kind}, not the image: git lfs pull (or git annex get) brings it"
             return BadFile(below, words), None
@@ -279,7 +286,7 @@ def _examine(entry: Entry) -> Result:
             return BadFile(below, "empty file"), None
         image = decode(content)
     except FileNotFoundError:
-        is_link = path.is_symlink()
+        is_link = entry.path.is_symlink()
         words = "broken symbolic link" if is_link else "removed during the scan"
         return BadFile(below, words), None
     except Exception as error:  # Pillow's decoders raise all kinds for a damaged image
@@ -298,7 +305,7 @@ def _silence_decoders() -> None:
 
 
 def _empty_classes(
-    images: ImageSet, bad_folders: set[str], others: Sequence[Path]
+    images: ImageSet, store: Store, bad_folders: set[str], others: Sequence[Path]
 ) -> list[BadFile]:
     """Returns the class folders without an image, except *bad_folders*.
 
@@ -310,7 +317,8 @@ def _empty_classes(
     for split in FOLDERS:
         for label, name in enumerate(images.classes):
             folder, below = images.root / split / name, f"{split}/{name}"
-            if (split, label) in with_image or below in bad_folders or not folder.is_dir():
+            is_known = (split, label) in with_image or below in bad_folders
+            if is_known or not next(store.walk(folder, _ignore), None):
                 continue
             kinds = _count_kinds([path for path in others if path.is_relative_to(folder)])
             hint = f", but {', '.join(kinds)}" if kinds else f" ({', '.join(SUFFIXES)})"
@@ -320,8 +328,9 @@ def _empty_classes(
 
 
 def _error(
-    root: Path, folders: Sequence[BadFile], images: Sequence[BadFile], num_images: int
+    store: Store, folders: Sequence[BadFile], images: Sequence[BadFile], num_images: int
 ) -> ImagesError:
+    root = store.root
     bad = sorted([*folders, *images], key=lambda file: file.path)
     paths = [printable(str(root / file.path)) for file in bad]
     width = max(map(len, paths))
@@ -329,10 +338,10 @@ def _error(
     named = [f"{path} ({file.fault})" for path, file in zip(paths, bad, strict=True)]
     counts = [pluralize(len(folders), "faulty folder")] if folders else []
     counts += [f"{len(images)} of {num_images} images faulty"] if images else []
-    if any(OTHER_FORM in folder.fault for folder in folders):
+    if isinstance(store, FolderStore) and any(OTHER_FORM in folder.fault for folder in folders):
         fix = f'cd {quoted(root)} && python3 -c "{RENAME_TO_ONE_FORM}"'
     elif folders:
-        fix = f"ls {quoted(root)}/*   # expected: train/<class>/*.jpg and test/<class>/*.jpg"
+        fix = f"{store.look()}   # expected: train/<class>/*.jpg and test/<class>/*.jpg"
     else:
         fix = "skinjob submit --skip-bad-images   # leaves them out; or copy them again"
     return ImagesError(f"{', '.join(counts)}: {list_first(named, NUM_NAMED)}", fix, details)

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from skinjob.data.images import KEPT_MOST_BYTES, KEPT_SHARE, MAX_RATIO, ImageFile, ImageSet, Split
+from skinjob.data.store import Store
 from skinjob.files import replacing, sha256_start
 from skinjob.train import claims
 
@@ -48,12 +49,12 @@ Pixels = NDArray[np.uint8]
 """An image, (height, width, 3) in RGB."""
 
 
-def decode(file: ImageFile, root: Path, side: int) -> Pixels:
+def decode(file: ImageFile, store: Store, side: int) -> Pixels:
     """Returns an image with its shorter side scaled to *side* pixels.
 
     Raises: ImagesError if the image has changed since the submit.
     """
-    return resize(file.read(root), side)
+    return resize(file.read(store), side)
 
 
 def resize(image: Image.Image, side: int) -> Pixels:
@@ -70,7 +71,7 @@ def resize(image: Image.Image, side: int) -> Pixels:
 class Chunks:
     """The files of a split's decoded images, and the images of each."""
 
-    root: Path
+    store: Store
     files: Sequence[ImageFile]
     side: int
     size: int
@@ -122,7 +123,7 @@ class Chunks:
         ):
             for index in self.images(number):
                 report()
-                pixels = decode(self.files[index], self.root, self.side)
+                pixels = decode(self.files[index], self.store, self.side)
                 sizes.append(pixels.shape[:2])
                 file.write(pixels.data)
                 digest.update(pixels.data)
@@ -202,7 +203,7 @@ class DecodedImages:
         self.files = files
         self.sizes = np.zeros((len(files), 2), np.int32)
         """Height and width of each image; 0 while unknown."""
-        self._chunks = Chunks(images.root, files, side, chunk, folder, digest)
+        self._chunks = Chunks(images.store, files, side, chunk, folder, digest)
         self._is_prepared = False
         self._num_cpus = num_cpus
         self._handles: dict[int, int] = {}
@@ -235,7 +236,7 @@ class DecodedImages:
             pixels = np.empty((*self.sizes[index], 3), np.uint8)
             if self._read(index, start, pixels):
                 return pixels
-        pixels = decode(self.files[index], chunks.root, chunks.side)
+        pixels = decode(self.files[index], chunks.store, chunks.side)
         self.sizes[index] = pixels.shape[:2]
         return pixels
 

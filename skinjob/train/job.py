@@ -101,6 +101,7 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease, num_cpus: int | N
             f"{sweep.images_file} has changed since the submit (see {sweep.sweep_file})",
             "skinjob submit --name ANOTHER",
         )
+    images.require_in_archive()
     weights = _checked_weights(recipe, info.weights.sha256)
     backbone = read_backbone(weights)
     device = choose_device(

@@ -65,7 +65,7 @@ def main() -> None:
     grey = images.sketches["grey"]
     signs = _signs(grey)
     places = range(0, len(images.files), options.every)
-    originals = [images.files[place].read(images.root) for place in places]
+    originals = [images.files[place].read(images.store) for place in places]
     for name, change in CHANGES.items():
         changed = np.stack([sketch(change(image))["grey"] for image in originals])
         same = np.diag(_agreement(_signs(changed), signs[:: options.every]))

@@ -70,7 +70,7 @@ def by_threads(images: ImageSet, number: int) -> float:
     """Returns the images/s of threads that read, check, decode and scale training images."""
     files, start = images.split(Split.TRAIN), time.perf_counter()
     with ThreadPoolExecutor(number) as pool:
-        list(pool.map(lambda file: decoded.decode(file, images.root, PREPROCESSING.crop), files))
+        list(pool.map(lambda file: decoded.decode(file, images.store, PREPROCESSING.crop), files))
     return len(files) / (time.perf_counter() - start)
 
 

@@ -273,7 +273,7 @@ CASES = [
         "weights/resnet18.safetensors: an HTML page, not weights",
     ),
     weights("another network", _other_architecture, "architecture resnet50, resnet18 expected"),
-    images("a file", _file, "image folder skin_cancer: not a directory"),
+    images("a file", _file, "skin_cancer: not a folder, a zip or a tar"),
     images(
         "no test/",
         lambda tree: shutil.rmtree(tree / "test"),

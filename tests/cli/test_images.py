@@ -112,7 +112,7 @@ def test_an_image_that_changed_since_the_scan_is_noticed(tree: Path) -> None:
     images = scan(tree)
     Image.new("RGB", (50, 50)).save(tree / images.files[0].path)
     with pytest.raises(ImagesError, match="has changed since"):
-        images.files[0].read(tree)
+        images.files[0].read(images.store)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])

@@ -87,7 +87,7 @@ def test_images_are_compared_with_the_sweeps_list(place: Path) -> None:
     moved = [line.replace(f"{place}/skin", "moved") for line in lines]
     assert sorted(faults("runs/monday", "--data", "moved", cwd=place)) == moved
     (line,) = faults("runs/monday", cwd=place)
-    assert line == f"{place}/skin: no such folder (--data names another)"
+    assert line == f"{place}/skin: no such path (--data names another)"
 
 
 def test_a_runs_files_are_compared_with_its_state(place: Path) -> None:

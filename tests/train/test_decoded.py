@@ -37,7 +37,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 @pytest.fixture(scope="module")
 def wanted(images: ImageSet) -> list[Pixels]:
     """The 40 training images, decoded without a cache."""
-    return [decoded.decode(file, images.root, SIDE) for file in images.split("train")]
+    return [decoded.decode(file, images.store, SIDE) for file in images.split("train")]
 
 
 @pytest.fixture(autouse=True)

@@ -177,8 +177,8 @@ def test_a_view_of_val_is_made_as_that_of_test(data: Path, weights: Path, tmp_pa
     for index, file in enumerate(images.split("val")):
         (pixels,) = source.batch(View(Split.VAL), [index])
         side = DEFAULT.preprocessing.crop
-        middle = central_boxes(np.array([decode(file, data, side).shape[:2]]))
-        (wanted,) = each([decode(file, data, side)], middle, DEFAULT.preprocessing)
+        middle = central_boxes(np.array([decode(file, images.store, side).shape[:2]]))
+        (wanted,) = each([decode(file, images.store, side)], middle, DEFAULT.preprocessing)
         assert torch.equal(pixels, wanted)
 
 
