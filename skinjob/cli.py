@@ -42,6 +42,7 @@ TASKS = {
         "cancel": ("manage:cancel", "Cancel all unfinished runs of a sweep, or the named runs"),
         "retry": ("manage:retry", "Queue failed and lost runs again"),
         "list": ("watch:list_sweeps", "List all sweeps with recipe, status and accuracy"),
+        "pack": ("pack:pack", "Pack the results of a sweep into one tar, for another machine"),
         "clean": ("manage:clean", "Show what can be removed, and remove it with --yes"),
     },
     "Anywhere": {

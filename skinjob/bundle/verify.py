@@ -16,6 +16,7 @@ from skinjob.data.images import explain, read_index
 from skinjob.errors import BundleError, SkinjobError
 from skinjob.files import sha256_file
 from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.pack import compare_pack, is_pack
 from skinjob.sweeps.records import Status
 from skinjob.weights.file import SUMS_NAME
 from skinjob.words import pluralize
@@ -26,8 +27,8 @@ MISSING = "is missing"
 def find_faults(path: Path, data: Path | None = None) -> tuple[str, list[str]]:
     """Returns what was compared, such as "2 files", and a line for each fault.
 
-    *path* is a folder with SHA256SUMS (weights, a bundle, its parts), a sweep or a run. The images
-    of a sweep are looked for where it was submitted, or in *data*.
+    *path* is a folder with SHA256SUMS (weights, a bundle, its parts), a pack, a sweep or a run. The
+    images of a sweep are looked for where it was submitted, or in *data*.
 
     Raises: BundleError if *path* is none of these; RunError for a sweep that cannot be read.
     """
@@ -42,6 +43,9 @@ def find_faults(path: Path, data: Path | None = None) -> tuple[str, list[str]]:
         return f"{pluralize(num_images, 'image')} and {pluralize(len(runs), 'run')}", faults
     if (path / "config.json").is_file():
         return "1 run", list(_faults_of(Run(path)))
+    if is_pack(path):
+        num_files, faults = compare_pack(path)
+        return pluralize(num_files, "file"), faults
     raise BundleError(
         f"{path}: no {SUMS_NAME}, sweep.json or config.json in it: nothing to verify it by",
         f"ls {shlex.quote(str(path))}",

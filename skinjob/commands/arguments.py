@@ -81,6 +81,17 @@ def find_sweep(sweep: str | None, runs: Path) -> Sweep:
     )
 
 
+def find_results(sweep: str, runs: Path) -> Sweep:
+    """Returns the sweep that `find_sweep` finds, or the sweep in a pack: a tar, or its folder.
+
+    Raises: RunError when there is no such sweep, or the pack is not as packed.
+    """
+    from skinjob.sweeps.pack import is_pack, open_pack
+
+    path = Path(sweep)
+    return open_pack(path) if is_pack(path) else find_sweep(sweep, runs)
+
+
 def find_run(run: str, runs: Path) -> Run:
     """Returns the run with this folder, SWEEP/RUN in *runs*, or a name in the newest sweep.
 

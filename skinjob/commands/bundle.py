@@ -149,17 +149,17 @@ def _require_weights(file: Path) -> None:
 @click.argument("path", nargs=-1, type=FILE)
 @click.option(
     "--data",
-    metavar="FOLDER",
+    metavar="PATH",
     type=FILE,
     show_default="where the sweep was submitted",
-    help="Folder of a sweep's images.",
+    help="Folder or archive of a sweep's images.",
 )
 def verify(path: tuple[Path, ...], data: Path | None) -> None:
     """Compare files with the digests that travel with them.
 
-    PATH is a folder with SHA256SUMS (weights, a bundle, its parts), a sweep or a run; the default
-    is weights/. A sweep's images are compared with its images.csv, and each run's files with its
-    state. Each fault is a line; exit code 1.
+    PATH is a folder with SHA256SUMS (weights, a bundle, its parts), a pack, a sweep or a run; the
+    default is weights/. A sweep's images are compared with its images.csv, and each run's files
+    with its state. Each fault is a line; exit code 1.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`skinjob pack-images`: images in one file."""
+"""`skinjob pack-images` and `skinjob pack`: what travels between the machines, in one file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 
 import click
 
+from skinjob.commands.arguments import find_sweep, runs_option, sweep_argument
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.transfer import print_transfer
+from skinjob.commands.transfer import LOGIN, print_transfer
 from skinjob.console import say
-from skinjob.files import sha256_file
-from skinjob.words import pluralize
+from skinjob.errors import ImagesError, RunError
+from skinjob.files import absolute, sha256_file
+from skinjob.sweeps.records import Status
+from skinjob.words import list_first, pluralize
 
 FILE = click.Path(path_type=Path)
 
@@ -38,8 +41,15 @@ def pack_images(data: Path, out: Path, skip_bad_images: bool) -> None:
     """
     from skinjob.data.pack import pack_images as pack
     from skinjob.data.scan import scan
+    from skinjob.data.store import quoted
 
-    images = scan(data, skips_bad=skip_bad_images)
+    try:
+        images = scan(data, skips_bad=skip_bad_images)
+    except ImagesError as error:
+        command = f"skinjob pack-images {quoted(data)}"
+        error.fix = error.fix.replace("skinjob submit --data", "skinjob pack-images")
+        error.fix = error.fix.replace("skinjob submit --skip", f"{command} --skip")
+        raise
     pack(images, out)
     say(f"zip     {out}, {pluralize(len(images.files), 'image')}", f"sha256  {sha256_file(out)}")
     if images.skipped:
@@ -47,3 +57,53 @@ def pack_images(data: Path, out: Path, skip_bad_images: bool) -> None:
     say("")
     print_transfer([out], "skinjob/", out.stat().st_size)
     say("", f"then on the login node: skinjob submit --data {shlex.quote(out.name)}")
+
+
+@click.command(cls=TaskCommand)
+@sweep_argument
+@runs_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    show_default="SWEEP.tar",
+    help="Tar to write.",
+)
+@click.option("--unfinished", is_flag=True, help="Pack it although runs are waiting or running.")
+def pack(sweep: str | None, runs: Path, out: Path | None, unfinished: bool) -> None:
+    """Pack the results of a sweep into one tar, for another machine.
+
+    It has tables, predictions, trained layers, logs and the report; no checkpoints, and nothing of
+    submission/. `skinjob report` reads it. It is a BagIt bag, so `sha256sum -c` checks
+    it anywhere. Equal results give an equal tar.
+
+    \b
+    Example:
+      skinjob pack
+      skinjob pack runs/my-sweep --out results.tar
+    """
+    from skinjob.status.status import run_statuses
+    from skinjob.sweeps.pack import pack_sweep
+
+    found = find_sweep(sweep, runs)
+    statuses = run_statuses(found)
+    missing = [
+        f"{run.run} is {run.status}, {run.epoch} of {run.epochs} epochs"
+        for run in statuses
+        if run.status != Status.DONE
+    ]
+    if not unfinished and (num := sum(not run.status.is_final for run in statuses)):
+        raise RunError(
+            f"{num} of {pluralize(len(statuses), 'run')} not over yet: {list_first(missing)}",
+            f"{found.command('pack', '--unfinished')}   # or wait: {found.command('status')}",
+        )
+    file = out or Path(f"{found.name}.tar")
+    num_files = pack_sweep(found, file)
+    say(*(f"missing: {line}" for line in missing))
+    if not found.report_folder.is_dir():
+        say(f"note    no report in it; {found.command('report')}")
+    say(f"pack    {file}, {pluralize(num_files, 'file')}", f"sha256  {sha256_file(file)}")
+    size_mb, path = file.stat().st_size / 1e6, shlex.quote(str(absolute(file)))
+    say("", f"fetch it ({size_mb:,.1f} MB) from the laptop in one of these ways:")
+    say(f"  rsync -t --partial {LOGIN}:{path} .   # call it again: it resumes")
+    say(f"  scp {LOGIN}:{path} .   # cannot resume")
+    say("", f"then there: skinjob report {shlex.quote(file.name)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from skinjob.commands.arguments import (
-    find_sweep,
+    find_results,
     newest,
     relative_to_cwd,
     runs_option,
@@ -31,14 +31,16 @@ from skinjob.sweeps.layout import Sweep
 def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
     """Turn the CSV files of a sweep into tables, plots and a page.
 
-    The default is the newest sweep. Several sweeps make one report. Needs no torch.
+    SWEEP is a folder, a name in runs/, or a pack. The default is the newest sweep. Several sweeps
+    make one report. Needs no torch.
 
     \b
     Example:
       skinjob report
       skinjob report runs/my-sweep
+      skinjob report my-sweep.tar
     """
-    report_on([find_sweep(name, runs) for name in sweep] or [newest(runs)], out)
+    report_on([find_results(name, runs) for name in sweep] or [newest(runs)], out)
 
 
 def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:

@@ -149,7 +149,9 @@ def _distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:
 
 def _default_folder(tables: Sequence[SweepTable]) -> Path:
     sweep = tables[0].sweep
-    return sweep.report_folder if len(tables) == 1 else sweep.folder.parent / _joined_name(tables)
+    if len(tables) == 1:
+        return sweep.report_folder
+    return (sweep.pack_folder or sweep.folder).parent / _joined_name(tables)
 
 
 def _make_own(folder: Path, tables: Sequence[SweepTable]) -> None:

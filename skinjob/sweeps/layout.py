@@ -34,6 +34,8 @@ from skinjob.sweeps.records import (
     write_record,
 )
 
+PACK_MARK = "bagit.txt"
+"""The file that tells the folder of a pack."""
 LOCK_S = 10
 """How long to wait for another process that changes a run's state, which takes milliseconds."""
 
@@ -196,8 +198,17 @@ class Sweep:
             return None
 
     @property
+    def pack_folder(self) -> Path | None:
+        """The folder of the pack that the sweep is in, PACK/data/runs/SWEEP; None outside."""
+        parents = absolute(self.folder).parents
+        is_packed = len(parents) > 3 and (parents[2] / PACK_MARK).is_file()
+        return parents[2] if is_packed else None
+
+    @property
     def report_folder(self) -> Path:
-        return self.folder / "report"
+        """The folder of its report; beside a pack, whose lists cover all that is in it."""
+        pack = self.pack_folder
+        return pack.with_name(f"{pack.name}-report") if pack else self.folder / "report"
 
     @property
     def cache_folder(self) -> Path:

@@ -6,6 +6,7 @@ import io
 import random
 import stat
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -207,8 +208,13 @@ def test_a_member_is_read_up_to_its_declared_size(tree: Path, tmp_path: Path) ->
 def test_threads_read_an_archive_at_the_same_time(tree: Path, tmp_path: Path) -> None:
     """Decoding threads share one handle and need no lock."""
     images = scan(packed(tree, tmp_path / "images.zip", "zip -qr0"))
-    with ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(lambda file: images.store.read(file.path), images.files * 20))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            read = list(pool.map(lambda file: images.store.read(file.path), images.files * 20))
+    finally:
+        sys.setswitchinterval(interval)
     assert read == [(tree / file.path).read_bytes() for file in images.files] * 20
 
 
@@ -252,6 +258,10 @@ def test_pack_images_makes_an_equal_zip_each_time(project: Path) -> None:
     assert refusal(skinjob("pack-images", "skin_cancer", cwd=project)) == "images.zip exists"
     for path in (project / "skin_cancer").rglob("*"):
         path.touch()
+    (project / "skin_cancer/train/benign/bad.jpg").write_text("x")
+    refused = skinjob("pack-images", "skin_cancer", "--out", "bad.zip", cwd=project)
+    assert refusal(refused).startswith("1 of 25 images faulty")
+    assert "skinjob pack-images skin_cancer --skip-bad-images " in refused.stderr
     skinjob("pack-images", "images.zip", "--out", "again.zip", cwd=project, code=0)
     assert (project / "again.zip").read_bytes() == (project / "images.zip").read_bytes()
 
