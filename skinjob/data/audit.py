@@ -80,7 +80,11 @@ class Shortcut:
 
     auc: float
     """On the test images; with several classes the mean of each against the rest."""
+    class_aucs: tuple[float, ...]
+    """Of each class against the rest."""
     accuracy: float
+    loss: float
+    """The mean cross-entropy on the test images."""
     majority: float
     """The accuracy of always answering the most frequent class of the training images."""
 
@@ -315,18 +319,25 @@ def shortcut(images: ImageSet) -> Shortcut:
     sizes = np.column_stack([[file.bytes for file in images.files], sketches["size"]])
     facts = np.column_stack([np.log(sizes), sketches["mean"], sketches["border"]])
     labels = np.array([file.label for file in images.files])
-    is_train = np.array([file.split != "test" for file in images.files])  # val, too
-    train, test = labels[is_train], labels[~is_train]
+    is_train, is_test = (
+        np.array([file.split == split for file in images.files]) for split in ("train", "test")
+    )
+    train, test = labels[is_train], labels[is_test]
     spread = facts[is_train].std(0)
     facts = (facts - facts[is_train].mean(0)) / np.where(spread > 1e-9, spread, 1)
     facts = facts.clip(-WIDEST, WIDEST)
     inputs = np.column_stack([np.ones(len(facts)), facts, facts**2])
     classes = range(len(images.classes))
     weights = np.column_stack([_fitted(inputs[is_train], train == label) for label in classes])
-    scores = inputs[~is_train] @ weights  # (N, classes)
+    scores = inputs[is_test] @ weights  # (N, classes)
+    chances = _chances(scores)
+    own = chances[np.arange(len(test)), test] / chances.sum(1)
+    aucs = [float(auc(scores[:, label], test == label)) for label in classes]
     return Shortcut(
-        auc=float(np.mean([auc(scores[:, label], test == label) for label in classes])),
+        auc=float(np.mean(aucs)),
+        class_aucs=tuple(aucs),
         accuracy=float(np.mean(scores.argmax(1) == test)),
+        loss=float(-np.log(own).mean()),
         majority=float(np.mean(test == np.bincount(train).argmax())),
     )
 
@@ -337,7 +348,7 @@ def _fitted(inputs: NDArray[np.float64], is_class: NDArray[np.bool_]) -> NDArray
     penalty[0, 0] = 0
     weights = np.zeros(inputs.shape[1])
     for _ in range(50):
-        chance = 1 / (1 + np.exp(-np.clip(inputs @ weights, -30, 30)))
+        chance = _chances(inputs @ weights)
         slope = inputs.T @ (chance - is_class) + penalty @ weights
         curvature = inputs.T * (chance * (1 - chance)) @ inputs + penalty
         step = np.linalg.solve(curvature, slope)
@@ -345,6 +356,12 @@ def _fitted(inputs: NDArray[np.float64], is_class: NDArray[np.bool_]) -> NDArray
         if np.abs(step).max() < 1e-6:
             break
     return weights
+
+
+def _chances(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the probabilities of logits, none of them 0 or 1."""
+    chances: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(scores, -30, 30)))
+    return chances
 
 
 def thumbnail(images: ImageSet, place: int) -> str:

@@ -177,8 +177,20 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> SweepInfo:
                 "test_in_train": len(plan.images.in_train_too()),
                 "in_two_classes": len(plan.images.in_two_classes()),
             },
+            shortcut=_shortcut(plan) or (old.images.shortcut if old else {}),
         ),
         cluster=asdict(plan.cluster),
         jobs={run: job for run, job in jobs.items() if run not in queued},
         versions={"skinjob": __version__, "python": platform.python_version()},
     )
+
+
+def _shortcut(plan: Plan) -> dict[str, float]:
+    """Returns what the shortcut reaches, by column of metrics.csv; nothing if it is not known."""
+    if plan.shortcut is None:
+        return {}
+    return {
+        "test_accuracy": plan.shortcut.accuracy,
+        "test_auc": plan.shortcut.class_aucs[plan.images.classes.index(plan.positive)],
+        "test_loss": plan.shortcut.loss,
+    }

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from skinjob.config import ClusterConfig, TrainConfig, tests_every
-from skinjob.data.audit import Pair, with_copies
+from skinjob.data.audit import Pair, Shortcut, shortcut, with_copies
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
 from skinjob.data.validation import copies_together, hold_out
@@ -55,6 +55,8 @@ class Plan:
     near_copies: tuple[Pair, ...] | None
     """By positions in `images`; None if they are not known."""
     device_reason: str
+    shortcut: Shortcut | None = None
+    """None if the images were not scanned here."""
     python_note: str | None = None
     unread: tuple[str, ...] = ()
     """Errors of damaged sweeps, which might be this one."""
@@ -108,7 +110,7 @@ class Plan:
             *counts.items(),
             ("positive", f"{self.positive} ({_why_positive(config)})"),
             *([("left out", ", ".join(self.images.left_out))] if self.images.left_out else []),
-            *remarks(self.images, self.near_copies),
+            *remarks(self.images, self.near_copies, self.shortcut),
             ("device", f"{config.device} ({self.device_reason})"),
             ("cluster", self.cluster.cluster),
             *([("updates", _passes(list(self.configs.values())))] if config.updates else []),
@@ -206,6 +208,7 @@ def make_plan(
         images=images,
         near_copies=copies.everywhere,
         device_reason=device_reason,
+        shortcut=None if images.sketches is None else shortcut(images),
         python_note=note,
     )
     plan = placed(plan)

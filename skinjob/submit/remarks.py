@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from skinjob.console import printable
-from skinjob.data.audit import TURNS, Pair, leaked, near_pairs, shortcut
+from skinjob.data.audit import TURNS, Pair, Shortcut, leaked, near_pairs
 from skinjob.data.images import ImageSet
 from skinjob.words import pluralize
 
@@ -44,7 +44,9 @@ def _pairs_between(images: ImageSet, first: str, second: str) -> tuple[Pair, ...
     return tuple(pairs) if is_complete else None
 
 
-def remarks(images: ImageSet, copies: Sequence[Pair] | None) -> list[tuple[str, str]]:
+def remarks(
+    images: ImageSet, copies: Sequence[Pair] | None, reached: Shortcut | None
+) -> list[tuple[str, str]]:
     """Returns remarks on the images for the user: labels and sentences."""
     lines = []
     if images.skipped:
@@ -64,14 +66,16 @@ def remarks(images: ImageSet, copies: Sequence[Pair] | None) -> list[tuple[str, 
             path = printable(repeated[0].path)
             words = f"{num} {verb} {where}, byte for byte (first: {path}): {so}"
             lines.append(("note", words))
-    return [*lines, *_audit_remarks(images, copies)]
+    return [*lines, *_audit_remarks(images, copies, reached)]
 
 
-def _audit_remarks(images: ImageSet, copies: Sequence[Pair] | None) -> list[tuple[str, str]]:
+def _audit_remarks(
+    images: ImageSet, copies: Sequence[Pair] | None, reached: Shortcut | None
+) -> list[tuple[str, str]]:
     """Returns the short form of `skinjob audit`, for images that were scanned here."""
-    if images.sketches is None:
+    if reached is None:
         return []
-    lines = [("shortcut", str(shortcut(images)))]
+    lines = [("shortcut", str(reached))]
     if copies is None:
         lines.append(("note", UNKNOWN))
     elif near := leaked(images, copies):

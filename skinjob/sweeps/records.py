@@ -209,6 +209,9 @@ class ImagesRecord:
     skipped: tuple[dict[str, str], ...] = ()
     """Path and fault of each skipped image."""
     repeated: dict[str, int] = field(default_factory=dict)
+    shortcut: dict[str, float] = field(default_factory=dict)
+    """What file size, image size, border and mean colour alone reach, by column of metrics.csv.
+    Empty if it was not measured."""
 
     def __post_init__(self) -> None:
         """Fills in the positive class, which older files lack: the last class."""
