@@ -14,6 +14,9 @@ from skinjob.submit.folders import discard, submitting, write_plan
 from skinjob.submit.plan import Plan, placed
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import RunState, Status, write_record
+from skinjob.train.claims import is_claimed
+
+CLAIM_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,8 @@ def _undoing(undo: Callable[[], None], errors: type[BaseException]) -> Iterator[
 def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[RunStatus], None]) -> bool:
     """Waits until these runs have ended, calls *tell* for each, and returns whether all are done.
 
-    It also calls *tell* once for a run that never starts by itself, and waits for it, too.
+    It also calls *tell* once for a run that never starts by itself, and waits for it, too. After
+    the last run, a job may still compute the converged head.
     """
     open_runs, blocked = set(names), set[str]()
     pause_s = queue_of(sweep).look_s
@@ -104,6 +108,8 @@ def wait(sweep: Sweep, names: tuple[str, ...], tell: Callable[[RunStatus], None]
                 tell(run)
                 blocked.add(run.run)
         time.sleep(pause_s if open_runs else 0)
+    while is_claimed(sweep.converged_file):
+        time.sleep(CLAIM_LOOK_S)
     return is_done
 
 

@@ -1,6 +1,6 @@
 """The folders of sweeps and runs, and every path in them.
 
-runs/<sweep>/            Sweep: sweep.json, images.csv, submission/, report/
+runs/<sweep>/            Sweep: sweep.json, images.csv, converged.json, submission/, report/
 runs/<sweep>/<run>/      Run: config.json, state.json, metrics.csv, ...
 runs/.cache/views/       features that the runs of all sweeps share
 runs/.cache/decoded/     decoded images that they share
@@ -27,6 +27,7 @@ from skinjob.sweeps.records import (
     TESTS,
     UPGRADE,
     VAL_METRICS,
+    Converged,
     RunState,
     SweepInfo,
     read_record,
@@ -180,6 +181,10 @@ class Sweep:
         return self.folder / "images.csv"
 
     @property
+    def converged_file(self) -> Path:
+        return self.folder / "converged.json"
+
+    @property
     def submission_folder(self) -> Path:
         """Scripts, pickles and output of the jobs; private to the user."""
         return self.folder / "submission"
@@ -237,6 +242,12 @@ class Sweep:
         leads out of the folder.
         """
         return read_record(SweepInfo, self.sweep_file, f"{self.folder} is not a sweep")
+
+    def converged(self) -> Converged | None:
+        """Returns converged.json; None if it is missing. Raises: RunError if a value is wrong."""
+        if not os.path.lexists(self.converged_file):
+            return None
+        return read_record(Converged, self.converged_file, "the converged head cannot be read")
 
     def retry_command(self, *options: str, twice: str | None = None) -> str:
         """Returns the command that queues failed and lost runs again; works in any folder.

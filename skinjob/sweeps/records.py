@@ -285,6 +285,29 @@ class SweepInfo:
         return msgspec.convert(self.cluster | changes, ClusterConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Converged:
+    """The converged head of a sweep (converged.json): no head has a smaller loss on its views."""
+
+    exists: bool = True
+    """False if a head tells the classes apart in every view: then the loss falls towards 0 for
+    ever, and no head is the best."""
+    metrics: dict[str, float]
+    """By column of metrics.csv, `train_...` on the views below; only `train_loss`, 0, if no such
+    head exists."""
+    gradient: float = 0.0
+    """The norm of the gradient, divided by that of a head of zeros."""
+    iterations: int = 0
+    views: int = 0
+    """The views of training images that it is fitted to, from the first on."""
+    epochs: int = 0
+    """The views that the sweep trains on."""
+    images: int = 0
+    """The training images in each of these views."""
+    seconds: float = 0.0
+    computed_utc: str = ""
+
+
 def filled_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a recipe with defaults for the fields that an older recipe lacks."""
     defaults = {item.name: item.default for item in fields(TrainConfig)}

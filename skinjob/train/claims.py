@@ -53,6 +53,12 @@ def claimed_by(file: Path) -> str:
         return ""
 
 
+def is_claimed(file: Path) -> bool:
+    """Returns whether a process makes a file."""
+    mark = _mark(file)
+    return mark.exists() and not _is_stale(mark)
+
+
 def clear_up(folder: Path) -> None:
     """Removes the partial files and the claims of processes that were killed."""
     with suppress(OSError):  # no folder yet, or a full disk

@@ -8,7 +8,7 @@ import platform
 import shlex
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import Failure
 from skinjob.train.all_layers import num_at_once
 from skinjob.train.checkpoint import read_checkpoint
+from skinjob.train.converged import claimed, record_converged
 from skinjob.train.device import Device, choose_device
 from skinjob.train.extract import FeatureExtractor
 from skinjob.train.features import ViewCache
@@ -158,13 +159,21 @@ def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
         label += f", {job.recipe.updates:,} updates"
     with progress(label, num_images, unit="images") as draw:
         reporter = Reporter(job.lease, runs[0], epochs, draw)
-        with closing(_inputs(job, views, reporter)) as inputs:
+        of_heads = _views(job, views, reporter) if job.trains_heads else None
+        with closing(_inputs(job, views, of_heads)) as inputs:
             test_inputs = {view.split: next(inputs) for view in tests}
             loops = []
             for run in runs:
                 with suppress(TakenError):
                     loops.append(RunLoop(job, run, reporter))
-            return train(job, loops, test_inputs, zip(epochs, inputs, strict=False))
+            errors = train(job, loops, test_inputs, zip(epochs, inputs, strict=False))
+    sweep, complete = runs[0].sweep, [loop for loop in loops if loop.is_going]
+    with claimed(sweep) if of_heads and complete else nullcontext(False) as is_own:
+        for loop in complete:
+            loop.finish(test_inputs)
+        if of_heads and is_own:
+            record_converged(sweep, job, of_heads, test_inputs)
+    return errors
 
 
 def _images_left(job: Job, run: Run) -> int:
@@ -177,24 +186,30 @@ def _images_left(job: Job, run: Run) -> int:
     return max(0, total - num_train * job.checkpoints[run].epoch)
 
 
-def _inputs(job: Job, views: Sequence[View], reporter: Reporter) -> Generator[Inputs, None, None]:
+def _inputs(
+    job: Job, views: Sequence[View], of_heads: Views | None
+) -> Generator[Inputs, None, None]:
     """Yields the inputs of the job's networks in each view: features or images."""
-    if not job.trains_heads:
+    if of_heads:
+        torch.set_num_threads(1)  # a head is too small for two cores; the views use them
+        yield from of_heads.in_turn(views)
+    else:
         yield from (ImageBatches(job.source, view, job.device.type) for view in views)
-        return
-    torch.set_num_threads(1)  # a head is too small for two cores; the views use them
-    sweep = next(iter(job.configs)).sweep
+
+
+def _views(job: Job, views: Sequence[View], reporter: Reporter) -> Views:
+    """Returns the views of the job's heads."""
 
     def build() -> Forward:
         return choose_forward(build_backbone(job.backbone, job.weights), job.device)
 
-    yield from Views(
+    return Views(
         FeatureExtractor(build, job.device, job.source),
         weights_sha256=job.info.weights.sha256,
         epochs=views[-1].epoch,
-        cache=ViewCache(sweep.views_folder, job.backbone.num_features),
+        cache=ViewCache(next(iter(job.configs)).sweep.views_folder, job.backbone.num_features),
         reporter=reporter,
-    ).in_turn(views)
+    )
 
 
 def _checked_weights(config: TrainConfig, sha256: str) -> Path:

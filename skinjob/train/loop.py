@@ -116,7 +116,7 @@ def train(
 
     *tests* are the inputs of the evaluated splits. A run that fails, or that another process has
     taken, does not stop the others. Whatever ends the job, other than a kill, its finished epochs
-    are written.
+    are written. `RunLoop.finish` is still to be called.
     """
     going = list(loops)
     try:
@@ -144,8 +144,6 @@ def train(
     finally:
         for loop in going:
             loop.write()
-    for loop in going:
-        loop.finish(tests)
     return [loop.error for loop in loops if loop.error]
 
 

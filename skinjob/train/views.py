@@ -77,7 +77,7 @@ class Views:
         number, or after `in_turn` has ended.
         """
         while True:
-            features = self.cache.read(self.key(view), self._num_images(view))
+            features = self.cached(view)
             if features is not None:
                 self.reporter.read(view, len(features))
                 return features
@@ -88,6 +88,10 @@ class Views:
                 self._require_going()
                 self.reporter.waiting(view, self.cache.claimed_by(self.key(view)))
                 time.sleep(POLL_S)
+
+    def cached(self, view: View) -> Features | None:
+        """Returns a view's features if the cache has them."""
+        return self.cache.read(self.key(view), self._num_images(view))
 
     def key(self, view: View) -> dict[str, str]:
         """Returns everything that a view's features depend on."""

@@ -44,7 +44,7 @@ DOORS = {
     "submitit": ("queues", "submit/start.py"),
     "pandas": "report",
     "matplotlib": "report",
-    "scipy": "report",
+    "scipy": ("report", "train/converged.py"),
     "jinja2": ("report/page.py", "report/contact.py"),
     "rich": "console.py",
     "PIL": ("data", "train/decoded.py"),
