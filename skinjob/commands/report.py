@@ -60,7 +60,8 @@ def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:
             sweep = f"{name}: " if len(built.clinical) > 1 else ""
             say("", f"{sweep}{clinical.short.title}")
             print_table(clinical.short.columns, clinical.short.rows)
-    for lines in ([f"missing: {line}" for line in built.missing], built.notes):
+    missing = [f"missing: {line}" for line in built.missing]
+    for lines in (built.baselines, missing, built.notes):
         if lines:
             say("", *lines)
     folder = relative_to_cwd(built.folder)

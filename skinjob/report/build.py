@@ -20,6 +20,7 @@ from skinjob.files import csv_text, replacing
 from skinjob.ownership import user_name
 from skinjob.report import findings
 from skinjob.report.answer import Answer, answer
+from skinjob.report.baselines import baseline_lines
 from skinjob.report.clinical_table import Clinical
 from skinjob.report.clinical_table import clinical as clinical_numbers
 from skinjob.report.comparison import Comparison, compare_sweep, read_all_predictions
@@ -54,6 +55,8 @@ class Report:
     """By sweep."""
     summary: pd.DataFrame
     """summary.csv: a row for each batch size and learning rate."""
+    baselines: list[str]
+    """Sentences about what the numbers are read against."""
     missing: list[str]
     """A sentence for each run that cannot be read or lacks epochs."""
     notes: list[str]
@@ -95,12 +98,14 @@ def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Seri
         predictions = read_all_predictions(own)
         results.append(_result(table, own, predictions))
         drawn_from.append((results[-1][0], predictions))
+    summary = summarize(all_series)
     report = Report(
         folder=folder,
         notice=findings.weights_notice(tables),
         answers={result.table.sweep.name: answer(result) for result, _ in results},
         clinical={result.table.sweep.name: clinical for result, clinical in results},
-        summary=summarize(all_series),
+        summary=summary,
+        baselines=findings.for_each(tables, lambda table: baseline_lines(table, summary)),
         missing=findings.missing(tables),
         notes=findings.notes(tables),
     )

@@ -14,7 +14,7 @@ DIGITS = 3
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Returns a row for each batch size at equal epochs and at equal updates, and the baseline."""
+    """Returns a row for each batch size at equal epochs and at equal updates."""
     primary = [family for family in comparison.families if family.is_primary]
     other_name = "log-loss" if comparison.primary == "auc" else "auc"
     if not primary:
@@ -53,7 +53,7 @@ def comparison_table(comparison: Comparison) -> Table:
                     _difference(second, second.same_images) if second else "-",
                 ]
             )
-    return columns, [*rows, *_baseline(comparison, len(columns))]
+    return columns, rows
 
 
 def _after(comparison: Comparison, family: Family) -> str:
@@ -129,23 +129,6 @@ def verdict_text(contrast: Contrast) -> str:
         )
         return f"{text}; up to {possible:.{DIGITS}f} is possible; it takes {settle}"
     return text
-
-
-def _baseline(comparison: Comparison, num_columns: int) -> list[list[str]]:
-    """Returns the row of a classifier that sees no image: the prevalence of the training images."""
-    counts = comparison.table.counts
-    train, test = counts.get("train", {}), counts.get("test", {})
-    if not sum(test.values()) or not all(train.get(name) for name in test):
-        return []
-    shares = {name: train[name] / sum(train.values()) for name in test}
-    loss = -sum(num * math.log(shares[name]) for name, num in test.items()) / sum(test.values())
-    values = {"auc": number(0.5, DIGITS), "log-loss": number(loss, DIGITS)}
-    row = ["-"] * num_columns
-    extra = len(_lr_cell(comparison, ""))
-    row[0], row[1 + extra] = "always the prevalence", "no image"
-    row[3 + extra] = values[comparison.primary]
-    row[-2] = values["log-loss" if comparison.primary == "auc" else "auc"]
-    return [row]
 
 
 def tests_made(comparison: Comparison) -> list[str]:

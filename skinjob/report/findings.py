@@ -8,6 +8,7 @@ from typing import Any
 
 from skinjob.config import RECIPE, TrainConfig, options_of
 from skinjob.errors import RunError
+from skinjob.report.baselines import unreadable
 from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED
 from skinjob.report.tables import SweepTable
 from skinjob.sweeps.layout import Run
@@ -45,7 +46,7 @@ def notes(tables: Sequence[SweepTable]) -> list[str]:
     """Returns the differences between the sweeps, then remarks about the images of each."""
     return [
         *_differences(tables),
-        *(line for about in (_skipped, _chosen) for line in for_each(tables, about)),
+        *(line for about in (_skipped, _chosen, unreadable) for line in for_each(tables, about)),
     ]
 
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from skinjob.console import printable
 from skinjob.files import write_text
 from skinjob.report.answer import Answer, ranges
+from skinjob.report.baselines import baselines
 from skinjob.report.clinical_table import Clinical
 from skinjob.report.comparison import NAMES, Comparison
 from skinjob.report.details import comparison_table, stability_table, tests_made
@@ -40,7 +41,8 @@ def write_page(
     figures: Sequence[Figure],
 ) -> None:
     """Writes the page: the answer, numbers, pictures, explanations, and the facts of each sweep."""
-    columns, rows = readable(summary, is_complete=True)
+    known = [one for table in tables for one in baselines(table)]
+    columns, rows = readable(summary, is_complete=True, baselines=known)
     positive_classes: dict[str, list[str]] = {}
     for table in tables:
         positive_classes.setdefault(table.positive_class, []).append(table.sweep.name)

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED, MEASURES, Measure, percent
+from skinjob.report.baselines import ABOVE, Baseline
+from skinjob.report.measures import (
+    CHOSEN_ON_TEST,
+    COMPARED,
+    MEASURES,
+    Measure,
+    number,
+    percent,
+)
 from skinjob.report.statistics import mean_and_sd, wilson_interval
 from skinjob.report.tables import Series, known_measures
 from skinjob.words import duration
@@ -27,8 +35,13 @@ def summarize(all_series: Sequence[Series]) -> pd.DataFrame:
     return pd.DataFrame([_summary_row(series, measures) for series in all_series])
 
 
-def readable(summary: pd.DataFrame, *, is_complete: bool) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows of the summary as text; complete for the page."""
+def readable(
+    summary: pd.DataFrame, *, is_complete: bool, baselines: Sequence[Baseline] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows of the summary as text; complete for the page.
+
+    The baselines are the last rows.
+    """
     rows: list[Row] = summary.to_dict("records")
     cells: dict[str, Callable[[Row], str]] = {}
     if summary["sweep"].nunique() > 1:
@@ -45,12 +58,15 @@ def readable(summary: pd.DataFrame, *, is_complete: bool) -> tuple[list[str], li
         is_shown = is_complete or measure.is_printed
         if is_shown and measure is not COMPARED and _final(measure) in summary:
             cells[measure.label] = partial(_final_text, measure)
+    if is_complete and ABOVE in summary:
+        cells["train loss\nabove the\nconverged head"] = lambda row: number(row[ABOVE], 3)
     if is_complete or summary["epochs"].nunique() > 1:
         cells["updates"] = lambda row: str(row["updates"])
     if is_complete:
         cells["runs"] = lambda row: str(row["runs"])
     cells["time"] = lambda row: duration(row["seconds"])
-    return list(cells), [[cell(row) for cell in cells.values()] for row in rows]
+    own = [[cell(row) for cell in cells.values()] for row in rows]
+    return list(cells), own + [[one.cells.get(name, "") for name in cells] for one in baselines]
 
 
 def _summary_row(series: Series, measures: Sequence[Measure]) -> Row:
@@ -78,6 +94,8 @@ def _summary_row(series: Series, measures: Sequence[Measure]) -> Row:
         if measure is not COMPARED:
             mean, sd = mean_and_sd(series.final(measure))
             row |= {_final(measure): mean, f"{_final(measure)}_sd": sd}
+    if (converged := series.table.converged) and "final_train_loss" in row:
+        row[ABOVE] = row["final_train_loss"] - converged.metrics.get("train_loss", math.nan)
     return row | {
         "accuracy_change": change,
         "accuracy_change_sd": change_sd,

@@ -10,6 +10,7 @@ import re
 import shlex
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from skinjob.console import printable
 from skinjob.errors import RunError
 from skinjob.report.measures import CHOOSING, COMPARED, MEASURES, Measure
 from skinjob.sweeps.layout import Run, Sweep
-from skinjob.sweeps.records import METRICS, TESTS, RunState, SweepInfo
+from skinjob.sweeps.records import METRICS, TESTS, Converged, RunState, SweepInfo
 
 TEXTS = ("sweep", "run", "time_utc")
 INTEGERS = ("batch_size", "seed", "epoch", "updates")
@@ -63,6 +64,8 @@ class SweepTable:
     states: dict[str, RunState]
     tests: dict[str, Tests]
     """The columns of tests.csv of each run that has the file."""
+    converged: Converged | None
+    """None if it was not computed, or cannot be read."""
 
     @property
     def num_epochs(self) -> int:
@@ -261,7 +264,10 @@ def read_sweep(sweep: Sweep) -> SweepTable:
     of_rows = [points[name] for name in rows["run"]]
     for place, column in enumerate(("batch_size", "run_lr", "run_seed")):
         rows[column] = [point[place] for point in of_rows]
-    return SweepTable(sweep, info, files, rows, unread, points, states, tests)
+    converged = None
+    with suppress(RunError):  # `baselines.unreadable` tells
+        converged = sweep.converged()
+    return SweepTable(sweep, info, files, rows, unread, points, states, tests, converged)
 
 
 def read_run(run: Run) -> MetricsFile:

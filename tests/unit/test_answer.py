@@ -263,13 +263,6 @@ def test_an_outlier_is_named(tmp_path: Path) -> None:
     assert "Seed 7 of 256 is an outlier (AUC 0.500)." in answer(comparison).text
 
 
-def test_the_baselines_need_no_image(tmp_path: Path) -> None:
-    """The prevalence of 400 in 880 has AUC 0.5 and log loss 0.689 on 100 in 220."""
-    row = comparison_table(compared(draw(tmp_path / "s", ALIKE, seeds=2)))[1][-1]
-    assert row[0] == "always the prevalence"
-    assert {"0.500", "0.689"} <= set(row)
-
-
 def test_the_page_begins_with_the_answer(tmp_path: Path) -> None:
     """It stands before every table, and the tables that it rests on are on the page."""
     sweep = draw(tmp_path / "s", FALLING)
