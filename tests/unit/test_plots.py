@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from commands import recorded
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import get_data_path
@@ -27,6 +29,7 @@ from skinjob.report.plots.gallery import figures, write_figures
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
 
+LOG_LOSS = {"primary": "log-loss"}
 SVG = "{http://www.w3.org/2000/svg}"
 FEWEST_GREY_STEPS = 25  # of 255, between the lines of two neighbouring batch sizes
 LEAST_CONTRAST = 3.0  # of a line, by WCAG
@@ -184,7 +187,7 @@ def test_labels_keep_their_distance_and_their_order(places: list[float]) -> None
     assert all(-1e-6 <= place <= 200 + 1e-6 for place in found)
     far = [b - a >= LABEL_GAP for a, b in itertools.pairwise(sorted(places))]
     if all(far):
-        assert found == places
+        assert found == pytest.approx(places)
 
 
 @pytest.mark.parametrize("num", [2, 3, 4])
@@ -237,6 +240,18 @@ def test_a_print_has_what_the_screen_has(plain: dict[str, Figure]) -> None:
     counts = {color: num for num, color in picture.getcolors(1 << 20) or []}
     for look in looks(4):
         assert counts.get(ImageColor.getrgb(LIGHT[look.ink]), 0) > 300, look
+
+
+@pytest.mark.filterwarnings("error")
+def test_two_losses_that_diverged_have_no_difference(tmp_path: Path) -> None:
+    """Where both batch sizes of a pair have no loss, the difference is a gap, and nothing warns."""
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=[32, 64], seeds=range(2), epochs=3)
+    info = recorded(sweep)
+    sweep.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | LOG_LOSS}))
+    for run in (sweep.runs()[0], sweep.runs()[2]):
+        set_column(run, "test_loss", ["0.9", "inf", "0.8"])
+    figure = drawn(sweep)["paired"]
+    assert [row[2] == "-" for row in figure.rows] == [False, True, False]
 
 
 def test_scales_hold_every_value(tmp_path: Path) -> None:
