@@ -1,33 +1,13 @@
 """The metrics in the report: a line of MEASURES for each metric of each split.
 
 To show another metric or another split, add lines. A column that no metrics.csv has does not appear
-in tables and pictures.
+in tables.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The vertical axis of a picture."""
-
-    name: str
-    unit: str
-    bounds: tuple[float, float]
-    """The smallest and largest possible value, in the unit of the axis."""
-
-    @property
-    def factor(self) -> float:
-        """The factor from a value of metrics.csv to the unit of the axis."""
-        return 100.0 if self.unit == "%" else 1.0
-
-
-LOSS = Axis("loss", "", (0.0, math.inf))
-ACCURACY = Axis("accuracy", "%", (0.0, 100.0))
-AXES = (LOSS, ACCURACY)
 
 
 @dataclass(frozen=True)
@@ -39,8 +19,6 @@ class Measure:
     label: str
     """The heading of its column. A line break keeps the column narrow."""
     unit: str = ""
-    axis: Axis | None = None
-    """The axis of its curves; None if only tables show it."""
     is_printed: bool = False
     """Whether the terminal shows it. The page shows all."""
 
@@ -54,7 +32,7 @@ class Measure:
         return percent(value) if self.unit == "%" else number(value, 3)
 
 
-COMPARED = Measure("test", "accuracy", "test accuracy %\n(95 % interval)", "%", ACCURACY, True)
+COMPARED = Measure("test", "accuracy", "test accuracy %\n(95 % interval)", "%", is_printed=True)
 """The measure by which batch sizes are compared."""
 
 CHOOSING = Measure("val", "accuracy", "val\naccuracy %", "%")
@@ -69,9 +47,9 @@ MEASURES = (
     Measure("test", "sensitivity", "sensi-\ntivity %", "%"),
     Measure("test", "specificity", "speci-\nficity %", "%"),
     CHOOSING,
-    Measure("train", "accuracy", "train\naccuracy %", "%", ACCURACY),
-    Measure("train", "loss", "train\nloss", "", LOSS, True),
-    Measure("test", "loss", "test\nloss", "", LOSS, True),
+    Measure("train", "accuracy", "train\naccuracy %", "%"),
+    Measure("train", "loss", "train\nloss", is_printed=True),
+    Measure("test", "loss", "test\nloss", is_printed=True),
 )
 
 

@@ -25,6 +25,7 @@ from skinjob.report.figures import Figure
 from skinjob.report.plots.canvas import DARK, LIGHT, as_file, id_of
 from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, looks, span, tick_text
 from skinjob.report.plots.clinical import SHOWN_OF_MANY
+from skinjob.report.plots.curves import common_scales, lines_of, loss_figure, outcome_figure
 from skinjob.report.plots.gallery import figures, write_figures
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
@@ -302,6 +303,22 @@ def test_differences_of_rounding_are_no_axis() -> None:
     ticks = scale.ticks(6)
     assert len(ticks) >= 3
     assert max(len(tick_text(tick, ticks[1] - ticks[0])) for tick in ticks) <= 5
+
+
+def test_the_converged_head_is_a_level(tmp_path: Path) -> None:
+    """Where it is known how far training can come, each curve has that line, with its name."""
+    all_series = group_runs([read_sweep(draw_sweep(tmp_path / "s", epochs=3))])
+    levels = {"test_loss": 0.2, "test_auc": 0.97, "test_accuracy": 0.9}
+    scales = common_scales(all_series, levels)
+    lines = lines_of(all_series, ["32", "64", "128", "256"])
+    assert scales.loss.low < 0.2
+    assert scales.auc.high > 0.97
+    for draw, num in ((loss_figure, 1), (outcome_figure, 2)):
+        figure = draw(lines, scales, levels)
+        assert figure
+        assert texts(figure).count("converged") == num
+        boxes = text_boxes(figure)
+        assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].meets(pair[1])]
 
 
 def test_runs_that_are_behind_are_drawn(tmp_path: Path) -> None:

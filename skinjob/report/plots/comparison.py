@@ -26,7 +26,7 @@ from skinjob.report.plots.chart import (
     looks,
     span,
 )
-from skinjob.report.plots.curves import LEFT, epoch_scale, known
+from skinjob.report.plots.curves import LEFT, at_points, epoch_scale, known
 from skinjob.report.statistics import Floats, Interval, t_quantile
 from skinjob.report.tables import Series
 
@@ -262,9 +262,8 @@ def _values(series: Series, family: Family) -> Floats:
     column = COLUMNS[family.outcome]
     if family.axis == "epochs":
         return known(series, column)[:, family.at - 1]
-    points = list(getattr(series, "points", series.updates))
-    values: Floats = getattr(series, "at_points", series.by_run)(column)[:, points.index(family.at)]
-    return np.where(np.isfinite(values), values, math.nan)
+    points, values = at_points(series, column)
+    return values[:, points.index(family.at)]
 
 
 def _strip(

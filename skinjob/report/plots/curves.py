@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from skinjob.report.figures import Figure
-from skinjob.report.measures import AXES, COMPARED, MEASURES, Axis, number
+from skinjob.report.measures import COMPARED, number
 from skinjob.report.plots.canvas import Canvas, text_width
 from skinjob.report.plots.chart import (
     LABEL_GAP,
@@ -29,11 +29,11 @@ from skinjob.report.plots.chart import (
 )
 from skinjob.report.statistics import Floats
 from skinjob.report.tables import Series
+from skinjob.sweeps.records import METRICS
 
 LONGEST_LABEL = 16  # characters at the end of a line; longer ones get a letter and a key below
 LONGEST_KEY = 84
 LEFT, GAP, TOP, HEIGHT = 42.0, 26.0, 52.0, 210.0
-AUC = Axis("AUC", "", (0.0, 1.0))
 
 Levels = Mapping[str, float]
 """The value of the converged head by column, where it is known."""
@@ -83,17 +83,22 @@ class Scales:
         return self.accuracy if column.endswith("_accuracy") else self.auc
 
 
+def _factor(column: str) -> float:
+    """Returns the factor from metrics.csv to a picture, where accuracies are in percent."""
+    return 100.0 if column.endswith("_accuracy") else 1.0
+
+
 def common_scales(all_series: Sequence[Series], levels: Levels) -> Scales:
     """Returns axes that hold every finite value of every series, and the converged head."""
-    updates = [u for series in all_series for u in (series.updates[0], series.updates[-1])]
+    points = [at_points(series, "test_loss")[0] for series in all_series]
+    updates = [end for own in points for end in (own[0], own[-1])]
     last = max(series.epochs for series in all_series)
-    loss, accuracy = (_axis_span(all_series, axis, levels) for axis in AXES)
     return Scales(
         epochs=epoch_scale(last),
         updates=Scale(max(min(updates), 1) / 1.25, max(*updates, 1) * 1.1, is_log=True),
-        loss=loss,
-        accuracy=accuracy,
-        auc=_axis_span(all_series, AUC, levels, ("test_auc",)),
+        loss=_span(all_series, levels, "_loss", (0.0, math.inf)),
+        accuracy=_span(all_series, levels, "_accuracy", (0.0, 100.0)),
+        auc=_span(all_series, levels, "test_auc", (0.0, 1.0)),
     )
 
 
@@ -102,13 +107,14 @@ def epoch_scale(last: int) -> Scale:
     return Scale(1, last) if last > 1 else Scale(0, 2)
 
 
-def _axis_span(
-    all_series: Sequence[Series], axis: Axis, levels: Levels, columns: Sequence[str] = ()
+def _span(
+    all_series: Sequence[Series], levels: Levels, ending: str, bounds: tuple[float, float]
 ) -> Scale:
-    columns = columns or [measure.column for measure in MEASURES if measure.axis is axis]
-    values = [series.rows[column].to_numpy(float) for series in all_series for column in columns]
-    ends = axis.factor * np.concatenate([*values, [levels.get(c, math.nan) for c in columns]])
-    return span(ends.tolist(), bounds=axis.bounds)
+    """Returns the axis of all columns with this ending."""
+    columns = [column for column in METRICS if column.endswith(ending)]
+    values = [s.rows[column].to_numpy(float) for s in all_series for column in columns]
+    ends = np.concatenate([*values, [levels.get(column, math.nan) for column in columns]])
+    return span((_factor(ending) * ends).tolist(), bounds=bounds)
 
 
 def loss_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure:
@@ -179,7 +185,7 @@ def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure 
         ends = []
         for split in splits:
             column, look = f"{split}_loss", split_looks[split]
-            values, xs = known(line.series, column), _xs(line.series, "epochs")
+            values, xs = known(line.series, column), _xs(line.series)
             if len(values) <= MOST_SEEDS:
                 titles = [f"{split}, seed {seed}" for seed in line.series.seeds]
                 panel.seeds(xs, values, look, titles, opacity=0.2)
@@ -212,12 +218,12 @@ def _draw(
     panel: Panel, lines: Sequence[Line], column: str, by: str, level: float
 ) -> list[tuple[float, Label]]:
     """Draws thin seeds, then means above them, and returns where the lines end, with labels."""
-    factor = 100.0 if column.endswith("_accuracy") else 1.0
+    factor = _factor(column)
     for line in lines:
         if column in line.series.table.columns:
             titles = [f"{line.label}, seed {seed}" for seed in line.series.seeds]
-            values = factor * known(line.series, column)
-            panel.seeds(_xs(line.series, by), values, line.look, titles)
+            xs, values = _tests(line.series, column, by)
+            panel.seeds(xs, factor * values, line.look, titles)
             _draw_behind(panel, line, column, by, factor)
     ends = []
     if math.isfinite(level):
@@ -225,8 +231,8 @@ def _draw(
         ends.append((panel.right, Label(panel.y(factor * level), "converged")))
     for line in lines:
         if column in line.series.table.columns:
-            xs, values = _xs(line.series, by), factor * known(line.series, column)
-            mean = _mean(values)
+            xs, values = _tests(line.series, column, by)
+            mean = _mean(factor * values)
             panel.mean(xs, mean, line.look, f"{line.label}, {by}")
             ends.append((panel.x(xs[-1]), Label(panel.y(mean[-1]), line.label, line.look)))
     return ends
@@ -244,13 +250,29 @@ def _draw_behind(panel: Panel, line: Line, column: str, by: str, factor: float) 
 
 def known(series: Series, column: str) -> Floats:
     """Returns a column by run, (runs, epochs); NaN where a value is infinite."""
-    values = series.by_run(column)
+    return _finite(series.by_run(column))
+
+
+def at_points(series: Series, column: str) -> tuple[list[float], Floats]:
+    """Returns the updates of all tests, and a column there by run, (runs, points)."""
+    points = getattr(series, "points", series.updates)
+    values = getattr(series, "at_points", series.by_run)(column)
+    return [float(point) for point in points], _finite(values)
+
+
+def _tests(series: Series, column: str, by: str) -> tuple[list[float], Floats]:
+    """Returns places and values of a curve."""
+    if by == "updates":
+        return at_points(series, column)
+    return _xs(series), known(series, column)
+
+
+def _finite(values: Floats) -> Floats:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def _xs(series: Series, by: str) -> list[float]:
-    places = range(1, series.epochs + 1) if by == "epochs" else series.updates
-    return [float(place) for place in places]
+def _xs(series: Series) -> list[float]:
+    return [float(epoch) for epoch in range(1, series.epochs + 1)]
 
 
 def _mean(values: Floats) -> list[float]:
@@ -315,7 +337,7 @@ def _figure(
     for line in lines:
         values = [_statistics(known(line.series, column)) for column, _ in columns]
         for place, (epoch, updates) in enumerate(
-            zip(_xs(line.series, "epochs"), line.series.updates, strict=True)
+            zip(_xs(line.series), line.series.updates, strict=True)
         ):
             cells = [number(float(own[place]), 6) for of_column in values for own in of_column]
             label = line.key or line.label
