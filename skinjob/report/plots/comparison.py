@@ -26,7 +26,13 @@ from skinjob.report.plots.chart import (
     looks,
     span,
 )
-from skinjob.report.plots.curves import LEFT, at_points, epoch_scale, known
+from skinjob.report.plots.curves import (
+    LEFT,
+    TITLES,
+    epoch_scale,
+    known,
+    tests,
+)
 from skinjob.report.statistics import Floats, Interval, t_quantile
 from skinjob.report.tables import Series
 
@@ -143,61 +149,72 @@ def _row(contrast: Contrast, family: Family, comparison: Comparison) -> list[str
 
 
 def paired_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
-    """Returns the difference to the smallest batch size by epochs; None if there is none."""
-    family = comparison.family("epochs")
+    """Returns the difference to the smallest batch size along the curves; None if there is none."""
+    family = comparison.lead or comparison.other
     if family is None:
         return None
     column, name = COLUMNS[family.outcome], NAMES[family.outcome]
-    pairs = [(contrast, _differences(contrast, column)) for contrast in family.contrasts]
+    pairs = [
+        (contrast, *_differences(contrast, column, family.axis)) for contrast in family.contrasts
+    ]
     margin = comparison.margin
-    ends = np.concatenate([_spread(values).ravel() for _, values in pairs])
+    ends = np.concatenate([_spread(values).ravel() for _, _, values in pairs])
     y = span([*ends.tolist(), margin, -margin])
     boxes, height = grid(
         len(pairs), 3, top=38, left=LEFT + 12, right=12, height=170, gap=18, row_gap=72
     )
     canvas = Canvas(WIDTH, height)
-    last = max(contrast.series.epochs for contrast, _ in pairs)
+    x = _places(family.axis, [place for _, places, _ in pairs for place in places])
     rows = []
-    for n, ((contrast, values), box) in enumerate(zip(pairs, boxes, strict=True)):
-        panel = Panel(canvas, box, epoch_scale(last), y)
+    for n, ((contrast, xs, values), box) in enumerate(zip(pairs, boxes, strict=True)):
+        panel = Panel(canvas, box, x, y)
         panel.shade(-margin, margin)
         size, first = contrast.series.batch_size, contrast.reference.batch_size
         title = f"{size} minus {first}"
-        panel.axes(title, "epochs", is_whole=True, has_numbers=n % 3 == 0)
+        panel.axes(title, TITLES[family.axis], is_whole=True, has_numbers=n % 3 == 0)
         panel.level(0.0, dash=())
-        xs = [float(epoch) for epoch in range(1, values.shape[1] + 1)]
         look = Look("7", (), "o")
         panel.seeds(xs, values, look, [f"seed {seed}" for seed in contrast.seeds], 0.35)
         low, mean, high = _interval(values)
         if len(values) <= MOST_SEEDS:
             panel.band(xs, low, high, "3", 0.2)
-        panel.mean(xs, mean.tolist(), look, f"{title}, epoch")
+        panel.mean(xs, mean.tolist(), look, f"{title}, {family.axis}")
         rows += [
             [title, f"{x:g}", *(number(float(v), 6) for v in (m, lo, hi)), str(len(values))]
             for x, m, lo, hi in zip(xs, mean, low, high, strict=True)
         ]
     better = "above" if family.outcome == "auc" else "below"
     caption = (
-        f"{name} minus that of the smallest batch size, seed by seed, after each epoch. Thin: a "
+        f"{name} minus that of the smallest batch size, seed by seed, by {family.axis}. Thin: a "
         f"seed; thick: the mean; band: its 95 % interval on these images; grey: the margin of "
         f"{margin:g}. A larger batch is better {better} zero."
     )
-    end = "; ".join(f"{c.series.batch_size}: {float(v[:, -1].mean()):+.3f}" for c, v in pairs)
-    columns = ["pair", "epoch", "mean", "low", "high", "seeds"]
-    title, told = f"Paired difference of {name}", f"Means after the last epoch: {end}."
+    end = "; ".join(f"{c.series.batch_size}: {float(v[:, -1].mean()):+.3f}" for c, _, v in pairs)
+    columns = ["pair", family.axis, "mean", "low", "high", "seeds"]
+    title, told = f"Paired difference of {name}", f"Last means: {end}."
     return finished(canvas, f"{prefix}paired", "curves", title, caption, columns, rows, told)
 
 
-def _differences(contrast: Contrast, column: str) -> Floats:
-    """Returns the differences of a pair by epoch: (seeds, epochs that both have)."""
-    epochs = min(contrast.series.epochs, contrast.reference.epochs)
+def _differences(contrast: Contrast, column: str, axis: str) -> tuple[list[float], Floats]:
+    """Returns the places that both of a pair have, and its differences there: (seeds, places)."""
 
-    def of(series: Series) -> Floats:
-        places = [series.seeds.index(seed) for seed in contrast.seeds]
-        values: Floats = known(series, column)[places, :epochs]
-        return values
+    def of(series: Series) -> tuple[list[float], Floats]:
+        rows = [series.seeds.index(seed) for seed in contrast.seeds]
+        places, values = tests(series, column, axis)
+        return places, values[rows]
 
-    return of(contrast.series) - of(contrast.reference)
+    (mine, own), (theirs, other) = of(contrast.series), of(contrast.reference)
+    both = [place for place in mine if place in set(theirs)]
+    columns = [[places.index(place) for place in both] for places in (mine, theirs)]
+    return both, own[:, columns[0]] - other[:, columns[1]]
+
+
+def _places(axis: str, places: Sequence[float]) -> Scale:
+    """Returns the horizontal axis of differences."""
+    last = max(places)
+    if axis == "epochs":
+        return epoch_scale(int(last))
+    return Scale(min(places) / 1.1, last * 1.1, is_log=True)
 
 
 def _spread(values: Floats) -> Floats:
@@ -262,7 +279,7 @@ def _values(series: Series, family: Family) -> Floats:
     column = COLUMNS[family.outcome]
     if family.axis == "epochs":
         return known(series, column)[:, family.at - 1]
-    points, values = at_points(series, column)
+    points, values = tests(series, column, "updates")
     return values[:, points.index(family.at)]
 
 

@@ -29,10 +29,11 @@ from skinjob.report.plots.chart import (
 )
 from skinjob.report.statistics import Floats
 from skinjob.report.tables import Series
-from skinjob.sweeps.records import METRICS
+from skinjob.sweeps.records import METRICS, TESTS
 
 LONGEST_LABEL = 16  # characters at the end of a line; longer ones get a letter and a key below
 LONGEST_KEY = 84
+TITLES = {"updates": "updates (log scale)", "epochs": "epochs"}
 LEFT, GAP, TOP, HEIGHT = 42.0, 26.0, 52.0, 210.0
 
 Levels = Mapping[str, float]
@@ -90,7 +91,8 @@ def _factor(column: str) -> float:
 
 def common_scales(all_series: Sequence[Series], levels: Levels) -> Scales:
     """Returns axes that hold every finite value of every series, and the converged head."""
-    points = [at_points(series, "test_loss")[0] for series in all_series]
+    points = [tests(series, "test_loss", "updates")[0] for series in all_series]
+    points += [[float(updates) for updates in series.updates] for series in all_series]
     updates = [end for own in points for end in (own[0], own[-1])]
     last = max(series.epochs for series in all_series)
     return Scales(
@@ -123,11 +125,11 @@ def loss_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure
     column, name = ("test_loss", "test loss") if has_loss else (COMPARED.column, "test accuracy %")
     canvas, boxes = _pair_of_panels(lines, top=TOP + 16, gap=GAP)
     level = _level(levels, column)
-    for by, box in zip(("updates", "epochs"), boxes, strict=True):
-        panel = Panel(canvas, box, getattr(scales, by), scales.of(column))
-        x_title = "updates (log scale)" if by == "updates" else "epochs"
-        is_left = by == "updates"
-        panel.axes(f"{name}, by {by}", x_title, is_whole=True, has_numbers=is_left, title_rise=30)
+    last = _common_axis(lines)  # where all lines end at the right edge
+    for by, box in zip(sorted(TITLES, key=last.__eq__), boxes, strict=True):
+        panel, is_left = Panel(canvas, box, getattr(scales, by), scales.of(column)), by != last
+        title = f"{name}, by {by}"
+        panel.axes(title, TITLES[by], is_whole=True, has_numbers=is_left, title_rise=30)
         ends = _draw(panel, lines, column, by, level)
         if is_left:
             room = sum(text_width(line.label) + 10 for line in lines)
@@ -151,17 +153,18 @@ def outcome_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Fig
     if "test_loss" not in columns and len(shown) == 1:
         return None
     canvas, boxes = _pair_of_panels(lines, top=38, gap=GAP + LEFT, has_labels_left=True)
+    by = _common_axis(lines)
     for (column, name), box in zip(shown, boxes, strict=False):
-        panel = Panel(canvas, box, scales.epochs, scales.of(column))
-        panel.axes(f"{name}, by epochs", "epochs", is_whole=True)
-        ends = _draw(panel, lines, column, "epochs", _level(levels, column))
+        panel = Panel(canvas, box, getattr(scales, by), scales.of(column))
+        panel.axes(f"{name}, by {by}", TITLES[by], is_whole=True)
+        ends = _draw(panel, lines, column, by, _level(levels, column))
         majority = _majority(lines) if column == COMPARED.column else math.nan
         if panel.y_scale.low < majority < panel.y_scale.high:
             panel.level(majority, dash=(1, 3))
             ends.append((0, Label(panel.y(majority), "majority")))
         panel.labels_right([label for _, label in ends])
     _keys(canvas, lines)
-    caption = f"Accuracy and AUC on the test images by epochs. {_meaning(lines)}"
+    caption = f"Accuracy and AUC on the test images by {by}. {_meaning(lines)}"
     return _figure("accuracy", caption, canvas, lines, shown)
 
 
@@ -201,6 +204,12 @@ def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure 
     return _figure("splits", caption, canvas, lines, [(f"{s}_loss", f"{s} loss") for s in splits])
 
 
+def _common_axis(lines: Sequence[Line]) -> str:
+    """Returns the axis on which lines end at the same place: epochs, or else updates."""
+    counts = {line.series.table.counts_in for line in lines}
+    return counts.pop() if len(counts) == 1 else "epochs"
+
+
 def _pair_of_panels(
     lines: Sequence[Line], *, top: float, gap: float, has_labels_left: bool = False
 ) -> tuple[Canvas, list[tuple[float, float, float, float]]]:
@@ -222,7 +231,7 @@ def _draw(
     for line in lines:
         if column in line.series.table.columns:
             titles = [f"{line.label}, seed {seed}" for seed in line.series.seeds]
-            xs, values = _tests(line.series, column, by)
+            xs, values = tests(line.series, column, by)
             panel.seeds(xs, factor * values, line.look, titles)
             _draw_behind(panel, line, column, by, factor)
     ends = []
@@ -231,7 +240,7 @@ def _draw(
         ends.append((panel.right, Label(panel.y(factor * level), "converged")))
     for line in lines:
         if column in line.series.table.columns:
-            xs, values = _tests(line.series, column, by)
+            xs, values = tests(line.series, column, by)
             mean = _mean(factor * values)
             panel.mean(xs, mean, line.look, f"{line.label}, {by}")
             ends.append((panel.x(xs[-1]), Label(panel.y(mean[-1]), line.label, line.look)))
@@ -253,18 +262,12 @@ def known(series: Series, column: str) -> Floats:
     return _finite(series.by_run(column))
 
 
-def at_points(series: Series, column: str) -> tuple[list[float], Floats]:
-    """Returns the updates of all tests, and a column there by run, (runs, points)."""
-    points = getattr(series, "points", series.updates)
-    values = getattr(series, "at_points", series.by_run)(column)
-    return [float(point) for point in points], _finite(values)
-
-
-def _tests(series: Series, column: str, by: str) -> tuple[list[float], Floats]:
-    """Returns places and values of a curve."""
-    if by == "updates":
-        return at_points(series, column)
-    return _xs(series), known(series, column)
+def tests(series: Series, column: str, by: str) -> tuple[list[float], Floats]:
+    """Returns the epochs or updates after which runs were tested, and a column there by run."""
+    if by == "updates" and column in TESTS:
+        return [float(point) for point in series.points], _finite(series.at_points(column))
+    xs = _xs(series) if by == "epochs" else [float(updates) for updates in series.updates]
+    return xs, known(series, column)
 
 
 def _finite(values: Floats) -> Floats:

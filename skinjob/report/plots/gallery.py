@@ -46,7 +46,7 @@ def figures(results: Sequence[Result], all_series: Sequence[Series]) -> list[Fig
     for comparison, predictions in results:
         own = [series for series in all_series if series.table is comparison.table]
         prefix = f"{comparison.table.sweep.name}-" if len(results) > 1 else ""
-        family = comparison.family("epochs")
+        family = comparison.lead or comparison.other
         found += [
             forest_figure(comparison, prefix),
             rates_figure(comparison, own, prefix),
@@ -78,7 +78,7 @@ def _few(results: Sequence[Result], all_series: Sequence[Series]) -> list[Series
     """Returns the series to draw together: of too many, each batch size at its best lr."""
     if len(all_series) <= MOST_LINES or len(by_lr(all_series)) == 1:
         return list(all_series)
-    families = [family for one, _ in results if (family := one.family("epochs"))]
+    families = [family for one, _ in results if (family := one.lead or one.other)]
     best = [series for family in families for series in family.series]
     return best or list(all_series[:MOST_LINES])
 
