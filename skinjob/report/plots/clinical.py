@@ -13,7 +13,14 @@ from functools import cached_property
 
 import numpy as np
 
-from skinjob.report.clinical import Truth
+from skinjob.report.clinical import (
+    Truth,
+    calibration_curve,
+    decision_curve,
+    precision_recall_curve,
+    roc_curve,
+)
+from skinjob.report.clinical_case import Case, case_of
 from skinjob.report.figures import Figure
 from skinjob.report.measures import number
 from skinjob.report.plots.canvas import Canvas
@@ -32,12 +39,6 @@ from skinjob.report.plots.chart import (
     looks,
     some,
 )
-from skinjob.report.plots.rates import (
-    calibration_curve,
-    decision_curve,
-    precision_recall_curve,
-    roc_curve,
-)
 from skinjob.report.predictions import Predictions
 from skinjob.report.statistics import Floats, auc_estimates
 from skinjob.report.tables import Series
@@ -50,24 +51,23 @@ LOWEST_BENEFIT = -0.06
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The runs of a batch size with their scores."""
+class Drawn:
+    """The runs of a batch size, with the look of their curves."""
 
-    label: str
+    case: Case
     look: Look
-    seeds: Sequence[int]
-    scores: Floats
-    """(runs, images)"""
-    truth: Truth
-    """(images,)"""
+
+    @property
+    def label(self) -> str:
+        return str(self.case.batch_size)
 
     @cached_property
     def aucs(self) -> Floats:
-        return auc_estimates(self.scores, self.truth).values
+        return auc_estimates(self.case.scores, self.case.truth).values
 
     @cached_property
     def shown(self) -> list[int]:
-        """The runs that are drawn: all, or of many the quantiles of AUC."""
+        """The runs that are drawn: all, or of many those at quantiles of AUC."""
         order = np.argsort(self.aucs, kind="stable")
         if len(order) <= MOST_SEEDS:
             return list(range(len(order)))
@@ -75,27 +75,13 @@ class Scored:
         return sorted(order[places].tolist())
 
 
-def scored(all_series: Sequence[Series], predictions: Mapping[str, Predictions]) -> list[Scored]:
-    """Returns the series that have predictions of both positives and others."""
-    found = []
-    for series, look in zip(all_series, looks(len(all_series)), strict=True):
-        runs = {seed: predictions[n] for seed, n in series.run_of_seed.items() if n in predictions}
-        first = next(iter(runs.values()), None)
-        positive = series.table.positive_class
-        if first is not None and positive in first.classes:
-            place = first.classes.index(positive)
-            truth = np.asarray(first.labels == place)
-            scores = np.array([one.probabilities[:, place] for one in runs.values()])
-            if truth.any() and not truth.all():
-                found.append(Scored(str(series.batch_size), look, list(runs), scores, truth))
-    return found
-
-
 def clinical_figures(
     all_series: Sequence[Series], predictions: Mapping[str, Predictions], prefix: str = ""
 ) -> list[Figure]:
     """Returns all pictures; none without predictions."""
-    cases = scored(all_series, predictions)
+    pairs = zip(all_series, looks(len(all_series)), strict=True)
+    found = [(case_of(series, predictions, {}, None), look) for series, look in pairs]
+    cases = [Drawn(case, look) for case, look in found if case]
     if not cases:
         return []
     positive = all_series[0].table.positive_class
@@ -107,7 +93,7 @@ def clinical_figures(
     ]
 
 
-def _roc(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
+def _roc(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     def curve(scores: Floats, truth: Truth) -> tuple[Floats, Floats]:
         found = roc_curve(scores, truth)
         return found.x, found.y
@@ -117,7 +103,7 @@ def _roc(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
         "share of false alarms among the others (false positive rate). "
         f"{_which(cases)} Dotted: guessing."
     )
-    notes = [f"AUC {case.aucs.mean():.3f}" for case in cases]
+    notes = [f"AUC {drawn.aucs.mean():.3f}" for drawn in cases]
     return _curves(
         f"{prefix}roc",
         "clinical",
@@ -130,13 +116,13 @@ def _roc(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
     )
 
 
-def _precision_recall(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
+def _precision_recall(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     def curve(scores: Floats, truth: Truth) -> tuple[Floats, Floats]:
         found = precision_recall_curve(scores, truth)
         last = int(np.argmax(found.x >= 1)) + 1  # lower cutoffs only add false alarms
         return np.r_[0, found.x[:last]], np.r_[found.y[:1], found.y[:last]]
 
-    share = float(cases[0].truth.mean())
+    share = float(cases[0].case.truth.mean())
     caption = (
         f"Precision, the share of calls of “{positive}” that are right, against sensitivity. "
         f"{_which(cases)} Dotted: guessing, at the {100 * share:.0f} % of the test images that are "
@@ -154,7 +140,7 @@ def _precision_recall(cases: Sequence[Scored], positive: str, prefix: str) -> Fi
     )
 
 
-def _calibration(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
+def _calibration(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     def curve(scores: Floats, truth: Truth) -> tuple[Floats, Floats]:
         found = calibration_curve(scores, truth)
         return found.predicted, found.observed
@@ -180,7 +166,7 @@ def _curves(
     name: str,
     section: str,
     caption: str,
-    cases: Sequence[Scored],
+    cases: Sequence[Drawn],
     notes: Sequence[str],
     curve: Callable[[Floats, Truth], tuple[Floats, Floats]],
     axes: tuple[str, str],
@@ -196,11 +182,11 @@ def _curves(
         len(cases), columns, top=54, left=left, right=right, height=side, gap=gap, row_gap=72
     )
     canvas, rows = Canvas(WIDTH, height), []
-    for n, (case, note, box) in enumerate(zip(cases, notes, boxes, strict=True)):
+    for n, (drawn, note, box) in enumerate(zip(cases, notes, boxes, strict=True)):
         panel = Panel(canvas, box, UNIT, UNIT)
         is_first = n % columns == 0
         panel.axes(
-            f"batch size {case.label}",
+            f"batch size {drawn.label}",
             axes[0],
             axes[1] if is_first else "",
             has_numbers=is_first,
@@ -209,29 +195,29 @@ def _curves(
         canvas.text(panel.right - 6, panel.bottom - 8, note, anchor="end", size=LABEL_SIZE)
         canvas.line([(panel.x(x), panel.y(y)) for x, y in guess], "soft", dash=(1.5, 3))
         on_grid = []
-        for run, scores in enumerate(case.scores):
-            if run in case.shown:
-                xs, ys = curve(scores, case.truth)
+        for run, scores in enumerate(drawn.case.scores):
+            if run in drawn.shown:
+                xs, ys = curve(scores, drawn.case.truth)
                 on_grid.append(np.interp(GRID, xs, ys, left=math.nan, right=math.nan))
-                told = f"{case.label}, seed {case.seeds[run]}: AUC {case.aucs[run]:.3f}"
+                told = f"{drawn.label}, seed {drawn.case.seeds[run]}: AUC {drawn.aucs[run]:.3f}"
                 places = panel.points(*_thinned(xs, ys))
-                canvas.line(places, case.look.ink, width=1.0, opacity=0.55, title=told)
-        rows += _rows(case.label, GRID, np.array(on_grid))
-    told = ", ".join(f"{case.label}: {case.aucs.mean():.3f}" for case in cases)
+                canvas.line(places, drawn.look.ink, width=1.0, opacity=0.55, title=told)
+        rows += _rows(drawn.label, GRID, np.array(on_grid))
+    told = ", ".join(f"{drawn.label}: {drawn.aucs.mean():.3f}" for drawn in cases)
     heads = ["batch size", axes[0], *_heads(axes[1])]
     title = f"{axes[1].capitalize()} by {axes[0]}"
     return finished(canvas, name, section, title, caption, heads, rows, f"Mean AUC: {told}.")
 
 
-def _net_benefit(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
+def _net_benefit(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     """Returns the decision curves: thin seeds, a mean line for each batch size."""
-    name, share = f"{prefix}net-benefit", float(cases[0].truth.mean())
-    canvas, room = Canvas(WIDTH, 38 + 240 + 44), label_room([case.label for case in cases])
+    name, share = f"{prefix}net-benefit", float(cases[0].case.truth.mean())
+    canvas, room = Canvas(WIDTH, 38 + 240 + 44), label_room([drawn.label for drawn in cases])
     y = Scale(LOWEST_BENEFIT, share * 1.08)
     panel = Panel(canvas, (50, 38, WIDTH - 50 - room, 240), Scale(0, float(THRESHOLDS[-1])), y)
     panel.axes("net benefit", "probability from which one would act (threshold)")
     panel.level(0.0, dash=())
-    found = [_benefits(case) for case in cases]
+    found = [_benefits(drawn) for drawn in cases]
     of_all = found[0][1]
     inside = of_all >= LOWEST_BENEFIT
     canvas.line(
@@ -242,16 +228,16 @@ def _net_benefit(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
         end - 16, panel.bottom - 6, "calling all positive", anchor="end", size=11, ink="soft"
     )
     xs, rows, ends = THRESHOLDS.tolist(), [], []
-    for case, (own, _) in zip(cases, found, strict=True):
+    for drawn, (own, _) in zip(cases, found, strict=True):
         kept = np.where(own >= LOWEST_BENEFIT, own, np.nan)
-        titles = [f"{case.label}, seed {case.seeds[run]}" for run in case.shown]
-        panel.seeds(xs, kept, case.look, titles, opacity=0.2)
-        rows += _rows(case.label, THRESHOLDS, own)
-    for case, (own, _) in zip(cases, found, strict=True):
+        titles = [f"{drawn.label}, seed {drawn.case.seeds[run]}" for run in drawn.shown]
+        panel.seeds(xs, kept, drawn.look, titles, opacity=0.2)
+        rows += _rows(drawn.label, THRESHOLDS, own)
+    for drawn, (own, _) in zip(cases, found, strict=True):
         mean = own.mean(axis=0)
         mean = np.where(mean >= LOWEST_BENEFIT, mean, np.nan)
-        panel.mean(xs, mean.tolist(), case.look, f"{case.label}, threshold")
-        ends.append(Label(panel.y(float(mean[-1])), case.label, case.look))
+        panel.mean(xs, mean.tolist(), drawn.look, f"{drawn.label}, threshold")
+        ends.append(Label(panel.y(float(mean[-1])), drawn.label, drawn.look))
     panel.labels_right(ends)
     caption = (
         f"Net benefit: “{positive}” images found per test image, less false alarms at the odds of "
@@ -262,9 +248,11 @@ def _net_benefit(cases: Sequence[Scored], positive: str, prefix: str) -> Figure:
     return finished(canvas, name, "clinical", "Net benefit by threshold", caption, heads, rows)
 
 
-def _benefits(case: Scored) -> tuple[Floats, Floats]:
+def _benefits(drawn: Drawn) -> tuple[Floats, Floats]:
     """Returns the net benefit of the shown runs (runs, thresholds), and of calling all positive."""
-    curves = [decision_curve(case.scores[run], case.truth, THRESHOLDS) for run in case.shown]
+    curves = [
+        decision_curve(drawn.case.scores[run], drawn.case.truth, THRESHOLDS) for run in drawn.shown
+    ]
     return np.array([own for own, _ in curves]), curves[0][1]
 
 
@@ -292,7 +280,7 @@ def _heads(name: str) -> list[str]:
     return [f"mean {name}", "lowest", "highest"]
 
 
-def _which(cases: Sequence[Scored]) -> str:
-    if any(len(case.scores) > MOST_SEEDS for case in cases):
+def _which(cases: Sequence[Drawn]) -> str:
+    if any(len(drawn.case.scores) > MOST_SEEDS for drawn in cases):
         return f"{SHOWN_OF_MANY} of the seeds per batch size, from the lowest AUC to the highest."
     return "A curve for each seed."
