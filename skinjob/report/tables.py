@@ -116,9 +116,6 @@ class Curve:
     epochs: list[int]
     updates: list[int]
     mean: list[float]
-    low: list[float]
-    """The lowest value of the runs. With a single run it equals the mean."""
-    high: list[float]
 
 
 @dataclass(frozen=True)
@@ -224,8 +221,6 @@ class Series:
             epochs=list(range(1, self.epochs + 1)),
             updates=self.updates,
             mean=values.mean(axis=0).tolist(),
-            low=np.fmin.reduce(values).tolist(),
-            high=np.fmax.reduce(values).tolist(),
         )
 
     @cached_property

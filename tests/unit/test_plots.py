@@ -158,9 +158,10 @@ LONG = "a-sweep-with-a-name-that-no-margin-of-a-picture-could-hold-however-wide-
         (["s"], {"epochs": 1000, "batch_sizes": [2, 4096]}),
         (["s"], {"batch_sizes": [2**n for n in range(12)], "epochs": 3, "has_predictions": True}),
         (["s"], {"lrs": (0.001, 0.003, 0.01, 0.03), "seeds": range(2), "epochs": 3}),
+        (["s"], {"updates": 60, "seeds": range(2)}),
         ([LONG, "b"], {"batch_sizes": [32, 64], "epochs": 3}),
     ],
-    ids=["plain", "one-epoch", "many-epochs", "many-sizes", "many-lrs", "long-names"],
+    ids=["plain", "one-epoch", "many-epochs", "many-sizes", "many-lrs", "updates", "long-names"],
 )
 def test_no_text_overlaps_another(
     tmp_path: Path, names: list[str], kwargs: dict[str, object]
@@ -319,6 +320,16 @@ def test_the_converged_head_is_a_level(tmp_path: Path) -> None:
         assert texts(figure).count("converged") == num
         boxes = text_boxes(figure)
         assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].meets(pair[1])]
+
+
+def test_runs_that_count_updates_are_drawn_by_updates(tmp_path: Path) -> None:
+    """Where batch sizes end after the same updates, their ends and labels are side by side."""
+    found = drawn(draw_sweep(tmp_path / "s", updates=60, seeds=range(2)))
+    assert "test AUC, by updates" in texts(found["accuracy"])
+    assert found["paired"].columns[1] == "updates"
+    assert {row[1] for row in found["paired"].rows} >= {"60"}
+    panels = [text for text in texts(found["comparison"]) if ", by " in text]
+    assert panels == ["test loss, by epochs", "test loss, by updates"]
 
 
 def test_runs_that_are_behind_are_drawn(tmp_path: Path) -> None:
