@@ -20,6 +20,7 @@ from skinjob.report.plots.chart import (
     Look,
     Panel,
     Scale,
+    clipped,
     finished,
     grid,
     label_room,
@@ -36,6 +37,7 @@ from skinjob.report.plots.curves import (
 from skinjob.report.statistics import Floats, Interval, t_quantile
 from skinjob.report.tables import Series
 
+MOST_FAMILIES = 4
 ROW = 26.0  # pixels from a row of the forest plot to the next
 DOT = 6.0
 ENDS = ("low", "high")
@@ -47,6 +49,8 @@ def forest_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
     families = [family for family in comparison.families if family.is_primary]
     if not families:
         return None
+    if len(families) > MOST_FAMILIES:  # of several learning rates; the table has all
+        families = [family for family in (comparison.lead, comparison.other) if family]
     outcome, margin = NAMES[comparison.primary], comparison.margin
     contrasts = [contrast for family in families for contrast in family.contrasts]
     ends = [end for c in contrasts for end in (*c.same_images, *_new(c), c.mean)]
@@ -251,6 +255,7 @@ def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
         panel = Panel(canvas, (left + n * (width + gap), 38, width, 230), places, y)
         texts = [(i + 0.5, str(series.batch_size)) for i, series in enumerate(family.series)]
         title = f"{outcome} {_after(family, comparison)}"
+        title = clipped(title, width)
         panel.axes(title, "batch size", has_numbers=n == 0, x_texts=texts)
         marks = zip(family.series, looks(len(family.series)), family.stability, strict=True)
         for i, (series, look, stability) in enumerate(marks):
