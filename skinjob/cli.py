@@ -48,6 +48,7 @@ TASKS = {
     "Anywhere": {
         "verify": ("bundle:verify", "Compare files with the digests that travel with them"),
         "report": ("report:report", "Turn the CSV files of a sweep into tables, plots and a page"),
+        "predict": ("predict:predict", "Print what a trained run says about other images"),
         "demo": ("demo:demo", "Run every step on this machine in minutes, on drawn images"),
         "audit": ("audit:audit", "Find copies, empty images and shortcuts in a folder of images"),
         "train": ("submit:train", "Train submitted runs on this machine now, as their job would"),

@@ -73,7 +73,7 @@ def pack(sweep: str | None, runs: Path, out: Path | None, unfinished: bool) -> N
     """Pack the results of a sweep into one tar, for another machine.
 
     It has tables, predictions, trained layers, logs and the report; no checkpoints, and nothing of
-    submission/. `skinjob report` reads it. It is a BagIt bag, so `sha256sum -c` checks
+    submission/. `skinjob report` and `predict` read it. It is a BagIt bag, so `sha256sum -c` checks
     it anywhere. Equal results give an equal tar.
 
     \b

@@ -1,0 +1,63 @@
+"""Training from a zip, and predictions from a pack: the same numbers as from folders."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import refusal, skinjob
+from trees import left, make_sweep, make_tree
+
+from skinjob.data.pack import pack_images
+from skinjob.data.scan import scan
+from skinjob.sweeps.layout import Sweep
+from skinjob.train.job import run_job
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Sweep, Sweep]:
+    """Two trained sweeps on the same images: in a folder, and in a zip."""
+    place = tmp_path_factory.mktemp("sweeps")
+    data = make_tree(place / "skin", num_train=4, num_test=2)
+    pack_images(scan(data), place / "images.zip")
+    found = []
+    for name, source in (("folder", data), ("zip", place / "images.zip")):
+        found.append(make_sweep(source, weights, place / name / "runs", epochs=2))
+        run_job([run.folder for run in found[-1].runs()])
+    return found[0], found[1]
+
+
+def test_images_in_a_zip_train_to_the_same_files(sweeps: tuple[Sweep, Sweep]) -> None:
+    """Metrics, predictions and heads are equal byte for byte, except for the clocks."""
+    folder, packed = sweeps
+    assert packed.info().images.fingerprint == folder.info().images.fingerprint
+    for here, there in zip(folder.runs(), packed.runs(), strict=True):
+        assert left(there) == left(here)
+
+
+def test_a_pack_predicts_what_the_run_predicted(
+    sweeps: tuple[Sweep, Sweep], weights: Path, tmp_path: Path
+) -> None:
+    """On the laptop, the test images get the probabilities of the run's predictions.csv."""
+    sweep = sweeps[0]
+    run, root = sweep.runs()[0], Path(sweep.info().images.root)
+    skinjob("pack", sweep.folder, "--out", tmp_path / "s.tar", cwd=tmp_path, code=0)
+    shutil.copytree(weights.parent, tmp_path / "weights")
+    with run.predictions_file.open(newline="") as lines:
+        wanted = list(csv.DictReader(lines))
+    images = [root / row["image"] for row in wanted]
+    words = ("predict", "s.tar", "--run", run.name, "--out", "p.csv")
+    done = skinjob(*words, *images, cwd=tmp_path, code=0)
+    assert done.stdout.count("research software, not a medical device") == 1
+    with (tmp_path / "p.csv").open(newline="") as lines:
+        found = list(csv.DictReader(lines))
+    for row, other in zip(wanted, found, strict=True):
+        assert other["predicted"] == row["predicted"]
+        assert float(other["p_malignant"]) == pytest.approx(float(row["p_malignant"]), abs=2e-6)
+    (tmp_path / "no.jpg").write_text("text")
+    refused = skinjob(*words, images[0], "no.jpg", cwd=tmp_path)
+    assert refusal(refused) == "no.jpg: not an image of a known format"
+    several = skinjob("predict", "s.tar", "no.jpg", cwd=tmp_path)
+    assert refusal(several) == "s.tar has 2 runs: --run says which"
