@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,9 +25,9 @@ from local_server import Site
 from untrained import write_untrained
 
 from skinjob import download as download_module
-from skinjob.bundle.resolve import find_project, is_reachable, read_lock, resolve
-from skinjob.bundle.target import CUDA_13, Target, choose_torch, make_target, read_description
-from skinjob.bundle.write import ABOUT, Bundle, split_bundle, write_bundle
+from skinjob.bundle.resolve import is_reachable, read_lock
+from skinjob.bundle.target import choose_torch, make_target, read_description
+from skinjob.bundle.write import ABOUT, Bundle, split_bundle
 from skinjob.errors import BundleError, DownloadError
 
 OTHER = "3.10" if PYTHON != "3.10" else "3.11"
@@ -61,10 +60,13 @@ def _bundle(original: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def listing(folder: Path) -> list[tuple[str, int]]:
-    """Returns every path below a folder, with the time of its last change."""
-    return sorted(
-        (str(path.relative_to(folder)), path.lstat().st_mtime_ns) for path in folder.rglob("*")
-    )
+    """Returns every path below a folder, with the time of its last change if it is a file.
+
+    A folder's own time changes when install.sh tries whether a program may run there.
+    """
+    paths = sorted(folder.rglob("*"))
+    times = [0 if path.is_dir() else path.lstat().st_mtime_ns for path in paths]
+    return [(str(path.relative_to(folder)), time) for path, time in zip(paths, times, strict=True)]
 
 
 def describe_as(bundle: Path, key: str, value: str) -> None:
@@ -224,13 +226,13 @@ def test_a_refused_install_changes_nothing(name: str, bundle: Path, tmp_path: Pa
     prefix = tmp_path / "there"
     options = {"noexec": "noexec", "read-only": "ro"}.get(name)
     mount = f"mount -t tmpfs -o {options} none '{prefix}'" if options else ""
-    before = [path for path, _ in listing(tmp_path)]
+    before = listing(tmp_path)
     done = install(bundle, "--prefix", prefix, "--python", sys.executable, before=mount)
     places = {"bundle": bundle, "tmp": tmp_path}
     assert refusal(done).startswith(error.format(**places))
     assert done.stderr.splitlines()[1].startswith(f"fix:   {fix.format(**places)}")
-    after = [path for path, _ in listing(tmp_path) if path != "counts"]
-    assert after == before
+    (tmp_path / "counts").unlink()
+    assert listing(tmp_path) == before
 
 
 def test_a_python_is_run_and_not_trusted(bundle: Path, tmp_path: Path) -> None:
@@ -267,40 +269,20 @@ def test_swapped_content_is_refused_by_its_hash(bundle: Path, tmp_path: Path) ->
     assert not (tmp_path / "there").exists()
 
 
-def test_a_hostile_environment_changes_nothing(bundle: Path, tmp_path: Path) -> None:
-    """Variables and files of pip and Python that a site sets have no part in it."""
-    (tmp_path / "pip").mkdir()
-    (tmp_path / "pip/pip.conf").write_text("[global]\nconstraint = /nonexistent\nuser = true\n")
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib/zipfile.py").write_text("raise SystemExit('PYTHONPATH was used')\n")
-    hostile = {
-        "XDG_CONFIG_DIRS": str(tmp_path),
-        "XDG_CONFIG_HOME": str(tmp_path),
-        "PIP_TARGET": str(tmp_path / "elsewhere"),
-        "PIP_CONSTRAINT": "/nonexistent",
-        "PYTHONPATH": str(tmp_path / "lib"),
-        "PYTHONHOME": "/nonexistent",
-    }
-    (tmp_path / "python").symlink_to(sys.executable)  # paths of the current folder work too
-    words = ("--prefix", "there", "--python", "./python")
-    done = install(bundle, *words, before=f"cd '{tmp_path}'", **hostile)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "there/current").exists()
-    assert not (tmp_path / "elsewhere").exists()
-
-
 def test_what_a_killed_install_left_is_removed(bundle: Path, tmp_path: Path) -> None:
     """Leftovers of a killed install go; another install that still runs is not disturbed."""
     digest = hashlib.sha256((bundle / "SHA256SUMS").read_bytes()).hexdigest()
     version = tmp_path / f"there/versions/0.1.0-{digest[:12]}"
     version.mkdir(parents=True)
-    words = ("--prefix", tmp_path / "there", "--python", sys.executable)
+    (tmp_path / "python").symlink_to(sys.executable)
+    words, here = ("--prefix", "there", "--python", "./python"), f"cd '{tmp_path}'"
     (version / "installing").write_text(f"{os.uname().nodename} {os.getpid()}\n")
-    assert refusal(install(bundle, *words)).startswith(f"{version}: another install is writing it")
+    refused = refusal(install(bundle, *words, before=here))
+    assert refused.startswith(f"{version}: another install is writing it")
     assert version.exists()
     (version / "installing").write_text(f"{os.uname().nodename} 999999999\n")
     (version / "half").touch()
-    done = install(bundle, *words)
+    done = install(bundle, *words, before=here)  # paths of the current folder work, too
     assert done.returncode == 0, done.stderr
     assert not (version / "half").exists()
 
@@ -533,44 +515,20 @@ def test_the_laptop_has_no_part_in_the_list(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mac"]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("registry")
-def test_the_real_packages_install_without_a_network(tmp_path: Path) -> None:
-    """skinjob's own wheel and all it needs, but torch, go through the index, a copy and pip."""
-    write_untrained(tmp_path / "weights/resnet18.safetensors")
-    target, project = Target(PYTHON, arch=os.uname().machine), find_project()
-    wheels, lock = resolve(target, CUDA_13, project, extras=())
-    weights = tmp_path / "weights/resnet18.safetensors"
-    made = write_bundle(tmp_path / "bundle", target, CUDA_13, wheels, lock, project, weights)
-    again = write_bundle(tmp_path / "bundle", target, CUDA_13, wheels, lock, project, weights)
-    assert again == made, "a second call gives the same bytes, and so the same digest"
-    done = install(made.folder, "--prefix", tmp_path / "site", "--python", sys.executable)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert network_attempts(made.folder) == 0
-    installed = list((tmp_path / "site").rglob("*"))
-    assert 0.8 * made.room_files < len(installed) < made.room_files
-    assert sum(path.lstat().st_size for path in installed) < made.room_bytes
-    environment = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
-    for words in (["verify"], ["bundle", "--print-describe"], ["submit", "--help"]):
-        command = [tmp_path / "site/current/bin/skinjob", *words]
-        subprocess.run(command, cwd=tmp_path / "site", env=environment, check=True)
-
-
 @pytest.mark.train
-def test_the_self_test_trains_and_minds_the_gpu(tmp_path: Path) -> None:
-    """The self-test trains and reports with the commands themselves; a GPU must be usable."""
+def test_the_self_test_minds_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
+    """On a machine with a GPU whose driver is too old, nothing is switched over."""
     write_untrained(tmp_path / "weights/resnet18.safetensors")
-    command = [sys.executable, "-m", "skinjob.bundle.selftest"]
-    environment = os.environ | import_path() | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^ok      a training and its report on the CPU ", done.stdout, re.M)
-    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0: Tesla K80\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
-        [*command, "580"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "skinjob.bundle.selftest", "580"],
+        cwd=tmp_path,
+        env=os.environ
+        | import_path()
+        | {"CUDA_VISIBLE_DEVICES": "", "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert done.stderr.endswith("cannot use this machine's GPU: it needs driver 580 or newer\n")

@@ -16,6 +16,7 @@ import pytest
 from cluster import Slurm
 from commands import all_commands, import_path, only_sweep, wait_for
 from local_server import Site, serving
+from login_node import login_node
 from safetensors.numpy import load_file
 from state_dict_maker import write_old_layout
 from trees import make_tree
@@ -45,32 +46,11 @@ def commands_in(text: str) -> list[str]:
 
 
 @pytest.fixture
-def login_node(tmp_path: Path) -> Iterator[Path]:
-    """The folder in which the users of a real sshd on loopback start."""
-    if not shutil.which("sshd", path="/usr/sbin:" + os.environ["PATH"]):
-        pytest.skip("no sshd: apt-get install openssh-server openssh-client")
-    if os.geteuid() != 0:
-        pytest.skip("starting an sshd needs root")
-    home, keys = tmp_path / "login", tmp_path / "ssh"
-    home.mkdir()
-    keys.mkdir(mode=0o700)
-    Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it to drop its rights
-    for name in ("host", "id"):
-        subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", keys / name], check=True)
-    port = 20000 + os.getpid() % 20000
-    (keys / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys}/host\nPidFile none\nUsePAM no\n"
-        f"AuthorizedKeysFile {keys}/id.pub\nStrictModes no\nPasswordAuthentication no\n"
-        f"Subsystem sftp internal-sftp -d {home}\n"
-    )
-    (keys / "ssh_config").write_text(
-        f"Host LOGIN_NODE\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {keys}/id\n"
-        " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
-        " BatchMode yes\n ConnectionAttempts 20\n"
-    )
-    with subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", keys / "sshd_config"]) as daemon:
-        yield home
-        daemon.terminate()
+def login(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """The folder in which a login node's users start, and the folder of the tools that reach it."""
+    (tmp_path / "login").mkdir()
+    with login_node(tmp_path / "login", tmp_path / "ssh") as tools:
+        yield tmp_path / "login", tools
 
 
 def run(line: str, cwd: Path, **env: str) -> str:
@@ -110,9 +90,10 @@ def make(*arguments: str) -> str:
 
 
 @pytest.mark.train
-def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
+def test_commands_run_as_written(tmp_path: Path, login: tuple[Path, Path]) -> None:
     """README's commands from laptop to report work as written, and so do those of other pages."""
-    laptop, cluster = tmp_path / "laptop", login_node / "skinjob"
+    home, tools = login
+    laptop, cluster = tmp_path / "laptop", home / "skinjob"
     laptop.mkdir()
     (cluster / "weights").mkdir(parents=True)
     tensors = load_file(write_untrained(tmp_path / "made.safetensors").path)
@@ -121,10 +102,10 @@ def test_commands_run_as_written(tmp_path: Path, login_node: Path) -> None:
     name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     made.rename(tmp_path / name)
     with serving(Site(files={"/" + name: content})) as site:
-        source = f"{site.base}/{name}"
+        source, path = f"{site.base}/{name}", f"{tools}:{tools_in(laptop)}:{os.environ['PATH']}"
         for line in commands("On the laptop"):
-            ours = line.replace("scp ", f"scp -F {tmp_path}/ssh/ssh_config ").replace("USER@", "")
-            run(ours, laptop, SKINJOB_FETCH_WEIGHTS_SOURCE=source)
+            ours = line.replace("USER@", "")
+            run(ours, laptop, PATH=path, SKINJOB_FETCH_WEIGHTS_SOURCE=source)
 
     make_tree(cluster / "skin_cancer", num_train=130, num_test=3)
     shutil.copytree(ROOT / "jobs", cluster / "jobs")

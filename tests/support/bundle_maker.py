@@ -9,9 +9,11 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from local_server import Site, serving
@@ -73,6 +75,24 @@ def skinjob_wheel(folder: Path, selftest: str) -> Path:
     return make_wheel(folder, "skinjob", "0.1.0", content)
 
 
+@contextmanager
+def served(*files: Path, site: Site | None = None) -> Iterator[list[Wheel]]:
+    """Yields these wheels as a local server has them."""
+    site = site or Site()
+    site.files = {f"/{path.name}": path.read_bytes() for path in files}
+    with serving(site):
+        yield [
+            Wheel(
+                name=path.name.split("-")[0],
+                version=path.name.split("-")[1],
+                url=f"{site.base}/{path.name}",
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                size_bytes=path.stat().st_size,
+            )
+            for path in files
+        ]
+
+
 def stub_bundle(
     out: Path, pip: Path, *, selftest: str = WORKS, python: str = PYTHON, site: Site | None = None
 ) -> Bundle:
@@ -83,41 +103,52 @@ def stub_bundle(
     weights = folder / "resnet18.safetensors"
     weights.write_bytes(b"weights")
     list_digest(weights, hashlib.sha256(b"weights").hexdigest())
-    site = site or Site()
-    site.files = {f"/{path.name}": path.read_bytes() for path in (pip, other)}
-    with serving(site), pytest.MonkeyPatch.context() as patch:
+    with served(pip, other, site=site) as wheels, pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "_build_wheel", lambda _, into: skinjob_wheel(into, selftest))
-        wheels = [
-            Wheel(
-                name=path.name.split("-")[0],
-                version=path.name.split("-")[1],
-                url=f"{site.base}/{path.name}",
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                size_bytes=path.stat().st_size,
-            )
-            for path in (pip, other)
-        ]
         target = Target(python, glibc="2.28", arch=os.uname().machine)
         return write_bundle(out, target, CUDA_13, wheels, "", folder, weights)
+
+
+def hostile(folder: Path) -> dict[str, str]:
+    """Returns variables, and makes files, of pip and Python that a site may set."""
+    (folder / "pip").mkdir(parents=True, exist_ok=True)
+    (folder / "pip/pip.conf").write_text("[global]\nconstraint = /nonexistent\nuser = true\n")
+    (folder / "zipfile.py").write_text("raise SystemExit('PYTHONPATH was used')\n")
+    return {
+        "XDG_CONFIG_DIRS": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+        "PIP_TARGET": str(folder / "elsewhere"),
+        "PIP_CONSTRAINT": "/nonexistent",
+        "PYTHONPATH": str(folder),
+        "PYTHONHOME": "/nonexistent",
+    }
 
 
 def install(
     bundle: Path, *words: str | Path, before: str = "", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs install.sh in namespaces of its own, without a network; *before* is a line of shell."""
+    """Runs install.sh in namespaces of its own, without a network; *before* is a line of shell.
+
+    The environment is always a hostile one: variables of pip and Python have no part in it.
+    """
     if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
         pytest.skip("this user may not make namespaces, in which there is no network")
     script = (
         f'{before}\nsh "$@"; code=$?; cat /proc/net/snmp /proc/net/snmp6 >"$COUNTS"; exit $code'
     )
-    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [*NAMESPACES, "bash", "-c", script, "sh", bundle / "install.sh", *words],
-        env=ours | env | {"COUNTS": str(bundle.parent / "counts")},
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
+    with TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*NAMESPACES, "bash", "-c", script, "sh", bundle / "install.sh", *words],
+            env=os.environ
+            | hostile(Path(folder))
+            | env
+            | {"COUNTS": str(bundle.parent / "counts")},
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        assert not Path(folder, "elsewhere").exists()
+    return done
 
 
 def network_attempts(bundle: Path) -> int:
