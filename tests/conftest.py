@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from cluster import Slurm, running_slurm
+from commands import SMALL, only_sweep, skinjob
 from trees import make_tree
 from untrained import write_untrained
+
+from skinjob.queues.local import LocalQueue
 
 GOLDENS = Path(__file__).parent / "golden"
 
@@ -32,9 +36,10 @@ for number, handler in (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test with what its folder or its fixtures need, and puts the longest file first.
+    """Marks each test with what its folder or its fixtures need, and puts files into their order.
 
-    A long file at the end would run alone, while the other process has nothing to do.
+    The longest is first: at the end it would run alone. Then files that mostly wait for SLURM take
+    turns with files that compute, so that the processes share the cores well.
     """
     for item in items:
         folder = item.path.parent.name
@@ -42,7 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slurm")
         if folder == "train":
             item.add_marker("train")
-    items.sort(key=lambda item: item.path.name != "test_slurm_resume.py")
+    files = dict.fromkeys(item.path for item in items)
+    waiting = [path for path in files if path.parent.name == "slurm"]
+    waiting.sort(key=lambda path: path.name != "test_slurm_resume.py")
+    computing = [path for path in files if path.parent.name != "slurm"]
+    computing.sort(key=lambda path: path.parent.name != "train")
+    pairs = itertools.zip_longest(waiting, computing)
+    order = [path for pair in pairs for path in pair if path]
+    items.sort(key=lambda item: order.index(item.path))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,9 +106,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of random numbers, with the layout of the published one."""
+    """A weights file of random numbers, with the layout of the published one.
+
+    Its input is small: with 224 pixels, the tests' many jobs would take a second more, each.
+    """
     file = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
-    return write_untrained(file).path
+    return write_untrained(file, crop=64).path
 
 
 @pytest.fixture
@@ -105,3 +120,20 @@ def project(tmp_path: Path, weights: Path) -> Path:
     make_tree(tmp_path / "skin_cancer", num_train=8, num_test=4)
     shutil.copytree(weights.parent, tmp_path / "weights")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    """A project whose sweep of two runs has been trained by `submit`; tests do not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_tree(folder / "skin_cancer", num_train=8, num_test=4)
+    shutil.copytree(weights.parent, folder / "weights")
+    skinjob("submit", *SMALL, "--wait", cwd=folder, code=0)
+    LocalQueue().require_free(only_sweep(folder / "runs"))  # its queue needs some seconds to end
+    return folder
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a project with a finished sweep; `submit` with SMALL continues that sweep."""
+    return shutil.copytree(trained, tmp_path, dirs_exist_ok=True)

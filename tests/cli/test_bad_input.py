@@ -437,6 +437,7 @@ def test_wrong_input_gives_two_lines_and_changes_nothing(
     assert lines[0].startswith("error: ")
     assert lines[1].startswith("fix:   ")
     assert case.says.replace("{here}", str(tmp_path)) in lines[0]
+    assert result.code == 1 or "--help" in lines[1], "of a wrong command line"
     assert result.code == case.code
     assert listing(tmp_path) == before
 

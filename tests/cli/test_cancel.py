@@ -35,7 +35,7 @@ def sweep(project: Path) -> Sweep:
 @pytest.mark.train
 def test_a_local_sweep_is_cancelled(project: Path) -> None:
     """The running run ends, the waiting run never starts, and retry leaves both alone."""
-    options = ("--batch-sizes", "4,8", "--epochs", "400", "--train", "all", "--cluster", "local")
+    options = ("--batch-sizes", "4,8", "--epochs", "4000", "--train", "all", "--cluster", "local")
     assert skinjob("submit", *options, cwd=project).returncode == 0
     sweep = only_sweep(project / "runs")
     first, second = sweep.runs()

@@ -453,7 +453,7 @@ def test_a_limit_of_cpu_time_is_reported(project: Path) -> None:
     bash sets the soft and the hard limit, so the kernel kills the job with SIGKILL.
     """
     command = shlex.join([*SKINJOB, "submit", *LONG[:1], "4", "--epochs", "200000", *LONG[4:]])
-    shell = ["bash", "-c", f"ulimit -t 12; {command} --wait"]
+    shell = ["bash", "-c", f"ulimit -t 8; {command} --wait"]
     result = subprocess.run(
         shell,
         cwd=project,
@@ -463,7 +463,7 @@ def test_a_limit_of_cpu_time_is_reported(project: Path) -> None:
     )
     state = only_sweep(project / "runs").runs()[0].state()
     assert (state.status, state.failure) == ("failed", "killed"), result.stdout + result.stderr
-    assert "reached its limit of 12 s of CPU time (ulimit -t)" in str(state.reason)
+    assert "reached its limit of 8 s of CPU time (ulimit -t)" in str(state.reason)
     assert "by hand" not in str(state.reason)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from commands import only_sweep, refusal, skinjob
@@ -223,21 +224,20 @@ def test_a_batch_must_fit_what_is_left_to_train_on(project: Path) -> None:
 
 
 @pytest.mark.train
-def test_a_sweep_with_a_validation_split_is_like_any_other(project: Path) -> None:
+def test_a_sweep_with_a_validation_split_is_like_any_other(finished: Path) -> None:
     """Submit, status, list, doctor, report and the same submit again; 0 is the recipe as before."""
-    plain = skinjob("submit", *SMALL, "--name", "plain", "--wait", cwd=project, code=0)
-    assert "\nval " not in plain.stdout
-    again = skinjob("submit", *SMALL, "--val-fraction", "0", cwd=project, code=0)
-    assert "plain  (exists, continues)" in again.stdout
-    config = json.loads((project / "runs/plain/bs0004-lr0.01-seed0/config.json").read_text())
-    assert "val_fraction" not in config
+    project, plain, small = finished, only_sweep(finished / "runs"), commands.SMALL
+    again = skinjob("submit", *small, "--val-fraction", "0", cwd=project, code=0).stdout
+    assert f"{plain.name}  (exists, continues)" in again
+    assert "\nval " not in again
+    assert "val_fraction" not in json.loads(plain.runs()[0].config_file.read_text())
 
-    skinjob("submit", *SMALL, *VAL, "--name", "val", "--wait", cwd=project, code=0)
+    skinjob("submit", *small, *VAL, "--name", "val", "--wait", cwd=project, code=0)
     sweep = project / "runs/val"
-    again = skinjob("submit", *SMALL, *VAL, cwd=project, code=0).stdout
+    again = skinjob("submit", *small, *VAL, cwd=project, code=0).stdout
     assert "val  (exists, continues)" in again
     assert "done  not repeated" in again
-    assert "1 run: 1 done" in skinjob("status", sweep, cwd=project, code=0).stdout
+    assert "2 runs: 2 done" in skinjob("status", sweep, cwd=project, code=0).stdout
     assert skinjob("list", cwd=project, code=0).stderr == ""
     report = skinjob("report", sweep, cwd=project, code=0)
     assert "is chosen with the 4 validation images; the test images give" in report.stdout
@@ -245,7 +245,7 @@ def test_a_sweep_with_a_validation_split_is_like_any_other(project: Path) -> Non
     page = (sweep / "report/index.html").read_text("utf-8")
     assert "<dt>images, val</dt><dd>2 benign, 2 malignant</dd>" in page
     assert "val fraction 0.25" in page
-    both = skinjob("report", sweep, project / "runs/plain", cwd=project, code=0).stdout
+    both = skinjob("report", sweep, plain.folder, cwd=project, code=0).stdout
     assert "The sweeps differ in their val fraction: compare them with care." in both
     doctor = skinjob("doctor", "--cluster", "local", "--batch-sizes", "4,16", *VAL, cwd=project)
     assert "batch size 16 is more than the 12 training images" in doctor.stdout

@@ -65,7 +65,6 @@ def sweep(project: Path) -> Sweep:
     return make_sweep(data, weights, project / "runs", batch_sizes=(4,))
 
 
-@pytest.mark.train
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -120,7 +119,6 @@ def test_a_sticky_folder_is_accepted_unless_another_user_owns_it(tmp_path: Path)
         require_safe(shared / "runs/mine")
 
 
-@pytest.mark.train
 @pytest.mark.parametrize("options", [(), ("--name", "sweep")], ids=["by its recipe", "by name"])
 def test_a_sweep_of_another_user_is_not_continued(sweep: Sweep, options: tuple[str, ...]) -> None:
     """A sweep.json that another user put into a shared folder of runs gets no job of the user."""
@@ -128,7 +126,7 @@ def test_a_sweep_of_another_user_is_not_continued(sweep: Sweep, options: tuple[s
     runs.chmod(0o1777)
     for path in (sweep.folder, *sweep.folder.rglob("*")):
         give(path)
-    result = skinjob(*SUBMIT, *options, "--wait", cwd=runs.parent)
+    result = skinjob(*SUBMIT, *options, "--setup", "exit 3", cwd=runs.parent)
     if options:
         assert refusal(result) == "sweep runs/sweep belongs to nobody"
     else:
@@ -163,7 +161,6 @@ def test_a_job_executes_no_pickle_of_another_user(sweep: Sweep) -> None:
     assert not (cwd / "pwned").exists()
 
 
-@pytest.mark.train
 def test_a_pickle_that_is_renamed_meanwhile_stops_no_job(sweep: Sweep) -> None:
     """submit may rename the pickles of jobs that have already started."""
     from skinjob.submit.start import require_own_pickles

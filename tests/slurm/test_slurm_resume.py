@@ -16,13 +16,14 @@ import pytest
 from cluster import Slurm, running_slurm
 from commands import wait_until
 from trees import left
+from untrained import write_untrained
 
 from skinjob.files import write_json
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import RunState
 
 OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
-EPOCHS = {"head": 60, "all": 24}  # enough for all interruptions on a fast machine
+EPOCHS = {"head": 120, "all": 48}  # enough for all interruptions on a fast machine
 WHOLE: dict[str, tuple[Any, ...]] = {}
 USR2 = 1 << (signal.SIGUSR2 - 1)
 
@@ -32,6 +33,13 @@ def own_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A cluster whose node can be taken down without disturbing other tests."""
     with running_slurm(tmp_path_factory.mktemp("slurm"), accounting="none") as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file whose input makes an epoch longer than the answer of SLURM to a command."""
+    file = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    return write_untrained(file, crop=112).path
 
 
 class Trial:

@@ -80,7 +80,7 @@ def test_cancel_of_a_run_lets_the_job_s_other_runs_finish(slurm: Slurm, project:
     After a retry the cancelled runs have the same numbers as uninterrupted runs.
     """
     make_tree(project / "few", num_train=2, num_test=1)
-    grid = (*SMALL, "--seeds", "0-2", "--epochs", "60", "--data", "few")
+    grid = (*SMALL, "--seeds", "0-2", "--epochs", "240", "--data", "few")
     with nothing_starts(slurm):
         slurm.skinjob("submit", *grid, "--name", "s", cwd=project, code=0)
         sweep = Sweep(project / "runs/s")
@@ -93,7 +93,7 @@ def test_cancel_of_a_run_lets_the_job_s_other_runs_finish(slurm: Slurm, project:
     cancelled_at = at_work.state().epoch
     slurm.wait(job, timeout_s=180)
     assert stays.state().status == "done"
-    assert cancelled_at <= at_work.state().epoch < 60, "the job released it"
+    assert cancelled_at <= at_work.state().epoch < 240, "the job released it"
     assert at_work.state().status == waiting.state().status == "cancelled"
     assert waiting.state().attempts == 0
 

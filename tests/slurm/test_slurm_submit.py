@@ -124,7 +124,7 @@ def test_a_submit_queues_a_killed_run_again_and_says_why_it_ended(
     slurm: Slurm, project: Path
 ) -> None:
     """A killed job cannot write why it ended; the next submit prints it."""
-    long = ("--batch-sizes", "4", "--epochs", "300", *CHEAP)
+    long = ("--batch-sizes", "4", "--epochs", "3000", *CHEAP)
     assert slurm.skinjob("submit", *long, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
     job = run.sweep.info().jobs[run.name]
@@ -145,7 +145,7 @@ def test_a_submit_queues_a_killed_run_again_and_says_why_it_ended(
 
 def test_a_preempted_run_starts_again_and_finishes(slurm: Slurm, project: Path) -> None:
     """A preempted job is requeued with the same id, and its finished views are used again."""
-    options = ("--batch-sizes", "4", "--epochs", "25", *CHEAP)
+    options = ("--batch-sizes", "4", "--epochs", "250", *CHEAP)
     assert slurm.skinjob("submit", *options, cwd=project).returncode == 0
     run = only_sweep(project / "runs").runs()[0]
     job = run.sweep.info().jobs[run.name]
@@ -155,10 +155,10 @@ def test_a_preempted_run_starts_again_and_finishes(slurm: Slurm, project: Path) 
     slurm.run(["scancel", "--signal=USR2", job], check=True)
     slurm.wait(job, timeout_s=180)
     state = run.state()
-    assert (state.status, state.epoch) == ("done", 25)
+    assert (state.status, state.epoch) == ("done", 250)
     assert state.views_read >= 1
     with run.metrics_file.open(newline="") as rows:
-        assert [int(row["epoch"]) for row in csv.DictReader(rows)] == list(range(1, 26))
+        assert [int(row["epoch"]) for row in csv.DictReader(rows)] == list(range(1, 251))
 
 
 def wait_until_running(run: Run, timeout_s: float = 60) -> None:

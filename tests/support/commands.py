@@ -23,6 +23,8 @@ from skinjob.sweeps.layout import Sweep, sweeps
 
 SKINJOB = (sys.executable, "-m", "skinjob")
 """The command of the tests' own Python, without its arguments."""
+SMALL = ("--batch-sizes", "4,8", "--epochs", "2", "--cluster", "local")
+"""Options of a sweep of two runs, which trains on this machine in seconds."""
 
 
 def all_commands() -> dict[str, click.Command]:

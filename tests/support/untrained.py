@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from skinjob.weights.backbones import COUNTER, DEFAULT
 from skinjob.weights.file import WeightsInfo, read_weights_info, write_weights
 
 
-def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
+def write_untrained(path: Path, seed: int = 0, crop: int | None = None) -> WeightsInfo:
     """Writes weights that are marked as untrained; the same *seed* gives the same bytes.
 
-    Convolutions are drawn as He et al., "Delving Deep into Rectifiers" (2015), by fan-out.
+    *crop* is the side of the input; the default is the published one. Convolutions are drawn as He
+    et al., "Delving Deep into Rectifiers" (2015), by fan-out.
     """
     numbers = np.random.default_rng(seed)
     tensors = {}
@@ -32,5 +34,7 @@ def write_untrained(path: Path, seed: int = 0) -> WeightsInfo:
         tensors[name] = values.astype(np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     source = f"untrained (random numbers, seed {seed})"
-    write_weights(path, tensors, DEFAULT, source=source, kind="untrained")
+    image = DEFAULT.preprocessing
+    backbone = replace(DEFAULT, preprocessing=replace(image, crop=crop or image.crop))
+    write_weights(path, tensors, backbone, source=source, kind="untrained")
     return read_weights_info(path)

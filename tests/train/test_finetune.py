@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killing import SmallResNet
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
 from trees import left, make_sweep, make_tree
+from untrained import write_untrained
 
 from skinjob.config import TrainConfig
 from skinjob.data.images import Split, read_index
 from skinjob.sweeps.layout import Run
-from skinjob.train import loop
+from skinjob.train import all_layers, loop
 from skinjob.train.images import ImageSource, View
 from skinjob.train.job import run_job
 from skinjob.train.loop import order
@@ -29,8 +31,33 @@ TEST = View(Split.TEST)
 
 
 @pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of random numbers, with the input of the published one."""
+    return write_untrained(tmp_path_factory.mktemp("weights") / "resnet18.safetensors").path
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=6, num_test=4)
+
+
+@pytest.fixture(scope="module")
+def real(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of a real ResNet18."""
+    run = make_run(data, weights, tmp_path_factory.mktemp("real"))
+    run_job([run.folder])
+    return run
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small network instead of ResNet18, for what does not depend on the network."""
+
+    def build(*_: object) -> SmallResNet:
+        torch.manual_seed(0)
+        return SmallResNet()
+
+    monkeypatch.setattr(all_layers, "build_model", build)
 
 
 def make_run(data: Path, weights: Path, runs: Path, epochs: int = 2) -> Run:
@@ -77,13 +104,9 @@ def plain_loop(config: TrainConfig, source: ImageSource) -> list[dict[str, float
     return found
 
 
-def test_all_layers_give_the_metrics_of_a_plain_loop(
-    data: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_all_layers_give_the_metrics_of_a_plain_loop(real: Run, tmp_path: Path) -> None:
     """Threads, memory format and schedule change no number beyond rounding."""
-    run = make_run(data, weights, tmp_path)
-    run_job([run.folder])
-    config, sweep = run.config(), run.sweep
+    run, config, sweep = real, real.config(), real.sweep
     images = read_index(sweep.images_file, Path(config.data), ("benign", "malignant"))
     source = ImageSource(images, config.augmentation_seed, tmp_path, PREPROCESSING)
     with run.metrics_file.open(newline="") as lines:
@@ -98,6 +121,7 @@ def test_all_layers_give_the_metrics_of_a_plain_loop(
 @pytest.mark.parametrize(
     ("damaged", "repeated"), [(0, []), (1, [2]), (2, [1, 2])], ids=["none", "newest", "both"]
 )
+@pytest.mark.usefixtures("small")
 def test_an_interrupted_run_goes_on_from_its_newest_checkpoint_that_loads(
     data: Path,
     weights: Path,
@@ -138,6 +162,7 @@ def flip_a_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.usefixtures("small")
 def test_a_checkpoint_of_another_configuration_is_not_taken(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +177,7 @@ def test_a_checkpoint_of_another_configuration_is_not_taken(
     assert "another configuration" in run.log_file.read_text()
 
 
+@pytest.mark.usefixtures("small")
 def test_rows_that_were_lost_come_back_with_the_checkpoint(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,18 +202,15 @@ def stop_after_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return train_epoch(stack, networks, epoch, *inputs)
 
-    monkeypatch.setattr(loop, "train_epoch", first_alone)
-    with pytest.raises(KeyboardInterrupt):
-        run_job([run.folder])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_epoch", first_alone)
+        with pytest.raises(KeyboardInterrupt):
+            run_job([run.folder])
 
 
-def test_the_saved_model_makes_the_saved_predictions(
-    data: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_the_saved_model_makes_the_saved_predictions(data: Path, real: Run, tmp_path: Path) -> None:
     """model.safetensors is torchvision's ResNet18 and says what predictions.csv says."""
-    run = make_run(data, weights, tmp_path)
-    run_job([run.folder])
+    run = real
     model = resnet18(num_classes=2)
     model.load_state_dict(load_file(run.trained_file("model")))
     model.eval()
