@@ -91,6 +91,7 @@ def _part(title: str, cases: Sequence[Case]) -> Part:
     cells = [_cells(case, cases[0]) for case in cases]
     names = dict.fromkeys(name for own in cells for name in own)
     rows = [[name, *(own.get(name, "-") for own in cells)] for name in names]
+    rows = [row for row in rows if any(cell != "-" for cell in row[1:])]
     columns = ["batch size", *(str(case.batch_size) for case in cases)]
     return Part(title, columns, rows, _origin(cases))
 
@@ -120,8 +121,10 @@ def _discrimination(case: Case, first: Case) -> Cells:
     right = np.array([one.probabilities.argmax(1) == one.labels for one in case.test], np.float64)
     accuracy = mean_estimates(right).grouped(case.groups)
     cells = {"AUC (95 %)": _number(orh_mean(auc.values, auc.covariance), 3)}
-    if case is not first:
-        cells[f"AUC minus that of {first.batch_size} (95 %)"] = _difference(case, first)
+    is_first = case is first
+    cells[f"AUC minus that of {first.batch_size} (95 %)"] = (
+        "-" if is_first else _difference(case, first)
+    )
     cells["log loss (95 %)"] = _number(orh_mean(losses.values, losses.covariance), 3)
     share = orh_mean(accuracy.values, accuracy.covariance)
     cells["accuracy % of the most probable class (95 %)"] = _share(share, len(case.truth))
