@@ -18,6 +18,8 @@ from trees import left, make_sweep, make_tree
 
 from skinjob.data.images import Split, read_index
 from skinjob.errors import ImagesError
+from skinjob.report.clinical_case import case_of
+from skinjob.report.comparison import read_all_predictions
 from skinjob.report.summary import summarize
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Run, Sweep
@@ -107,8 +109,18 @@ def test_the_test_set_changes_the_numbers_of_the_test_set_alone(
     assert without_test(runs[0]) == without_test(runs[1])
     rows = [table(run.metrics_file)[-1] for run in runs]
     assert rows[0]["test_loss"] != rows[1]["test_loss"]
-    best = [summarize(group_runs([read_sweep(run.sweep)])).loc[0, "best_epoch"] for run in runs]
+    best, cutoffs = zip(*map(chosen, runs), strict=True)
     assert best[0] == best[1]
+    assert cutoffs[0] == cutoffs[1]
+
+
+def chosen(run: Run) -> tuple[int, dict[float, list[float]]]:
+    """Returns what the report chooses: the best epoch, and the cutoffs by sensitivity."""
+    own = group_runs([read_sweep(run.sweep)])
+    test, val = (read_all_predictions(own, split) for split in (Split.TEST, Split.VAL))
+    case = case_of(own[0], test, val, None)
+    assert case is not None
+    return summarize(own).loc[0, "best_epoch"], case.cutoffs
 
 
 @LAYERS
