@@ -115,8 +115,9 @@ def _faults_of(run: Run) -> Iterator[str]:
         yield f"{run.metrics_file}: {num_epochs} whole epochs, {state.epoch} in state.json"
     if state.status != Status.DONE:
         return
-    if not _num_rows(run.predictions_file):
-        yield f"{run.predictions_file}: {MISSING} or empty"
+    for file in (run.predictions_file, *([run.tests_file] if config.updates else [])):
+        if not _num_rows(file):
+            yield f"{file}: {MISSING} or empty"
     trained = run.trained_file("model" if config.train == "all" else "head")
     if fault := _tensors_fault(trained):
         yield f"{trained}: {fault}"

@@ -303,7 +303,8 @@ class RunLoop:
         elif not self.point.epoch:
             head = build_head(size, num_classes, self.config.seed)
             self.point = replace(self.point, state=new_state(head, self.config.lr))
-        if not job.lease.say(run, epoch=self.epoch, resumed_epoch=self.epoch):
+        updates = self.point.state.get("updates", 0)
+        if not job.lease.say(run, epoch=self.epoch, updates=updates, resumed_epoch=self.epoch):
             raise TakenError(run)
         job.lease.remove_partials(run)
         if self.all_layers and self.epoch:

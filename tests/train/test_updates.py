@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def test_all_runs_are_tested_after_the_same_updates(
         state = run.state()
         assert (state.status, state.epoch, state.updates) == ("done", epochs, 25)
         rows = {int(row["updates"]): row for row in table(run.metrics_file)}
+        last_lr = 0.1 * 0.5 * (1 + math.cos(math.pi * 24 / 25))
+        assert float(rows[25]["lr"]) == pytest.approx(last_lr, rel=1e-5), "the cosine ends at 25"
         for test in table(run.tests_file):
             if row := rows.get(int(test["update"])):
                 shared = [("test_loss", "test_loss"), ("test_acc", "test_accuracy")]
@@ -86,15 +89,15 @@ def test_the_training_loss_of_a_test_is_of_the_images_since_the_last(
     data: Path, weights: Path, tmp_path: Path
 ) -> None:
     """Over all tests and over all epochs, the images have the same sum of losses."""
-    run = trained(data, weights, tmp_path, "head", updates=40, batch_sizes=[4]).runs()[0]
+    run = trained(data, weights, tmp_path, "head", updates=61, batch_sizes=[4]).runs()[0]
     images = [min(4 * update, 22) for update in range(1, 7)]  # at the updates of an epoch
-    done = [22 * ((update - 1) // 6) + images[(update - 1) % 6] for update in range(1, 41)]
+    done = [22 * ((update - 1) // 6) + images[(update - 1) % 6] for update in range(1, 62)]
     ends = [0, *(done[int(update) - 1] for update in numbers(run.tests_file, "update"))]
     losses = numbers(run.tests_file, "train_loss")
     total = sum(loss * (b - a) for loss, a, b in zip(losses, ends[:-1], ends[1:], strict=True))
     epochs = numbers(run.metrics_file, "train_loss")
-    assert ends[-1] == 6 * 22 + 16
-    assert total == pytest.approx(22 * sum(epochs[:-1]) + 16 * epochs[-1], abs=1e-3)
+    assert ends[-1] == 10 * 22 + 4
+    assert total == pytest.approx(22 * sum(epochs[:-1]) + 4 * epochs[-1], abs=1e-3)
 
 
 @LAYERS
