@@ -297,17 +297,18 @@ def _open(comparison: Comparison, updates: Family | None, topic: Contrast) -> tu
     """Returns what is open and the command that tells; twice '' if nothing is, or none can."""
     table, last = comparison.table, topic.reference.updates[-1]
     equal: dict[str, Any] = {"updates": last, "epochs": None}
+    length = {} if updates else equal  # without common tests, stability stays open
     enough = f"0-{max(len(table.info.seeds), ENOUGH_SEEDS) - 1}"
     if topic.verdict == Verdict.TOO_FEW:
         if comparison.diverged and len(table.info.seeds) >= ENOUGH_SEEDS:
             rates = tuple(float(f"{topic.series.lr * factor:.6g}") for factor in (0.25, 0.5, 1))
             return "Does a smaller lr hold?", submit_command(table, lr=rates)
-        return SETTLE, submit_command(table, seeds=enough, **({} if updates else equal))
+        return SETTLE, submit_command(table, seeds=enough, **length)
     if topic.verdict == Verdict.NOT_SHOWN:
         needed = topic.num_seeds_needed
         if needed is None or topic.needs_images or needed <= len(topic.seeds):
             return "", ""
-        return SETTLE, submit_command(table, seeds=f"0-{needed - 1}")
+        return SETTLE, submit_command(table, seeds=f"0-{needed - 1}", **length)
     if topic.verdict == Verdict.SAME or topic.is_better:
         if updates:
             return "", ""

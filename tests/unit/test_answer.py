@@ -328,6 +328,13 @@ def test_equal_updates_lead_where_the_runs_count_them(tmp_path: Path, golden: Go
     check(answer(comparison), golden, "updates")
 
 
+def test_where_no_updates_are_equal_the_command_makes_them_so(tmp_path: Path) -> None:
+    """Epochs of 83, 42, 21 and 11 updates share no test: stability needs a sweep with --updates."""
+    comparison = compared(draw_sweep(tmp_path / "s", seeds=range(3)))
+    assert comparison.family("updates") is None
+    assert answer(comparison).command == "skinjob submit --updates 1660 --seeds 0-9"
+
+
 def test_predictions_are_of_the_last_update(tmp_path: Path) -> None:
     """With the same updates, their end is compared for new images too; an earlier epoch is not."""
     sweep = draw_updates(tmp_path / "s", {32: 0.0, 256: 0.1})
