@@ -136,7 +136,7 @@ def _after(family: Family, comparison: Comparison) -> str:
     axis = family.axis if family.at != 1 else family.axis.removesuffix("s")
     if len(comparison.table.info.lrs) < 2:
         return f"after {family.at:,} {axis} each"
-    lr = "each at its own best lr" if family.has_own_lrs else f"lr {family.series[0].lr!r}"
+    lr = "own best lr" if family.has_own_lrs else f"lr {family.series[0].lr!r}"
     return f"after {family.at:,} {axis} each, {lr}"
 
 
