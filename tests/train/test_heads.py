@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ from skinjob.train.loop import lr_share, order
 from skinjob.train.model import build_head
 
 NUM_FEATURES = 512
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Gives heads a single core, as a job does: with two, seven classes take other kernels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -73,14 +73,13 @@ def test_all_runs_are_tested_after_the_same_updates(
                 assert [test[mine] for mine, _ in shared] == [row[other] for _, other in shared]
 
 
-@LAYERS
 def test_updates_that_end_an_epoch_change_no_number(
-    data: Path, weights: Path, tmp_path: Path, layers: str
+    data: Path, weights: Path, tmp_path: Path
 ) -> None:
     """18 updates are 3 epochs of 6: rows, predictions and trained layers are the same bytes."""
     given = {"batch_sizes": [4]}
-    run = trained(data, weights, tmp_path / "a", layers, updates=18, **given).runs()[0]
-    other = trained(data, weights, tmp_path / "b", layers, epochs=3, **given).runs()[0]
+    run = trained(data, weights, tmp_path / "a", "head", updates=18, **given).runs()[0]
+    other = trained(data, weights, tmp_path / "b", "head", epochs=3, **given).runs()[0]
     *mine, _ = left(run)
     assert tuple(mine) == left(other)
 
