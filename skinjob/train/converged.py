@@ -26,7 +26,7 @@ from skinjob.sweeps.records import Converged, utc_now, write_record
 from skinjob.train import claims
 from skinjob.train.evaluation import evaluate
 from skinjob.train.images import View
-from skinjob.train.loop import Inputs, Job
+from skinjob.train.shared import Inputs, Job
 from skinjob.train.views import Views
 
 log = logging.getLogger("skinjob")

@@ -32,9 +32,10 @@ from skinjob.train.forward import Forward, choose_forward, try_bf16
 from skinjob.train.images import ImageBatches, ImageSource, View
 from skinjob.train.lease import Lease, TakenError, take, track_run_state
 from skinjob.train.log import logging_to
-from skinjob.train.loop import Inputs, Job, RunLoop, train
+from skinjob.train.loop import RunLoop, train
 from skinjob.train.model import build_backbone
 from skinjob.train.reporter import Reporter
+from skinjob.train.shared import Inputs, Job
 from skinjob.train.views import Views
 from skinjob.weights.file import read_backbone
 from skinjob.words import list_first, pluralize

@@ -11,9 +11,8 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +22,16 @@ from skinjob.config import TrainConfig
 from skinjob.data.images import Split
 from skinjob.errors import SkinjobError
 from skinjob.sweeps.layout import Run
-from skinjob.sweeps.records import SweepInfo
 from skinjob.train.all_layers import AllLayers
 from skinjob.train.checkpoint import Checkpoint, remove_checkpoints, save_checkpoint
-from skinjob.train.device import Device
 from skinjob.train.evaluation import evaluate, loss_errors, train_scores
 from skinjob.train.grid import is_test, test_rows
 from skinjob.train.heads import MOST_INPUT_BYTES, Heads, new_state
-from skinjob.train.images import ImageSource
-from skinjob.train.lease import Lease, TakenError, record_done, record_failure
+from skinjob.train.lease import TakenError, record_done, record_failure
 from skinjob.train.model import build_head
 from skinjob.train.outputs import metrics_row, write_predictions, write_trained
 from skinjob.train.reporter import Reporter
-from skinjob.weights.backbones import Backbone
+from skinjob.train.shared import Inputs, Job, Networks
 
 PAUSE_PER_WRITE = 20
 MOST_UNWRITTEN_S = 60
@@ -45,65 +41,6 @@ written one by one, those would take most of the job."""
 
 
 ENDED = object()
-
-
-class Inputs(Protocol):
-    """The inputs of a network in a view: features for a head, images for all layers."""
-
-    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields the inputs of each part, (B, ...) float32; a part is (B,) int64 positions."""
-
-
-class Networks(Protocol):
-    """The networks of R runs with the same batch size, which are updated together."""
-
-    device: str
-    stream: torch.cuda.Stream | None
-    """Where on a GPU the kernels of these networks are queued."""
-    batch_size: int
-    """Inputs per forward pass in an evaluation."""
-
-    def update(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
-        """Updates each network by its batch; returns the logits before, (R, B, num_classes).
-
-        *inputs* (R * B, ...), *targets* (R, B) int64; *share* of the learning rate.
-        """
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Returns the logits of each network in evaluation, (R, B, num_classes)."""
-
-    def states(self) -> list[dict[str, Any]]:
-        """Returns what each network needs to continue exactly as without an interruption."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Runs of the same sweep, and what they share."""
-
-    configs: Mapping[Run, TrainConfig]
-    info: SweepInfo
-    """sweep.json."""
-    lease: Lease
-    checkpoints: Mapping[Run, Checkpoint]
-    """The point from which each run continues."""
-    device: Device
-    source: ImageSource
-    backbone: Backbone
-    weights: Path
-
-    @property
-    def recipe(self) -> TrainConfig:
-        """The config of a run, for the fields that all runs share."""
-        return next(iter(self.configs.values()))
-
-    @property
-    def evaluated(self) -> list[Split]:
-        """The splits that are evaluated after each epoch. Each has columns in metrics.csv."""
-        return [split for split in (Split.VAL, Split.TEST) if self.source.files(split)]
-
-    @property
-    def trains_heads(self) -> bool:
-        return self.recipe.train == "head"
 
 
 def train(
