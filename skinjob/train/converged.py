@@ -111,6 +111,7 @@ def converged(
     """Returns the record of the converged head. *renew* is called again and again meanwhile.
 
     Takes the first views that fit into MOST_BYTES; of a view that does not, images at equal steps.
+    The views are those of all runs: with `updates`, only large batches have more.
 
     Raises: RuntimeError if a view is not in the cache, or if the fit does not converge.
     """
@@ -118,7 +119,7 @@ def converged(
     truth, size = job.source.labels(Split.TRAIN), job.backbone.num_features
     most = MOST_BYTES // (8 * size)
     chosen = torch.arange(0, len(truth), math.ceil(len(truth) / most))
-    num_views = max(1, min(views.epochs, most // len(chosen)))
+    num_views = max(1, min(job.shared_epochs, most // len(chosen)))
     rows = torch.empty(num_views * len(chosen), size, dtype=torch.float64)
     for epoch, part in enumerate(rows.split(len(chosen)), start=1):
         view = View(Split.TRAIN, epoch)
@@ -145,7 +146,7 @@ def converged(
         gradient=fit.gradient,
         iterations=fit.iterations,
         views=num_views,
-        epochs=views.epochs,
+        epochs=job.shared_epochs,
         images=len(chosen),
         seconds=round(time.perf_counter() - start, 3),
         computed_utc=utc_now(),

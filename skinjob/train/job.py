@@ -207,7 +207,7 @@ def _views(job: Job, views: Sequence[View], reporter: Reporter) -> Views:
     return Views(
         FeatureExtractor(build, job.device, job.source),
         weights_sha256=job.info.weights.sha256,
-        epochs=views[-1].epoch,
+        epochs=max(config.epochs for config in job.configs.values()),
         cache=ViewCache(next(iter(job.configs)).sweep.views_folder, job.backbone.num_features),
         reporter=reporter,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def test_all_runs_are_tested_after_the_same_updates(
 ) -> None:
     """25 updates: a test every 2 and at the end, in 5 epochs of batch size 4 and 9 of 8."""
     sweep = trained(data, weights, tmp_path, layers, updates=25)
+    if layers == "head":
+        converged = json.loads(sweep.converged_file.read_text())
+        assert converged["epochs"] == 5, "the epochs that both batch sizes make"
     for run in sweep.runs():
         size, epochs = run.config().batch_size, {4: 5, 8: 9}[run.config().batch_size]
         updates = [int(n) for n in numbers(run.tests_file, "update")]
