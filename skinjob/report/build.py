@@ -132,7 +132,7 @@ def _result(
 ) -> tuple[Comparison, Clinical]:
     """Returns what a sweep's predictions and curves say."""
     comparison = compare_sweep(table, own, predictions)
-    lead = comparison.family("epochs")
+    lead = comparison.lead
     series = lead.series if lead else own
     val = read_all_predictions(series, Split.VAL)
     copies = read_copies(table.sweep)

@@ -63,8 +63,14 @@ class Case:
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
+        groups = self.test[0].groups
+        return np.arange(len(self.truth)) if groups is None else groups
+
+    @cached_property
+    def is_copy(self) -> Truth:
+        """Whether each test image has a copy in train or val; none where that is not known."""
         images = self.test[0].images
-        return self.copies.numbers(images) if self.copies else np.arange(len(images))
+        return self.copies.is_trained(images) if self.copies else np.zeros(len(images), bool)
 
     @cached_property
     def draws(self) -> Floats:
@@ -133,7 +139,10 @@ def _has_both(predictions: Predictions, positive: int) -> bool:
     return bool(is_positive.any() and not is_positive.all())
 
 
-def without(case: Case, is_left_out: Truth) -> Case | None:
-    """Returns a case without some test images; None if no positive or no other is left."""
-    test = tuple(one.of(~is_left_out) for one in case.test)
+def without_copies(case: Case) -> Case | None:
+    """Returns a case without the test images that have a copy in train; None if too few are left.
+
+    There must be a positive and another image.
+    """
+    test = tuple(one.of(~case.is_copy) for one in case.test)
     return replace(case, test=test) if _has_both(test[0], case.positive) else None

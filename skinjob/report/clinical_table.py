@@ -23,7 +23,7 @@ from skinjob.report.clinical import (
     scaled,
     temperature,
 )
-from skinjob.report.clinical_case import SENSITIVITIES, Case, Part, case_of, without
+from skinjob.report.clinical_case import SENSITIVITIES, Case, Part, case_of, without_copies
 from skinjob.report.clinical_classes import class_parts
 from skinjob.report.measures import CHOSEN_ON_TEST, number, percent, signed
 from skinjob.report.predictions import Copies, Predictions, log_losses
@@ -75,11 +75,10 @@ def clinical(
         return Clinical(())
     positive = all_series[0].table.positive_class
     parts = [_part(f"“{positive}” against the rest", cases), *class_parts(cases)]
-    images = cases[0].test[0].images
-    if copies and (is_copy := copies.is_trained(images)).any():
-        num = pluralize(int(is_copy.sum()), "test image")
-        verb = "has" if is_copy.sum() == 1 else "have"
-        alone = [case for one in cases if (case := without(one, is_copy))]
+    if num_copies := int(cases[0].is_copy.sum()):
+        num = pluralize(num_copies, "test image")
+        verb = "has" if num_copies == 1 else "have"
+        alone = [case for one in cases if (case := without_copies(one))]
         title = f"“{positive}” against the rest, without the {num} that {verb} a copy in train"
         parts += [_part(title, alone)] if len(alone) == len(cases) else []
     elif copies:

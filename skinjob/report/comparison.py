@@ -16,7 +16,7 @@ from statistics import fmean
 import numpy as np
 
 from skinjob.data.images import Split
-from skinjob.report.predictions import Predictions, estimates, read_predictions
+from skinjob.report.predictions import Predictions, estimates, read_copies, read_predictions
 from skinjob.report.stability import Stability, diverged, stabilities
 from skinjob.report.statistics import (
     Difference,
@@ -240,13 +240,20 @@ def compare_sweep(
 def read_all_predictions(
     all_series: Sequence[Series], split: Split = Split.TEST
 ) -> dict[str, Predictions]:
-    """Returns the predictions of the runs that have all their epochs, by run name."""
+    """Returns the predictions of the runs of a sweep that have all their epochs, by run name.
+
+    All are on the same images, and have the groups of copies that images.csv has.
+    """
     by_run: dict[str, Predictions] = {}
+    copies = read_copies(all_series[0].table.sweep) if all_series else None
+    groups = None
     for series in all_series:
         for name in dict.fromkeys(series.counted["run"]):
             own = read_predictions(Run(series.table.sweep.folder / name), split)
             if own and all(own.fits(other) for other in list(by_run.values())[:1]):
-                by_run[name] = own
+                if groups is None and copies:
+                    groups = copies.numbers(own.images)
+                by_run[name] = replace(own, groups=groups)
     return by_run
 
 

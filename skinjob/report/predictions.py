@@ -34,6 +34,8 @@ class Predictions:
     """(images,) positions in `classes`."""
     probabilities: Floats
     """(images, classes)"""
+    groups: NDArray[np.int64] | None = None
+    """(images,) numbers, the same for copies of each other; None if copies are not known."""
 
     def fits(self, other: Predictions) -> bool:
         """Returns True if both are on the same images, labels and classes."""
@@ -45,7 +47,8 @@ class Predictions:
         """Returns those of some images, (images,)."""
         images = tuple(name for name, kept in zip(self.images, is_kept, strict=True) if kept)
         labels, probabilities = self.labels[is_kept], self.probabilities[is_kept]
-        return Predictions(images, self.classes, labels, probabilities)
+        groups = None if self.groups is None else self.groups[is_kept]
+        return Predictions(images, self.classes, labels, probabilities, groups)
 
 
 def read_predictions(run: Run, split: Split = Split.TEST) -> Predictions | None:
@@ -77,8 +80,14 @@ def log_losses(predictions: Predictions) -> Floats:
 def estimates(outcome: str, of_runs: Sequence[Predictions], positive: str) -> Estimates:
     """Returns an outcome, auc or log-loss, of several runs on the same images.
 
-    With more than two classes AUC is the mean of each class against the rest.
+    With more than two classes AUC is the mean of each class against the rest. Copies count as one
+    image.
     """
+    found, groups = _independent(outcome, of_runs, positive), of_runs[0].groups
+    return found if groups is None else found.grouped(groups)
+
+
+def _independent(outcome: str, of_runs: Sequence[Predictions], positive: str) -> Estimates:
     first = of_runs[0]
     if outcome == "log-loss":
         return mean_estimates(np.array([log_losses(one) for one in of_runs]))

@@ -3,8 +3,8 @@
 Each is `skinjob submit --wait` as a whole process with a new --runs folder, so that nothing is
 there before. With four batch sizes they are 4, 16 and 64 runs.
 
---own measures the heads alone, on one core: 128 heads for 20 epochs of 2,640 images, in stacks
-of several sizes, extrapolated from an epoch of one stack.
+--own measures the heads alone, on one core: 128 heads for 20 epochs of 2,640 images, with their
+metrics, in stacks of several sizes, extrapolated from an epoch of one stack.
 
 Example:
   python tests/benchmarks/heads.py --epochs 5 --num-train 256 --num-test 64
@@ -35,6 +35,7 @@ from common import (
 )
 from torch import Tensor
 
+from skinjob.train.evaluation import train_scores
 from skinjob.train.heads import Heads, new_state
 from skinjob.train.loop import order
 from skinjob.train.model import build_head
@@ -91,9 +92,12 @@ def own_s(features: Tensor, labels: Tensor, batch_size: int, size: int) -> float
     states = [new_state(build_head(512, 2, seed), 0.01) for seed in range(size)]
     stack = Heads(states, [0.01] * size)
     orders = torch.stack([order(len(labels), seed, 1) for seed in range(size)])
-    for part in orders.split(batch_size, dim=1):
+    logits = [
         stack.update(features.index_select(0, part.flatten()), labels[part], 1.0)
+        for part in orders.split(batch_size, dim=1)
+    ]
     stack.states()
+    train_scores(torch.cat(logits, dim=1), labels[orders], 1)
     return (time.process_time() - start) * 20 * 128 / size
 
 

@@ -106,11 +106,12 @@ def test_copies_in_test_are_worth_one_image() -> None:
         names, once.classes, np.tile(once.labels, 2), np.tile(once.probabilities, (2, 1))
     )
     copies = Copies({name: 1 + number % 120 for number, name in enumerate(names)}, frozenset())
+    grouped = replace(twice, groups=copies.numbers(names))
     widths = [
         [width(cell[0]) for name, cell in rows(found).items() if "(95 %)" in name]
         for found in (
-            clinical([series(32, {0: "a0"})], {"a0": test}, {}, known)
-            for test, known in ((once, None), (twice, copies), (twice, None))
+            clinical([series(32, {0: "a0"})], {"a0": test}, {}, None)
+            for test in (once, grouped, twice)
         )
     ]
     assert len(widths[0]) == 7

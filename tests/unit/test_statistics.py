@@ -223,13 +223,21 @@ def test_a_share_of_independent_images_has_wilsons_interval() -> None:
 def test_copies_count_as_a_group() -> None:
     """Images that are there twice add nothing to what is known about new images."""
     is_positive = np.arange(200) < 90
-    scores = draw.random((3, 200)) + 0.3 * is_positive
+    scores = 0.7 * draw.random((3, 200)) + 0.3 * is_positive
     once = auc_estimates(scores, is_positive)
     twice = auc_estimates(np.tile(scores, 2), np.tile(is_positive, 2))
     numbers = np.arange(200)
     assert twice.covariance == pytest.approx(once.covariance / 2, rel=0.02)
     assert twice.grouped(np.tile(numbers, 2)).covariance == pytest.approx(once.covariance, rel=0.02)
     assert once.grouped(numbers).covariance == pytest.approx(once.covariance)
+
+    p = np.tile(np.column_stack([1 - scores[0], scores[0]]), (2, 1))
+    labels = np.tile(is_positive, 2).astype(np.int64)
+    one = Predictions(tuple(map(str, range(400))), ("a", "b"), labels, p)
+    grouped = Predictions(one.images, one.classes, labels, p, np.tile(numbers, 2))
+    for outcome in ("auc", "log-loss"):
+        found, plain = (estimates(outcome, [run], "b").covariance for run in (grouped, one))
+        assert found == pytest.approx(2 * plain)
 
 
 def test_samples_of_images_have_the_variance_of_new_images() -> None:
