@@ -92,7 +92,8 @@ def _part(title: str, cases: Sequence[Case]) -> Part:
     rows = [[name, *(own.get(name, "-") for own in cells)] for name in names]
     rows = [row for row in rows if any(cell != "-" for cell in row[1:])]
     columns = ["batch size", *(str(case.batch_size) for case in cases)]
-    return Part(title, columns, rows, _origin(cases))
+    note = f"{_origin(cases)} Means over seeds, after the last epoch; 95 % is for {_scope(cases)}."
+    return Part(title, columns, rows, note)
 
 
 def _origin(cases: Sequence[Case]) -> str:
@@ -100,6 +101,11 @@ def _origin(cases: Sequence[Case]) -> str:
     if all(case.val for case in cases):
         return "The cutoffs were chosen with the validation images."
     return f"{CHOSEN_ON_TEST} The cutoff was chosen with the test images: too good for new ones."
+
+
+def _scope(cases: Sequence[Case]) -> str:
+    """Returns what the intervals are for. A single seed says nothing about other seeds."""
+    return "new images" if any(len(case.seeds) == 1 for case in cases) else "new images and seeds"
 
 
 def _cells(case: Case, first: Case) -> Cells:
@@ -276,7 +282,7 @@ def _short(positive: str, cases: Sequence[Case]) -> Part:
         cells = [reached, specificity] if has_val else [specificity]
         slope = _calibration(case)[SLOPE]
         rows.append([str(case.batch_size), *cells, _ppv(case), slope])
-    title = f"“{positive}” against the rest (95 %, new images and seeds):"
+    title = f"“{positive}” against the rest (95 %, {_scope(cases)}):"
     return Part(title, columns, rows)
 
 
