@@ -315,8 +315,8 @@ class Mean(NamedTuple):
 def orh_mean(values: Floats, covariance: Floats) -> Mean:
     """Returns the mean of an outcome over seeds, by Obuchowski, Rockette and Hillis.
 
-    *values* (seeds,), *covariance* (seeds, seeds) over images. With a single seed, the error is
-    that of the images alone.
+    *values* (seeds,), *covariance* over images of these seeds, or of some of them. With a single
+    seed, the error is that of the images alone.
 
     Source: Hillis (2007), "A comparison of denominator degrees of freedom methods for multiple
     observer ROC analysis", for a single treatment.
@@ -325,7 +325,7 @@ def orh_mean(values: Floats, covariance: Floats) -> Mean:
     if seeds == 1:
         return Mean(float(values[0]), float(covariance[0, 0]) ** 0.5, math.inf)
     seed_part = float(values.var(ddof=1))
-    image_part = seeds * max(float(covariance[~np.eye(seeds, dtype=bool)].mean()), 0.0)
+    image_part = seeds * max(float(covariance[~np.eye(len(covariance), dtype=bool)].mean()), 0.0)
     both = seed_part + image_part
     df = (seeds - 1) * (both / seed_part) ** 2 if seed_part else math.inf
     return Mean(float(values.mean()), (both / seeds) ** 0.5, df)
