@@ -17,6 +17,11 @@ from skinjob.train.lease import take, track_run_state
 
 
 @pytest.fixture(scope="module")
+def weights(published_size: Path) -> Path:
+    return published_size
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tree(tmp_path_factory.mktemp("data") / "skin_cancer", num_train=10, num_test=4)
 

@@ -22,7 +22,6 @@ from torch.nn import functional
 from torchvision.models import resnet18
 from torchvision.transforms.functional import normalize
 from trees import make_sweep, make_tree
-from untrained import write_untrained
 
 from skinjob.config import TrainConfig
 from skinjob.data.images import Split, read_index
@@ -51,9 +50,8 @@ CLOCKS = ("sweep", "seconds", "images_per_s", "time_utc")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of random numbers, with the input of the published one."""
-    return write_untrained(tmp_path_factory.mktemp("weights") / "resnet18.safetensors").path
+def weights(published_size: Path) -> Path:
+    return published_size
 
 
 @pytest.fixture(scope="module")
