@@ -14,7 +14,7 @@ help:
 	@awk -F ' *## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-14s %s\n", $$1, $$2}' \
 		$(firstword $(MAKEFILE_LIST))
 
-fetch-weights: .venv/base  ## Download and check ResNet18's weights
+fetch-weights: .venv/base  ## Download and check the weights; ARGS="--arch NAME"
 	.venv/bin/skinjob fetch-weights $(ARGS)
 
 bundle: .venv/bundle  ## Pack skinjob, torch and the weights for a cluster; ARGS="--for FILE"

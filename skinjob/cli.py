@@ -23,7 +23,7 @@ from skinjob.errors import SkinjobError
 
 TASKS = {
     "On the laptop": {
-        "fetch-weights": ("fetch:fetch_weights", "Download and check the pretrained ResNet18"),
+        "fetch-weights": ("fetch:fetch_weights", "Download and check a pretrained network"),
         "bundle": (
             "bundle:bundle",
             "Pack skinjob, torch and weights for an offline cluster",

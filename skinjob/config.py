@@ -114,7 +114,8 @@ class Option:
         """A valid value: the default or the example. A tuple if the option takes several."""
         value = self.command_default
         if value in (None, ()):
-            value = self.default or self.example or "NAME"
+            default = None if self.default is MISSING else self.default
+            value = default or self.example or "NAME"
         is_tuple = isinstance(value, tuple) or not (self.axis or self.is_many)
         return value if is_tuple else (value,)
 
@@ -214,14 +215,17 @@ class TrainConfig:
 
     train: str = _recipe(
         "head",
-        "Layers to train: the new head on a frozen ResNet18, or all layers.",
+        "Layers to train: the new head on a frozen network, or all layers.",
         choices=("head", "all"),
     )
     data: str = _files(
         MISSING, "Folder, zip or tar: {train,test}/<class>/*.jpg.", cli_default="skin_cancer"
     )
     weights: str = _files(
-        MISSING, "File of the fetched weights.", cli_default="weights/resnet18.safetensors"
+        MISSING,
+        "File of the fetched weights.",
+        default_words="weights/ARCH.safetensors",
+        example="weights/resnet18.safetensors",
     )
     batch_size: int = _recipe(
         MISSING,
@@ -349,6 +353,19 @@ def tests_every(updates: int) -> int:
     """
     return -(-updates // NUM_TESTS)
 
+
+ARCHS = ("resnet18", "resnet34", "resnet50", "efficientnet_b0", "convnext_tiny", "vit_b_16")
+"""Each backbone: a row of the table in skinjob/weights/backbones.py."""
+
+ARCH = Option(
+    "Network to train, of torchvision's.",
+    RECIPE,
+    field="arch",
+    default_words="that of --weights, else resnet18",
+    choices=ARCHS,
+    example=ARCHS[0],
+)
+"""An option of a sweep, but not a field of its runs: the weights file says its network."""
 
 SKIP_BAD_IMAGES = Option(
     "Continue without the bad images.", FILES, field="skip_bad_images", kind=bool, default=False

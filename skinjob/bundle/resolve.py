@@ -71,7 +71,7 @@ def resolve(
         needs.write_text("\n".join(("pip", *build.requirements)) + "\n")
         lines = (project / "constraints.txt").read_text().splitlines()
         if build.requirements:  # another torch
-            lines = [line for line in lines if line.split("==")[0] != "torch"]
+            lines = [line for line in lines if line.split("==")[0] not in ("torch", "torchvision")]
         pins.write_text("\n".join(lines))
         words = ["pip", "compile", str(project / "pyproject.toml"), str(needs), "-c", str(pins)]
         words += [word for extra in extras for word in ("--extra", extra)]

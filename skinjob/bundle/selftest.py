@@ -34,7 +34,7 @@ def main(folder: Path, driver: str = "none") -> None:
     """
     start = time.monotonic()
     has_torch = importlib.util.find_spec("torch") is not None
-    names = LIBRARIES + (("torch",) if has_torch else ())
+    names = LIBRARIES + (("torch", "torchvision") if has_torch else ())
     modules = {name: importlib.import_module(name) for name in names}
     say(f"ok      {len(names)} libraries are imported ({time.monotonic() - start:.0f} s)")
     (weights,) = [read_weights_info(file) for file in (folder / "weights").glob("*.safetensors")]

@@ -13,7 +13,7 @@ from skinjob.commands.help import TaskCommand
 from skinjob.commands.transfer import print_transfer
 from skinjob.console import print_table, print_unescaped, say, typed_command
 from skinjob.errors import BundleError
-from skinjob.weights.backbones import DEFAULT
+from skinjob.weights.backbones import BACKBONES, DEFAULT
 from skinjob.words import list_first, pluralize
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
     type=FILE,
     default=f"weights/{DEFAULT.file_name}",
     show_default=True,
-    help="Weights file; fetched if it is missing.",
+    help="Weights file; fetched if it is missing (weights/resnet50.safetensors, ...).",
 )
 @click.option(
     "--out", type=FILE, default="skinjob-bundle", show_default=True, help="Folder to write to."
@@ -140,8 +140,8 @@ def _require_weights(file: Path) -> None:
     from skinjob.weights.fetch import fetch_weights
     from skinjob.weights.file import read_weights_info
 
-    if not file.exists() and file.name == DEFAULT.file_name:
-        fetch_weights(file.parent)
+    if not file.exists() and file.name == f"{file.stem}.safetensors" and file.stem in BACKBONES:
+        fetch_weights(file.parent, arch=file.stem)
     read_weights_info(file)
 
 

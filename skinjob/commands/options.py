@@ -23,6 +23,7 @@ from skinjob.commands.sources import (
     with_source,
 )
 from skinjob.config import (
+    ARCHS,
     FILES,
     SITE,
     VARIABLES,
@@ -235,9 +236,11 @@ name_option = click.option(
 )
 
 
-def with_layer_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns options' values, with the defaults that depend on the layers to train."""
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns options' values, with the defaults that depend on the network or its layers."""
     filled = dict(values)
+    if values["weights"] is None:
+        filled["weights"] = f"weights/{values['arch'] or ARCHS[0]}.safetensors"
     for option in options_of(TrainConfig).values():
         if option.default_all is not None and values[option.key] is None:
             default = option.default_all if values["train"] == "all" else option.default
@@ -256,7 +259,7 @@ def configs(values: dict[str, Any]) -> tuple[list[TrainConfig], ClusterConfig]:
 
     Raises: ConfigError when a value cannot work.
     """
-    values = with_layer_defaults(values)
+    values = with_defaults(values)
     cluster = ClusterConfig(**{name: values[name] for name in options_of(ClusterConfig)})
     given = {name: values[option.key] for name, option in options_of(TrainConfig).items()}
     axes = {name: given[name] for name, option in options_of(TrainConfig).items() if option.axis}
@@ -270,5 +273,5 @@ def plan_arguments(values: dict[str, Any]) -> dict[str, Any]:
     Raises: ConfigError when a value cannot work.
     """
     runs, cluster = configs(values)
-    others = {name: values[name] for name in ("runs", "name", "skip_bad_images")}
+    others = {name: values[name] for name in ("runs", "name", "arch", "skip_bad_images")}
     return {"configs": runs, "cluster": cluster, **others}

@@ -15,7 +15,7 @@ from skinjob.commands.options import (
     configs,
     replaced,
     submit_options,
-    with_layer_defaults,
+    with_defaults,
 )
 from skinjob.commands.sources import DEFAULT_SITE, JOB_TABLES, source
 from skinjob.config import as_text
@@ -41,7 +41,7 @@ def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
       skinjob config --site gres --time 60
     """
     configs(values)  # raises what submit would raise
-    values, by = with_layer_defaults(values), replaced(values)
+    values, by = with_defaults(values), replaced(values)
     tables: dict[str, dict[str, dict[str, Any]]] = {
         table: {
             key: {

@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 from skinjob.config import (
+    ARCH,
     SKIP_BAD_IMAGES,
     ClusterConfig,
     FieldError,
@@ -50,7 +51,7 @@ STRENGTH = (
 
 CLUSTER_TABLE = {option.key: option for option in options_of(ClusterConfig).values()}
 JOB_TABLES = {
-    "train": {o.key: o for o in (*options_of(TrainConfig).values(), SKIP_BAD_IMAGES)},
+    "train": {o.key: o for o in (ARCH, *options_of(TrainConfig).values(), SKIP_BAD_IMAGES)},
     "cluster": CLUSTER_TABLE,
 }
 """The tables of a job file, and the options in each table by key."""

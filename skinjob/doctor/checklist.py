@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,8 +22,9 @@ from skinjob.queues.job import python_words
 from skinjob.submit.checks import (
     file_system,
     free_bytes,
-    lacks_torch,
+    lacking_here,
     nearest,
+    needed_packages,
     python_note,
     require_shared_python,
     require_usable,
@@ -31,6 +32,7 @@ from skinjob.submit.checks import (
 )
 from skinjob.submit.plan import make_plan
 from skinjob.sweeps.layout import Sweep, run_name
+from skinjob.weights.backbones import DEFAULT
 from skinjob.weights.file import SUMS_NAME, WeightsInfo, read_weights_info
 from skinjob.words import pluralize
 
@@ -46,6 +48,7 @@ class Request:
     cluster: ClusterConfig
     runs: Path
     name: str | None = None
+    arch: str | None = None
     skip_bad_images: bool = False
 
     @property
@@ -115,7 +118,7 @@ def _file_page(request: Request) -> Iterator[Finding]:
         check("run folder", lambda: _check_folder(request)),
         check("weights", lambda: _check_weights(request, read)),
         check("images", lambda: _check_images(request, read)),
-        check("Python", lambda: _check_python(request.cluster)),
+        check("Python", lambda: _check_python(request.cluster, read)),
     ]
     yield from findings
     if any(finding.verdict == "fail" for finding in findings):
@@ -140,7 +143,7 @@ def _check_weights(request: Request, read: dict[str, WeightsInfo | ImageSet]) ->
     """Checks the weights and adds them to *read*. Raises: SkinjobError."""
     path = Path(request.configs[0].weights)
     require_usable("--weights", path, request.cluster, open_queue(request.cluster.cluster))
-    info = read["weights"] = read_weights_info(path)
+    info = read["weights"] = read_weights_info(path, request.arch)
     text = f"{info.backbone.name}, sha256 {info.sha256[:16]}..."
     if info.note:
         return warn(f"{text}; {info.note.strip()}")
@@ -160,16 +163,19 @@ def _check_images(request: Request, read: dict[str, WeightsInfo | ImageSet]) -> 
     return ok("; ".join(parts))
 
 
-def _check_python(cluster: ClusterConfig) -> Finding:
+def _check_python(cluster: ClusterConfig, read: Mapping[str, WeightsInfo | ImageSet]) -> Finding:
     """Checks that the Python of the jobs has all packages, as far as this machine can tell.
 
     Raises: ConfigError when it starts on this machine and lacks a package.
     """
     queue = open_queue(cluster.cluster)
     require_shared_python(cluster, queue)
-    if queue.is_this_machine and lacks_torch(cluster):
-        return fail(f"no torch in {sys.executable}", "pip install 'skinjob[train]'")
-    note = python_note(cluster, queue)
+    weights = read.get("weights")
+    needed = needed_packages(weights.backbone if isinstance(weights, WeightsInfo) else DEFAULT)
+    lacks = lacking_here(cluster, needed)
+    if queue.is_this_machine and lacks:
+        return fail(f"no {lacks} in {sys.executable}", "pip install 'skinjob[train]'")
+    note = python_note(cluster, queue, needed)
     return warn(note) if note else ok(f"{python_words(cluster)} has all packages that a run needs")
 
 

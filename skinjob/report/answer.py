@@ -343,6 +343,7 @@ def submit_command(table: SweepTable, **changes: Any) -> str:
         value = changes.get(option.key, changes.get(name, axes.get(name, recipe.get(name))))
         if name in ("data", "weights"):
             value = _relative(str(value))
+            default = option.sample
         is_default = value in (None, default, "", ()) or (name == "seed" and value == "0")
         if not is_default and name != "device":
             words.append(option.usage(tuple(value) if isinstance(value, list) else value))

@@ -12,7 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +40,7 @@ OPENED = (
 """The files that a shell line starts or reads, if they have a folder."""
 LOOK = (  # does not import the modules: torch alone takes seconds
     "from importlib.util import find_spec; "
-    f"print('skinjob lacks', *(name for name in {NEEDED} if find_spec(name) is None))"
+    "print('skinjob lacks', *(name for name in {} if find_spec(name) is None))"
 )
 
 ROW_BYTES = 250  # of metrics.csv and predictions.csv
@@ -156,9 +156,16 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def lacks_torch(cluster: ClusterConfig) -> bool:
-    """Says whether jobs use the current Python, and it has no torch."""
-    return not cluster.python and not cluster.setup and find_spec("torch") is None
+def needed_packages(backbone: Backbone) -> tuple[str, ...]:
+    """Returns the packages without which no job can train a network."""
+    return (*NEEDED, "torchvision") if backbone.needs_torchvision else NEEDED
+
+
+def lacking_here(cluster: ClusterConfig, needed: Sequence[str]) -> str:
+    """Returns the packages that the current Python lacks; empty if jobs use another Python."""
+    if cluster.python or cluster.setup:
+        return ""
+    return " and ".join(name for name in needed if find_spec(name) is None)
 
 
 def require_shared_python(cluster: ClusterConfig, queue: Queue) -> None:
@@ -186,8 +193,8 @@ def require_shared_python(cluster: ClusterConfig, queue: Queue) -> None:
                 require_shared("--setup", path)
 
 
-def python_note(cluster: ClusterConfig, queue: Queue) -> str | None:
-    """Returns a remark on the jobs' Python for the user; None if it has all packages.
+def python_note(cluster: ClusterConfig, queue: Queue, needed: Sequence[str] = NEEDED) -> str | None:
+    """Returns a remark on the jobs' Python for the user; None if it has all *needed* packages.
 
     Runs the lines of `setup` and the words of `python` here in bash, as a job's shell would. If
     that fails, it proves nothing: a container or a module may exist only on compute nodes.
@@ -195,18 +202,18 @@ def python_note(cluster: ClusterConfig, queue: Queue) -> str | None:
     Raises: ConfigError if that Python lacks a package, or if jobs use this Python and it lacks
     torch.
     """
+    lacks = lacking_here(cluster, needed)
     if queue.is_this_machine:
-        if lacks_torch(cluster):
+        if lacks:
             raise ConfigError(
-                f"training on this machine needs torch, which {sys.executable} does not have",
+                f"training on this machine needs {lacks}, which {sys.executable} does not have",
                 "pip install 'skinjob[train]'; or submit with --python /path/to/python",
             )
         return None
     if not cluster.python and not cluster.setup:
-        is_bare = lacks_torch(cluster)
-        return f"no torch in {sys.executable}: jobs need --python or --setup" if is_bare else None
+        return f"no {lacks} in {sys.executable}: jobs need --python or --setup" if lacks else None
     python = python_words(cluster)
-    lacking = _try(cluster.setup, job_python(cluster))
+    lacking = _try(cluster.setup, job_python(cluster), needed)
     if isinstance(lacking, str):
         return f"the jobs' Python was not checked: on this machine {lacking}"
     if lacking:
@@ -217,14 +224,14 @@ def python_note(cluster: ClusterConfig, queue: Queue) -> str | None:
     return None
 
 
-def _try(setup: tuple[str, ...], python: str) -> list[str] | str:
+def _try(setup: tuple[str, ...], python: str, needed: Sequence[str]) -> list[str] | str:
     """Returns the packages that the jobs' Python lacks, or why it does not start here."""
     script = "\n".join(
         [
             "trap 'echo skinjob setup failed' ERR",
             *setup,
             "trap - ERR",
-            f"{python} -c {shlex.quote(LOOK)}",
+            f"{python} -c {shlex.quote(LOOK.format(tuple(needed)))}",
         ]
     )
     with subprocess.Popen(

@@ -23,6 +23,7 @@ from skinjob.queues.gpus import no_gpu_reason, visible_gpus
 from skinjob.submit.checks import (
     bytes_needed,
     free_bytes,
+    needed_packages,
     python_note,
     require_room,
     require_shared_python,
@@ -32,6 +33,7 @@ from skinjob.submit.checks import (
 from skinjob.submit.remarks import find_copies, remarks
 from skinjob.sweeps.layout import Run, Sweep, run_name, sweeps
 from skinjob.sweeps.records import SweepInfo, filled_recipe
+from skinjob.weights.backbones import DEFAULT
 from skinjob.weights.file import WeightsInfo, read_weights_info
 
 MOST_NAME_BYTES = 200  # file systems take 255, and a report adds to it
@@ -147,13 +149,15 @@ def make_plan(
     cluster: ClusterConfig,
     runs: Path,
     name: str | None = None,
+    arch: str | None = None,
     skip_bad_images: bool = False,
     weights: WeightsInfo | None = None,
     images: ImageSet | None = None,
 ) -> Plan:
     """Returns the plan of a sweep, with weights and images checked.
 
-    *configs* differ only in batch size, lr and seed. An existing sweep with the same recipe, images
+    *configs* differ only in batch size, lr and seed. *arch* is the network that the weights must
+    be of, None for any. An existing sweep with the same recipe, images
     and weights continues. *weights* and *images* are given if the caller has read them before.
 
     Raises: ConfigError, WeightsError, ImagesError; RunError if *name* is another sweep's, or if
@@ -172,8 +176,8 @@ def make_plan(
         runs = absolute(runs)  # a command would take a relative path for an option
     _require_places(train, runs, cluster, queue)
     device, device_reason, cluster = _resolve_device(train.device, cluster, queue)
-    note = python_note(cluster, queue)
-    weights = weights or read_weights_info(Path(train.weights))
+    weights = weights or read_weights_info(Path(train.weights), arch)
+    note = python_note(cluster, queue, needed_packages(weights.backbone))
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     copies = find_copies(images)
     if copies.everywhere is not None:
@@ -361,9 +365,11 @@ def _fresh(plan: Plan, runs: Path) -> Sweep:
     sizes = _listed(sorted({config.batch_size for config in configs}))
     lrs = _listed(sorted({config.lr for config in configs}))
     seeds = {config.seed for config in configs}
+    network = plan.weights.backbone.name
+    network = "" if network == DEFAULT.name else f"{network}-"
     layers = "all-" if config.train == "all" else ""
     length = f"up{config.updates}" if config.updates else f"ep{config.epochs}"
-    base = f"{date.today()}-{layers}bs{sizes}-{length}-lr{lrs}"
+    base = f"{date.today()}-{network}{layers}bs{sizes}-{length}-lr{lrs}"
     base += f"-{len(seeds)}seeds" if len(seeds) > 1 else ""
     number, name = 1, base
     while (runs / name).exists():

@@ -58,8 +58,16 @@ class AllLayers:
         *side* is the side of its images in pixels.
         """
         torch.backends.cudnn.deterministic = True  # a resumed run gives the same bytes
+        # As do the sums of attention, but not those of its faster kernels.
+        for enable_fast in (
+            torch.backends.cuda.enable_flash_sdp,
+            torch.backends.cuda.enable_mem_efficient_sdp,
+            torch.backends.cuda.enable_cudnn_sdp,
+        ):
+            enable_fast(False)
         model = build_model(backbone, weights)
-        setattr(model, backbone.head, build_head(backbone.num_features, num_classes, config.seed))
+        head = build_head(backbone.num_features, num_classes, config.seed)
+        model.set_submodule(backbone.head, head)
         self.device = device.type
         self.updates = 0
         self._module = model.to(device.type).to(memory_format=torch.channels_last).train()

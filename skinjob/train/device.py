@@ -56,12 +56,14 @@ def choose_device(
     num_cpus: int | None = None,
     *,
     trained: str = "head",
+    keeps_fp16: bool = True,
     try_bf16: Callable[[], tuple[bool, str]] = lambda: (False, "bf16 has not been tried here"),
 ) -> Device:
     """Returns the device and the precision of a configuration, with `auto` resolved here.
 
-    *trained* is head or all. *try_bf16* says whether bf16 serves on this CPU, and why. Sets the
-    number of threads that torch uses: the CPU cores that this process may use, at most *num_cpus*.
+    *trained* is head or all. *keeps_fp16* says whether fp16 is known to keep the features of the
+    network, *try_bf16* whether bf16 serves on this CPU, and why. Sets the number of threads that
+    torch uses: the CPU cores that this process may use, at most *num_cpus*.
 
     Raises: ConfigError when the configuration asks for a GPU and torch sees none.
     """
@@ -71,7 +73,9 @@ def choose_device(
     kind, device_reason = _device(device)
     precision_reason = "asked for"
     if precision == "auto":
-        precision, reason = _gpu_precision(trained) if kind == "cuda" else _cpu_precision(try_bf16)
+        precision, reason = (
+            _gpu_precision(trained, keeps_fp16) if kind == "cuda" else _cpu_precision(try_bf16)
+        )
         precision_reason = f"auto: {reason}"
     torch.set_num_threads(num_threads)
     if kind == "cuda":
@@ -104,11 +108,13 @@ def _device(device: str) -> tuple[str, str]:
     )
 
 
-def _gpu_precision(trained: str) -> tuple[str, str]:
+def _gpu_precision(trained: str, keeps_fp16: bool) -> tuple[str, str]:
     """Returns the precision for this GPU and why.
 
     fp16 rounds less than bf16, and every GPU with tensor cores has it. Gradients would underflow.
     """
+    if trained == "head" and not keeps_fp16:
+        return "fp32", "fp16 has been measured for ResNets alone; --precision fp16 asks for it"
     if trained == "head" and torch.cuda.get_device_capability() >= (7, 0):
         return "fp16", "this GPU computes in fp16"
     if trained == "all" and torch.cuda.is_bf16_supported(including_emulation=False):

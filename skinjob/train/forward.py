@@ -90,7 +90,7 @@ def _fastest(
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """Returns the fused network, or the plain one and why."""
     if not isinstance(backbone, ResNet):
-        return backbone, "not fused (not a ResNet of basic blocks)"
+        return backbone, "not fused (not a ResNet)"
     if kind == "cuda" and precision == "fp32":
         return backbone, "not fused (fp32 on a GPU)"
     try:
@@ -132,7 +132,10 @@ class FusedResNet(ABC):
         x = self.backbone.maxpool(self.stem(self.backbone.conv1, images))
         for block in self.backbone.blocks:
             shortcut = x if block.downsample is None else self.conv(block.downsample[0], x)
-            x = self.conv_add_relu(block.conv2, self.conv_relu(block.conv1, x), shortcut)
+            *before, last = block.convolutions
+            for layer in before:
+                x = self.conv_relu(layer, x)
+            x = self.conv_add_relu(last, x, shortcut)
         features: Tensor = self.backbone.avgpool(x).flatten(1)
         return features
 

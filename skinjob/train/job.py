@@ -111,6 +111,7 @@ def _prepare(configs: Mapping[Run, TrainConfig], lease: Lease, num_cpus: int | N
         precision or recipe.precision,
         num_cpus,
         trained=recipe.train,
+        keeps_fp16=not backbone.needs_torchvision,
         try_bf16=lambda: try_bf16(build_backbone(backbone, weights), backbone.preprocessing.crop),
     )
     if precision:

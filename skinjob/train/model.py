@@ -14,16 +14,38 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skinjob.train.resnet import ResNet
-from skinjob.weights.backbones import COUNTER, Backbone
+from skinjob.weights.backbones import Backbone
+from skinjob.weights.tensors import COUNTER
 
-BUILDERS: dict[str, Callable[[int], nn.Module]] = {"resnet18": partial(ResNet, (2, 2, 2, 2))}
-"""Builds each backbone from the number of classes; a library is imported only by the builder."""
+RESNETS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet18": partial(ResNet, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, (3, 4, 6, 3), has_bottlenecks=True),
+}
+"""The networks that are built without torchvision, from the number of classes."""
 
 
 def shapes_of(backbone: Backbone, num_classes: int) -> nn.Module:
     """Returns the network with shapes alone, on torch's meta device: no numbers are drawn."""
     with torch.device("meta"):
-        return BUILDERS[backbone.name](num_classes)
+        if backbone.needs_torchvision:
+            return _torchvisions(backbone.name, num_classes)
+        return RESNETS[backbone.name](num_classes)
+
+
+def _torchvisions(name: str, num_classes: int) -> nn.Module:
+    """Returns torchvision's network, without its random parts.
+
+    Dropout and stochastic depth draw from a generator that other threads use too, so a resumed run
+    of all layers would give other numbers. A frozen backbone does not use them.
+    """
+    from torchvision import models, ops  # takes seconds, of which a ResNet saves a job
+
+    model: nn.Module = models.get_model(name, num_classes=num_classes)
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, ops.StochasticDepth)):
+            module.p = 0.0
+    return model
 
 
 def build_model(backbone: Backbone, weights: Path) -> nn.Module:
@@ -48,7 +70,7 @@ def build_backbone(backbone: Backbone, weights: Path) -> nn.Module:
     which is what a sweep compares. As batch norm is constant, it is folded into the convolutions.
     """
     model = build_model(backbone, weights)
-    setattr(model, backbone.head, nn.Identity())
+    model.set_submodule(backbone.head, nn.Identity())
     model.eval().requires_grad_(False)
     fold_batch_norm(model)
     # oneDNN and cuDNN compute in channels_last. Another layout is reordered around each layer.

@@ -1,29 +1,40 @@
 """The networks that can be fine-tuned, and what the package knows of each.
 
 This module does not need torch, because the laptop that fetches the weights has none. To add a
-network, add an entry to BACKBONES.
+network, add a row to BACKBONES and its name to config.ARCHS.
+
+The weights are torchvision's IMAGENET1K_V1 of each network. V2 of ResNet50 was trained with label
+smoothing, after which frozen features serve other classes less well; ConvNeXt-Tiny and ViT-B/16
+have no weights that were trained without. A digest's first 8 digits are those in the URL.
+
+Training scales images bilinearly to the size of the crop, whatever the network: that is the recipe,
+and networks of the same size then share the decoded images. So it ignores `resize`, and the bicubic
+interpolation of EfficientNet-B0.
+
+Source: Kornblith et al., "Why Do Better Loss Functions Lead to Less Transferable Features?" (2021).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from skinjob.errors import WeightsError
+from skinjob.weights.tensors import (
+    COUNTER,
+    Tensor,
+    convnext_tiny,
+    efficientnet_b0,
+    resnet,
+    vit_b_16,
+)
 
-COUNTER = "num_batches_tracked"  # files from before torch 0.4.1, as the published file, lack it
-
-
-class Tensor(NamedTuple):
-    """The type of a tensor, such as "float32", and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
+LICENCE = (
+    "torchvision's code is BSD-3-Clause; these weights were trained on ImageNet, whose terms of "
+    "access allow non-commercial research and education, and torchvision leaves it to each user to "
+    "find out whether a use is allowed"
+)
 
 
 @dataclass(frozen=True)
@@ -37,23 +48,28 @@ class Preprocessing:
     crop: int  # a centred square
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A network: its published weights, its images, its features and its tensors."""
 
-    name: str  # train.model.BUILDERS builds it
+    name: str  # of the function in torchvision.models
     title: str  # for people
     num_features: int  # the inputs of the last layer
     preprocessing: Preprocessing
     url: str
     sha256: str
     size_bytes: int
-    licence: str
     body: Mapping[str, Tensor] = field(hash=False, repr=False)  # without the last layer
     head: str = "fc"  # the last layer, which is replaced
     num_classes: int = 1000  # of the published head: ImageNet's
+    licence: str = LICENCE
+    needs_torchvision: bool = True  # else train.resnet builds it
+    is_crop_fixed: bool = False  # it has weights for each place of the crop
+    old_names: tuple[tuple[str, str], ...] = ()
+    """Parts of names in the published file, and what torchvision calls them since."""
 
     @property
     def file_name(self) -> str:
@@ -76,6 +92,12 @@ class Backbone:
         """The size of all tensors in float32."""
         return sum(4 * math.prod(tensor.shape) for tensor in self.tensors.values())
 
+    def today(self, name: str) -> str:
+        """Returns the name that torchvision gives today to a tensor of the published file."""
+        for old, new in self.old_names:
+            name = name.replace(old, new)
+        return name
+
     def check_tensors(self, tensors: Mapping[str, Tensor], where: str, fix: str) -> None:
         """Checks that *tensors* are those of this network; the counters may be missing.
 
@@ -97,47 +119,85 @@ class Backbone:
             raise WeightsError(f"{where}: not torchvision's {self.title}: {problems[0]}{more}", fix)
 
 
-def resnet_body(num_blocks: tuple[int, int, int, int]) -> dict[str, Tensor]:
-    """Returns the tensors of a ResNet of basic blocks; *num_blocks* are those of each stage.
-
-    Source: He et al., "Deep Residual Learning for Image Recognition" (2016), with torchvision's
-    names.
-    """
-    tensors, inputs = _convolution("conv1", "bn1", (64, 3, 7, 7)), 64
-    for stage, width in enumerate((64, 128, 256, 512)):
-        for block in range(num_blocks[stage]):
-            part = f"layer{stage + 1}.{block}"
-            tensors |= _convolution(f"{part}.conv1", f"{part}.bn1", (width, inputs, 3, 3))
-            tensors |= _convolution(f"{part}.conv2", f"{part}.bn2", (width, width, 3, 3))
-            if width != inputs:  # the shortcut changes its width too
-                short = f"{part}.downsample"
-                tensors |= _convolution(f"{short}.0", f"{short}.1", (width, inputs, 1, 1))
-            inputs = width
-    return tensors
-
-
-def _convolution(name: str, norm: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Returns the tensors of a convolution, (out, in, height, width), and of its batch norm."""
-    parts = ("weight", "bias", "running_mean", "running_var")
-    return {
-        f"{name}.weight": Tensor("float32", shape),
-        **{f"{norm}.{part}": Tensor("float32", shape[:1]) for part in parts},
-        f"{norm}.{COUNTER}": Tensor("int64", ()),
-    }
-
-
-RESNET18 = Backbone(  # torchvision's ResNet18_Weights.IMAGENET1K_V1
+_URL = "https://download.pytorch.org/models/"
+RESNET18 = Backbone(
     name="resnet18",
     title="ResNet18",
     num_features=512,
     preprocessing=Preprocessing(resize=256, crop=224),
-    url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    url=f"{_URL}resnet18-f37072fd.pth",
     sha256="f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
     size_bytes=46_830_571,
-    licence="torchvision's code is BSD-3-Clause; these weights were trained on ImageNet, whose "
-    "terms of access allow non-commercial research and education, and torchvision leaves it to "
-    "each user to find out whether a use is allowed",
-    body=resnet_body((2, 2, 2, 2)),
+    body=resnet((2, 2, 2, 2)),
+    needs_torchvision=False,
 )
-BACKBONES = {backbone.name: backbone for backbone in (RESNET18,)}
+OTHERS = (
+    Backbone(
+        name="resnet34",
+        title="ResNet34",
+        num_features=512,
+        preprocessing=Preprocessing(resize=256, crop=224),
+        url=f"{_URL}resnet34-b627a593.pth",
+        sha256="b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+        size_bytes=87_319_819,
+        body=resnet((3, 4, 6, 3)),
+        needs_torchvision=False,
+    ),
+    Backbone(
+        name="resnet50",
+        title="ResNet50",
+        num_features=2048,
+        preprocessing=Preprocessing(resize=256, crop=224),
+        url=f"{_URL}resnet50-0676ba61.pth",
+        sha256="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        size_bytes=102_530_333,
+        body=resnet((3, 4, 6, 3), has_bottlenecks=True),
+        needs_torchvision=False,
+    ),
+    Backbone(
+        name="efficientnet_b0",
+        title="EfficientNet-B0",
+        num_features=1280,
+        preprocessing=Preprocessing(resize=256, crop=224, interpolation="bicubic"),
+        url=f"{_URL}efficientnet_b0_rwightman-7f5810bc.pth",
+        sha256="7f5810bc96def8f7552d5b7e68d53c4786f81167d28291b21c0d90e1fca14934",
+        size_bytes=21_444_401,
+        body=efficientnet_b0(),
+        head="classifier.1",
+    ),
+    Backbone(
+        name="convnext_tiny",
+        title="ConvNeXt-Tiny",
+        num_features=768,
+        preprocessing=Preprocessing(resize=236, crop=224),
+        url=f"{_URL}convnext_tiny-983f1562.pth",
+        sha256="983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d",
+        size_bytes=114_419_221,
+        body=convnext_tiny(),
+        head="classifier.2",
+    ),
+    Backbone(
+        name="vit_b_16",
+        title="ViT-B/16",
+        num_features=768,
+        preprocessing=Preprocessing(resize=256, crop=224),
+        url=f"{_URL}vit_b_16-c867db91.pth",
+        sha256="c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9",
+        size_bytes=346_328_529,
+        body=vit_b_16(),
+        head="heads.head",
+        is_crop_fixed=True,
+        old_names=(("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.3.")),
+    ),
+)
 DEFAULT = RESNET18
+BACKBONES = {backbone.name: backbone for backbone in (DEFAULT, *OTHERS)}
+
+
+def backbone_with(names: Collection[str]) -> Backbone | None:
+    """Returns the network whose tensors have these names, with or without the counters."""
+    plain = {name for name in names if not name.endswith(COUNTER)}
+    for backbone in BACKBONES.values():
+        if plain == {name for name in backbone.tensors if not name.endswith(COUNTER)}:
+            return backbone
+    return None

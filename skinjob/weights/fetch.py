@@ -69,19 +69,23 @@ class Source:
 
 
 def fetch_weights(
-    out: Path, location: str | None = None, sha256: str | None = None
+    out: Path,
+    location: str | None = None,
+    sha256: str | None = None,
+    arch: str | None = None,
 ) -> tuple[WeightsInfo, bool]:
     """Writes a weights file to *out*; returns it, and whether it existed before.
 
     *location* is an http(s) URL or a path, None for torchvision's own. Its digest must match
-    *sha256* (64 hex digits) and the 8 digits in its name. Also writes SHA256SUMS. Existing files
-    are replaced only after all checks.
+    *sha256* (64 hex digits) and the 8 digits in its name. *arch* is the name of the network, None
+    if the location says it. Also writes SHA256SUMS. Existing files are replaced only after all
+    checks.
 
     Raises:
         WeightsError: the source is invalid, cannot be read, or has other content.
         DownloadError: the source cannot be downloaded.
     """
-    source = find_source(location, sha256)
+    source = find_source(location, sha256, arch)
     target = out / source.backbone.file_name
     if info := _find_made(target, source):
         return info, True
@@ -100,7 +104,8 @@ def _make(target: Path, source: Source) -> None:
     licence = source.backbone.licence if source.is_published else UNKNOWN_LICENCE
     origin = {"source": source.public, "source_sha256": sha256_file(pth), "licence": licence}
     try:
-        write_weights(target, read_state_dict(pth), source.backbone, kind="fetched", **origin)
+        arrays = {source.backbone.today(n): array for n, array in read_state_dict(pth).items()}
+        write_weights(target, arrays, source.backbone, kind="fetched", **origin)
     except WeightsError:  # the digest is right, but the content cannot be used
         if source.is_url:
             pth.unlink()
@@ -109,14 +114,14 @@ def _make(target: Path, source: Source) -> None:
         pth.unlink()
 
 
-def find_source(location: str | None, sha256: str | None) -> Source:
+def find_source(location: str | None, sha256: str | None, arch: str | None = None) -> Source:
     """Returns the source at *location*; None means torchvision's published file.
 
     Raises:
-        WeightsError: *location* is not an http(s) URL or a file, its digest is not known, or
-            *sha256* and its name have different digests.
+        WeightsError: *location* is not an http(s) URL or a file, its digest is not known,
+            *sha256* and its name have different digests, or it has other weights than *arch*.
     """
-    location = location or DEFAULT.url
+    location = location or BACKBONES[arch or DEFAULT.name].url
     address = urlsplit(location) if "://" in location else None
     if address and address.scheme not in ("http", "https"):
         raise WeightsError(
@@ -147,9 +152,15 @@ def find_source(location: str | None, sha256: str | None) -> Source:
     for backbone in BACKBONES.values():
         # 8 digits protect against accidents, not against attackers. The published file has all 64.
         if backbone.sha256.startswith(given or named):
+            if arch not in (None, backbone.name):
+                raise WeightsError(
+                    f"--source {location}: the weights of {backbone.name}, but --arch is {arch}",
+                    f"skinjob fetch-weights --arch {arch}   # torchvision's own",
+                )
             return Source(location, backbone.sha256, backbone)
     likely = [backbone for backbone in BACKBONES.values() if name.startswith(backbone.name)]
-    return Source(location, given or named, likely[0] if likely else DEFAULT)
+    meant = BACKBONES[arch] if arch else likely[0] if likely else DEFAULT
+    return Source(location, given or named, meant)
 
 
 def _find_made(target: Path, source: Source) -> WeightsInfo | None:
@@ -174,5 +185,6 @@ def _check_file(source: Source) -> Path:
     except OSError as error:
         problem = str(error.strerror)
     if problem:
-        raise WeightsError(f"--source {path}: {problem}", "skinjob fetch-weights   # downloads it")
+        fix = f"skinjob fetch-weights --arch {source.backbone.name}   # downloads it"
+        raise WeightsError(f"--source {path}: {problem}", fix)
     return path

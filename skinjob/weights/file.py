@@ -27,14 +27,16 @@ from skinjob.download import explain_full_disk, looks_like_html
 from skinjob.errors import WeightsError
 from skinjob.files import pointer_kind, replacing, sha256_file, sorted_safetensors
 from skinjob.locks import locked
-from skinjob.weights.backbones import BACKBONES, Backbone, Preprocessing, Tensor
+from skinjob.weights.backbones import BACKBONES, DEFAULT, Backbone, backbone_with
+from skinjob.weights.tensors import Tensor
 
 SUMS_NAME = "SHA256SUMS"
 LOCK_NAME = ".fetch.lock"  # an empty file, which stays
-FETCH = "make fetch-weights   # on a machine with internet; then copy weights/ here"
 MIN_CROP, MAX_CROP = 32, 512  # pixels; a ResNet halves a picture five times
 NOTES = {"fetched": "", "demo": "  demo: pretrained on drawn shapes", "untrained": "  untrained"}
 """The end of a line about a weights file, by its kind."""
+
+HUGGING_FACE = ("resnet.", "efficientnet.", "convnext.", "vit.")  # how its names begin
 
 _DTYPES = {"F32": "float32", "I64": "int64"}  # safetensors' names
 
@@ -61,26 +63,33 @@ class WeightsInfo:
         return NOTES[self.kind]
 
 
-def read_weights_info(path: Path) -> WeightsInfo:
+def read_weights_info(path: Path, arch: str | None = None) -> WeightsInfo:
     """Returns the info of a weights file; reads the whole file for the digest.
 
     Raises:
         WeightsError: it is missing, differs from its digest in SHA256SUMS, was not written by
-            `skinjob fetch-weights`, or has other tensors than its backbone.
+            `skinjob fetch-weights`, has other tensors than its backbone, or another backbone than
+            *arch*.
     """
     require_no_stand_in(path)
     try:
         sha256, size_bytes = sha256_file(path), path.stat().st_size
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file", FETCH) from error
+        raise WeightsError(f"{path}: no such file", _fetch(path)) from error
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}", FETCH) from error
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}", _fetch(path)) from error
     expected = listed_digest(path)
     if expected not in (None, sha256):
         raise WeightsError(
-            f"{path}: damaged: its SHA-256 is {sha256}, {SUMS_NAME} says {expected}", FETCH
+            f"{path}: damaged: its SHA-256 is {sha256}, {SUMS_NAME} says {expected}", _fetch(path)
         )
     backbone, metadata = _read_checked_header(path)
+    if arch not in (None, backbone.name):
+        raise WeightsError(
+            f"{path}: the weights of {backbone.name}, but --arch is {arch}",
+            f"skinjob submit --arch {arch} --weights weights/{arch}.safetensors"
+            f"   # fetched by skinjob fetch-weights --arch {arch}",
+        )
     source, source_sha256, kind = (metadata[key] for key in ("source", "source_sha256", "kind"))
     listed = expected is not None
     return WeightsInfo(path, sha256, size_bytes, backbone, source, source_sha256, kind, listed)
@@ -121,7 +130,10 @@ def write_weights(
     from safetensors.numpy import save  # needs arrays in C order
 
     shapes = {name: Tensor(array.dtype.name, array.shape) for name, array in tensors.items()}
-    backbone.check_tensors(shapes, source, "skinjob fetch-weights   # torchvision's own")
+    likely = backbone_with(shapes)
+    other = f"skinjob fetch-weights --arch {backbone.name}   # torchvision's own"
+    fix = f"{typed_command()} --arch {likely.name}" if likely not in (None, backbone) else other
+    backbone.check_tensors(shapes, source, fix)
     image = backbone.preprocessing
     metadata = {
         "architecture": backbone.name,
@@ -131,7 +143,7 @@ def write_weights(
         "licence": licence,
         "resize": str(image.resize),
         "crop": str(image.crop),
-        "interpolation": "bilinear",
+        "interpolation": image.interpolation,
         "mean": json.dumps(image.mean),
         "std": json.dumps(image.std),
     }
@@ -175,6 +187,13 @@ def weights_lock(folder: Path) -> AbstractContextManager[bool]:
     return locked(lock, tell_waiting=lambda: say(words, is_error=True))
 
 
+def _fetch(path: Path) -> str:
+    """Returns the command that fetches the weights which the name of a file promises."""
+    is_other = path.stem in BACKBONES and path.stem != DEFAULT.name
+    command = f"skinjob fetch-weights --arch {path.stem}" if is_other else "make fetch-weights"
+    return f"{command}   # on a machine with internet; then copy weights/ here"
+
+
 # --- files that are not weights ---------------------------------------------------------------
 
 
@@ -191,7 +210,7 @@ def require_no_stand_in(path: Path) -> None:
             f"{path}: {kind}, not the weights", f"{command}   # in the clone; then copy it"
         )
     if looks_like_html(head):
-        raise WeightsError(f"{path}: an HTML page, not weights", FETCH)
+        raise WeightsError(f"{path}: an HTML page, not weights", _fetch(path))
 
 
 def require_no_safetensors(path: Path) -> None:
@@ -213,18 +232,18 @@ def _foreign_file(path: Path, names: Iterable[str]) -> WeightsError:
     start = f"{path}: a safetensors file of another program"
     known = set().union(*(backbone.tensors for backbone in BACKBONES.values()))
     if unknown := sorted(set(names) - known):
-        titles = " or ".join(backbone.title for backbone in BACKBONES.values())
-        library = " (Hugging Face's names)" if unknown[-1].startswith("resnet.") else ""
-        words = f"its {unknown[0]!r:.80} is not a tensor of torchvision's {titles}{library}"
-        return WeightsError(f"{start}: {words}", FETCH)
+        library = " (Hugging Face's names)" if unknown[-1].startswith(HUGGING_FACE) else ""
+        words = f"its {unknown[0]!r:.80} is not a tensor of {', '.join(BACKBONES)}{library}"
+        return WeightsError(f"{start}: {words}", _fetch(path))
     program = (
         "import torch; from safetensors.torch import load_file;"
         f' torch.save(load_file({json.dumps(str(path))}), "new.pth")'
     )
+    backbone = backbone_with(set(names)) or DEFAULT
     return WeightsError(
         f"{start}, without metadata",
-        f"python -c {shlex.quote(program)} && skinjob fetch-weights --source new.pth "
-        "--sha256 $(sha256sum new.pth | cut -c1-64)",
+        f"python -c {shlex.quote(program)} && skinjob fetch-weights --arch {backbone.name} "
+        "--source new.pth --sha256 $(sha256sum new.pth | cut -c1-64)",
     )
 
 
@@ -241,9 +260,9 @@ def _read_checked_header(path: Path) -> tuple[Backbone, dict[str, str]]:
         raise _foreign_file(path, tensors)
     backbone = BACKBONES.get(metadata["architecture"])
     if not backbone:
-        words = f"architecture {metadata['architecture']}, {' or '.join(BACKBONES)} expected"
-        raise WeightsError(f"{path}: {words}", FETCH)
-    backbone.check_tensors(tensors, str(path), FETCH)
+        words = f"architecture {metadata['architecture']}, {', '.join(BACKBONES)} expected"
+        raise WeightsError(f"{path}: {words}", _fetch(path))
+    backbone.check_tensors(tensors, str(path), _fetch(path))
     try:
         kind = "fetched" if metadata["untrained"] == "false" else "untrained"
         metadata = {"kind": kind} | metadata
@@ -253,6 +272,7 @@ def _read_checked_header(path: Path) -> tuple[Backbone, dict[str, str]]:
             metadata["kind"] in NOTES
             and metadata.keys() >= {"source", "source_sha256"}
             and MIN_CROP <= crop <= MAX_CROP
+            and (crop == backbone.preprocessing.crop or not backbone.is_crop_fixed)
             and all(map(math.isfinite, mean))
             and all(0 < deviation < math.inf for deviation in std)
         )
@@ -260,8 +280,10 @@ def _read_checked_header(path: Path) -> tuple[Backbone, dict[str, str]]:
         is_usable = False
     if not is_usable:
         words = ", ".join(f"{key} {value}" for key, value in metadata.items())
-        raise WeightsError(f"{path}: its metadata cannot be used: {words:.500}", FETCH)
-    preprocessing = Preprocessing(resize, crop, mean, std)
+        raise WeightsError(f"{path}: its metadata cannot be used: {words:.500}", _fetch(path))
+    preprocessing = dataclasses.replace(
+        backbone.preprocessing, resize=resize, crop=crop, mean=mean, std=std
+    )
     return dataclasses.replace(backbone, preprocessing=preprocessing), metadata
 
 
@@ -290,7 +312,7 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 "digest, add --sha256",
             ) from error
         raise WeightsError(
-            f"{path}: not a safetensors file, or incomplete: {error}", FETCH
+            f"{path}: not a safetensors file, or incomplete: {error}", _fetch(path)
         ) from error
 
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from skinjob.errors import WeightsError
 
-MAX_FILE_BYTES = 1 << 28  # ResNet18 has 47 MB
-MAX_NUMBERS = 1 << 27  # of all tensors and storages; ResNet18 has 11.7 million
-MAX_ENTRIES = 10_000  # of the zip archive, each takes 1 kB of memory; ResNet18 has 130
-MAX_INSTRUCTIONS = 50_000  # of the pickle; ResNet18 has 4,300
+MAX_FILE_BYTES = 1 << 29  # ViT-B/16 has 346 MB
+MAX_NUMBERS = 1 << 28  # of all tensors and storages; ViT-B/16 has 173 million
+MAX_ENTRIES = 10_000  # of the zip archive, each takes 1 kB of memory; EfficientNet-B0 has 360
+MAX_INSTRUCTIONS = 50_000  # of the pickle; EfficientNet-B0 has 13,000
 MAX_DIMENSIONS = 32  # of a tensor; numpy 1 takes no more
 
 SAVE = "skinjob fetch-weights   # or, of another model, torch.save MODEL.float().state_dict()"

@@ -116,7 +116,7 @@ def _flip(file: Path) -> None:
 
 
 def _other_architecture(file: Path) -> None:
-    file.write_bytes(file.read_bytes().replace(b'"resnet18"', b'"resnet50"', 1))
+    file.write_bytes(file.read_bytes().replace(b'"resnet18"', b'"resnet99"', 1))
 
 
 def _pickle(file: Path) -> None:
@@ -272,7 +272,17 @@ CASES = [
         lambda file: _write(file, b"<!DOCTYPE html><html><body>Log in</body></html>"),
         "weights/resnet18.safetensors: an HTML page, not weights",
     ),
-    weights("another network", _other_architecture, "architecture resnet50, resnet18 expected"),
+    weights("another network", _other_architecture, "architecture resnet99, resnet18, resnet34,"),
+    Case(
+        "weights: not those of --arch",
+        (*SUBMIT, "--arch", "resnet50", "--weights", "weights/resnet18.safetensors"),
+        "weights/resnet18.safetensors: the weights of resnet18, but --arch is resnet50",
+    ),
+    Case(
+        "weights: --arch is not fetched",
+        (*SUBMIT, "--arch", "vit_b_16"),
+        "weights/vit_b_16.safetensors: no such file",
+    ),
     images("a file", _file, "skin_cancer: not a folder, a zip or a tar"),
     images(
         "no test/",

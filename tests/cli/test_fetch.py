@@ -191,18 +191,6 @@ def test_the_published_file_has_a_known_size_and_digest() -> None:
     assert mirror.sha256 == wanted.sha256
 
 
-@pytest.mark.train
-def test_preprocessing_is_torchvisions(made: Path) -> None:
-    """The preprocessing in the metadata is what torchvision publishes for these weights."""
-    models = pytest.importorskip("torchvision.models")
-    published = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
-    ours = read_backbone(made / NAME).preprocessing
-    assert [ours.resize] == published.resize_size
-    assert [ours.crop] == published.crop_size
-    assert list(ours.mean) == published.mean
-    assert list(ours.std) == published.std
-
-
 def test_the_same_weights_have_one_digest_in_every_version(made: Path) -> None:
     """A sweep identifies its weights by digest, so weights that are fetched again still fit."""
     digest = "6c21e36c46313e92f1c2f884e71206b3f63f7025cfd5b32ab4bf5580c9b24a0a"  # since 2026
@@ -402,9 +390,7 @@ def test_a_source_of_another_kind_is_named_as_what_it_is(
         words = "skinjob fetch-weights has already made this file"
     else:
         save_file(HUGGING_FACE, file, {"format": "pt"})
-        words = (
-            "'resnet.embedder.*' is not a tensor of torchvision's ResNet18 .Hugging Face's names"
-        )
+        words = "'resnet.embedder.*' is not a tensor of resnet18, .*vit_b_16 .Hugging Face's names"
         with pytest.raises(WeightsError, match=words):
             read_weights_info(file)
     _refused(tmp_path / "weights", words, str(file))
@@ -451,6 +437,20 @@ def test_a_source_without_a_single_known_digest_is_refused(
 ) -> None:
     """A source without a digest, with two digests, or that is not a file is refused by name."""
     _refused(tmp_path, message, *arguments)
+
+
+def test_a_source_of_another_network_is_refused(
+    pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published files of another network than --arch are refused by digest, others by tensors."""
+    with pytest.raises(WeightsError, match="the weights of resnet18, but --arch is vit_b_16"):
+        find_source("https://mirror.example/resnet18-f37072fd.pth", None, "vit_b_16")
+    assert find_source(None, None, "resnet50").backbone.name == "resnet50"
+    monkeypatch.setattr(sys, "argv", ["skinjob", "fetch-weights", "--arch", "resnet34"])
+    with pytest.raises(WeightsError, match="not torchvision's ResNet34: layer1") as raised:
+        fetch_weights(tmp_path, str(pth), arch="resnet34")
+    assert raised.value.fix == "skinjob fetch-weights --arch resnet34 --arch resnet18"
+    assert _visible(tmp_path) == []
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -670,7 +670,7 @@ def test_incomplete_weights_are_refused(out: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "resnet50"}, "architecture resnet50, resnet18 expected"),
+        ({"architecture": "resnet9"}, "architecture resnet9, resnet18, resnet34, .* expected"),
         (
             {"architecture": ""},
             "a safetensors file of another program, without metadata",

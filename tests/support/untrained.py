@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skinjob.weights.backbones import COUNTER, DEFAULT
+from skinjob.weights.backbones import DEFAULT
 from skinjob.weights.file import WeightsInfo, read_weights_info, write_weights
+from skinjob.weights.tensors import COUNTER
 
 
 def write_untrained(path: Path, seed: int = 0, crop: int | None = None) -> WeightsInfo:

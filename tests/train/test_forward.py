@@ -216,6 +216,8 @@ def test_auto_takes_what_a_gpu_is_fast_in(
         device = choose_device("cuda", "auto", trained=trained)
         assert device.precision == precision, name
         assert device.precision_reason.startswith("auto: this GPU ")
+    other = choose_device("cuda", "auto", keeps_fp16=False)
+    assert other.precision == "fp32", "fp16 might overflow"
     assert choose_device("cuda", "fp32").precision_reason == "asked for"
 
 

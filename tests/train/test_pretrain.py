@@ -27,8 +27,9 @@ from skinjob.sweeps.layout import Run, sweeps
 from skinjob.train import pretrain as pretrain_module
 from skinjob.train.pretrain import SIDE, pretrain
 from skinjob.weights import fetch as fetch_module
-from skinjob.weights.backbones import COUNTER, DEFAULT
+from skinjob.weights.backbones import DEFAULT
 from skinjob.weights.file import read_weights_info
+from skinjob.weights.tensors import COUNTER
 
 NOWHERE = "http://127.0.0.1:9"  # the port that discards: nothing listens there
 
