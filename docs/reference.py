@@ -50,6 +50,11 @@ CLUSTER_HEAD = """
 # file replace both: set only what this job needs.
 [cluster]
 """
+STUDY_HEAD = """
+# What only you know about the study. The report's page quotes it, and says "not stated" for
+# the rest. It is not part of the recipe: to change it, submit the sweep again.
+[study]
+"""
 
 
 def reference() -> str:
@@ -106,7 +111,8 @@ def job_file() -> str:
     """Returns the text of the job file: each key with its default, and its help as a comment."""
     train = [_entry(option) for option in JOB_TABLES["train"].values()]
     cluster = [_entry(option, is_set=False) for option in JOB_TABLES["cluster"].values()]
-    return "".join([TRAIN_HEAD, *train, CLUSTER_HEAD, *cluster])
+    study = [_entry(option, is_set=False) for option in JOB_TABLES["study"].values()]
+    return "".join([TRAIN_HEAD, *train, CLUSTER_HEAD, *cluster, STUDY_HEAD, *study])
 
 
 def _entry(option: Option, *, is_set: bool = True) -> str:

@@ -20,7 +20,8 @@ from skinjob.errors import ConfigError
 
 RECIPE, FILES = "What to train", "Files and folders"
 RESOURCES, SITE = "Resources of a job", "Your site"
-SECTIONS = (RECIPE, FILES, RESOURCES, SITE)
+STUDY = "The study, in the words of the report"
+SECTIONS = (RECIPE, FILES, RESOURCES, SITE, STUDY)
 """The sections of a long help. Options without a section are about one call of the command."""
 
 VARIABLES = "SKINJOB_SUBMIT"
@@ -176,7 +177,7 @@ def declare(section: str, default: Any, text: str, **attributes: Any) -> Any:
     return field(default=default, metadata={"option": Option(text, section, **attributes)})
 
 
-_recipe, _files, _resources, _site = (partial(declare, section) for section in SECTIONS)
+_recipe, _files, _resources, _site, _study = (partial(declare, section) for section in SECTIONS)
 
 
 def _options_of(record: type) -> dict[str, Option]:
@@ -542,6 +543,51 @@ class ClusterConfig:
             reason = "but gpu flag none asks for no GPU: use mem or mem-per-cpu"
             raise options["mem_flag"].error(self.mem_flag, reason)
         _require_free_flags(self)
+
+
+MOST_STUDY_CHARACTERS = 500
+
+
+def declare_words(text: str, example: str) -> Any:
+    """Returns a field with a few sentences for the report's checklist."""
+    return _study(
+        None,
+        text,
+        default_words="not stated",
+        metavar="TEXT",
+        example=example,
+        check=lambda words: bool(words.strip()) and len(words) <= MOST_STUDY_CHARACTERS,
+        rule=f"a text of at most {MOST_STUDY_CHARACTERS} characters",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What only a person knows about the study. The report quotes it; no number depends on it."""
+
+    data_source: str | None = declare_words(
+        "Where the images come from, and when they were taken.", "ISIC archive, 2016 to 2020"
+    )
+    licence: str | None = declare_words("Licence of the images.", "CC BY-NC 4.0")
+    ethics: str | None = declare_words("Ethics approval, or why none is needed.", "EK 2026-17")
+    reference_standard: str | None = declare_words(
+        "How it is known which lesions are malignant.", "histopathology"
+    )
+    patients: str | None = declare_words(
+        "How many patients and lesions the images show.", "950 patients, an image of each"
+    )
+    users: str | None = declare_words("Who is to use the model, and for what.", "research only")
+    funding: str | None = declare_words(
+        "Who paid for the study, and conflicts of interest.", "none"
+    )
+
+    def __post_init__(self) -> None:
+        for name, option in options_of(type(self)).items():
+            option.require_valid(getattr(self, name))
+
+    def stated(self) -> dict[str, str]:
+        """Returns what is stated, by field."""
+        return {name: words for name, words in asdict(self).items() if words is not None}
 
 
 RESERVED_FLAGS = {

@@ -30,6 +30,7 @@ from skinjob.config import (
     ClusterConfig,
     FieldError,
     Option,
+    StudyConfig,
     TrainConfig,
     grid,
     options_of,
@@ -267,6 +268,11 @@ def configs(values: dict[str, Any]) -> tuple[list[TrainConfig], ClusterConfig]:
     return grid(TrainConfig(**given | first), **axes), cluster
 
 
+def study(values: dict[str, Any]) -> StudyConfig:
+    """Returns what options' values state about the study. Raises: ConfigError."""
+    return StudyConfig(**{name: values[name] for name in options_of(StudyConfig)})
+
+
 def plan_arguments(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `make_plan` for options' values.
 
@@ -274,4 +280,4 @@ def plan_arguments(values: dict[str, Any]) -> dict[str, Any]:
     """
     runs, cluster = configs(values)
     others = {name: values[name] for name in ("runs", "name", "arch", "skip_bad_images")}
-    return {"configs": runs, "cluster": cluster, **others}
+    return {"configs": runs, "cluster": cluster, "study": study(values), **others}

@@ -14,6 +14,7 @@ from skinjob.commands.options import (
     FileCommand,
     configs,
     replaced,
+    study,
     submit_options,
     with_defaults,
 )
@@ -40,7 +41,8 @@ def config(ctx: click.Context, /, is_json: bool, **values: Any) -> None:
       skinjob config
       skinjob config --site gres --time 60
     """
-    configs(values)  # raises what submit would raise
+    configs(values)  # these raise what submit would raise
+    study(values)
     values, by = with_defaults(values), replaced(values)
     tables: dict[str, dict[str, dict[str, Any]]] = {
         table: {

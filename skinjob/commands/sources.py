@@ -25,6 +25,7 @@ from skinjob.config import (
     ClusterConfig,
     FieldError,
     Option,
+    StudyConfig,
     TrainConfig,
     options_of,
 )
@@ -53,6 +54,7 @@ CLUSTER_TABLE = {option.key: option for option in options_of(ClusterConfig).valu
 JOB_TABLES = {
     "train": {o.key: o for o in (ARCH, *options_of(TrainConfig).values(), SKIP_BAD_IMAGES)},
     "cluster": CLUSTER_TABLE,
+    "study": {option.key: option for option in options_of(StudyConfig).values()},
 }
 """The tables of a job file, and the options in each table by key."""
 SITE_TABLES = {"cluster": CLUSTER_TABLE}
@@ -227,7 +229,8 @@ def with_source(ctx: click.Context, error: FieldError) -> ConfigError:
 
     An error about a value of the command line stays the same.
     """
-    place = _place(ctx, (options_of(TrainConfig) | options_of(ClusterConfig))[error.field].key)
+    options = options_of(TrainConfig) | options_of(ClusterConfig) | options_of(StudyConfig)
+    place = _place(ctx, options[error.field].key)
     if place is None:
         return error
     fix = (

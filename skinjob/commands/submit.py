@@ -72,7 +72,7 @@ def print_plan(plan: Plan) -> None:
 def _print_dry_run(plan: Plan) -> None:
     config = next(iter(plan.configs.values()))
     say("", "# configuration, the same for every run")
-    for key, value in {**config.recipe(), **vars(plan.cluster)}.items():
+    for key, value in {**config.recipe(), **vars(plan.cluster), **plan.study.stated()}.items():
         say(f"{key} = {value}")
     say("", "# runs", *plan.configs)
     if script := plan.queue.script(plan.sweep, plan.configs, plan.cluster):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from skinjob.config import ClusterConfig, TrainConfig
+from skinjob.config import ClusterConfig, StudyConfig, TrainConfig
 from skinjob.console import printable
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
@@ -46,6 +46,7 @@ class Request:
 
     configs: Sequence[TrainConfig]
     cluster: ClusterConfig
+    study: StudyConfig | None = None
     runs: Path
     name: str | None = None
     arch: str | None = None

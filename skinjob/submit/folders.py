@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from skinjob import __version__
@@ -133,6 +133,14 @@ def _write_sweep(plan: Plan, sweep: Sweep, queued: Sequence[str]) -> None:
         write_record(run.state_file, state)
 
 
+def record_study(plan: Plan) -> None:
+    """Adds what the plan states about the study to sweep.json, if it is new."""
+    info = plan.sweep.info()
+    study = info.study | plan.study.stated()
+    if study != info.study:
+        write_record(plan.sweep.sweep_file, replace(info, study=study))
+
+
 def discard(plan: Plan) -> None:
     """Removes a new sweep without queued jobs."""
     hidden = _hidden(plan.sweep.folder)
@@ -179,6 +187,7 @@ def _sweep_info(plan: Plan, sweep: Sweep, queued: Collection[str]) -> SweepInfo:
             },
             shortcut=_shortcut(plan) or (old.images.shortcut if old else {}),
         ),
+        study=(old.study if old else {}) | plan.study.stated(),
         cluster=asdict(plan.cluster),
         jobs={run: job for run, job in jobs.items() if run not in queued},
         versions={"skinjob": __version__, "python": platform.python_version()},

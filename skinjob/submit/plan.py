@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from skinjob.config import ClusterConfig, TrainConfig, tests_every
+from skinjob.config import ClusterConfig, StudyConfig, TrainConfig, tests_every
 from skinjob.data.audit import Pair, Shortcut, shortcut, with_copies
 from skinjob.data.images import ImageSet
 from skinjob.data.scan import scan
@@ -52,6 +52,7 @@ class Plan:
     configs: dict[str, TrainConfig]
     """By run name."""
     cluster: ClusterConfig
+    study: StudyConfig
     weights: WeightsInfo
     images: ImageSet
     near_copies: tuple[Pair, ...] | None
@@ -147,6 +148,7 @@ def make_plan(
     *,
     configs: Sequence[TrainConfig],
     cluster: ClusterConfig,
+    study: StudyConfig | None = None,
     runs: Path,
     name: str | None = None,
     arch: str | None = None,
@@ -208,6 +210,7 @@ def make_plan(
         sweep=Sweep(runs / (name or "?")),
         configs={run_name(c.batch_size, c.lr, c.seed): c for c in resolved},
         cluster=cluster,
+        study=study or StudyConfig(),
         weights=weights,
         images=images,
         near_copies=copies.everywhere,

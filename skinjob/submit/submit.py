@@ -10,7 +10,7 @@ from functools import partial
 
 from skinjob.queues.base import RefusedError, queue_of, record_jobs
 from skinjob.status.status import RunStatus, run_statuses
-from skinjob.submit.folders import discard, submitting, write_plan
+from skinjob.submit.folders import discard, record_study, submitting, write_plan
 from skinjob.submit.plan import Plan, placed
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import RunState, Status, write_record
@@ -56,6 +56,7 @@ def _submit(plan: Plan) -> Submission:
         if name not in before or before[name].status not in open_or_done
     }
     if not todo:
+        record_study(plan)
         return Submission(sweep=sweep, queued=(), jobs={}, before=before)
     if is_new:
         undo = partial(discard, plan)

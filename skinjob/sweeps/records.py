@@ -235,6 +235,8 @@ class SweepInfo:
     runs: tuple[str, ...]
     weights: WeightsRecord = WeightsRecord()
     images: ImagesRecord = ImagesRecord()
+    study: dict[str, str] = field(default_factory=dict)
+    """What is stated about the study, by field of StudyConfig; not part of a sweep's identity."""
     cluster: dict[str, Any] = field(default_factory=dict)
     """What the last jobs asked for: fields of ClusterConfig, which today's rules may refuse.
     `asked` and `cluster_config` fill in missing fields."""

@@ -93,7 +93,7 @@ def test_default_job_file_says_what_the_code_does(tmp_path: Path) -> None:
     [
         ("[train]\nepoch = 3", "unknown key in [train]: 'epoch'", "use 'epochs'"),
         ("[trian]\nepochs = 3", "unknown table: 'trian'", "use 'train'"),
-        ("epochs = 3", "unknown table: 'epochs'", "valid: cluster, train"),
+        ("epochs = 3", "unknown table: 'epochs'", "valid: cluster, study, train"),
         ("train = 3", "train is a value, not a table", "[train]"),
         ("[train", "job.toml: ", "job.toml"),
     ],
