@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from skinjob.commands.help import TaskCommand
-from skinjob.commands.report import report_on
+from skinjob.commands.report import print_report
 from skinjob.commands.submit import print_plan, submit_and_print
 from skinjob.config import ClusterConfig, TrainConfig, grid
 from skinjob.console import say
@@ -41,6 +41,7 @@ def demo(folder: Path) -> None:
       skinjob demo
     """
     from skinjob.data.lesions import make_images
+    from skinjob.report.build import build_report
     from skinjob.submit.plan import make_plan
     from skinjob.weights.backbones import DEFAULT
 
@@ -60,7 +61,7 @@ def demo(folder: Path) -> None:
     print_plan(plan)
     submit_and_print(plan, is_waiting=True)
     say()
-    report_on([plan.sweep], None)
+    print_report(build_report([plan.sweep]))
 
 
 def _require_writable(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +16,9 @@ from skinjob.commands.arguments import (
 )
 from skinjob.commands.help import TaskCommand
 from skinjob.console import print_box, print_table, say
-from skinjob.sweeps.layout import Sweep
+
+if TYPE_CHECKING:
+    from skinjob.report.build import Report
 
 
 @click.command(cls=TaskCommand)
@@ -28,7 +30,19 @@ from skinjob.sweeps.layout import Sweep
     show_default="SWEEP/report",
     help="Folder for the report.",
 )
-def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
+@click.option(
+    "--no-images", is_flag=True, help="No pictures and no names of test images, for a page to send."
+)
+@click.option(
+    "--from",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="PAGE",
+    help="Write the report of this page (or report.json) again; needs no sweep.",
+)
+def report(
+    sweep: tuple[str, ...], runs: Path, out: Path | None, no_images: bool, page: Path | None
+) -> None:
     """Turn the CSV files of a sweep into tables, plots and a page.
 
     SWEEP is a folder, a name in runs/, or a pack. The default is the newest sweep. Several sweeps
@@ -37,18 +51,24 @@ def report(sweep: tuple[str, ...], runs: Path, out: Path | None) -> None:
     \b
     Example:
       skinjob report
-      skinjob report runs/my-sweep
-      skinjob report my-sweep.tar
+      skinjob report my-sweep.tar --no-images
+      skinjob report --from index.html --out again
     """
-    report_on([find_results(name, runs) for name in sweep] or [newest(runs)], out)
+    from skinjob.report.build import build_report, rebuild_report
+
+    if page and sweep:
+        raise click.UsageError(f"--from {page} and a sweep: give one of the two")
+    if page:
+        print_report(rebuild_report(page, out, has_images=not no_images))
+    else:
+        sweeps = [find_results(name, runs) for name in sweep] or [newest(runs)]
+        print_report(build_report(sweeps, out, has_images=not no_images))
 
 
-def report_on(sweeps: Sequence[Sweep], out: Path | None) -> None:
-    """Writes the report of these sweeps; prints its answer, its table, its notes and its folder."""
-    from skinjob.report.build import build_report
+def print_report(built: Report) -> None:
+    """Prints the answer of a report, its table, its notes and its folder."""
     from skinjob.report.summary import DROP, readable
 
-    built = build_report(sweeps, out)
     if built.notice:
         print_box(built.notice)
     for name, answer in built.answers.items():

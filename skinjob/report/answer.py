@@ -342,7 +342,7 @@ def submit_command(table: SweepTable, **changes: Any) -> str:
             default = (default,) if option.axis else default
         value = changes.get(option.key, changes.get(name, axes.get(name, recipe.get(name))))
         if name in ("data", "weights"):
-            value = _relative(str(value))
+            value = short_path(str(value or ""))
             default = option.sample
         is_default = value in (None, default, "", ()) or (name == "seed" and value == "0")
         if not is_default and name != "device":
@@ -350,7 +350,8 @@ def submit_command(table: SweepTable, **changes: Any) -> str:
     return " ".join(words)
 
 
-def _relative(path: str) -> str:
+def short_path(path: str) -> str:
+    """Returns a path relative to the current folder, if it is below it."""
     with suppress(OSError, ValueError):  # the current folder may be gone, or not above the path
         return str(Path(path).relative_to(Path.cwd()))
     return path

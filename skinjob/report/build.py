@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import shlex
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
+from skinjob import __version__
 from skinjob.data.images import Split
 from skinjob.errors import RunError
-from skinjob.files import csv_text, replacing
+from skinjob.files import csv_text, replacing, write_text
 from skinjob.ownership import user_name
 from skinjob.report import findings
 from skinjob.report.answer import Answer, answer
 from skinjob.report.baselines import baseline_lines
 from skinjob.report.clinical_table import Clinical
 from skinjob.report.clinical_table import clinical as clinical_numbers
-from skinjob.report.comparison import Comparison, compare_sweep, read_all_predictions
-from skinjob.report.page import write_page
+from skinjob.report.comparison import compare_sweep, read_all_predictions
+from skinjob.report.embedded import Kept, as_json, packed_files, restore, without_names
+from skinjob.report.mistakes import find_mistakes
+from skinjob.report.page import Result, write_page
 from skinjob.report.plots.gallery import figures, write_figures
-from skinjob.report.predictions import Predictions, read_copies
+from skinjob.report.predictions import read_copies
 from skinjob.report.summary import summarize
 from skinjob.report.tables import (
     TEXTS,
@@ -63,12 +69,21 @@ class Report:
     """Sentences about left-out images and differences between sweeps."""
 
 
-def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
+def build_report(
+    sweeps: Sequence[Sweep],
+    out: Path | None = None,
+    *,
+    has_images: bool = True,
+    kept: Kept | None = None,
+) -> Report:
     """Writes a report on one or several sweeps to a folder, and returns the report.
 
     The folder is *out*, by default report/ in the sweep or, for several sweeps, report-A-B beside
     the first sweep. A default folder must belong to the user and must not be a link. Files of an
     earlier report are replaced, each in a single step. An unreadable run counts as missing.
+
+    Without *has_images*, the report has no pictures and no names of test images. *kept* is what an
+    earlier report knew that is not in the files of its sweeps.
 
     Raises: RunError if no readable run has finished an epoch, or if the folder belongs to another
     user or cannot be written; OSError if the disk is full.
@@ -77,66 +92,104 @@ def build_report(sweeps: Sequence[Sweep], out: Path | None = None) -> Report:
     series = group_runs(tables)
     if not series:
         raise _nothing_yet(tables)
+    kept = kept or Kept(missing=findings.missing(tables), notes=findings.notes(tables))
+    if not has_images:
+        kept = replace(kept, has_images=False, missing=without_names(kept.missing))
     folder = out or _default_folder(tables)
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)
         else:
             _make_own(folder, tables)
-        return _write(folder, tables, series)
+        return _write(folder, tables, series, kept)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RunError(_unwritable(folder, error), _elsewhere(tables)) from None
 
 
-def _write(folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series]) -> Report:
+def rebuild_report(file: Path, out: Path | None = None, *, has_images: bool = True) -> Report:
+    """Writes the report of a page or a report.json again, and returns it.
+
+    The folder is *out*, by default report-A or report-A-B in the current folder.
+
+    Raises: RunError if the file is no such file, or does not hold its sweeps.
+    """
+    with TemporaryDirectory(prefix="skinjob-") as folder:
+        sweeps, kept = restore(file, Path(folder))
+        out = out or Path("-".join(["report", *(sweep.name for sweep in sweeps)]))
+        return build_report(sweeps, out, has_images=has_images, kept=kept)
+
+
+def _write(
+    folder: Path, tables: Sequence[SweepTable], all_series: Sequence[Series], kept: Kept
+) -> Report:
     """Writes all files of the report, and returns it."""
-    results, drawn_from = [], []
-    for table in tables:
-        own = [series for series in all_series if series.table is table]
-        predictions = read_all_predictions(own)
-        results.append(_result(table, own, predictions))
-        drawn_from.append((results[-1][0], predictions))
+    results = {table.sweep.name: _result(table, all_series) for table in tables}
     summary = summarize(all_series)
     report = Report(
         folder=folder,
         notice=findings.weights_notice(tables),
-        answers={result.table.sweep.name: answer(result) for result, _ in results},
-        clinical={result.table.sweep.name: clinical for result, clinical in results},
+        answers={name: result.answer for name, result in results.items()},
+        clinical={name: result.clinical for name, result in results.items()},
         summary=summary,
         baselines=findings.for_each(tables, lambda table: baseline_lines(table, summary)),
-        missing=findings.missing(tables),
-        notes=findings.notes(tables),
+        missing=kept.missing,
+        notes=kept.notes,
     )
-    drawn = figures(drawn_from, all_series)
+    drawn = figures([(one.comparison, one.predictions) for one in results.values()], all_series)
     write_figures(folder, drawn)
     _write_metrics(folder / "metrics.csv", tables)
     _write_summary(folder / "summary.csv", report.summary)
+    files = packed_files(tables, kept)
+    data = as_json(_for_programs(report), files, kept)
+    write_text(folder / "report.json", data + "\n")
+    num_copies = {name: result.num_copies or 0 for name, result in results.items()}
     write_page(
         folder / "index.html",
         tables,
-        notice=report.notice,
-        answers=report.answers,
-        results=results,
+        results=list(results.values()),
         summary=report.summary,
-        missing=report.missing,
-        notes=report.notes,
+        warnings=findings.warnings(tables, all_series, num_copies, kept),
+        kept=kept,
+        data=data,
+        has_files=files is not None,
         figures=drawn,
     )
     return report
 
 
-def _result(
-    table: SweepTable, own: Sequence[Series], predictions: Mapping[str, Predictions]
-) -> tuple[Comparison, Clinical]:
+def _result(table: SweepTable, all_series: Sequence[Series]) -> Result:
     """Returns what a sweep's predictions and curves say."""
+    own = [series for series in all_series if series.table is table]
+    predictions = read_all_predictions(own)
     comparison = compare_sweep(table, own, predictions)
     lead = comparison.lead
-    series = lead.series if lead else own
-    val = read_all_predictions(series, Split.VAL)
-    copies = read_copies(table.sweep)
-    return comparison, clinical_numbers(series, predictions, val, copies)
+    shown = lead.series if lead else own
+    val, copies = read_all_predictions(shown, Split.VAL), read_copies(table.sweep)
+    names = [name for series in shown for name in series.run_of_seed.values()]
+    found = [predictions[name] for name in names if name in predictions]
+    is_copy = copies.is_trained(found[0].images) if copies and found else None
+    return Result(
+        comparison,
+        answer(comparison),
+        clinical_numbers(shown, predictions, val, copies),
+        predictions,
+        find_mistakes(found),
+        None if is_copy is None else int(is_copy.sum()),
+    )
+
+
+def _for_programs(report: Report) -> dict[str, Any]:
+    """Returns the results in report.json."""
+    return {
+        "made_by": f"skinjob {__version__}",
+        "notice": report.notice,
+        "answers": {name: asdict(one) for name, one in report.answers.items()},
+        "summary": json.loads(report.summary.to_json(orient="records")),
+        "missing": report.missing,
+        "notes": report.notes,
+    }
 
 
 def _distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:

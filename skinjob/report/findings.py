@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from skinjob.config import RECIPE, TrainConfig, options_of
 from skinjob.errors import RunError
 from skinjob.report.baselines import unreadable
-from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED
-from skinjob.report.tables import SweepTable
+from skinjob.report.embedded import Kept
+from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED, percent
+from skinjob.report.tables import Series, SweepTable
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import RunState, Status, filled_recipe
+from skinjob.words import pluralize
 
 MOST_NAMED = 20  # missing runs; a new large sweep has a thousand
 NOUNS = {"train": "trained layers", "schedule": "schedules", "precision": "precisions"}
@@ -35,6 +38,30 @@ def weights_notice(tables: Sequence[SweepTable]) -> str:
     """Returns a warning if the weights of a backbone are not fetched weights."""
     kinds = {table.weights_kind for table in tables}
     return next((notice for kind, notice in NOTICES.items() if kind in kinds), "")
+
+
+def warnings(
+    tables: Sequence[SweepTable],
+    all_series: Sequence[Series],
+    num_copies: Mapping[str, int],
+    kept: Kept,
+) -> list[str]:
+    """Returns what a reader of the numbers must know, the most important first.
+
+    *num_copies* are the test images with a copy in train, by sweep.
+    """
+
+    def about_images(table: SweepTable) -> list[str]:
+        own = [series for series in all_series if series.table is table]
+        return _about_images(table, own, num_copies.get(table.sweep.name, 0))
+
+    lines = [
+        *filter(None, [weights_notice(tables)]),
+        *_differences(tables),
+        *(["Runs are missing or not complete: they are listed below."] if kept.missing else []),
+        *for_each(tables, about_images),
+    ]
+    return [*lines, *(note for note in kept.notes if note not in lines)]
 
 
 def missing(tables: Sequence[SweepTable]) -> list[str]:
@@ -115,6 +142,24 @@ def _status(run: Run, num_done: int, total: int, unit: str) -> tuple[str, str]:
     has_beaten = status == Status.RUNNING and state.heartbeat_utc
     beat = f", last heartbeat {state.heartbeat_utc}" if has_beaten else ""
     return status, f"{status}, {done}{beat}"
+
+
+def _about_images(table: SweepTable, own: Sequence[Series], num_copies: int) -> list[str]:
+    """Returns a warning if test images are copies, and if a shortcut is as good as the runs."""
+    lines = []
+    if num_copies:
+        verb = "has" if num_copies == 1 else "have"
+        lines.append(
+            f"{pluralize(num_copies, 'test image')} of {table.num_compared} {verb} a copy in "
+            "train, which makes every test number too good."
+        )
+    reached = table.info.images.shortcut.get(COMPARED.column, 0.0)
+    if reached >= max((fmean(series.final(COMPARED)) for series in own), default=1.0):
+        lines.append(
+            "A classifier that sees only file size, image size, border and mean colour is right "
+            f"for {percent(reached)} % of the test images. No batch size is better."
+        )
+    return lines
 
 
 def _skipped(table: SweepTable) -> list[str]:

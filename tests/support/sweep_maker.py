@@ -141,12 +141,18 @@ def set_column(run: Run, column: str, values: Sequence[str]) -> None:
 
 def write_scores(run: Run, scores: Sequence[float], is_positive: Sequence[bool]) -> None:
     """Writes a run's predictions.csv; *scores* are the probabilities of malignant."""
+    labels = [("benign", "malignant")[bool(truth)] for truth in is_positive]
+    write_predictions(run, {f"{n}.jpg": score for n, score in enumerate(scores)}, labels)
+
+
+def write_predictions(run: Run, scores: Mapping[str, float], labels: Sequence[str]) -> None:
+    """Writes a run's predictions.csv; *scores* are the probabilities of malignant by image."""
     with run.predictions_file.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["image", "label", "predicted", "p_benign", "p_malignant"])
-        for number, (p, truth) in enumerate(zip(scores, is_positive, strict=True)):
-            label, predicted = (("benign", "malignant")[bool(v)] for v in (truth, p >= 0.5))
-            writer.writerow([f"{number}.jpg", label, predicted, f"{1 - p:.6f}", f"{p:.6f}"])
+        for (name, p), label in zip(scores.items(), labels, strict=True):
+            predicted = "malignant" if p >= 0.5 else "benign"
+            writer.writerow([name, label, predicted, f"{1 - p:.6f}", f"{p:.6f}"])
 
 
 def metric_rows(
