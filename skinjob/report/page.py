@@ -190,7 +190,7 @@ def _in_short(compared: Table, primary: str) -> Table:
 
 def _stability_in_short(table: Table) -> Table:
     """Returns the stability without its details."""
-    details = ("without", "by those", "jumps", "largest")
+    details = ("without", "by those", "jumps", "largest", "updates from")
     return _narrow(table, lambda column: not column.startswith(details))
 
 
