@@ -25,7 +25,14 @@ from skinjob.report.figures import Figure
 from skinjob.report.plots.canvas import DARK, LIGHT, as_file, id_of
 from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, looks, span, tick_text
 from skinjob.report.plots.clinical import SHOWN_OF_MANY
-from skinjob.report.plots.curves import common_scales, lines_of, loss_figure, outcome_figure
+from skinjob.report.plots.curves import (
+    common_scales,
+    excess_figure,
+    fit_figure,
+    lines_of,
+    loss_figure,
+    outcome_figure,
+)
 from skinjob.report.plots.gallery import figures, write_figures
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
@@ -298,6 +305,14 @@ def test_an_axis_of_equal_values_has_a_length() -> None:
         assert np.isfinite([scale.low, scale.high]).all()
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.28, 0.75), (3.2, 616), (4, 5), (1, 1e6)])
+def test_an_axis_of_powers_has_ticks_to_read(low: float, high: float) -> None:
+    """Within a decade, too, at least two values of a log axis are written."""
+    ticks = Scale(low, high, is_log=True).ticks(8)
+    assert 2 <= len(ticks) <= 9
+    assert all(low <= tick <= high for tick in ticks)
+
+
 def test_differences_of_rounding_are_no_axis() -> None:
     """Where values are equal but for the last digit, ticks stay short enough to be read."""
     scale = span([0.93, 0.929999])
@@ -314,7 +329,9 @@ def test_the_converged_head_is_a_level(tmp_path: Path) -> None:
     lines = lines_of(all_series, ["32", "64", "128", "256"])
     assert scales.loss.low < 0.2
     assert scales.auc.high > 0.97
-    for draw, num in ((loss_figure, 1), (outcome_figure, 2)):
+    assert excess_figure(lines, scales, levels) is None
+    levels["train_loss"] = 0.1
+    for draw, num in ((loss_figure, 1), (outcome_figure, 2), (fit_figure, 1), (excess_figure, 0)):
         figure = draw(lines, scales, levels)
         assert figure
         assert texts(figure).count("converged") == num

@@ -19,6 +19,7 @@ LABEL_GAP = 14.5  # between the base lines of labels
 MOST_SEEDS = 50  # drawn one by one; of more, quantiles
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHORTEST = 0.01  # an axis; a difference of a millionth would need ticks with seven digits
+FEWEST_LOG_TICKS = 3
 MOST_VERTICES = 200  # of a line; a panel has 300 pixels
 MOST_POINTS = 25  # of a line that have a value under the mouse
 
@@ -112,6 +113,8 @@ def _log_ticks(scale: Scale, most: int) -> list[float]:
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [float(n * 10.0**power) for power in powers for n in steps]
         ticks = [tick for tick in ticks if scale.low <= tick <= scale.high]
+        if len(ticks) < FEWEST_LOG_TICKS:  # less than a decade
+            return _round_ticks(scale, min(most, 5), False)
         if len(ticks) <= most:
             break
     return ticks[:: max(1, -(-len(ticks) // most))]
@@ -188,8 +191,8 @@ class Panel:
         return self.left + self.width * self.x_scale.share(value)
 
     def y(self, value: float) -> float:
-        """Returns the place of a value on the vertical axis; NaN for what is not finite."""
-        if not math.isfinite(value):
+        """Returns the place of a value on the vertical axis; NaN if it has none."""
+        if not math.isfinite(value) or (self.y_scale.is_log and value <= 0):
             return math.nan
         return self.bottom - self.height * self.y_scale.share(value)
 
@@ -216,7 +219,7 @@ class Panel:
             y = self.y(tick)
             self.canvas.line([(self.left, y), (self.right, y)], "grid")
             if has_numbers:
-                text = tick_text(tick, step)
+                text = f"{tick:g}" if self.y_scale.is_log else tick_text(tick, step)
                 self._small(self.left - 6, y + 4, text, "end")
         if x_texts is None:
             widest = text_width(f"{self.x_scale.high:,.0f}", TICK_SIZE) + 12

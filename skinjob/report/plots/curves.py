@@ -41,6 +41,25 @@ Levels = Mapping[str, float]
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """What a picture shows of a column of metrics.csv."""
+
+    column: str
+    name: str
+    factor: float = 1.0
+    minus: float = 0.0
+
+    def of(self, values: Floats) -> Floats:
+        """Returns values of the column as the picture has them."""
+        return self.factor * (values - self.minus)
+
+
+TEST_LOSS = Quantity("test_loss", "test loss")
+TEST_ACCURACY = Quantity(COMPARED.column, "test accuracy %", 100.0)
+TEST_AUC = Quantity("test_auc", "test AUC")
+
+
+@dataclass(frozen=True)
 class Line:
     """A series in a picture."""
 
@@ -84,11 +103,6 @@ class Scales:
         return self.accuracy if column.endswith("_accuracy") else self.auc
 
 
-def _factor(column: str) -> float:
-    """Returns the factor from metrics.csv to a picture, where accuracies are in percent."""
-    return 100.0 if column.endswith("_accuracy") else 1.0
-
-
 def common_scales(all_series: Sequence[Series], levels: Levels) -> Scales:
     """Returns axes that hold every finite value of every series, and the converged head."""
     points = [tests(series, "test_loss", "updates")[0] for series in all_series]
@@ -99,7 +113,7 @@ def common_scales(all_series: Sequence[Series], levels: Levels) -> Scales:
         epochs=epoch_scale(last),
         updates=Scale(max(min(updates), 1) / 1.25, max(*updates, 1) * 1.1, is_log=True),
         loss=_span(all_series, levels, "_loss", (0.0, math.inf)),
-        accuracy=_span(all_series, levels, "_accuracy", (0.0, 100.0)),
+        accuracy=_span(all_series, levels, "_accuracy", (0.0, 100.0), 100.0),
         auc=_span(all_series, levels, "test_auc", (0.0, 1.0)),
     )
 
@@ -110,27 +124,59 @@ def epoch_scale(last: int) -> Scale:
 
 
 def _span(
-    all_series: Sequence[Series], levels: Levels, ending: str, bounds: tuple[float, float]
+    all_series: Sequence[Series],
+    levels: Levels,
+    ending: str,
+    bounds: tuple[float, float],
+    factor: float = 1.0,
 ) -> Scale:
     """Returns the axis of all columns with this ending."""
     columns = [column for column in METRICS if column.endswith(ending)]
     values = [s.rows[column].to_numpy(float) for s in all_series for column in columns]
     ends = np.concatenate([*values, [levels.get(column, math.nan) for column in columns]])
-    return span((_factor(ending) * ends).tolist(), bounds=bounds)
+    return span((factor * ends).tolist(), bounds=bounds)
 
 
 def loss_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure:
     """Returns the test loss of all lines twice: by updates and by epochs."""
     has_loss = any("test_loss" in line.series.table.columns for line in lines)
-    column, name = ("test_loss", "test loss") if has_loss else (COMPARED.column, "test accuracy %")
+    shown = TEST_LOSS if has_loss else TEST_ACCURACY
+    level = levels.get(shown.column, math.nan)
+    canvas = _both_axes(lines, scales, shown, scales.of(shown.column), level)
+    caption = f"{shown.name.capitalize()} by updates and by epochs. {_meaning(lines)}"
+    return _figure("comparison", caption, canvas, lines, [shown])
+
+
+def excess_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure | None:
+    """Returns how far the train loss is above the converged head; None if that is not known."""
+    columns = {name for line in lines for name in line.series.table.columns}
+    if "train_loss" not in columns or "train_loss" not in levels:
+        return None
+    shown = Quantity("train_loss", "excess train loss", minus=levels["train_loss"])
+    values = np.concatenate([shown.of(known(line.series, "train_loss")).ravel() for line in lines])
+    positive = values[values > 0]
+    if not len(positive):
+        return None
+    y = Scale(float(positive.min()) / 1.1, float(positive.max()) * 1.1, is_log=True)
+    canvas = _both_axes(lines, scales, shown, y, math.nan)
+    caption = (
+        "Train loss minus that of the converged head, the best that training can reach, on a log "
+        f"scale. {_meaning(lines)}"
+    )
+    return _figure("excess", caption, canvas, lines, [shown])
+
+
+def _both_axes(
+    lines: Sequence[Line], scales: Scales, shown: Quantity, y: Scale, level: float
+) -> Canvas:
+    """Draws a quantity twice, by updates and by epochs, side by side."""
     canvas, boxes = _pair_of_panels(lines, top=TOP + 16, gap=GAP)
-    level = _level(levels, column)
     last = _common_axis(lines)  # where all lines end at the right edge
     for by, box in zip(sorted(TITLES, key=last.__eq__), boxes, strict=True):
-        panel, is_left = Panel(canvas, box, getattr(scales, by), scales.of(column)), by != last
-        title = f"{name}, by {by}"
+        panel, is_left = Panel(canvas, box, getattr(scales, by), y), by != last
+        title = f"{shown.name}, by {by}"
         panel.axes(title, TITLES[by], is_whole=True, has_numbers=is_left, title_rise=30)
-        ends = _draw(panel, lines, column, by, level)
+        ends = _draw(panel, lines, shown, by, level)
         if is_left:
             room = sum(text_width(line.label) + 10 for line in lines)
             ends = [end for end in ends if end[1].look]
@@ -138,27 +184,22 @@ def loss_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure
         else:
             panel.labels_right([label for _, label in ends])
     _keys(canvas, lines)
-    caption = f"{name.capitalize()} by updates and by epochs. {_meaning(lines)}"
-    return _figure("comparison", caption, canvas, lines, [(column, name)])
+    return canvas
 
 
 def outcome_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure | None:
     """Returns accuracy and AUC by epochs; None if there is no more than the first figure has."""
     columns = {name for line in lines for name in line.series.table.columns}
-    shown = [
-        (column, name)
-        for column, name in ((COMPARED.column, "test accuracy %"), ("test_auc", "test AUC"))
-        if column in columns
-    ]
+    shown = [each for each in (TEST_ACCURACY, TEST_AUC) if each.column in columns]
     if "test_loss" not in columns and len(shown) == 1:
         return None
     canvas, boxes = _pair_of_panels(lines, top=38, gap=GAP + LEFT, has_labels_left=True)
     by = _common_axis(lines)
-    for (column, name), box in zip(shown, boxes, strict=False):
-        panel = Panel(canvas, box, getattr(scales, by), scales.of(column))
-        panel.axes(f"{name}, by {by}", TITLES[by], is_whole=True)
-        ends = _draw(panel, lines, column, by, _level(levels, column))
-        majority = _majority(lines) if column == COMPARED.column else math.nan
+    for each, box in zip(shown, boxes, strict=False):
+        panel = Panel(canvas, box, getattr(scales, by), scales.of(each.column))
+        panel.axes(f"{each.name}, by {by}", TITLES[by], is_whole=True)
+        ends = _draw(panel, lines, each, by, levels.get(each.column, math.nan))
+        majority = _majority(lines) if each is TEST_ACCURACY else math.nan
         if panel.y_scale.low < majority < panel.y_scale.high:
             panel.level(majority, dash=(1, 3))
             ends.append((0, Label(panel.y(majority), "majority")))
@@ -174,7 +215,8 @@ def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure 
     splits = [s for s in ("train", "val", "test") if f"{s}_loss" in columns]
     if "train" not in splits or len(splits) < 2:
         return None
-    room = label_room(["train"])
+    level = levels.get("train_loss", math.nan)
+    room = label_room(["converged" if math.isfinite(level) else "train"])
     boxes, height = grid(
         len(lines), 4, top=38, left=LEFT, right=room, height=160, gap=18, row_gap=72
     )
@@ -195,13 +237,16 @@ def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure 
             mean = _mean(values)
             panel.mean(xs, mean, look, f"{line.label}, {split}, epoch")
             ends.append(Label(panel.y(mean[-1]), split, look))
-        if math.isfinite(level := levels.get("train_loss", math.nan)):
+        if math.isfinite(level):
             panel.level(level)
+            ends.append(Label(panel.y(level), "converged"))
         if n % 4 == 3 or n == len(lines) - 1:
             panel.labels_right(ends)
     caption = "Loss on each split by epochs, a panel for each batch size: a test loss that rises "
     caption += "while the training loss falls means that images are learned by heart."
-    return _figure("splits", caption, canvas, lines, [(f"{s}_loss", f"{s} loss") for s in splits])
+    return _figure(
+        "splits", caption, canvas, lines, [Quantity(f"{s}_loss", f"{s} loss") for s in splits]
+    )
 
 
 def _common_axis(lines: Sequence[Line]) -> str:
@@ -224,36 +269,36 @@ def _pair_of_panels(
 
 
 def _draw(
-    panel: Panel, lines: Sequence[Line], column: str, by: str, level: float
+    panel: Panel, lines: Sequence[Line], shown: Quantity, by: str, level: float
 ) -> list[tuple[float, Label]]:
     """Draws thin seeds, then means above them, and returns where the lines end, with labels."""
-    factor = _factor(column)
-    for line in lines:
-        if column in line.series.table.columns:
-            titles = [f"{line.label}, seed {seed}" for seed in line.series.seeds]
-            xs, values = tests(line.series, column, by)
-            panel.seeds(xs, factor * values, line.look, titles)
-            _draw_behind(panel, line, column, by, factor)
+    known_lines = [line for line in lines if shown.column in line.series.table.columns]
+    for line in known_lines:
+        titles = [f"{line.label}, seed {seed}" for seed in line.series.seeds]
+        xs, values = tests(line.series, shown.column, by)
+        panel.seeds(xs, shown.of(values), line.look, titles)
+        _draw_behind(panel, line, shown, by)
     ends = []
     if math.isfinite(level):
-        panel.level(factor * level)
-        ends.append((panel.right, Label(panel.y(factor * level), "converged")))
-    for line in lines:
-        if column in line.series.table.columns:
-            xs, values = tests(line.series, column, by)
-            mean = _mean(factor * values)
-            panel.mean(xs, mean, line.look, f"{line.label}, {by}")
-            ends.append((panel.x(xs[-1]), Label(panel.y(mean[-1]), line.label, line.look)))
+        place = float(shown.of(np.array(level)))
+        panel.level(place)
+        ends.append((panel.right, Label(panel.y(place), "converged")))
+    for line in known_lines:
+        xs, values = tests(line.series, shown.column, by)
+        mean = _mean(shown.of(values))
+        panel.mean(xs, mean, line.look, f"{line.label}, {by}")
+        ends.append((panel.x(xs[-1]), Label(panel.y(mean[-1]), line.label, line.look)))
     return ends
 
 
-def _draw_behind(panel: Panel, line: Line, column: str, by: str, factor: float) -> None:
+def _draw_behind(panel: Panel, line: Line, shown: Quantity, by: str) -> None:
     """Draws the runs that are not in the mean, because they have not reached its last epoch."""
     if line.series.num_behind > MOST_SEEDS:
         return
     for name, rows in line.series.behind.groupby("run"):
         xs = rows["epoch" if by == "epochs" else "updates"].astype(float).tolist()
-        places = panel.points(xs, (factor * rows[column].astype(float)).tolist())
+        values = shown.of(rows[shown.column].to_numpy(np.float64))
+        places = panel.points(xs, values.tolist())
         panel.canvas.line(places, line.look.ink, width=0.8, dash=(2, 2), title=f"{name}, behind")
 
 
@@ -282,10 +327,6 @@ def _mean(values: Floats) -> list[float]:
     """Returns the means over runs; the median if there are so many that quantiles are drawn."""
     middle = np.median(values, axis=0) if len(values) > MOST_SEEDS else values.mean(axis=0)
     return [float(value) for value in middle]
-
-
-def _level(levels: Levels, column: str) -> float:
-    return levels.get(column, math.nan)
 
 
 def _majority(lines: Sequence[Line]) -> float:
@@ -332,25 +373,26 @@ def _figure(
     caption: str,
     canvas: Canvas,
     lines: Sequence[Line],
-    columns: Sequence[tuple[str, str]],
+    shown: Sequence[Quantity],
 ) -> Figure:
-    """Returns a figure of curves, with means and ranges of its columns by epoch."""
-    heads = [f"{text}{part}" for _, text in columns for part in ("", ", lowest", ", highest")]
+    """Returns a figure of curves, with means and ranges of its quantities by epoch."""
+    heads = [f"{each.name}{part}" for each in shown for part in ("", ", lowest", ", highest")]
     rows = []
     for line in lines:
-        values = [_statistics(known(line.series, column)) for column, _ in columns]
+        values = [_statistics(each.of(known(line.series, each.column))) for each in shown]
         for place, (epoch, updates) in enumerate(
             zip(_xs(line.series), line.series.updates, strict=True)
         ):
-            cells = [number(float(own[place]), 6) for of_column in values for own in of_column]
+            cells = [number(float(own[place]), 6) for of_each in values for own in of_each]
             label = line.key or line.label
             rows.append([label, f"{epoch:g}", str(updates), str(line.series.num_counted), *cells])
-    column, text = columns[0]
+    first = shown[0]
+    last = [first.of(known(line.series, first.column)[:, -1]).mean() for line in lines]
     ends = ", ".join(
-        f"{line.key or line.label}: {number(float(known(line.series, column)[:, -1].mean()), 3)}"
-        for line in lines
+        f"{line.key or line.label}: {number(float(value), 3)}"
+        for line, value in zip(lines, last, strict=True)
     )
-    told = f"Means of {text} after the last epoch: {ends}."
+    told = f"Means of {first.name} after the last epoch: {ends}."
     all_heads = ["batch size", "epoch", "updates", "runs", *heads]
     title = caption.split(".")[0]
     return finished(canvas, name, "curves", title, caption, all_heads, rows, told)

@@ -19,6 +19,7 @@ from skinjob.report.plots.comparison import (
 )
 from skinjob.report.plots.curves import (
     common_scales,
+    excess_figure,
     fit_figure,
     lines_of,
     loss_figure,
@@ -42,6 +43,7 @@ def figures(results: Sequence[Result], all_series: Sequence[Series]) -> list[Fig
         loss_figure(lines, scales, levels),
         outcome_figure(lines, scales, levels),
         fit_figure(lines, scales, levels),
+        excess_figure(lines, scales, levels),
     ]
     for comparison, predictions in results:
         own = [series for series in all_series if series.table is comparison.table]
