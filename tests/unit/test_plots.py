@@ -339,6 +339,17 @@ def test_the_converged_head_is_a_level(tmp_path: Path) -> None:
         assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].meets(pair[1])]
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_only_a_converged_head_that_exists_is_drawn(tmp_path: Path, exists: bool) -> None:
+    """Where a head tells all training images apart, there is no best one to come near to."""
+    sweep = draw_sweep(tmp_path / "s", epochs=3)
+    record = {"format": 2, "exists": exists, "metrics": {"train_loss": 0.1, "test_loss": 0.2}}
+    sweep.converged_file.write_text(json.dumps(record))
+    found = drawn(sweep)
+    assert ("converged" in texts(found["comparison"])) is exists
+    assert ("excess" in found) is exists
+
+
 def test_runs_that_count_updates_are_drawn_by_updates(tmp_path: Path) -> None:
     """Where batch sizes end after the same updates, their ends and labels are side by side."""
     found = drawn(draw_sweep(tmp_path / "s", updates=60, seeds=range(2)))

@@ -96,6 +96,10 @@ class Scales:
     accuracy: Scale
     auc: Scale
 
+    def along(self, by: str) -> Scale:
+        """Returns the horizontal axis: of epochs, or of updates."""
+        return self.updates if by == "updates" else self.epochs
+
     def of(self, column: str) -> Scale:
         """Returns the vertical axis of a column of metrics.csv."""
         if column.endswith("_loss"):
@@ -173,7 +177,7 @@ def _both_axes(
     canvas, boxes = _pair_of_panels(lines, top=TOP + 16, gap=GAP)
     last = _common_axis(lines)  # where all lines end at the right edge
     for by, box in zip(sorted(TITLES, key=last.__eq__), boxes, strict=True):
-        panel, is_left = Panel(canvas, box, getattr(scales, by), y), by != last
+        panel, is_left = Panel(canvas, box, scales.along(by), y), by != last
         title = f"{shown.name}, by {by}"
         panel.axes(title, TITLES[by], is_whole=True, has_numbers=is_left, title_rise=30)
         ends = _draw(panel, lines, shown, by, level)
@@ -196,7 +200,7 @@ def outcome_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Fig
     canvas, boxes = _pair_of_panels(lines, top=38, gap=GAP + LEFT, has_labels_left=True)
     by = _common_axis(lines)
     for each, box in zip(shown, boxes, strict=False):
-        panel = Panel(canvas, box, getattr(scales, by), scales.of(each.column))
+        panel = Panel(canvas, box, scales.along(by), scales.of(each.column))
         panel.axes(f"{each.name}, by {by}", TITLES[by], is_whole=True)
         ends = _draw(panel, lines, each, by, levels.get(each.column, math.nan))
         majority = _majority(lines) if each is TEST_ACCURACY else math.nan

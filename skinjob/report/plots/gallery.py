@@ -99,6 +99,6 @@ def _labels(all_series: Sequence[Series], shown: Sequence[Series]) -> list[str]:
 
 def _converged(results: Sequence[Result]) -> dict[str, float]:
     """Returns the numbers of the converged head by column; of several sweeps, none."""
-    heads = [getattr(comparison.table, "converged", None) for comparison, _ in results]
+    heads = [comparison.table.converged for comparison, _ in results]
     head = heads[0] if len(heads) == 1 else None
     return dict(head.metrics) if head and head.exists else {}
