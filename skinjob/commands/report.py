@@ -79,7 +79,8 @@ def print_report(built: Report) -> None:
         if clinical.short:
             sweep = f"{name}: " if len(built.clinical) > 1 else ""
             say("", f"{sweep}{clinical.short.title}")
-            print_table(clinical.short.columns, clinical.short.rows)
+            short = clinical.short
+            print_table(short.columns, short.rows, drop=short.columns[:1:-1])
     missing = [f"missing: {line}" for line in built.missing]
     for lines in (built.baselines, missing, built.notes):
         if lines:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,22 +109,25 @@ def rates_at(
 
 
 def rates_for(
-    scores: Floats, is_positive: Truth, sensitivity: float, samples: Floats
-) -> tuple[Floats, Floats]:
-    """Returns the same, each sample at its own highest cutoff that has this sensitivity."""
-    found, alarms = scores[is_positive], scores[~is_positive]
-    places, others = np.argsort(-found, kind="stable"), np.argsort(-alarms, kind="stable")
-    above = samples[:, is_positive][:, places].cumsum(axis=1)  # (samples, positives)
-    total = above[:, -1]
-    first = (above >= np.round(sensitivity * total, 9)[:, None]).argmax(axis=1)
-    cutoffs = found[places][first]  # (samples,)
-    # Equal scores are called together: up to the last that has the cutoff.
-    last = np.searchsorted(-found[places], -cutoffs, side="right") - 1
-    num = np.searchsorted(-alarms[others], -cutoffs, side="right")
-    below = samples[:, ~is_positive][:, others].cumsum(axis=1)
-    rows = np.arange(len(samples))
-    called = np.where(num > 0, below[rows, num - 1], 0)
-    return above[rows, last] / total, 1 - called / below[:, -1]
+    scores: Floats, is_positive: Truth, sensitivities: Sequence[float], samples: Floats
+) -> list[tuple[Floats, Floats]]:
+    """Returns the same for each sensitivity, each sample at its own highest cutoff that has it."""
+    positives, others = np.sort(scores[is_positive])[::-1], np.sort(scores[~is_positive])[::-1]
+    order = np.argsort(-scores, kind="stable")
+    found, alarms = (
+        samples[:, order[kind[order]]].cumsum(axis=1) for kind in (is_positive, ~is_positive)
+    )  # (samples, positives) and (samples, others), from the highest score on
+    rows, total = np.arange(len(samples)), found[:, -1]
+    rates = []
+    for sensitivity in sensitivities:
+        first = (found >= np.round(sensitivity * total, 9)[:, None]).argmax(axis=1)
+        cutoffs = positives[first]  # (samples,)
+        # Equal scores are called together: up to the last that has the cutoff.
+        last = np.searchsorted(-positives, -cutoffs, side="right") - 1
+        num = np.searchsorted(-others, -cutoffs, side="right")
+        called = np.where(num > 0, alarms[rows, num - 1], 0)
+        rates.append((found[rows, last] / total, 1 - called / alarms[:, -1]))
+    return rates
 
 
 def partial_auc(scores: Floats, is_positive: Truth, least: float = LEAST_SENSITIVITY) -> float:

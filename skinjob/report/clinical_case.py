@@ -97,16 +97,15 @@ class Case:
     @cached_property
     def samples(self) -> dict[float, tuple[Floats, Floats]]:
         """Sensitivities and specificities in samples of images, (runs, samples), by sensitivity."""
-        found = {}
-        for wanted, cutoffs in self.cutoffs.items():
-            runs = list(zip(self.scores, cutoffs, strict=True))[:MOST_SAMPLED]
+        by_run = []
+        for run, own in enumerate(self.scores[:MOST_SAMPLED]):
             if self.val:
-                rates = [rates_at(own, self.truth, cutoff, self.draws) for own, cutoff in runs]
+                cutoffs = [self.cutoffs[wanted][run] for wanted in SENSITIVITIES]
+                by_run.append([rates_at(own, self.truth, c, self.draws) for c in cutoffs])
             else:
-                rates = [rates_for(own, self.truth, wanted, self.draws) for own, _ in runs]
-            sensitivities, specificities = zip(*rates, strict=True)
-            found[wanted] = np.array(sensitivities), np.array(specificities)
-        return found
+                by_run.append(rates_for(own, self.truth, SENSITIVITIES, self.draws))
+        rates = np.array(by_run)  # (runs, sensitivities, 2, samples)
+        return {s: (rates[:, n, 0], rates[:, n, 1]) for n, s in enumerate(SENSITIVITIES)}
 
 
 def case_of(

@@ -39,7 +39,6 @@ from skinjob.report.statistics import (
 from skinjob.report.tables import Series
 from skinjob.words import pluralize
 
-SLOPE = "calibration slope (1 is perfect)"
 MAIN = 0.90
 """The sensitivity of PPV, of the counts, and of the terminal's table."""
 PREVALENCE = 0.02
@@ -74,7 +73,8 @@ def clinical(
     if not cases:
         return Clinical(())
     positive = all_series[0].table.positive_class
-    parts = [_part(f"“{positive}” against the rest", cases), *class_parts(cases)]
+    whole = _part(f"“{positive}” against the rest", cases)
+    parts = [whole, *class_parts(cases)]
     if num_copies := int(cases[0].is_copy.sum()):
         num = pluralize(num_copies, "test image")
         verb = "has" if num_copies == 1 else "have"
@@ -83,7 +83,7 @@ def clinical(
         parts += [_part(title, alone)] if len(alone) == len(cases) else []
     elif copies:
         parts[0] = replace(parts[0], note=f"{parts[0].note} No test image has a copy in train.")
-    return Clinical(parts, _short(positive, cases))
+    return Clinical(parts, _short(positive, cases, whole))
 
 
 def _part(title: str, cases: Sequence[Case]) -> Part:
@@ -231,7 +231,7 @@ def _calibration(case: Case) -> Cells:
     intercept, slope = fits.mean(axis=0)
     cells = {
         "calibration intercept (0 is perfect)": number(intercept, 2),
-        SLOPE: number(slope, 2),
+        "calibration slope (1 is perfect)": number(slope, 2),
     }
     if case.val:
         by = [temperature(one.probabilities, one.labels) for one in case.val]
@@ -265,25 +265,27 @@ def _counts(case: Case) -> Cells:
     return cells
 
 
-def _short(positive: str, cases: Sequence[Case]) -> Part:
-    """Returns the table of the terminal, at the cutoff for the main sensitivity."""
-    has_val, asked = all(case.val for case in cases), percent(MAIN, 0)
+def _short(positive: str, cases: Sequence[Case], whole: Part) -> Part:
+    """Returns the table of the terminal: some rows of the whole table, as columns."""
+    has_val, asked = all(case.val for case in cases), f"sensitivity {percent(MAIN, 0)} %"
     mark = "" if has_val else CHOSEN_ON_TEST
-    columns = [
-        "batch\nsize",
-        *([f"sensitivity %\n(asked: {asked})"] if has_val else []),
-        f"specificity %{mark}" + ("\n(95 %)" if has_val else f"\nat sensitivity {asked} %"),
-        f"PPV %{mark} where\n{percent(PREVALENCE, 0)} % are positive",
-        "calibration\nslope",
-    ]
-    rows = []
-    for case in cases:
-        reached, specificity = _rates(case, MAIN)
-        cells = [reached, specificity] if has_val else [specificity]
-        slope = _calibration(case)[SLOPE]
-        rows.append([str(case.batch_size), *cells, _ppv(case), slope])
+    columns = {
+        f"cutoff for {asked}: sensitivity": f"sensitivity %\n(asked: {percent(MAIN, 0)})",
+        f"cutoff for {asked}: specificity": "specificity %\n(95 %)",
+        f"specificity % at {asked}": f"specificity %{mark}\nat {asked}",
+        "PPV": f"PPV %{mark} where\n{percent(PREVALENCE, 0)} % are positive",
+        "calibration slope": "calibration\nslope",
+    }
+    chosen = {
+        column: row[1:]
+        for start, column in columns.items()
+        for row in whole.rows
+        if row[0].startswith(start)
+    }
+    sizes = [str(case.batch_size) for case in cases]
     title = f"“{positive}” against the rest (95 %, {_scope(cases)}):"
-    return Part(title, columns, rows)
+    rows = [list(cells) for cells in zip(sizes, *chosen.values(), strict=True)]
+    return Part(title, ["batch\nsize", *chosen], rows)
 
 
 def _mean(values: Sequence[float] | Floats, samples: Floats) -> Mean:

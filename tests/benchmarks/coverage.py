@@ -127,7 +127,7 @@ def misses_specificity(draw: np.random.Generator, seeds: int) -> bool:
     """Returns True if the interval of the specificity at a sensitivity of 90 % misses the truth."""
     own = scores(draw, seeds, np.array([SIGNAL]), BOTH)[0]
     found = [confusion(run, TRUTH, cutoff_for(run, TRUTH, 0.9)).specificity for run in own]
-    samples = np.array([rates_for(run, TRUTH, 0.9, SAMPLES)[1] for run in own])
+    samples = np.array([rates_for(run, TRUTH, [0.9], SAMPLES)[0][1] for run in own])
     mean = orh_mean(np.array(found), np.atleast_2d(np.cov(samples)))
     low, high = mean.share_interval(int((~TRUTH).sum()))
     normal = NormalDist()

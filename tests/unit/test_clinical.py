@@ -69,7 +69,10 @@ def test_a_calibration_curve_is_scikit_learns(scores: np.ndarray) -> None:
 def test_rates_of_samples_are_those_of_the_images_in_them(scores: np.ndarray) -> None:
     """A weight counts an image so often, at a fixed cutoff and at each sample's own."""
     samples = image_draws(TRUTH.astype(np.int64), np.arange(200), 30)
-    fixed, own = rates_at(scores, TRUTH, 0.5, samples), rates_for(scores, TRUTH, 0.9, samples)
+    fixed, own = (
+        rates_at(scores, TRUTH, 0.5, samples),
+        rates_for(scores, TRUTH, [0.8, 0.9], samples)[1],
+    )
     for row, weights in enumerate(samples):
         drawn = np.repeat(np.arange(200), weights.astype(int))
         of_sample = scores[drawn], TRUTH[drawn]
