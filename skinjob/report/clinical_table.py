@@ -126,10 +126,9 @@ def _discrimination(case: Case, first: Case) -> Cells:
     right = np.array([one.probabilities.argmax(1) == one.labels for one in case.test], np.float64)
     accuracy = mean_estimates(right).grouped(case.groups)
     cells = {"AUC (95 %)": _number(orh_mean(auc.values, auc.covariance), 3)}
-    is_first = case is first
-    cells[f"AUC minus that of {first.batch_size} (95 %)"] = (
-        "-" if is_first else _difference(case, first)
-    )
+    difference, limits = ("-", "-") if case is first else _difference(case, first)
+    cells[f"AUC minus that of {first.batch_size}"] = difference
+    cells["its 95 % interval"] = limits  # a row of its own keeps the columns narrow
     cells["log loss (95 %)"] = _number(orh_mean(losses.values, losses.covariance), 3)
     share = orh_mean(accuracy.values, accuracy.covariance)
     cells["accuracy % of the most probable class (95 %)"] = _share(share, len(case.truth))
@@ -137,21 +136,21 @@ def _discrimination(case: Case, first: Case) -> Cells:
         cutoffs = [_matched(*case.choosing(run)) for run in range(len(case.test))]
         counts = case.counts(cutoffs)
         found = [(c.true_positives + c.true_negatives) / len(case.truth) for c in counts]
-        name = f"accuracy % where as many are called as are {case.test[0].classes[case.positive]}"
+        name = "accuracy % where as many are called as are so"
         cells[name + _mark(case)] = percent(float(np.mean(found)))
     return cells
 
 
-def _difference(case: Case, first: Case) -> str:
-    """Returns the AUC less that of another case, over the seeds that both have."""
+def _difference(case: Case, first: Case) -> tuple[str, str]:
+    """Returns the AUC less that of another case, and its interval, over the seeds of both."""
     seeds = [seed for seed in first.seeds if seed in case.seeds]
     if not seeds:
-        return "-"
+        return "-", "-"
     scores = [one.scores[one.seeds.index(seed)] for one in (first, case) for seed in seeds]
     found = auc_estimates(np.array(scores), case.truth).grouped(case.groups)
     difference = orh_difference(found.values.reshape(2, -1), found.covariance)
     low, high = difference.interval()
-    return f"{signed(difference.mean)} ({signed(low)} to {signed(high)})"
+    return signed(difference.mean), f"{signed(low)} to {signed(high)}"
 
 
 def _matched(scores: Floats, is_positive: Truth) -> float:
@@ -166,8 +165,8 @@ def _at_sensitivities(case: Case) -> Cells:
         reached, specificity = _rates(case, wanted)
         asked = f"sensitivity {percent(wanted, 0)} %"
         if case.val:
-            cells[f"cutoff for {asked}: sensitivity % reached (95 %)"] = reached
-            cells[f"cutoff for {asked}: specificity % (95 %)"] = specificity
+            cells[f"{asked} asked: reached % (95 %)"] = reached
+            cells[f"{asked} asked: specificity % (95 %)"] = specificity
         else:
             cells[f"specificity % at {asked}{_mark(case)} (95 %)"] = specificity
     return cells
@@ -188,10 +187,10 @@ def _utility(case: Case) -> Cells:
     partial = [partial_auc(own, case.truth) for own in case.scores]
     benefits = [net_benefit(c, THRESHOLD) for c in case.counts([THRESHOLD] * len(case.test))]
     all_called = confusion(np.ones(len(case.truth)), case.truth, 0.5)
-    name = f"PPV % at a prevalence of {percent(PREVALENCE, 0)} %, sensitivity {percent(MAIN, 0)} %"
+    name = f"PPV % at prevalence {percent(PREVALENCE, 0)} %, sensitivity {percent(MAIN, 0)} %"
     of_all = net_benefit(all_called, THRESHOLD)
     return {
-        f"partial AUC above sensitivity {percent(LEAST_SENSITIVITY, 0)} % (at most 0.2)": number(
+        f"partial AUC above sensitivity {percent(LEAST_SENSITIVITY, 0)} % (of 0.2)": number(
             float(np.mean(partial)), 3
         ),
         f"{name}{_mark(case)} (95 %)": _ppv(case),
@@ -250,9 +249,9 @@ def _calibration(case: Case) -> Cells:
 def _counts(case: Case) -> Cells:
     """Returns the confusion matrix at two cutoffs, as means over seeds."""
     cells = {}
-    asked = f"at the cutoff for sensitivity {percent(MAIN, 0)} %{_mark(case)}"
+    asked = f"sensitivity {percent(MAIN, 0)} %{_mark(case)}"
     for name, cutoffs in (
-        ("at cutoff 0.5", [0.5] * len(case.test)),
+        ("cutoff 0.5", [0.5] * len(case.test)),
         (asked, case.cutoffs[MAIN]),
     ):
         counts = case.counts(cutoffs)
@@ -270,8 +269,8 @@ def _short(positive: str, cases: Sequence[Case], whole: Part) -> Part:
     has_val, asked = all(case.val for case in cases), f"sensitivity {percent(MAIN, 0)} %"
     mark = "" if has_val else CHOSEN_ON_TEST
     columns = {
-        f"cutoff for {asked}: sensitivity": f"sensitivity %\n(asked: {percent(MAIN, 0)})",
-        f"cutoff for {asked}: specificity": "specificity %\n(95 %)",
+        f"{asked} asked: reached": f"sensitivity %\n(asked: {percent(MAIN, 0)})",
+        f"{asked} asked: specificity": "specificity %\n(95 %)",
         f"specificity % at {asked}": f"specificity %{mark}\nat {asked}",
         "PPV": f"PPV %{mark} where\n{percent(PREVALENCE, 0)} % are positive",
         "calibration slope": "calibration\nslope",

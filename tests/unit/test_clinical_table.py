@@ -51,8 +51,8 @@ def test_with_val_nothing_is_chosen_with_test_labels() -> None:
     before, after = (rows(clinical(ALL, test, VAL, None)) for test in (TEST, other))
     chosen = [name for name in before if name.startswith("temperature")]
     assert [before[name] for name in chosen] == [after[name] for name in chosen]
-    sensitivity = "cutoff for sensitivity 90 %: sensitivity % reached (95 %)"
-    specificity = "cutoff for sensitivity 90 %: specificity % (95 %)"
+    sensitivity = "sensitivity 90 % asked: reached % (95 %)"
+    specificity = "sensitivity 90 % asked: specificity % (95 %)"
     for name, labels, found in ((sensitivity, 1, before), (specificity, 0, before)):
         expected = [
             np.mean((TEST[run].probabilities[labels == TRUTH, 1] >= cutoff) == labels)
