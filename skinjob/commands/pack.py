@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from skinjob.errors import ImagesError, RunError
 from skinjob.files import absolute, sha256_file
 from skinjob.sweeps.records import Status
 from skinjob.words import list_first, pluralize
+
+if TYPE_CHECKING:
+    from skinjob.status.status import RunStatus
 
 FILE = click.Path(path_type=Path)
 
@@ -84,26 +88,29 @@ def pack(sweep: str | None, runs: Path, out: Path | None, unfinished: bool) -> N
     from skinjob.status.status import run_statuses
     from skinjob.sweeps.pack import pack_sweep
 
-    found = find_sweep(sweep, runs)
-    statuses = run_statuses(found)
-    missing = [
-        f"{run.run} is {run.status}, {run.epoch} of {run.epochs} epochs"
-        for run in statuses
-        if run.status != Status.DONE
-    ]
-    if not unfinished and (num := sum(not run.status.is_final for run in statuses)):
+    chosen = find_sweep(sweep, runs)
+    statuses = run_statuses(chosen)
+    missing = [run for run in statuses if run.status != Status.DONE]
+    active = [run for run in missing if not run.status.is_final]
+    if active and not unfinished:
+        num, names = pluralize(len(statuses), "run"), list_first(list(map(_progress, active)))
         raise RunError(
-            f"{num} of {pluralize(len(statuses), 'run')} not over yet: {list_first(missing)}",
-            f"{found.command('pack', '--unfinished')}   # or wait: {found.command('status')}",
+            f"{len(active)} of {num} not over yet: {names}",
+            f"{chosen.command('pack', '--unfinished')}   # or wait: {chosen.command('status')}",
         )
-    file = out or Path(f"{found.name}.tar")
-    num_files = pack_sweep(found, file)
-    say(*(f"missing: {line}" for line in missing))
-    if not found.report_folder.is_dir():
-        say(f"note    no report in it; {found.command('report')}")
+    file = out or Path(f"{chosen.name}.tar")
+    num_files = pack_sweep(chosen, file)
+    if missing:
+        say(*(f"missing: {_progress(run)}" for run in missing))
+    if not chosen.report_folder.is_dir():
+        say(f"note    no report in it; {chosen.command('report')}")
     say(f"pack    {file}, {pluralize(num_files, 'file')}", f"sha256  {sha256_file(file)}")
     size_mb, path = file.stat().st_size / 1e6, shlex.quote(str(absolute(file)))
     say("", f"fetch it ({size_mb:,.1f} MB) from the laptop in one of these ways:")
     say(f"  rsync -t --partial {LOGIN}:{path} .   # call it again: it resumes")
     say(f"  scp {LOGIN}:{path} .   # cannot resume")
     say("", f"then there: skinjob report {shlex.quote(file.name)}")
+
+
+def _progress(run: RunStatus) -> str:
+    return f"{run.run} is {run.status}, {run.epoch} of {run.epochs} epochs"

@@ -58,11 +58,11 @@ def predict(
     from skinjob.train.predict import probabilities
 
     classes = info.images.classes
-    found = probabilities(trained, file, image, classes).tolist()
+    shares = probabilities(trained, file, image, classes).tolist()
     header = ("image", "predicted", *(f"p_{name}" for name in classes))
     rows = [
         (str(path), classes[p.index(max(p))], *(f"{value:.6f}" for value in p))
-        for path, p in zip(image, found, strict=True)
+        for path, p in zip(image, shares, strict=True)
     ]
     if out:
         with replacing(out) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
@@ -78,10 +78,10 @@ def _choose_run(sweep: str, name: str | None, runs: Path) -> Run:
     """Returns the run that is meant. Raises: RunError if there are several, or none."""
     if Run(Path(sweep)).config_file.is_file():
         return Run(Path(sweep))
-    found = find_results(sweep, runs)
+    chosen = find_results(sweep, runs)
     if name:
-        return runs_of(found, [name])[0]
-    choice = found.runs()
+        return runs_of(chosen, [name])[0]
+    choice = chosen.runs()
     if len(choice) != 1:
         first = choice[0].name if choice else "NAME"
         raise RunError(

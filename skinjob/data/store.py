@@ -124,25 +124,17 @@ class ArchiveStore:
         self.root = root
         self._handle = os.open(root, os.O_RDONLY)
         self._stamp = _stamp(self._handle)
-        head = os.pread(self._handle, 262, 0)
-        self._is_zip = head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
-        is_tar = head[257:] == b"ustar" or root.suffix.lower() == ".tar"
-        for start, command in COMPRESSED.items():
-            if head.startswith(start):
-                raise _compressed(root, command)
-        if not self._is_zip and not is_tar:
-            words = f"{printable(str(root))}: not a folder, a zip or a tar"
-            raise ImagesError(words, f"ls -l {quoted(root)}; {PACK}")
+        kind = _kind(root, os.pread(self._handle, 262, 0))
+        self._is_zip = kind == "zip"
         try:
             with open(self._handle, "rb", closefd=False) as file:
-                found = list(_zip_members(file) if self._is_zip else _tar_members(file))
+                members = list(_zip_members(file) if self._is_zip else _tar_members(file))
         except Exception as error:  # the libraries raise all kinds for a damaged archive
-            kind = "zip" if self._is_zip else "tar"
             words = f"{printable(str(root))}: not a whole {kind}: {printable(str(error))}"
             raise ImagesError(words, f"ls -l {quoted(root)}   # its size; copy it again") from None
         self._members: dict[str, Member] = {}
         self._folders: dict[str, tuple[dict[str, None], list[str]]] = {"": ({}, [])}
-        self._add(found)
+        self._add(members)
         self._marks = marks
         self._top = self._common_folder()
 
@@ -201,10 +193,10 @@ class ArchiveStore:
         member = self._members.get(self._top + path)
         return member.size if member else None
 
-    def _add(self, found: Iterable[tuple[str, Member | str | None]]) -> None:
+    def _add(self, members: Iterable[tuple[str, Member | str | None]]) -> None:
         """Takes over the index. Raises: ImagesError with the members that cannot be accepted."""
         bad = []
-        for name, member in found:
+        for name, member in members:
             parts = [part for part in name.split("/") if part not in ("", ".")]
             path = "/".join(parts)
             fault = member if isinstance(member, str) else _fault_of_name(name, parts)
@@ -305,6 +297,19 @@ def _fault_of_name(name: str, parts: list[str]) -> str:
 def _stamp(handle: int) -> tuple[int, int]:
     info = os.fstat(handle)
     return info.st_size, info.st_mtime_ns
+
+
+def _kind(root: Path, head: bytes) -> str:
+    """Returns zip or tar, by the first 262 bytes of a file. Raises: ImagesError for other files."""
+    for start, command in COMPRESSED.items():
+        if head.startswith(start):
+            raise _compressed(root, command)
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return "zip"
+    if head[257:] == b"ustar" or root.suffix.lower() == ".tar":
+        return "tar"
+    words = f"{printable(str(root))}: not a folder, a zip or a tar"
+    raise ImagesError(words, f"ls -l {quoted(root)}; {PACK}")
 
 
 def _compressed(root: Path, command: str) -> ImagesError:

@@ -84,7 +84,7 @@ def _results(sweep: Sweep) -> Iterator[tuple[str, Path]]:
 
 
 def _last_change(sweep: Sweep) -> str:
-    """Returns the time of the newest heartbeat of a run, or submit of one."""
+    """Returns the time of the newest heartbeat or submit of a run."""
     times = ["1980-01-01T00:00:00Z"]
     for run in sweep.runs():
         with suppress(RunError):  # a damaged state is packed as it is
@@ -170,10 +170,10 @@ def open_pack(path: Path) -> Sweep:
     """
     if path.is_file():
         path = _unpack(path)
-    found = [file.parent for file in path.glob(f"{PAYLOAD}/*/sweep.json")]
-    if len(found) != 1:
-        raise RunError(f"{path}: {len(found)} sweeps in {PAYLOAD}/, not one", AGAIN)
-    return Sweep(found[0])
+    sweeps = [file.parent for file in path.glob(f"{PAYLOAD}/*/sweep.json")]
+    if len(sweeps) != 1:
+        raise RunError(f"{path}: {len(sweeps)} sweeps in {PAYLOAD}/, not one", AGAIN)
+    return Sweep(sweeps[0])
 
 
 def _unpack(file: Path) -> Path:

@@ -22,11 +22,11 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Swe
     place = tmp_path_factory.mktemp("sweeps")
     data = make_tree(place / "skin", num_train=4, num_test=2)
     pack_images(scan(data), place / "images.zip")
-    found = []
+    made = []
     for name, source in (("folder", data), ("zip", place / "images.zip")):
-        found.append(make_sweep(source, weights, place / name / "runs", epochs=2))
-        run_job([run.folder for run in found[-1].runs()])
-    return found[0], found[1]
+        made.append(make_sweep(source, weights, place / name / "runs", epochs=2))
+        run_job([run.folder for run in made[-1].runs()])
+    return made[0], made[1]
 
 
 def test_images_in_a_zip_train_to_the_same_files(sweeps: tuple[Sweep, Sweep]) -> None:
@@ -52,8 +52,8 @@ def test_a_pack_predicts_what_the_run_predicted(
     done = skinjob(*words, *images, cwd=tmp_path, code=0)
     assert done.stdout.count("research software, not a medical device") == 1
     with (tmp_path / "p.csv").open(newline="") as lines:
-        found = list(csv.DictReader(lines))
-    for row, other in zip(wanted, found, strict=True):
+        printed = list(csv.DictReader(lines))
+    for row, other in zip(wanted, printed, strict=True):
         assert other["predicted"] == row["predicted"]
         assert float(other["p_malignant"]) == pytest.approx(float(row["p_malignant"]), abs=2e-6)
     (tmp_path / "no.jpg").write_text("text")
