@@ -10,10 +10,10 @@ from pathlib import Path
 BENCHMARK = Path(__file__).parents[1] / "benchmarks/gpu.py"
 
 
-def test_the_benchmark_for_a_gpu_measures_all_that_it_names(tmp_path: Path) -> None:
+def test_the_benchmark_for_a_gpu_measures_all_that_it_names(tmp_path: Path, weights: Path) -> None:
     """Every kind of figure is there, and what should be equal is."""
     file = tmp_path / "results.json"
-    words = ["--device", "cpu", "--small", "--json", str(file)]
+    words = ["--device", "cpu", "--small", "--weights", str(weights), "--json", str(file)]
     result = subprocess.run(
         [sys.executable, BENCHMARK, *words], capture_output=True, text=True, cwd=tmp_path
     )
