@@ -25,7 +25,7 @@ from untrained import write_untrained  # noqa: E402
 from skinjob.data.lesions import make_images  # noqa: E402
 
 BUNDLE = "skinjob bundle --for cluster.txt --cpu --python {}.{}"
-SUBMIT = "--data ../skin_cancer --batch-sizes 16,32 --epochs 3 --device cpu --cpus 2 --mem 6"
+SUBMIT = "--data ../images.zip --batch-sizes 16,32 --epochs 3 --device cpu --cpus 2 --mem 6"
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def go(way: air_gap.Way) -> None:
     way.on_laptop(BUNDLE.format(*sys.version_info[:2]))
     print(sizes("bundle", way.laptop / "skinjob-bundle"))
     air_gap.carry(way)
-    way.on_laptop("rsync -rt --partial skin_cancer LOGIN_NODE:")
+    air_gap.carry_images(way)
     air_gap.install(way)
     print(sizes("installed", way.home / "site"))
     air_gap.train(way, SUBMIT)

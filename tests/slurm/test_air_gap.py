@@ -17,7 +17,7 @@ from skinjob.bundle.target import CUDA_13, make_target, read_description
 from skinjob.bundle.write import Bundle, write_bundle
 
 REGISTRY = "https://pypi.org/simple/pip/"
-SUBMIT = "--data ../skin_cancer --batch-sizes 2,4 --epochs 1 --device cpu --cpus 1 --mem 2"
+SUBMIT = "--data ../images.zip --batch-sizes 2,4 --epochs 1 --device cpu --cpus 1 --mem 2"
 
 
 def make_bundle(way: air_gap.Way) -> Bundle:
@@ -58,8 +58,8 @@ def test_a_bundle_crosses_and_a_report_comes_back(slurm: Slurm, tmp_path: Path) 
         air_gap.describe(way)
         made = make_bundle(way)
         air_gap.carry(way)
-        make_tree(way.home / "skin_cancer", num_train=4, num_test=2)
-
+        make_tree(way.laptop / "skin_cancer", num_train=4, num_test=2)
+        air_gap.carry_images(way)
         printed = air_gap.install(way)
         assert f"digest  {made.sha256} " in printed
         assert "\nok      a training and its report on the CPU " in printed

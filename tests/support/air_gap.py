@@ -112,6 +112,12 @@ def carry(way: Way) -> None:
     way.on_cluster("diff -r skinjob-bundle by-scp && rm -r by-scp")
 
 
+def carry_images(way: Way) -> None:
+    """Copies the images of the laptop's folder skin_cancer in one file, images.zip."""
+    way.on_laptop("skinjob pack-images skin_cancer")
+    way.on_laptop("rsync -t --partial images.zip LOGIN_NODE:")
+
+
 def install(way: Way) -> str:
     """Installs the bundle into an empty prefix; returns what install.sh prints."""
     return way.on_cluster("sh skinjob-bundle/install.sh --prefix site")
@@ -131,16 +137,19 @@ def train(way: Way, words: str) -> None:
 
 
 def bring_back(way: Way) -> None:
-    """Copies the sweep to the laptop and makes its report again."""
-    way.on_laptop("rsync -rt --exclude=report LOGIN_NODE:site/runs .")
-    way.on_laptop("skinjob report sweep")
+    """Packs the sweep, checks the pack on the laptop, and makes the report again from it."""
+    way.on_cluster("cd site && . current/bin/activate && skinjob pack sweep")
+    way.on_laptop("rsync -t --partial LOGIN_NODE:site/sweep.tar .")
+    way.on_laptop("mkdir bag && tar xf sweep.tar -C bag")
+    way.on_laptop("cd bag/sweep && sha256sum --check --quiet manifest-sha256.txt")
+    way.on_laptop("skinjob verify sweep.tar && skinjob report sweep.tar")
 
 
 def differences(way: Way) -> list[str]:
     """Returns the files of the two reports that differ, or that only one of them has."""
     contents = [
-        {path.name: path.read_bytes() for path in (place / "runs/sweep/report").iterdir()}
-        for place in (way.home / "site", way.laptop)
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (way.home / "site/runs/sweep/report", way.laptop / "sweep-report")
     ]
     names = set(contents[0]) | set(contents[1])
     assert "index.html" in names
