@@ -94,6 +94,7 @@ def list_again(bundle: Path, name: str) -> None:
 # --- installing -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_install_upgrade_and_return(bundle: Path, pip: Path, tmp_path: Path) -> None:
     """It installs without a network, once; an upgrade keeps the old version; a failure undoes."""
     prefix = tmp_path / "my site"
@@ -235,6 +236,7 @@ def test_a_refused_install_changes_nothing(name: str, bundle: Path, tmp_path: Pa
     assert listing(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_python_is_run_and_not_trusted(bundle: Path, tmp_path: Path) -> None:
     """A Python that does not run is passed over, and all that were found are named."""
     tools = tmp_path / "tools"
@@ -258,6 +260,7 @@ def test_a_python_is_run_and_not_trusted(bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "skinjob/current").exists(), "beside the bundle, without --prefix"
 
 
+@pytest.mark.slow
 def test_swapped_content_is_refused_by_its_hash(bundle: Path, tmp_path: Path) -> None:
     """A wheel that SHA256SUMS was made to fit, but not requirements.txt, is not installed."""
     make_wheel(bundle / "wheels", "small", "1.0", {"small.py": b"import os\n"})
@@ -269,6 +272,7 @@ def test_swapped_content_is_refused_by_its_hash(bundle: Path, tmp_path: Path) ->
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_install_left_is_removed(bundle: Path, tmp_path: Path) -> None:
     """Leftovers of a killed install go; another install that still runs is not disturbed."""
     digest = hashlib.sha256((bundle / "SHA256SUMS").read_bytes()).hexdigest()
