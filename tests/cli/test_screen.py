@@ -169,7 +169,7 @@ def test_help_and_completion_escape_texts(sweep: Sweep, tmp_path: Path) -> None:
     """Help shows values of a job file, and Tab shows names of sweeps; both may be a stranger's."""
     (tmp_path / "job.toml").write_text(f"[train]\ndata = {json.dumps(HOSTILE)}\n")
     shown = skinjob("submit", "--job", "job.toml", "--help", cwd=tmp_path)
-    assert r"\u202e" in shown.stdout
+    assert r"\u202e" in "".join(shown.stdout.split()), "it may be broken over two lines"
     assert is_harmless(shown.stdout), repr(shown.stdout)
     draw_sweep(tmp_path / "runs/plain", batch_sizes=(32,), epochs=1)
     words = {"COMP_WORDS": "skinjob status ", "COMP_CWORD": "2"}
