@@ -34,6 +34,7 @@ from skinjob.report.stability import Stability
 from skinjob.report.statistics import sign_flip_p
 from skinjob.report.tables import SweepTable
 from skinjob.sweeps.records import filled_recipe
+from skinjob.words import pluralize
 
 MOST_WORDS = 90
 ENOUGH_SEEDS = 10  # with 8 or more, each of six pairs can be shown by an exact test
@@ -117,7 +118,7 @@ def _same_size(family: Family, topic: Contrast) -> Contrast | None:
 def _headline(family: Family, margin: float, *, tells_stability: bool) -> str:
     first, contrasts = family.series[0].batch_size, family.contrasts
     seeds = min(len(contrast.seeds) for contrast in contrasts)
-    after = f"after {family.at:,} {family.axis}"
+    after = f"after {family.point}"
     if seeds < FEWEST_FOR_VERDICT:
         few = "One complete seed" if seeds == 1 else f"{seeds} complete seeds"
         verb = "cannot tell" if seeds == 1 else "are too few to tell"
@@ -169,10 +170,10 @@ def _numbers(family: Family, topic: Contrast) -> str:
     reference, own = topic.values.mean(axis=1)
     pair = (topic.series, topic.reference)
     if family.axis == "epochs":
-        unit, (made, other) = "updates", [family.updates_of(series) for series in pair]
+        unit, (made, other) = "update", [family.updates_of(series) for series in pair]
     else:
-        unit, (made, other) = "epochs", [1 + bisect_left(s.updates, family.at) for s in pair]
-    start = f"{size} made {made:,} {unit}, {first} made {other:,}; {name} was"
+        unit, (made, other) = "epoch", [1 + bisect_left(s.updates, family.at) for s in pair]
+    start = f"{size} made {pluralize(made, unit)}, {first} made {other:,}; {name} was"
     low, high = topic.interval
     where = "for new images" if topic.new_images else "on these images"
     limits = f", 95 % {signed(low)} to {signed(high)} {where}" if low == low else ""
@@ -193,7 +194,7 @@ def _on_the_other_axis(family: Family, contrast: Contrast) -> str:
     elif contrast.verdict == Verdict.NOT_SHOWN:
         what = "no difference is shown"
     difference = f"({signed(contrast.mean)}{limits})"
-    return f"After {family.at:,} {family.axis} each, {what} {difference}."
+    return f"After {family.point} each, {what} {difference}."
 
 
 def _steadiness(lost: Sequence[int], updates: Family | None) -> str:

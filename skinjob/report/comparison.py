@@ -31,6 +31,7 @@ from skinjob.report.statistics import (
 )
 from skinjob.report.tables import Series, SweepTable, by_lr
 from skinjob.sweeps.layout import Run
+from skinjob.words import pluralize
 
 ALPHA = 0.05
 FEWEST_FOR_TREND = 3
@@ -154,6 +155,11 @@ class Family:
     stability: Sequence[Stability]
     has_own_lrs: bool
     is_primary: bool
+
+    @property
+    def point(self) -> str:
+        """The point in words, such as 20 epochs."""
+        return pluralize(self.at, self.axis.removesuffix("s"))
 
     def updates_of(self, series: Series) -> int:
         """Returns the updates that a batch size had made at this point."""

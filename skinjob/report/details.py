@@ -60,7 +60,7 @@ def _after(comparison: Comparison, family: Family) -> str:
     """Returns the point of a family, with a mark if test images chose its learning rates."""
     mark = CHOSEN_ON_TEST if comparison.table.choosing is COMPARED else ""
     own_lr = f", own lr{mark}" if family.has_own_lrs else ""
-    return f"{family.at:,} {family.axis}{own_lr}"
+    return f"{family.point}{own_lr}"
 
 
 def _against_first(contrast: Contrast | None, num_seeds: int) -> list[str]:
@@ -79,9 +79,7 @@ def _against_first(contrast: Contrast | None, num_seeds: int) -> list[str]:
 
 def _is_twin(family: Family, other: Family, outcome: str) -> bool:
     """Returns True for the family of another outcome at the same point."""
-    mine, theirs = (
-        (one.axis, one.at, one.has_own_lrs, *map(id, one.series)) for one in (family, other)
-    )
+    mine, theirs = ((f.axis, f.at, f.has_own_lrs, *map(id, f.series)) for f in (family, other))
     return mine == theirs and family.outcome == outcome
 
 
@@ -138,7 +136,7 @@ def tests_made(comparison: Comparison) -> list[str]:
         if family.is_primary:
             trend = f"trend p {p_text(family.trend)}; " if family.trend is not None else ""
             lines.append(
-                f"{NAMES[family.outcome]} after {family.at:,} {family.axis}"
+                f"{NAMES[family.outcome]} after {family.point}"
                 f"{_rates(comparison, family)}: {trend}{family.num_tests} tests, adjusted by Holm."
             )
     return lines
@@ -174,21 +172,21 @@ def stability_table(comparison: Comparison) -> Table:
     rows = [
         [
             _after(comparison, family),
-            *_lr_cell(comparison, repr(one.series.lr)),
-            str(one.series.batch_size),
-            number(one.sd, DIGITS),
-            _ratio(one.ratio, one.limits),
-            _ratio(None, one.without_one),
-            "-" if one.outlier is None else f"seed {one.outlier}",
-            f"{one.spacing:,}",
-            number(one.wobble, 4),
-            _ratio(one.wobble_ratio, one.wobble_limits),
-            f"{one.rises} of {one.steps} steps" if one.steps else "-",
-            number(one.largest_rise, DIGITS) if one.steps else "-",
-            _failures(comparison, one),
+            *_lr_cell(comparison, repr(own.series.lr)),
+            str(own.series.batch_size),
+            number(own.sd, DIGITS),
+            _ratio(own.ratio, own.limits),
+            _ratio(None, own.without_one),
+            "-" if own.outlier is None else f"seed {own.outlier}",
+            f"{own.spacing:,}",
+            number(own.wobble, 4),
+            _ratio(own.wobble_ratio, own.wobble_limits),
+            f"{own.rises} of {own.steps} steps" if own.steps else "-",
+            number(own.largest_rise, DIGITS) if own.steps else "-",
+            _failures(comparison, own),
         ]
         for family in primary
-        for one in family.stability
+        for own in family.stability
     ]
     return columns, rows
 
@@ -200,9 +198,9 @@ def _ratio(ratio: float | None, limits: Interval) -> str:
     return between if ratio is None else f"{ratio:.2f} ({between})"
 
 
-def _failures(comparison: Comparison, one: Stability) -> str:
+def _failures(comparison: Comparison, own: Stability) -> str:
     """Returns how many runs diverged or ended below the majority class, of those that ended."""
-    series = one.series
+    series = own.series
     counts = comparison.table.counts.get(COMPARED.split, {})
     majority = max(counts.values(), default=0) / max(1, sum(counts.values()))
     lost = comparison.diverged.get((series.batch_size, series.lr), ())

@@ -127,11 +127,11 @@ def trend_p(values: Floats) -> float:
         return two_sided_p((extreme - middle) / sd, math.inf)
     counts = Counter(int(places @ order) for order in itertools.permutations(places.tolist()))
     lowest = min(counts)
-    one = np.array([counts[lowest + n] for n in range(max(counts) - lowest + 1)], np.float64)
-    one /= one.sum()
+    of_seed = np.array([counts[lowest + n] for n in range(max(counts) - lowest + 1)], np.float64)
+    of_seed /= of_seed.sum()
     all_seeds = np.ones(1)
     for _ in range(seeds):
-        all_seeds = np.convolve(all_seeds, one)
+        all_seeds = np.convolve(all_seeds, of_seed)
     scores = seeds * lowest + np.arange(len(all_seeds))
     return min(1.0, 2 * float(all_seeds[scores >= extreme].sum()))
 
@@ -231,8 +231,8 @@ def macro_auc_estimates(probabilities: Floats, labels: NDArray[np.int64]) -> Est
     classes = range(probabilities.shape[2])
     of_classes = [auc_estimates(probabilities[:, :, c], labels == c) for c in classes]
     return Estimates(
-        np.mean([one.values for one in of_classes], axis=0),
-        np.mean([one.components for one in of_classes], axis=0),
+        np.mean([each.values for each in of_classes], axis=0),
+        np.mean([each.components for each in of_classes], axis=0),
     )
 
 
