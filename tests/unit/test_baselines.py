@@ -11,11 +11,12 @@ from commands import recorded
 from sweep_maker import draw_sweep
 from trees import make_sweep, make_tree
 
-from skinjob.commands.report import report_on
+from skinjob.commands.report import print_report
 from skinjob.data.audit import shortcut
 from skinjob.data.scan import scan
 from skinjob.data.validation import hold_out
 from skinjob.report.baselines import baseline_lines, baselines
+from skinjob.report.build import build_report
 from skinjob.report.summary import readable, summarize
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
@@ -45,14 +46,14 @@ def test_the_page_and_the_terminal_show_the_baselines(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The page has them in the table of the runs, the terminal in sentences below its table."""
-    report_on([sweep], None)
+    print_report(build_report([sweep]))
     page = (sweep.report_folder / "index.html").read_text("utf-8")
     for name, accuracy, loss in (
         ("converged head", "89.1", "0.310"),
         ("without lesion", "78.2", "0.512"),
         ("without image", "54.5", "0.689"),
     ):
-        assert page.index(f"<td>{name}</td>") < page.index(f"<td>{accuracy}</td>")
+        assert page.index(f">{name}</th>") < page.index(f"<td>{accuracy}</td>")
         assert f"<td>{loss}</td>" in page
     with (sweep.report_folder / "summary.csv").open(newline="") as lines:
         small, large = csv.DictReader(lines)
@@ -106,7 +107,7 @@ def test_a_damaged_record_is_named_and_stops_nothing(
     """The report is made without the converged head, and says which file it could not read."""
     sweep = draw(tmp_path / "s")
     sweep.converged_file.write_text(content)
-    report_on([sweep], tmp_path / "out")
+    print_report(build_report([sweep], tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "Converged head: accuracy" not in printed
     assert "The converged head is not shown: " in printed
