@@ -202,7 +202,6 @@ def test_submit_names_near_copies_and_the_shortcut(
     with Image.open(lesions / "train/malignant/1.png") as original:
         original.save(lesions / "test/malignant/copy.jpg", quality=60)
     options = ("--data", lesions, "--weights", weights, "--cluster", "local", "--batch-sizes", "4")
-    found = set()
     for fraction in ("0", "0.34"):  # with val, some copies are of its images
         given = (*options, "--val-fraction", fraction, "--dry-run")
         printed = skinjob("submit", *given, cwd=tmp_path, code=0).stdout
@@ -210,8 +209,7 @@ def test_submit_names_near_copies_and_the_shortcut(
             "1 test image is nearly the same as a training image (first: test/malignant/copy.jpg): "
             f"skinjob audit {lesions}\n" in printed
         )
-        found |= set(re.findall(r"^shortcut file size, .* accuracy and AUC .*", printed, re.M))
-    assert len(found) == 1
+        assert re.search(r"^shortcut file size, .* accuracy and AUC ", printed, re.M)
 
 
 def test_several_classes_have_a_shortcut_too(tmp_path: Path) -> None:
