@@ -187,7 +187,7 @@ def _utility(case: Case) -> Cells:
     partial = [partial_auc(own, case.truth) for own in case.scores]
     benefits = [net_benefit(c, THRESHOLD) for c in case.counts([THRESHOLD] * len(case.test))]
     all_called = confusion(np.ones(len(case.truth)), case.truth, 0.5)
-    name = f"PPV % at prevalence {percent(PREVALENCE, 0)} %, sensitivity {percent(MAIN, 0)} %"
+    name = f"PPV % at a prevalence of {percent(PREVALENCE, 0)} %"
     of_all = net_benefit(all_called, THRESHOLD)
     return {
         f"partial AUC above sensitivity {percent(LEAST_SENSITIVITY, 0)} % (of 0.2)": number(
