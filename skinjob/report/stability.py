@@ -112,7 +112,8 @@ def _spacing(series: Series, axis: str, all_series: Sequence[Series]) -> int:
     """Returns the updates of an epoch, or those from one common test of all series to the next."""
     if axis == "epochs":
         return series.updates[0]
-    return min(set.intersection(*(set(each.points) for each in all_series)))
+    common = set.intersection(*(set(each.points) for each in all_series))
+    return min(update for update in common if update)  # a damaged file may have a 0
 
 
 def _losses(series: Series, axis: str, at: int, spacing: int) -> Floats:

@@ -175,6 +175,8 @@ class Series:
     @property
     def whole_epochs(self) -> int:
         """The epochs that were not cut, as `updates` may cut the last one."""
+        if not self.table.info.updates:
+            return self.epochs
         num_images = sum(self.table.counts.get("train", {}).values())
         per_epoch = -(-num_images // self.batch_size) or self.updates[0]
         return self.epochs - (self.updates[-1] < self.epochs * per_epoch)
@@ -286,11 +288,20 @@ def read_run(run: Run) -> MetricsFile:
 def read_tests(run: Run) -> Tests:
     """Returns the columns of a run's tests.csv; empty if it has none. Raises: as `read_run`."""
     columns: dict[str, list[float]] = {name: [] for name in TESTS}
+    last = 0
 
     def take(header: Sequence[str], row: list[str]) -> None:
+        nonlocal last
         cells = dict(zip(header, row, strict=True))
         for name, values in columns.items():
-            values.append(float(cells[name] or "nan"))
+            try:
+                is_count = name in ("update", "epoch")
+                values.append(_integer(cells[name]) if is_count else float(cells[name] or "nan"))
+            except ValueError:
+                raise ValueError(f"{name} is {cells[name]!r:.80}") from None
+        before, last = last, int(columns["update"][-1])
+        if last <= before:
+            raise ValueError(f"update {last} after update {before}")
 
     return columns if _read_rows(run.tests_file, tuple(TESTS), take) else {}
 
@@ -313,6 +324,8 @@ def _read_rows(
                 if header and (missing := [name for name in needed if name not in header]):
                     raise ValueError(f"no column {', '.join(missing)}")
                 for row in reader:
+                    if len(row) != len(header):
+                        raise ValueError(f"{len(row)} values, not {len(header)}")
                     take(header, row)
             except (ValueError, csv.Error) as error:
                 line = max(1, reader.line_num)
@@ -358,8 +371,6 @@ def _grid_point(run: Run) -> tuple[int, float, int]:
 
 def _values(run: Run, header: Sequence[str], row: Sequence[str], *, epoch: int) -> list[Value]:
     """Returns a row in the order of METRICS. Raises: ValueError with the wrong value."""
-    if len(row) != len(header):
-        raise ValueError(f"{len(row)} values, not {len(header)}")
     values: dict[str, Value] = {}
     for name, text in zip(header, row, strict=True):
         if name in READERS and (text or name in NEEDED):

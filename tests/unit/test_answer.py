@@ -360,6 +360,26 @@ def test_jumps_are_measured_from_tests_equally_many_updates_apart(tmp_path: Path
     assert "256 is less stable (test loss jumps" in answer(compared(sweep)).text
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("nan,20,0.6,0.5,0.7,0.8", "update is 'nan'"),
+        ("588,20,x,0.5,0.7,0.8", "train_loss is 'x'"),
+        ("560,20,0.6,0.5,0.7,0.8", "update 560 after update 560"),
+        ("588,20", "2 values, not 6"),
+    ],
+)
+def test_a_damaged_row_of_tests_is_named(tmp_path: Path, row: str, says: str) -> None:
+    """The run does not count, and the report names file, line and value."""
+    sweep = draw_updates(tmp_path / "s", {32: 0.0, 256: 0.0})
+    run = sweep.runs()[0]
+    with run.tests_file.open("a") as tests:
+        tests.write(f"{row}\r\n")
+    table = read_sweep(sweep)
+    assert table.unread[run.name].message == f"{run.tests_file}, line 22: {says}"
+    assert len(table.unread) == 1
+
+
 @pytest.mark.parametrize("damage", ["missing", "other updates"])
 def test_tests_that_a_run_lacks_are_those_of_its_epochs(tmp_path: Path, damage: str) -> None:
     """If not all runs have the same tests, the ends of the epochs are compared."""
