@@ -26,14 +26,13 @@ from skinjob.report.plots.canvas import DARK, LIGHT, as_file, id_of
 from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, looks, span, tick_text
 from skinjob.report.plots.clinical import SHOWN_OF_MANY
 from skinjob.report.plots.curves import (
-    common_scales,
     excess_figure,
     fit_figure,
-    lines_of,
     loss_figure,
     outcome_figure,
 )
 from skinjob.report.plots.gallery import figures, write_figures
+from skinjob.report.plots.lines import common_scales, lines_of
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
 

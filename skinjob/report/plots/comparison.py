@@ -27,7 +27,7 @@ from skinjob.report.plots.chart import (
     looks,
     span,
 )
-from skinjob.report.plots.curves import (
+from skinjob.report.plots.lines import (
     LEFT,
     TITLES,
     epoch_scale,

@@ -1,10 +1,9 @@
-"""Learning curves: loss, accuracy and AUC, and differences to the smallest batch size."""
+"""Learning curves: loss, accuracy, AUC, and how far the train loss is from its end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,121 +23,25 @@ from skinjob.report.plots.chart import (
     finished,
     grid,
     label_room,
-    looks,
-    span,
+)
+from skinjob.report.plots.lines import (
+    LEFT,
+    TEST_ACCURACY,
+    TEST_AUC,
+    TEST_LOSS,
+    TITLES,
+    Levels,
+    Line,
+    Quantity,
+    Scales,
+    epochs_of,
+    known,
+    tests,
 )
 from skinjob.report.statistics import Floats
-from skinjob.report.tables import Series
-from skinjob.sweeps.records import METRICS, TESTS
 
-LONGEST_LABEL = 16  # characters at the end of a line; longer ones get a letter and a key below
 LONGEST_KEY = 84
-TITLES = {"updates": "updates (log scale)", "epochs": "epochs"}
-LEFT, GAP, TOP, HEIGHT = 42.0, 26.0, 52.0, 210.0
-
-Levels = Mapping[str, float]
-"""The value of the converged head by column, where it is known."""
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What a picture shows of a column of metrics.csv."""
-
-    column: str
-    name: str
-    factor: float = 1.0
-    minus: float = 0.0
-
-    def of(self, values: Floats) -> Floats:
-        """Returns values of the column as the picture has them."""
-        return self.factor * (values - self.minus)
-
-
-TEST_LOSS = Quantity("test_loss", "test loss")
-TEST_ACCURACY = Quantity(COMPARED.column, "test accuracy %", 100.0)
-TEST_AUC = Quantity("test_auc", "test AUC")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A series in a picture."""
-
-    series: Series
-    label: str
-    look: Look
-    key: str = ""
-    """The meaning of a label that is only a letter."""
-
-
-def lines_of(all_series: Sequence[Series], labels: Sequence[str]) -> list[Line]:
-    """Returns a line for each series. If labels are long, they become letters with a key."""
-    parts = zip(all_series, labels, looks(len(all_series)), strict=True)
-    lines = [Line(series, label, look) for series, label, look in parts]
-    if max(map(len, labels)) <= LONGEST_LABEL:
-        return lines
-    return [
-        replace(line, label=_letter(n), key=f"{_letter(n)}: {line.label}")
-        for n, line in enumerate(lines)
-    ]
-
-
-def _letter(n: int) -> str:
-    return chr(ord("A") + n % 26) + (str(n // 26) if n >= 26 else "")
-
-
-@dataclass(frozen=True)
-class Scales:
-    """The axes that all pictures of a report share."""
-
-    epochs: Scale
-    updates: Scale
-    loss: Scale
-    accuracy: Scale
-    auc: Scale
-
-    def along(self, by: str) -> Scale:
-        """Returns the horizontal axis: of epochs, or of updates."""
-        return self.updates if by == "updates" else self.epochs
-
-    def of(self, column: str) -> Scale:
-        """Returns the vertical axis of a column of metrics.csv."""
-        if column.endswith("_loss"):
-            return self.loss
-        return self.accuracy if column.endswith("_accuracy") else self.auc
-
-
-def common_scales(all_series: Sequence[Series], levels: Levels) -> Scales:
-    """Returns axes that hold every finite value of every series, and the converged head."""
-    points = [tests(series, "test_loss", "updates")[0] for series in all_series]
-    points += [[float(updates) for updates in series.updates] for series in all_series]
-    updates = [end for own in points for end in (own[0], own[-1])]
-    last = max(series.epochs for series in all_series)
-    return Scales(
-        epochs=epoch_scale(last),
-        updates=Scale(max(min(updates), 1) / 1.25, max(*updates, 1) * 1.1, is_log=True),
-        loss=_span(all_series, levels, "_loss", (0.0, math.inf)),
-        accuracy=_span(all_series, levels, "_accuracy", (0.0, 100.0), 100.0),
-        auc=_span(all_series, levels, "test_auc", (0.0, 1.0)),
-    )
-
-
-def epoch_scale(last: int) -> Scale:
-    """Returns the axis of epochs 1 to *last*."""
-    return Scale(1, last) if last > 1 else Scale(0, 2)
-
-
-def _span(
-    all_series: Sequence[Series],
-    levels: Levels,
-    ending: str,
-    bounds: tuple[float, float],
-    factor: float = 1.0,
-) -> Scale:
-    """Returns the axis of all columns with this ending."""
-    columns = [column for column in METRICS if column.endswith(ending)]
-    values = [s.rows[column].to_numpy(float) for s in all_series for column in columns]
-    ends = np.concatenate([*values, [levels.get(column, math.nan) for column in columns]])
-    return span((factor * ends).tolist(), bounds=bounds)
+GAP, TOP, HEIGHT = 26.0, 52.0, 210.0
 
 
 def loss_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure:
@@ -234,7 +137,7 @@ def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure 
         ends = []
         for split in splits:
             column, look = f"{split}_loss", split_looks[split]
-            values, xs = known(line.series, column), _xs(line.series)
+            values, xs = known(line.series, column), epochs_of(line.series)
             if len(values) <= MOST_SEEDS:
                 titles = [f"{split}, seed {seed}" for seed in line.series.seeds]
                 panel.seeds(xs, values, look, titles, opacity=0.2)
@@ -306,27 +209,6 @@ def _draw_behind(panel: Panel, line: Line, shown: Quantity, by: str) -> None:
         panel.canvas.line(places, line.look.ink, width=0.8, dash=(2, 2), title=f"{name}, behind")
 
 
-def known(series: Series, column: str) -> Floats:
-    """Returns a column by run, (runs, epochs); NaN where a value is infinite."""
-    return _finite(series.by_run(column))
-
-
-def tests(series: Series, column: str, by: str) -> tuple[list[float], Floats]:
-    """Returns the epochs or updates after which runs were tested, and a column there by run."""
-    if by == "updates" and column in TESTS:
-        return [float(point) for point in series.points], _finite(series.at_points(column))
-    xs = _xs(series) if by == "epochs" else [float(updates) for updates in series.updates]
-    return xs, known(series, column)
-
-
-def _finite(values: Floats) -> Floats:
-    return np.where(np.isfinite(values), values, math.nan)
-
-
-def _xs(series: Series) -> list[float]:
-    return [float(epoch) for epoch in range(1, series.epochs + 1)]
-
-
 def _mean(values: Floats) -> list[float]:
     """Returns the means over runs; the median if there are so many that quantiles are drawn."""
     middle = np.median(values, axis=0) if len(values) > MOST_SEEDS else values.mean(axis=0)
@@ -385,7 +267,7 @@ def _figure(
     for line in lines:
         values = [_statistics(each.of(known(line.series, each.column))) for each in shown]
         for place, (epoch, updates) in enumerate(
-            zip(_xs(line.series), line.series.updates, strict=True)
+            zip(epochs_of(line.series), line.series.updates, strict=True)
         ):
             cells = [number(float(own[place]), 6) for of_each in values for own in of_each]
             label = line.key or line.label

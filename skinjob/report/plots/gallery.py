@@ -18,13 +18,12 @@ from skinjob.report.plots.comparison import (
     seeds_figure,
 )
 from skinjob.report.plots.curves import (
-    common_scales,
     excess_figure,
     fit_figure,
-    lines_of,
     loss_figure,
     outcome_figure,
 )
+from skinjob.report.plots.lines import common_scales, lines_of
 from skinjob.report.predictions import Predictions
 from skinjob.report.tables import Series, by_lr
 
