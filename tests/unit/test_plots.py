@@ -351,10 +351,13 @@ def test_only_a_converged_head_that_exists_is_drawn(tmp_path: Path, exists: bool
 
 def test_runs_that_count_updates_are_drawn_by_updates(tmp_path: Path) -> None:
     """Where batch sizes end after the same updates, their ends and labels are side by side."""
-    found = drawn(draw_sweep(tmp_path / "s", updates=60, seeds=range(2)))
+    sweep = draw_sweep(tmp_path / "s", updates=60, seeds=range(2))
+    found = drawn(sweep)
     assert "test AUC, by updates" in texts(found["accuracy"])
     assert found["paired"].columns[1] == "updates"
-    assert {row[1] for row in found["paired"].rows} >= {"60"}
+    points = read_sweep(sweep).tests[sweep.runs()[0].name]["update"]
+    pair = [row[1] for row in found["paired"].rows if row[0] == "64 minus 32"]
+    assert pair == [f"{point:g}" for point in points]
     panels = [text for text in texts(found["comparison"]) if ", by " in text]
     assert panels == ["test loss, by epochs", "test loss, by updates"]
 
