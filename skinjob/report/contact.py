@@ -5,25 +5,28 @@ The text and the style are in contact.html.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from skinjob.console import printable
-from skinjob.data.audit import Audit, thumbnail
+from skinjob.data.audit import Audit, Pair, thumbnail
 from skinjob.files import write_text
 from skinjob.words import pluralize
 
 MOST_PAIRS = 300  # on a sheet: 4 MB
 
 
-def write_contact_sheet(file: Path, audit: Audit) -> None:
+def write_contact_sheet(file: Path, audit: Audit, alike: Sequence[Pair]) -> None:
     """Writes the sheet. It names images without their folders, and loads nothing.
+
+    *alike* are pairs that may be copies.
 
     Raises: ImagesError if an image has changed since the scan.
     """
     images, shown = audit.images, audit.pairs[:MOST_PAIRS]
-    places = {place for pair in shown for place in (pair.first, pair.second)}
+    places = {place for pair in (*shown, *alike) for place in (pair.first, pair.second)}
     pictures = {
         place: {
             "name": printable(Path(images.files[place].path).name),
@@ -45,6 +48,9 @@ def write_contact_sheet(file: Path, audit: Audit) -> None:
         num_pairs=pluralize(len(audit.pairs), "pair"),
         num_more=len(audit.pairs) - len(shown),
         is_complete=audit.is_complete,
-        pairs=[(pair, pictures[pair.first], pictures[pair.second]) for pair in shown],
+        lists=[
+            [(pair, pictures[pair.first], pictures[pair.second]) for pair in pairs]
+            for pairs in (shown, alike)
+        ],
     )
     write_text(file, page)
