@@ -79,7 +79,7 @@ def command_line() -> argparse.Namespace:
     options.forward_sizes = (256, 512, 1024)
     if options.small:
         options.generated = {"train": 16, "test": 8}
-        options.batch_sizes, options.all_sizes, options.seeds = "4,8", "4,8", "0"
+        options.batch_sizes, options.all_sizes, options.seeds = "4,8", "4", "0"
         options.epochs, options.all_epochs, options.seconds = 3, 2, 0.1
         options.forward_sizes = (4,)
     return options
