@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from skinjob.errors import ConfigError, RunError, WeightsError
 from skinjob.files import csv_text, replacing, sha256_file
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import SweepInfo
+from skinjob.weights.file import read_backbone
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -53,8 +55,7 @@ def predict(
     info = chosen.sweep.info()
     trained = _trained_file(chosen)
     file = _checked_weights(weights, info)
-    if find_spec("torch") is None:
-        raise ConfigError("predict needs torch, and it is missing", "pip install 'skinjob[train]'")
+    _require_libraries(file)
     from skinjob.train.predict import probabilities
 
     classes = info.images.classes
@@ -72,6 +73,15 @@ def predict(
     say("", "research software, not a medical device")
     if info.weights_kind != "fetched":
         say(f"the weights are {info.weights_kind}: these numbers say nothing about skin")
+
+
+def _require_libraries(weights: Path) -> None:
+    """Raises: ConfigError if this Python lacks what the network of the weights needs."""
+    needed = ("torch", "torchvision") if read_backbone(weights).needs_torchvision else ("torch",)
+    missing = [library for library in needed if find_spec(library) is None]
+    if missing:
+        words = f"predict needs {missing[0]}, and it is missing in {sys.executable}"
+        raise ConfigError(words, "pip install 'skinjob[train]'")
 
 
 def _choose_run(sweep: str, name: str | None, runs: Path) -> Run:
