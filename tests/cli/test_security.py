@@ -61,6 +61,7 @@ MODES = [
     ("runs/SWEEP", FOLDER, f"{BY_UMASK}; refused where everybody may write"),
     ("runs/SWEEP/sweep.json", FILE, BY_UMASK),
     ("runs/SWEEP/images.csv", FILE, BY_UMASK),
+    ("runs/SWEEP/converged.json", FILE, BY_UMASK),
     (
         "runs/SWEEP/submission",
         "0700",
@@ -198,7 +199,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.scripts += [dict(attrs).get("type")] if tag == "script" else []
-        self.attributes += [(name, value or "") for name, value in attrs]
+        # The name of SVG's language looks like an address.
+        self.attributes += [(name, value or "") for name, value in attrs if name != "xmlns"]
 
     def handle_data(self, data: str) -> None:
         self.text += data

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ def browsing() -> Iterator[Any]:
 
     With SKINJOB_REQUIRE_BROWSER the test fails instead.
     """
-    path = chromium()
-    if path is None and not os.environ.get("SKINJOB_REQUIRE_BROWSER"):
-        pytest.skip(f"no chromium on this machine: {INSTALL}")
+    path, is_needed = chromium(), os.environ.get("SKINJOB_REQUIRE_BROWSER")
+    has_playwright = find_spec("playwright") and find_spec("axe_playwright_python")
+    if not is_needed and not (path and has_playwright):
+        pytest.skip(f"no chromium, or no playwright: {INSTALL}")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
