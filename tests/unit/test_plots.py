@@ -27,7 +27,6 @@ from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, look
 from skinjob.report.plots.clinical import SHOWN_OF_MANY
 from skinjob.report.plots.curves import (
     excess_figure,
-    fit_figure,
     loss_figure,
     outcome_figure,
 )
@@ -330,7 +329,7 @@ def test_the_converged_head_is_a_level(tmp_path: Path) -> None:
     assert scales.auc.high > 0.97
     assert excess_figure(lines, scales, levels) is None
     levels["train_loss"] = 0.1
-    for draw, num in ((loss_figure, 1), (outcome_figure, 2), (fit_figure, 1), (excess_figure, 0)):
+    for draw, num in ((loss_figure, 1), (outcome_figure, 2), (excess_figure, 0)):
         figure = draw(lines, scales, levels)
         assert figure
         assert texts(figure).count("converged") == num

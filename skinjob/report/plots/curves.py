@@ -116,14 +116,13 @@ def outcome_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Fig
     return _figure("accuracy", caption, canvas, lines, shown)
 
 
-def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure | None:
+def fit_figure(lines: Sequence[Line], scales: Scales) -> Figure | None:
     """Returns the loss on each split, a panel for each line; None without training losses."""
     columns = {name for line in lines for name in line.series.table.columns}
     splits = [s for s in ("train", "val", "test") if f"{s}_loss" in columns]
     if "train" not in splits or len(splits) < 2:
         return None
-    level = levels.get("train_loss", math.nan)
-    room = label_room(["converged" if math.isfinite(level) else "train"])
+    room = label_room(["train"])
     boxes, height = grid(
         len(lines), 4, top=38, left=LEFT, right=room, height=160, gap=18, row_gap=72
     )
@@ -144,9 +143,6 @@ def fit_figure(lines: Sequence[Line], scales: Scales, levels: Levels) -> Figure 
             mean = _mean(values)
             panel.mean(xs, mean, look, f"{line.label}, {split}, epoch")
             ends.append(Label(panel.y(mean[-1]), split, look))
-        if math.isfinite(level):
-            panel.level(level)
-            ends.append(Label(panel.y(level), "converged"))
         if n % 4 == 3 or n == len(lines) - 1:
             panel.labels_right(ends)
     caption = "Loss on each split by epochs, a panel for each batch size: a test loss that rises "

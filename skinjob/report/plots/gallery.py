@@ -41,7 +41,7 @@ def figures(results: Sequence[Result], all_series: Sequence[Series]) -> list[Fig
     found: list[Figure | None] = [
         loss_figure(lines, scales, levels),
         outcome_figure(lines, scales, levels),
-        fit_figure(lines, scales, levels),
+        fit_figure(lines, scales),
         excess_figure(lines, scales, levels),
     ]
     for comparison, predictions in results:

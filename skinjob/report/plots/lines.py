@@ -124,7 +124,8 @@ def _span(
     """Returns the axis of all columns with this ending."""
     columns = [column for column in METRICS if column.endswith(ending)]
     values = [s.rows[column].to_numpy(float) for s in all_series for column in columns]
-    ends = np.concatenate([*values, [levels.get(column, math.nan) for column in columns]])
+    level = levels.get(f"test{ending}" if ending.startswith("_") else ending, math.nan)
+    ends = np.concatenate([*values, [level]])
     return span((factor * ends).tolist(), bounds=bounds)
 
 
