@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs skinjob from this folder, without internet: sh install.sh [--prefix DIR] [--python EXE]
 #   --prefix DIR   where to install; default: the folder skinjob beside this one
-#   --python EXE   the Python to use; default: the first on PATH that fits
+#   --python EXE   the Python to use; default: the bundle's own, or the first on PATH that fits
 # Everything is checked before anything is written. An earlier version stays until you remove it.
 set -u
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONPYCACHEPREFIX
@@ -60,6 +60,10 @@ is_current() { [ "$(readlink "$prefix/current" 2>/dev/null)" = "versions/$id" ];
 next_steps() {
     printf 'next:   cd %s && . current/bin/activate && skinjob init-site && skinjob doctor\n' \
         "$(quoted "$prefix")"
+    for images in "$bundle"/images/*; do
+        [ -f "$images" ] && printf 'images: skinjob submit --data %s\n' "$(quoted "$images")"
+    done
+    return 0
 }
 
 switch() { # a link is replaced in one step; `mv` and `ln -f` cannot do it everywhere
@@ -132,8 +136,11 @@ except ImportError: words.append("without venv")
 print("%d.%d.%d%s" % (sys.version_info[:3] + (words and " (%s)" % ", ".join(words) or "",)))
 '
 need=$(about python)
-python='' found=''
-for name in ${asked:+"$asked"} ${asked:-"python$need" python3 python \
+python='' found='' carried=
+for name in "$bundle"/python/*.tar.gz; do
+    [ -f "$name" ] && [ -z "$asked" ] && carried=$name answer=$need
+done
+[ -n "$carried" ] || for name in ${asked:+"$asked"} ${asked:-"python$need" python3 python \
     "/usr/bin/python$need" "/usr/local/bin/python$need" \
     python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8}; do
     answer=$("$name" -E -c "$ask" 2>/dev/null </dev/null) || continue
@@ -145,12 +152,12 @@ for name in ${asked:+"$asked"} ${asked:-"python$need" python3 python \
     *) found="${found:+$found, }$answer" ;;
     esac
 done
-if [ -z "$python" ]; then
+if [ -z "$python$carried" ]; then
     [ -n "$asked" ] && [ -z "$found" ] && found="$asked, which does not run"
     fail "bundle is for Python $need; found ${found:-none}" \
         "module load python/$need; $again   # or --python EXE, or bundle for a Python that is here"
 fi
-printf 'ok      Python %s (%s)\n' "$answer" "$(command -v "$python")"
+printf 'ok      Python %s (%s)\n' "$answer" "${carried:-$(command -v "$python")}"
 
 there=$prefix # the folder that exists already, on the same disk
 while [ ! -d "$there" ]; do
@@ -207,6 +214,11 @@ trap 'undo; exit 143' TERM HUP
 mkdir -p "$version" || fail "$version: cannot be made" "ls -ld $(quoted "$there")"
 printf '%s %s\n' "$(uname -n)" $$ >"$version/installing"
 
+if [ -n "$carried" ]; then
+    python=$version/python/bin/python$need
+    tar -xzf "$carried" -C "$version" >"$log" 2>&1 && "$python" -E -c "$ask" >>"$log" 2>&1 ||
+        broken "the Python of the bundle does not run here" "$again --python EXE"
+fi
 "$python" -m venv --without-pip "$version" >"$log" 2>&1 || broken "no venv with $python" "$again --python EXE"
 exe=$version/bin/python
 printf '...     installing %s packages into %s\n' "$(wc -l <requirements.txt | tr -d ' ')" "$version"

@@ -1,6 +1,7 @@
 """Writes a bundle: a folder with wheels, weights, an installer, and the digest of each file.
 
     install.sh  BUNDLE.txt  SHA256SUMS  requirements.txt  pylock.toml  wheels/  weights/
+    [images/images.zip]  [python/python.tar.gz]
 
 It is a folder and not an archive: wheels are compressed already, a folder is copied and resumed
 file by file, and a new version sends only what changed.
@@ -13,11 +14,12 @@ import hashlib
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import BinaryIO, cast
 
 from skinjob import __version__
@@ -30,6 +32,12 @@ from skinjob.files import sha256_file, write_text
 from skinjob.weights.file import SUMS_NAME, list_digest
 
 ABOUT = "BUNDLE.txt"
+EXTRAS = ("images", "python")
+"""Folders that a bundle may have besides, each with a single file."""
+HINT = (
+    "get the cluster's cpython-...-install_only.tar.gz from "
+    "https://github.com/astral-sh/python-build-standalone/releases"
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,12 @@ def write_bundle(
     pylock: str,
     project: Path,
     weights: Path,
+    extras: Mapping[str, Path] = MappingProxyType({}),
 ) -> Bundle:
     """Writes a bundle to *folder*, which may hold an earlier one: its wheels are not sent again.
 
-    SHA256SUMS is removed first and written last, so a bundle that was broken off does not install.
+    *extras* are further files by their paths in the bundle, in folders of EXTRAS. SHA256SUMS is
+    removed first and written last, so a bundle that was broken off does not install.
 
     Raises: BundleError if the folder holds something else; DownloadError as `download`.
     """
@@ -78,7 +88,11 @@ def write_bundle(
     for wheel in wheels:
         _download(wheel, folder / "wheels")
     own = _build_wheel(project, folder / "wheels")
-    _copy_weights(weights, folder / "weights")
+    list_digest(*_carry(weights, folder / "weights" / weights.name))
+    for name in {*EXTRAS} - {path.partition("/")[0] for path in extras}:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path, source in extras.items():
+        _carry(source, folder / path)
     digests = {f"{wheel.name}=={wheel.version}": wheel.sha256 for wheel in wheels}
     digests[f"skinjob=={__version__}"] = sha256_file(own)
     lines = [f"{name} --hash=sha256:{digests[name]}\n" for name in sorted(digests)]
@@ -136,13 +150,35 @@ def _build_wheel(project: Path, folder: Path) -> Path:
         return Path(shutil.copyfile(built, folder / built.name))
 
 
-def _copy_weights(file: Path, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    with explain_full_disk(folder, file.stat().st_size, typed_command()):
-        copy = Path(shutil.copyfile(file, folder / file.name))
-    list_digest(copy, sha256_file(copy))
+def _carry(file: Path, copy: Path) -> tuple[Path, str]:
+    """Copies a file to a folder that then holds nothing else; returns the copy and its SHA-256.
+
+    A copy with the same content stays as it is.
+    """
+    copy.parent.mkdir(exist_ok=True)
+    sha256 = sha256_file(file)
+    for old in copy.parent.iterdir():
+        if old != copy or sha256_file(old) != sha256:
+            old.unlink()
+    if not copy.exists():
+        with explain_full_disk(copy.parent, file.stat().st_size, typed_command()):
+            shutil.copyfile(file, copy)
+    return copy, sha256
+
+
+def require_python(archive: Path, target: Target) -> None:
+    """Checks that an archive unpacks to the target's Python, as python/bin/pythonX.Y.
+
+    Raises: BundleError.
+    """
+    name = f"python/bin/python{target.python}"
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.getmember(name)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise BundleError(f"{archive}: no .tar.gz ({error})", HINT) from None
+    except KeyError:
+        raise BundleError(f"{archive}: no {name} in it", HINT) from None
 
 
 def _room(folder: Path) -> tuple[int, int]:
@@ -159,6 +195,10 @@ def _room(folder: Path) -> tuple[int, int]:
         num_bytes += sum(member.file_size for member in (*members, *sources))
         num_files += len(members) + len(sources) + 2 * len(folders)  # with each __pycache__
     num_bytes += sum(path.stat().st_size for path in (folder / "weights").iterdir())
+    for path in folder.glob("python/*"):
+        with tarfile.open(path) as tar:
+            sizes = [member.size for member in tar]
+        num_bytes, num_files = num_bytes + sum(sizes), num_files + len(sizes)
     return int(1.05 * num_bytes) + 2048 * num_files, num_files
 
 

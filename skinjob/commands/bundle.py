@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,6 +54,13 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
     show_default=True,
     help="Weights file; fetched if it is missing (weights/resnet50.safetensors, ...).",
 )
+@click.option("--data", type=FILE, help="Images to carry as one file: a folder, a zip or a tar.")
+@click.option(
+    "--with-python",
+    metavar="FILE.tar.gz",
+    type=FILE,
+    help="A Python to carry: an install_only archive of python-build-standalone.",
+)
 @click.option(
     "--out", type=FILE, default="skinjob-bundle", show_default=True, help="Folder to write to."
 )
@@ -64,6 +72,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
 def bundle(
     described: Path | None,
     weights: Path,
+    data: Path | None,
+    with_python: Path | None,
     out: Path,
     split: int | None,
     dry_run: bool,
@@ -81,11 +91,12 @@ def bundle(
     Example:
       skinjob bundle --print-describe > describe.sh   # run it on the cluster
       skinjob bundle --for cluster.txt
+      skinjob bundle --for cluster.txt --data skin_cancer
       skinjob bundle --python 3.12 --driver 535 --dry-run
     """
     from skinjob.bundle.resolve import find_project, resolve
     from skinjob.bundle.target import choose_torch, make_target, read_description
-    from skinjob.bundle.write import script, split_bundle, write_bundle
+    from skinjob.bundle.write import require_python, script, split_bundle, write_bundle
 
     if print_describe:
         print_unescaped(script("describe.sh").rstrip("\n"))
@@ -95,13 +106,20 @@ def bundle(
     target = make_target(facts, {**asked, "is_cpu": is_cpu or None})
     build, note = choose_torch(target)
     _print_target(target, note)
+    if with_python:
+        require_python(with_python, target)
     project = find_project()
     wheels, pylock = resolve(target, build, project)
     _print_wheels(wheels, target)
     if dry_run:
         return
     _require_weights(weights)
-    made = write_bundle(out, target, build, wheels, pylock, project, weights)
+    with TemporaryDirectory() as temporary:
+        extras = {"python/python.tar.gz": with_python} if with_python else {}
+        if data:
+            archive = _one_file(data, Path(temporary))
+            extras[f"images/images{archive.suffix}"] = archive
+        made = write_bundle(out, target, build, wheels, pylock, project, weights, extras)
     say("", f"bundle  {made.folder}, {made.num_bytes / 1e6:,.0f} MB", f"digest  {made.sha256}")
     say(f"needs   {made.room_bytes / 1e6:,.0f} MB and {made.room_files:,} files on the cluster")
     say("")
@@ -143,6 +161,18 @@ def _require_weights(file: Path) -> None:
     if not file.exists() and file.name == f"{file.stem}.safetensors" and file.stem in BACKBONES:
         fetch_weights(file.parent, arch=file.stem)
     read_weights_info(file)
+
+
+def _one_file(data: Path, folder: Path) -> Path:
+    """Returns an archive of images as it is, or a zip of a folder's. Raises: ImagesError."""
+    from skinjob.data.pack import pack_images
+    from skinjob.data.scan import scan
+
+    images = scan(data)
+    if data.is_dir():
+        data = folder / "images.zip"
+        pack_images(images, data)
+    return data
 
 
 @click.command(cls=TaskCommand)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -138,6 +139,44 @@ def test_install_upgrade_and_return(bundle: Path, pip: Path, tmp_path: Path) -> 
     names = [name for name, _ in listing(prefix)]
     assert names == [name for name, _ in before]
     assert (prefix / "current").resolve() == version
+
+
+@pytest.mark.slow
+def test_a_bundle_can_carry_images_and_a_python(pip: Path, tmp_path: Path) -> None:
+    """install.sh unpacks the Python into the version, and names the images for submit.
+
+    The archive stands for a build of python-build-standalone: its Python starts the test's own.
+    """
+    interpreter = tmp_path / "interpreter"
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    archive, images = tmp_path / "cpython.tar.gz", tmp_path / "i.zip"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(interpreter, f"python/bin/python{PYTHON}")
+    images.write_bytes(b"images")
+    extras = {"python/python.tar.gz": archive, "images/images.zip": images}
+    bundle = stub_bundle(tmp_path / "bundle", pip, extras=extras).folder
+    done = install(bundle, "--prefix", tmp_path / "site", PATH="/usr/bin:/bin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ok      Python {PYTHON} ({bundle}/python/python.tar.gz)\n" in done.stdout
+    assert f"images: skinjob submit --data {bundle}/images/images.zip\n" in done.stdout
+    assert (tmp_path / f"site/current/python/bin/python{PYTHON}").is_file()
+    stub_bundle(tmp_path / "bundle", pip)
+    assert not (bundle / "python").exists()
+    assert not (bundle / "images").exists()
+
+
+def test_a_python_for_another_target_is_refused(tmp_path: Path) -> None:
+    """The archive must have the Python that the packages are for."""
+    archive = tmp_path / "cpython.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(Path(__file__), "python/bin/python3.9")
+    for file, problem in (
+        (archive, "no python/bin/python3.12 in it"),
+        (Path(__file__), "no .tar.gz"),
+    ):
+        words = ("bundle", "--python", "3.12", "--cpu", "--with-python", str(file))
+        assert problem in refusal(skinjob(*words, cwd=tmp_path))
 
 
 def truncated(bundle: Path) -> None:

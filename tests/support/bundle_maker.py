@@ -94,7 +94,13 @@ def served(*files: Path, site: Site | None = None) -> Iterator[list[Wheel]]:
 
 
 def stub_bundle(
-    out: Path, pip: Path, *, selftest: str = WORKS, python: str = PYTHON, site: Site | None = None
+    out: Path,
+    pip: Path,
+    *,
+    selftest: str = WORKS,
+    python: str = PYTHON,
+    site: Site | None = None,
+    extras: Mapping[str, Path] | None = None,
 ) -> Bundle:
     """Writes a bundle from wheels that a local server has; *selftest* is the stub's own."""
     folder = out.parent / f"{out.name}-source"
@@ -106,7 +112,7 @@ def stub_bundle(
     with served(pip, other, site=site) as wheels, pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "_build_wheel", lambda _, into: skinjob_wheel(into, selftest))
         target = Target(python, glibc="2.28", arch=os.uname().machine)
-        return write_bundle(out, target, CUDA_13, wheels, "", folder, weights)
+        return write_bundle(out, target, CUDA_13, wheels, "", folder, weights, extras or {})
 
 
 def hostile(folder: Path) -> dict[str, str]:
