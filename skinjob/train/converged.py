@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from skinjob.data.images import Split
+from skinjob.errors import RunError
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import Converged, utc_now, write_record
 from skinjob.train import claims
@@ -64,30 +65,40 @@ class _SeparatedError(Exception):
 
 
 @contextmanager
-def claimed(sweep: Sweep) -> Iterator[bool]:
+def claimed(sweep: Sweep, epochs: int) -> Iterator[bool]:
     """Claims the converged head during the block, and yields whether this job computes it.
 
+    It does if no job has fitted it to so many *epochs*: with `updates`, a larger batch has more.
     A job claims it, sets its runs to done, and only then computes it. So whatever happens to the
     job meanwhile harms no run, and `submit --wait` sees that the sweep is not complete yet.
     """
     file, is_own = sweep.converged_file, False
     with suppress(OSError):  # a full disk
-        is_own = not file.exists() and claims.claim(file)
+        is_own = claims.claim(file)
     try:
-        yield is_own and not file.exists()  # another job may have written it between the checks
+        yield is_own and not _is_known(sweep, epochs)
     finally:
         if is_own:
             with suppress(OSError):
                 claims.release(file)
 
 
-def record_converged(sweep: Sweep, job: Job, views: Views, tests: Mapping[Split, Inputs]) -> None:
+def _is_known(sweep: Sweep, epochs: int) -> bool:
+    with suppress(RunError):  # a damaged record is replaced
+        known = sweep.converged()
+        return known is not None and known.epochs >= epochs
+    return False
+
+
+def record_converged(
+    sweep: Sweep, job: Job, views: Views, epochs: int, tests: Mapping[Split, Inputs]
+) -> None:
     """Writes converged.json; if that fails, the log says why, and the runs are done all the same.
 
     *tests* are the features of the evaluated splits.
     """
     try:
-        found = converged(job, views, tests, lambda: claims.renew(sweep.converged_file))
+        found = converged(job, views, epochs, tests, lambda: claims.renew(sweep.converged_file))
         write_record(sweep.converged_file, found)
     except Exception as error:
         log.warning("converged head: not computed: %s", error)
@@ -106,12 +117,16 @@ def record_converged(sweep: Sweep, job: Job, views: Views, tests: Mapping[Split,
 
 
 def converged(
-    job: Job, views: Views, tests: Mapping[Split, Inputs], renew: Callable[[], None]
+    job: Job,
+    views: Views,
+    epochs: int,
+    tests: Mapping[Split, Inputs],
+    renew: Callable[[], None],
 ) -> Converged:
     """Returns the record of the converged head. *renew* is called again and again meanwhile.
 
-    Takes the first views that fit into MOST_BYTES; of a view that does not, images at equal steps.
-    The views are those of all runs: with `updates`, only large batches have more.
+    Takes the views of the first *epochs* that fit into MOST_BYTES; of a view that does not, images
+    at equal steps.
 
     Raises: RuntimeError if a view is not in the cache, or if the fit does not converge.
     """
@@ -119,7 +134,7 @@ def converged(
     truth, size = job.source.labels(Split.TRAIN), job.backbone.num_features
     most = MOST_BYTES // (8 * size)
     chosen = torch.arange(0, len(truth), math.ceil(len(truth) / most))
-    num_views = max(1, min(job.shared_epochs, most // len(chosen)))
+    num_views = max(1, min(epochs, most // len(chosen)))
     rows = torch.empty(num_views * len(chosen), size, dtype=torch.float64)
     for epoch, part in enumerate(rows.split(len(chosen)), start=1):
         view = View(Split.TRAIN, epoch)
@@ -146,7 +161,7 @@ def converged(
         gradient=fit.gradient,
         iterations=fit.iterations,
         views=num_views,
-        epochs=job.shared_epochs,
+        epochs=epochs,
         images=len(chosen),
         seconds=round(time.perf_counter() - start, 3),
         computed_utc=utc_now(),

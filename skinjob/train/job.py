@@ -170,11 +170,12 @@ def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
                     loops.append(RunLoop(job, run, reporter))
             errors = train(job, loops, test_inputs, zip(epochs, inputs, strict=False))
     sweep, complete = runs[0].sweep, [loop for loop in loops if loop.is_going]
-    with claimed(sweep) if of_heads and complete else nullcontext(False) as is_own:
+    num_epochs = max((loop.config.epochs for loop in complete), default=0)
+    with claimed(sweep, num_epochs) if of_heads and complete else nullcontext(False) as is_own:
         for loop in complete:
             loop.finish(test_inputs)
         if of_heads and is_own:
-            record_converged(sweep, job, of_heads, test_inputs)
+            record_converged(sweep, job, of_heads, num_epochs, test_inputs)
     return errors
 
 

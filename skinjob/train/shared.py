@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,13 +45,6 @@ class Job:
     def evaluated(self) -> list[Split]:
         """The splits that are evaluated after each epoch. Each has columns in metrics.csv."""
         return [split for split in (Split.VAL, Split.TEST) if self.source.files(split)]
-
-    @property
-    def shared_epochs(self) -> int:
-        """The epochs that all runs of the sweep make: those of its smallest batch size."""
-        size = min(self.info.batch_sizes, default=self.recipe.batch_size)
-        smallest = replace(self.recipe, batch_size=size)
-        return smallest.with_epochs_for(len(self.source.files(Split.TRAIN))).epochs
 
     @property
     def trains_heads(self) -> bool:

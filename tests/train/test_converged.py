@@ -219,6 +219,20 @@ def test_a_job_that_ends_while_it_computes_harms_no_run(
     assert known(sweep).exists
 
 
+def test_the_job_with_the_most_epochs_has_the_last_word(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """At equal updates a larger batch sees more views: the head is that of all of them."""
+    sweep = sweep_of(data, weights, tmp_path, updates=12, seeds=[0])
+    for size, epochs in ((4, 2), (8, 3)):
+        train(sweep, size)
+        assert (known(sweep).views, known(sweep).epochs) == (epochs, epochs)
+    smaller = sweep_of(data, weights, tmp_path / "other", updates=12, seeds=[0])
+    for size in (8, 4):
+        train(smaller, size)
+    assert known(smaller).metrics == known(sweep).metrics
+
+
 def test_a_claim_of_a_killed_job_ends_with_it(data: Path, weights: Path, tmp_path: Path) -> None:
     """A job that is killed leaves its claim; a later job of the sweep takes it over."""
     sweep = sweep_of(data, weights, tmp_path, batch_sizes=[4], seeds=[0])
