@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,14 +116,18 @@ def test_a_damaged_record_is_named_and_stops_nothing(
 
 
 def test_submit_records_what_the_shortcut_reaches(tmp_path: Path, weights: Path) -> None:
-    """The report may be made where the images are not. Only test images count."""
+    """The report may be made where the images are not. Val has no part in it."""
     data = make_tree(tmp_path / "data", num_train=12, num_test=5)
     sweep = make_sweep(data, weights, tmp_path / "runs", val_fraction=0.25)
-    reached = shortcut(hold_out(scan(data), 0.25))
+    images = hold_out(scan(data), 0.25)
+    reached = shortcut(images)
     assert sweep.info().images.shortcut == {
         "test_accuracy": reached.accuracy,
         "test_auc": reached.class_aucs[1],
         "test_loss": reached.loss,
     }
-    assert reached.majority == 0.5
-    assert 10 * reached.accuracy == pytest.approx(round(10 * reached.accuracy))
+    is_used = [file.split != "val" for file in images.files]
+    files = tuple(file for file in images.files if file.split != "val")
+    assert images.sketches is not None
+    assert len(files) == 28
+    assert shortcut(replace(images, files=files, sketches=images.sketches[is_used])) == reached
