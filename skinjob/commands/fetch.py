@@ -15,7 +15,7 @@ from skinjob.weights.backbones import DEFAULT
 
 @click.command(
     cls=TaskCommand,
-    help=f"""Download and check the weights of a pretrained network. Needs no torch.
+    help=f"""Download and check a pretrained network. Needs no torch.
 
     An interrupted download is resumed. `skinjob bundle` packs the weights with all packages.
 
@@ -29,8 +29,9 @@ from skinjob.weights.backbones import DEFAULT
 @click.option(
     "--arch",
     type=click.Choice(ARCHS),
+    metavar="NAME",
     show_default=f"what --source names, else {DEFAULT.name}",
-    help="Network of torchvision.",
+    help=f"Network of torchvision: {', '.join(ARCHS)}.",
 )
 @click.option(
     "--out",
