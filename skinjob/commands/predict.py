@@ -17,7 +17,6 @@ from skinjob.errors import ConfigError, RunError, WeightsError
 from skinjob.files import csv_text, replacing, sha256_file
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import SweepInfo
-from skinjob.weights.file import read_backbone
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -77,6 +76,8 @@ def predict(
 
 def _require_libraries(weights: Path) -> None:
     """Raises: ConfigError if this Python lacks what the network of the weights needs."""
+    from skinjob.weights.file import read_backbone
+
     needed = ("torch", "torchvision") if read_backbone(weights).needs_torchvision else ("torch",)
     missing = [library for library in needed if find_spec(library) is None]
     if missing:
