@@ -33,9 +33,9 @@ from skinjob.report.mistakes import find_mistakes
 from skinjob.report.page import Result, write_page
 from skinjob.report.plots.gallery import figures, write_figures
 from skinjob.report.predictions import read_copies
+from skinjob.report.rows import TEXTS
 from skinjob.report.summary import summarize
 from skinjob.report.tables import (
-    TEXTS,
     Series,
     SweepTable,
     group_runs,

@@ -25,7 +25,8 @@ from skinjob.data.images import ImageSet, read_index, write_index
 from skinjob.data.scan import scan
 from skinjob.errors import ConfigError, ImagesError, RunError, SkinjobError
 from skinjob.report.findings import missing
-from skinjob.report.tables import MetricsFile, group_runs, read_run, read_sweep
+from skinjob.report.rows import MetricsFile, read_run
+from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Run
 from skinjob.sweeps.records import METRICS, RunState
 from skinjob.weights.file import SUMS_NAME, list_digest, listed_digest

@@ -19,8 +19,9 @@ from skinjob.errors import RunError
 from skinjob.report import measures, summary, tables
 from skinjob.report.build import Report, build_report
 from skinjob.report.measures import MEASURES, Measure
+from skinjob.report.rows import read_run
 from skinjob.report.summary import DROP, readable, summarize
-from skinjob.report.tables import group_runs, read_run, read_sweep
+from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import METRICS, RunState
 
