@@ -359,11 +359,12 @@ ARCHS = ("resnet18", "resnet34", "resnet50", "efficientnet_b0", "convnext_tiny",
 """Each backbone: a row of the table in skinjob/weights/backbones.py."""
 
 ARCH = Option(
-    "Network to train, of torchvision's.",
+    f"Network to train: {', '.join(ARCHS)}.",
     RECIPE,
     field="arch",
     default_words="that of --weights, else resnet18",
     choices=ARCHS,
+    metavar="NAME",
     example=ARCHS[0],
 )
 """An option of a sweep, but not a field of its runs: the weights file says its network."""
