@@ -140,7 +140,9 @@ def converged(
         view = View(Split.TRAIN, epoch)
         if (features := views.cached(view)) is None:
             raise RuntimeError(f"{view.name} is not in {views.cache.folder}")
-        torch.cat([*features.batches(chosen.split(BATCH))], out=part)
+        parts = chosen.split(BATCH)
+        for place, batch in zip(part.split(BATCH), features.batches(parts), strict=True):
+            place.copy_(batch)
         renew()
     labels, images = truth[chosen].repeat(num_views), job.source.images
     fit = fitted(rows, labels, len(images.classes), renew)
