@@ -39,7 +39,7 @@ def test_a_local_sweep_is_cancelled(project: Path) -> None:
     assert skinjob("submit", *options, cwd=project).returncode == 0
     sweep = only_sweep(project / "runs")
     first, second = sweep.runs()
-    wait_until(lambda: first.state().status == "running")
+    wait_until(lambda: first.state().epoch > 0)  # by now it minds signals
     pid = first.state().pid
     assert pid is not None
     os.kill(
