@@ -65,8 +65,8 @@ def main(folder: Path, driver: str = "none") -> None:
 
 
 def _has_gpu() -> bool:
-    found = which("nvidia-smi")
-    return bool(found and subprocess.run([found, "-L"], capture_output=True).stdout)
+    program = which("nvidia-smi")
+    return bool(program and subprocess.run([program, "-L"], capture_output=True).stdout)
 
 
 def _skinjob(cwd: str, *words: str) -> None:

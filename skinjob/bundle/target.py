@@ -193,9 +193,9 @@ def _python(file: Path, nodes: list[dict[str, list[str]]]) -> dict[str, str]:
     loadable = {match[1] for match in re.finditer(r"\b(3\.\d+)", modules)} & {*PYTHONS}
     if best := shared or loadable:
         return {"python": max(best, key=PYTHONS.index)}
-    found = sorted({line.split()[0] for each in lines for line in each if line.strip()})
+    versions = sorted({line.split()[0] for each in lines for line in each if line.strip()})
     raise BundleError(
         f"{file}: no Python {PYTHONS[0]} to {PYTHONS[-1]} that all nodes run"
-        f" (found {', '.join(found) or 'none'})",
+        f" (found {', '.join(versions) or 'none'})",
         f"{typed_command()} --python 3.12   # after `module load` of it on the cluster",
     )

@@ -200,9 +200,9 @@ def verify(path: tuple[Path, ...], data: Path | None) -> None:
 
     faults = []
     for each in path or (Path("weights"),):
-        compared, found = find_faults(each, data)
-        say(f"{each}: {pluralize(len(found), 'fault') if found else 'no fault'} in {compared}")
-        faults += found
+        compared, lines = find_faults(each, data)
+        say(f"{each}: {pluralize(len(lines), 'fault') if lines else 'no fault'} in {compared}")
+        faults += lines
     if faults:
         raise BundleError(
             f"{pluralize(len(faults), 'fault')}: {list_first(faults, 1, separator='; ')}",

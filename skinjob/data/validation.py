@@ -45,11 +45,11 @@ def copies_together(
     def grouped(files: Sequence[ImageFile]) -> Groups:
         place = {file.path: number for number, file in enumerate(files)}
         links = [
-            (place[one], place[other])
-            for one, other in (
+            (place[first], place[other])
+            for first, other in (
                 (images.files[p.first].path, images.files[p.second].path) for p in pairs
             )
-            if one in place and other in place
+            if first in place and other in place
         ]
         for equal in equal_images(files):
             links += [(place[equal[0].path], place[file.path]) for file in equal]

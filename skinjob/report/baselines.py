@@ -68,7 +68,7 @@ def baseline_lines(table: SweepTable, summary: pd.DataFrame) -> list[str]:
 
     *summary* is summary.csv, with the excess of each batch size over the converged head.
     """
-    known = {one.name: one for one in baselines(table)}
+    known = {baseline.name: baseline for baseline in baselines(table)}
     lines = []
     if table.converged and table.converged.exists:
         lines.append(f"Converged head: {known[CONVERGED].words}. {_excess(table, summary)}")

@@ -137,7 +137,9 @@ def _write(
         missing=kept.missing,
         notes=kept.notes,
     )
-    drawn = figures([(one.comparison, one.predictions) for one in results.values()], all_series)
+    drawn = figures(
+        [(result.comparison, result.predictions) for result in results.values()], all_series
+    )
     write_figures(folder, drawn)
     _write_metrics(folder / "metrics.csv", tables)
     _write_summary(folder / "summary.csv", report.summary)
@@ -168,14 +170,14 @@ def _result(table: SweepTable, all_series: Sequence[Series]) -> Result:
     shown = lead.series if lead else own
     val, copies = read_all_predictions(shown, Split.VAL), read_copies(table.sweep)
     names = [name for series in shown for name in series.run_of_seed.values()]
-    found = [predictions[name] for name in names if name in predictions]
-    is_copy = copies.is_trained(found[0].images) if copies and found else None
+    of_runs = [predictions[name] for name in names if name in predictions]
+    is_copy = copies.is_trained(of_runs[0].images) if copies and of_runs else None
     return Result(
         comparison,
         answer(comparison),
         clinical_numbers(shown, predictions, val, copies),
         predictions,
-        find_mistakes(found),
+        find_mistakes(of_runs),
         None if is_copy is None else int(is_copy.sum()),
     )
 
@@ -185,7 +187,7 @@ def _for_programs(report: Report) -> dict[str, Any]:
     return {
         "made_by": f"skinjob {__version__}",
         "notice": report.notice,
-        "answers": {name: asdict(one) for name, one in report.answers.items()},
+        "answers": {name: asdict(each) for name, each in report.answers.items()},
         "summary": json.loads(report.summary.to_json(orient="records")),
         "missing": report.missing,
         "notes": report.notes,

@@ -104,7 +104,9 @@ def _sample_size(case: Case) -> str:
     lead = comparison.lead
     if lead is None or not lead.contrasts:
         return ""
-    widest = max(lead.contrasts, key=lambda one: one.interval.high - one.interval.low)
+    widest = max(
+        lead.contrasts, key=lambda contrast: contrast.interval.high - contrast.interval.low
+    )
     low, high = widest.interval
     if low != low:
         return f"{pluralize(len(widest.seeds), 'seed')}: too few for an interval"
@@ -128,7 +130,7 @@ def _imbalance(case: Case) -> str:
 
 def _baselines(case: Case) -> str:
     known = baselines(case.comparison.table)
-    return "; ".join(f"{one.name}: {one.words}" for one in known)
+    return "; ".join(f"{baseline.name}: {baseline.words}" for baseline in known)
 
 
 def _robustness(case: Case) -> str:
@@ -142,12 +144,12 @@ def _robustness(case: Case) -> str:
 
 
 def _failures(case: Case) -> str:
-    found = case.mistakes
-    if found is None:
+    mistakes = case.mistakes
+    if mistakes is None:
         return ""
     return (
-        f"{len(found.always)} of {found.num_images} test images are wrong in all "
-        f"{found.num_runs} runs, {len(found.sometimes)} in some; see the mistakes"
+        f"{len(mistakes.always)} of {mistakes.num_images} test images are wrong in all "
+        f"{mistakes.num_runs} runs, {len(mistakes.sometimes)} in some; see the mistakes"
     )
 
 

@@ -71,25 +71,25 @@ class Curve(NamedTuple):
 
 def roc_curve(scores: Floats, is_positive: Truth) -> Curve:
     """Returns the false positive rate (x) and the sensitivity (y), from (0, 0) to (1, 1)."""
-    cutoffs, found, alarms = _called(scores, is_positive)
+    cutoffs, hits, alarms = _called(scores, is_positive)
     with np.errstate(invalid="ignore"):  # without positives or negatives, NaN
-        x, y = alarms / (~is_positive).sum(), found / is_positive.sum()
+        x, y = alarms / (~is_positive).sum(), hits / is_positive.sum()
     return Curve(np.r_[0, x], np.r_[0, y], np.r_[math.inf, cutoffs])
 
 
 def precision_recall_curve(scores: Floats, is_positive: Truth) -> Curve:
     """Returns the sensitivity (x) and the share of positive calls that are right (y)."""
-    cutoffs, found, alarms = _called(scores, is_positive)
+    cutoffs, hits, alarms = _called(scores, is_positive)
     with np.errstate(invalid="ignore"):
-        return Curve(found / is_positive.sum(), found / (found + alarms), cutoffs)
+        return Curve(hits / is_positive.sum(), hits / (hits + alarms), cutoffs)
 
 
 def _called(scores: Floats, is_positive: Truth) -> tuple[Floats, Floats, Floats]:
     """Returns each different score, the highest first, and the true and false calls from it on."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # ties are called together
-    found = np.cumsum(is_positive[order])[ends].astype(np.float64)
-    return scores[order][ends], found, ends + 1 - found
+    hits = np.cumsum(is_positive[order])[ends].astype(np.float64)
+    return scores[order][ends], hits, ends + 1 - hits
 
 
 def rates_at(
@@ -114,19 +114,19 @@ def rates_for(
     """Returns the same for each sensitivity, each sample at its own highest cutoff that has it."""
     positives, others = np.sort(scores[is_positive])[::-1], np.sort(scores[~is_positive])[::-1]
     order = np.argsort(-scores, kind="stable")
-    found, alarms = (
+    hits, alarms = (
         samples[:, order[kind[order]]].cumsum(axis=1) for kind in (is_positive, ~is_positive)
     )  # (samples, positives) and (samples, others), from the highest score on
-    rows, total = np.arange(len(samples)), found[:, -1]
+    rows, total = np.arange(len(samples)), hits[:, -1]
     rates = []
     for sensitivity in sensitivities:
-        first = (found >= np.round(sensitivity * total, 9)[:, None]).argmax(axis=1)
+        first = (hits >= np.round(sensitivity * total, 9)[:, None]).argmax(axis=1)
         cutoffs = positives[first]  # (samples,)
         # Equal scores are called together: up to the last that has the cutoff.
         last = np.searchsorted(-positives, -cutoffs, side="right") - 1
         num = np.searchsorted(-others, -cutoffs, side="right")
         called = np.where(num > 0, alarms[rows, num - 1], 0)
-        rates.append((found[rows, last] / total, 1 - called / alarms[:, -1]))
+        rates.append((hits[rows, last] / total, 1 - called / alarms[:, -1]))
     return rates
 
 
@@ -135,8 +135,8 @@ def partial_auc(scores: Floats, is_positive: Truth, least: float = LEAST_SENSITI
 
     Source: ISIC 2024, whose score this is; its chance level is (1 - least)**2 / 2.
     """
-    alarms, found, _ = roc_curve(scores, is_positive)
-    x, y = 1 - found[::-1], 1 - alarms[::-1]  # from the other end: positives missed, others cleared
+    alarms, hits, _ = roc_curve(scores, is_positive)
+    x, y = 1 - hits[::-1], 1 - alarms[::-1]  # from the other end: positives missed, others cleared
     edge = 1 - least
     stop = int(np.searchsorted(x, edge, side="right"))
     y = np.r_[y[:stop], np.interp(edge, x[stop - 1 : stop + 1], y[stop - 1 : stop + 1])]
@@ -241,8 +241,8 @@ def temperature(probabilities: Floats, labels: NDArray[np.int64]) -> float:
 def scaled(probabilities: Floats, by: float) -> Floats:
     """Returns probabilities whose log odds are divided by a temperature, (images, classes)."""
     logits = np.log(np.maximum(probabilities, LOWEST_P))
-    found: Floats = special.softmax(logits / by, axis=1)
-    return found
+    p: Floats = special.softmax(logits / by, axis=1)
+    return p
 
 
 def ppv(sensitivity: float, specificity: float, prevalence: float) -> float:

@@ -59,7 +59,7 @@ class Case:
     @cached_property
     def scores(self) -> Floats:
         """(runs, images)"""
-        return np.array([one.probabilities[:, self.positive] for one in self.test])
+        return np.array([run.probabilities[:, self.positive] for run in self.test])
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
@@ -143,5 +143,5 @@ def without_copies(case: Case) -> Case | None:
 
     There must be a positive and another image.
     """
-    test = tuple(one.of(~case.is_copy) for one in case.test)
+    test = tuple(run.of(~case.is_copy) for run in case.test)
     return replace(case, test=test) if _has_both(test[0], case.positive) else None

@@ -47,13 +47,13 @@ def class_parts(cases: Sequence[Case]) -> list[Part]:
 def _matrix(case: Case) -> Floats:
     """Returns the mean over seeds of the images of each class (rows) called each class."""
     labels, num = case.test[0].labels, len(case.test[0].classes)
-    called = [one.probabilities.argmax(axis=1) for one in case.test]
+    called = [run.probabilities.argmax(axis=1) for run in case.test]
     matrix: Floats = np.mean([confusion_matrix(labels, own, num) for own in called], axis=0)
     return matrix
 
 
 def _aucs(case: Case, _: Floats) -> list[float]:
-    probabilities, labels = np.array([one.probabilities for one in case.test]), case.test[0].labels
+    probabilities, labels = np.array([run.probabilities for run in case.test]), case.test[0].labels
     return [
         float(auc_estimates(probabilities[:, :, place], labels == place).values.mean())
         for place in range(probabilities.shape[2])
@@ -62,15 +62,15 @@ def _aucs(case: Case, _: Floats) -> list[float]:
 
 def _sensitivities(_: Case, matrix: Floats) -> Floats:
     with np.errstate(invalid="ignore"):  # NaN for a class without test images
-        found: Floats = matrix.diagonal() / matrix.sum(axis=1)
-    return found
+        shares: Floats = matrix.diagonal() / matrix.sum(axis=1)
+    return shares
 
 
 def _specificities(_: Case, matrix: Floats) -> Floats:
     alarms = matrix.sum(axis=0) - matrix.diagonal()
     with np.errstate(invalid="ignore"):
-        found: Floats = 1 - alarms / (matrix.sum() - matrix.sum(axis=1))
-    return found
+        shares: Floats = 1 - alarms / (matrix.sum() - matrix.sum(axis=1))
+    return shares
 
 
 NUMBERS: Sequence[

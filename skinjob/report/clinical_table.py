@@ -78,7 +78,7 @@ def clinical(
     if num_copies := int(cases[0].is_copy.sum()):
         num = pluralize(num_copies, "test image")
         verb = "has" if num_copies == 1 else "have"
-        alone = [case for one in cases if (case := without_copies(one))]
+        alone = [case for each in cases if (case := without_copies(each))]
         title = f"“{positive}” against the rest, without the {num} that {verb} a copy in train"
         parts += [_part(title, alone)] if len(alone) == len(cases) else []
     elif copies:
@@ -122,8 +122,8 @@ def _cells(case: Case, first: Case) -> Cells:
 def _discrimination(case: Case, first: Case) -> Cells:
     """Returns how well the scores separate the classes, and the accuracies."""
     auc = auc_estimates(case.scores, case.truth).grouped(case.groups)
-    losses = mean_estimates(np.array([log_losses(one) for one in case.test])).grouped(case.groups)
-    right = np.array([one.probabilities.argmax(1) == one.labels for one in case.test], np.float64)
+    losses = mean_estimates(np.array([log_losses(run) for run in case.test])).grouped(case.groups)
+    right = np.array([run.probabilities.argmax(1) == run.labels for run in case.test], np.float64)
     accuracy = mean_estimates(right).grouped(case.groups)
     cells = {"AUC (95 %)": _number(orh_mean(auc.values, auc.covariance), 3)}
     difference, limits = ("-", "-") if case is first else _difference(case, first)
@@ -135,9 +135,9 @@ def _discrimination(case: Case, first: Case) -> Cells:
     if len(case.test[0].classes) == 2:
         cutoffs = [_matched(*case.choosing(run)) for run in range(len(case.test))]
         counts = case.counts(cutoffs)
-        found = [(c.true_positives + c.true_negatives) / len(case.truth) for c in counts]
+        shares = [(c.true_positives + c.true_negatives) / len(case.truth) for c in counts]
         name = "accuracy % where as many are called as are so"
-        cells[name + _mark(case)] = percent(float(np.mean(found)))
+        cells[name + _mark(case)] = percent(float(np.mean(shares)))
     return cells
 
 
@@ -146,9 +146,9 @@ def _difference(case: Case, first: Case) -> tuple[str, str]:
     seeds = [seed for seed in first.seeds if seed in case.seeds]
     if not seeds:
         return "-", "-"
-    scores = [one.scores[one.seeds.index(seed)] for one in (first, case) for seed in seeds]
-    found = auc_estimates(np.array(scores), case.truth).grouped(case.groups)
-    difference = orh_difference(found.values.reshape(2, -1), found.covariance)
+    scores = [each.scores[each.seeds.index(seed)] for each in (first, case) for seed in seeds]
+    auc = auc_estimates(np.array(scores), case.truth).grouped(case.groups)
+    difference = orh_difference(auc.values.reshape(2, -1), auc.covariance)
     low, high = difference.interval()
     return signed(difference.mean), f"{signed(low)} to {signed(high)}"
 
@@ -177,8 +177,8 @@ def _rates(case: Case, wanted: float) -> tuple[str, str]:
     counts, samples = case.counts(case.cutoffs[wanted]), case.samples[wanted]
     num = int(case.truth.sum())
     return (
-        _share(_mean([one.sensitivity for one in counts], samples[0]), num),
-        _share(_mean([one.specificity for one in counts], samples[1]), len(case.truth) - num),
+        _share(_mean([count.sensitivity for count in counts], samples[0]), num),
+        _share(_mean([count.specificity for count in counts], samples[1]), len(case.truth) - num),
     )
 
 
@@ -209,18 +209,20 @@ def _ppv(case: Case) -> str:
     Source: Simel et al. (1991), "Likelihood ratios with confidence".
     """
     counts = case.counts(case.cutoffs[MAIN])
-    own = np.array([(one.sensitivity, one.specificity) for one in counts])
+    own = np.array([(count.sensitivity, count.specificity) for count in counts])
     num = int(case.truth.sum())
     num_other = len(case.truth) - num
 
     def log_odds(sensitivity: Floats, specificity: Floats) -> Floats:
-        found = (num * sensitivity + 0.5) / (num + 1)
+        hits = (num * sensitivity + 0.5) / (num + 1)
         alarms = (num_other * (1 - specificity) + 0.5) / (num_other + 1)
-        odds: Floats = special.logit(PREVALENCE) + np.log(found / alarms)
+        odds: Floats = special.logit(PREVALENCE) + np.log(hits / alarms)
         return odds
 
     limits = special.expit(_mean(log_odds(*own.T), log_odds(*case.samples[MAIN])).interval())
-    mean = float(np.mean([ppv(one.sensitivity, one.specificity, PREVALENCE) for one in counts]))
+    mean = float(
+        np.mean([ppv(count.sensitivity, count.specificity, PREVALENCE) for count in counts])
+    )
     return f"{percent(mean)} ({'-'.join(map(percent, limits))})"
 
 
@@ -233,11 +235,11 @@ def _calibration(case: Case) -> Cells:
         "calibration slope (1 is perfect)": number(slope, 2),
     }
     if case.val:
-        by = [temperature(one.probabilities, one.labels) for one in case.val]
-        probabilities = [scaled(one.probabilities, t) for one, t in zip(case.test, by, strict=True)]
+        by = [temperature(run.probabilities, run.labels) for run in case.val]
+        probabilities = [scaled(run.probabilities, t) for run, t in zip(case.test, by, strict=True)]
         after = [replace(o, probabilities=p) for o, p in zip(case.test, probabilities, strict=True)]
         slopes = [calibration(p[:, case.positive], case.truth)[1] for p in probabilities]
-        losses = [log_losses(one).mean() for one in after]
+        losses = [log_losses(run).mean() for run in after]
         cells |= {
             "temperature that val asks for (1: none)": number(float(np.mean(by)), 2),
             "with this temperature: calibration slope": number(float(np.mean(slopes)), 2),
@@ -259,7 +261,7 @@ def _counts(case: Case) -> Cells:
             (("true_positives", "false_negatives"), "positives found / missed"),
             (("true_negatives", "false_positives"), "others cleared / false alarms"),
         ):
-            means = [float(np.mean([getattr(one, kind) for one in counts])) for kind in kinds]
+            means = [float(np.mean([getattr(count, kind) for count in counts])) for kind in kinds]
             cells[f"{name}: {words}"] = " / ".join(number(mean, 1) for mean in means)
     return cells
 

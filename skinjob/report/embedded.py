@@ -83,7 +83,7 @@ def packed_files(tables: Sequence[SweepTable], kept: Kept) -> str | None:
 
 def read_files(table: SweepTable) -> Files:
     """Returns the small files of a sweep and of its readable runs; empty if they are too large."""
-    sweep, found, total = table.sweep, {}, 0
+    sweep, files, total = table.sweep, {}, 0
     runs = [run.folder for run in sweep.runs() if run.name not in table.unread]
     for path in _candidates([sweep.folder, *runs]):
         with suppress(OSError):
@@ -97,8 +97,8 @@ def read_files(table: SweepTable) -> Files:
                     content = _only_copies(content)
                     if not content:
                         continue
-                found[path.relative_to(sweep.folder).as_posix()] = content
-    return found
+                files[path.relative_to(sweep.folder).as_posix()] = content
+    return files
 
 
 def _candidates(folders: Sequence[Path]) -> Iterator[Path]:

@@ -57,13 +57,13 @@ def find_mistakes(of_runs: Sequence[Predictions]) -> Mistakes | None:
     if not of_runs:
         return None
     first = of_runs[0]
-    probabilities = np.array([one.probabilities for one in of_runs])  # (runs, images, classes)
+    probabilities = np.array([run.probabilities for run in of_runs])  # (runs, images, classes)
     is_wrong = probabilities.argmax(axis=2) != first.labels  # (runs, images)
     num_wrong = is_wrong.sum(axis=0)
     means = (probabilities * is_wrong[:, :, None]).sum(axis=0) / np.maximum(num_wrong, 1)[:, None]
     means[np.arange(len(first.labels)), first.labels] = -1  # only wrong classes
     called = means.argmax(axis=1)
-    found = [
+    mistakes = [
         Mistake(
             path=first.images[place],
             truth=first.classes[first.labels[place]],
@@ -73,12 +73,12 @@ def find_mistakes(of_runs: Sequence[Predictions]) -> Mistakes | None:
         )
         for place in np.flatnonzero(num_wrong)
     ]
-    found.sort(key=lambda mistake: (-mistake.num_wrong, -mistake.probability))
+    mistakes.sort(key=lambda mistake: (-mistake.num_wrong, -mistake.probability))
     return Mistakes(
         num_runs=len(of_runs),
         num_images=len(first.labels),
-        always=[mistake for mistake in found if mistake.num_wrong == len(of_runs)],
-        sometimes=[mistake for mistake in found if mistake.num_wrong < len(of_runs)],
+        always=[mistake for mistake in mistakes if mistake.num_wrong == len(of_runs)],
+        sometimes=[mistake for mistake in mistakes if mistake.num_wrong < len(of_runs)],
     )
 
 
@@ -88,11 +88,11 @@ def thumbnails(table: SweepTable, paths: Iterable[str]) -> Mapping[str, str]:
     They have pixels only, no EXIF and no comments. Empty on a machine without the images.
     """
     wanted, info = set(paths), table.info.images
-    found: dict[str, str] = {}
+    jpegs: dict[str, str] = {}
     with suppress(ImagesError):
         images = read_index(table.sweep.images_file, Path(info.root), info.classes)
         for place, file in enumerate(images.files):
             if file.path in wanted:
                 with suppress(Exception):  # Pillow's decoders raise all kinds
-                    found[file.path] = thumbnail(images, place)
-    return found
+                    jpegs[file.path] = thumbnail(images, place)
+    return jpegs

@@ -79,11 +79,11 @@ def write_page(
     figures: Sequence[Figure],
 ) -> None:
     """Writes the page. *data* is the text of report.json, with every < escaped."""
-    known = [baseline for one in tables for baseline in baselines(one)]
+    known = [baseline for each in tables for baseline in baselines(each)]
     table = readable(summary, is_complete=True, baselines=known)
     positive_classes: dict[str, list[str]] = {}
-    for one in tables:
-        positive_classes.setdefault(one.positive_class, []).append(one.sweep.name)
+    for each in tables:
+        positive_classes.setdefault(each.positive_class, []).append(each.sweep.name)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -99,7 +99,7 @@ def write_page(
     for figure in figures:
         drawn[figure.section].append(figure)
     page = environment.get_template("page.html").render(
-        title="Batch sizes compared: " + ", ".join(one.sweep.name for one in tables),
+        title="Batch sizes compared: " + ", ".join(each.sweep.name for each in tables),
         positive_classes=positive_classes,
         results=shown,
         summary=table,
@@ -109,7 +109,9 @@ def write_page(
         missing=kept.missing,
         has_images=kept.has_images,
         num_pictures=sum(
-            one["jpeg"] is not None for own in shown for one in own["always"] + own["sometimes"]
+            mistake["jpeg"] is not None
+            for own in shown
+            for mistake in own["always"] + own["sometimes"]
         ),
         sections=_sections(shown, drawn),
         figures=drawn,
@@ -134,7 +136,7 @@ def _sections(
             ("mistakes", "mistakes"),
         )
         if not drawn.get(section)
-        and not any(one[name] and one[name] != ([], []) for one in shown if name)
+        and not any(result[name] and result[name] != ([], []) for result in shown if name)
     }
     return {anchor: name for anchor, name in SECTIONS.items() if anchor not in empty}
 
@@ -228,20 +230,27 @@ def _mistakes(results: Sequence[Result], kept: Kept) -> list[dict[str, list[dict
     number = itertools.count()
     of_sweeps: list[dict[str, list[dict[str, Any]]]] = []
     for result in results:
-        found, table = result.mistakes, result.comparison.table
-        if found is None:
+        mistakes, table = result.mistakes, result.comparison.table
+        if mistakes is None:
             of_sweeps.append({"always": [], "sometimes": []})
             continue
-        jpegs = thumbnails(table, [one.path for one in found.shown]) if kept.has_images else {}
+        jpegs = (
+            thumbnails(table, [mistake.path for mistake in mistakes.shown])
+            if kept.has_images
+            else {}
+        )
         of_sweeps.append(
             {
                 kind: [
                     _mistake(
-                        one, n := next(number), jpegs.get(one.path) or kept.pictures.get(n), kept
+                        mistake,
+                        n := next(number),
+                        jpegs.get(mistake.path) or kept.pictures.get(n),
+                        kept,
                     )
-                    for one in mistakes[:MOST_SHOWN]
+                    for mistake in listed[:MOST_SHOWN]
                 ]
-                for kind, mistakes in (("always", found.always), ("sometimes", found.sometimes))
+                for kind, listed in (("always", mistakes.always), ("sometimes", mistakes.sometimes))
             }
         )
     return of_sweeps

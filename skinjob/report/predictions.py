@@ -83,15 +83,15 @@ def estimates(outcome: str, of_runs: Sequence[Predictions], positive: str) -> Es
     With more than two classes AUC is the mean of each class against the rest. Copies count as one
     image.
     """
-    found, groups = _independent(outcome, of_runs, positive), of_runs[0].groups
-    return found if groups is None else found.grouped(groups)
+    by_image, groups = _independent(outcome, of_runs, positive), of_runs[0].groups
+    return by_image if groups is None else by_image.grouped(groups)
 
 
 def _independent(outcome: str, of_runs: Sequence[Predictions], positive: str) -> Estimates:
     first = of_runs[0]
     if outcome == "log-loss":
-        return mean_estimates(np.array([log_losses(one) for one in of_runs]))
-    probabilities = np.array([one.probabilities for one in of_runs])
+        return mean_estimates(np.array([log_losses(run) for run in of_runs]))
+    probabilities = np.array([run.probabilities for run in of_runs])
     if len(first.classes) > 2:
         return macro_auc_estimates(probabilities, first.labels)
     place = first.classes.index(positive) if positive in first.classes else 1

@@ -66,7 +66,9 @@ def readable(
         cells["runs"] = lambda row: str(row["runs"])
     cells["time"] = lambda row: duration(row["seconds"])
     own = [[cell(row) for cell in cells.values()] for row in rows]
-    return list(cells), own + [[one.cells.get(name, "") for name in cells] for one in baselines]
+    return list(cells), own + [
+        [baseline.cells.get(name, "") for name in cells] for baseline in baselines
+    ]
 
 
 def _summary_row(series: Series, measures: Sequence[Measure]) -> Row:

@@ -98,21 +98,21 @@ def record_converged(
     *tests* are the features of the evaluated splits.
     """
     try:
-        found = converged(job, views, epochs, tests, lambda: claims.renew(sweep.converged_file))
-        write_record(sweep.converged_file, found)
+        record = converged(job, views, epochs, tests, lambda: claims.renew(sweep.converged_file))
+        write_record(sweep.converged_file, record)
     except Exception as error:
         log.warning("converged head: not computed: %s", error)
         return
-    loss = f"train loss {found.metrics['train_loss']:.4f}"
+    loss = f"train loss {record.metrics['train_loss']:.4f}"
     log.info(
         "converged head: %s, %d of %d views of %d images, gradient %.0e, %d iterations, %.1f s",
-        loss if found.exists else "none, because a head tells all these images apart",
-        found.views,
-        found.epochs,
-        found.images,
-        found.gradient,
-        found.iterations,
-        found.seconds,
+        loss if record.exists else "none, because a head tells all these images apart",
+        record.views,
+        record.epochs,
+        record.images,
+        record.gradient,
+        record.iterations,
+        record.seconds,
     )
 
 
@@ -228,9 +228,9 @@ class _Problem:
         self._mean = rows.mean(dim=0)
         covariance = rows.T @ rows / len(rows) - torch.outer(self._mean, self._mean)
         ridge = max(RIDGE * float(covariance.diagonal().mean()), 1e-12)
-        one = torch.eye(rows.shape[1], dtype=torch.float64)
-        lower = torch.linalg.cholesky(covariance + ridge * one)
-        self._mix = torch.linalg.solve_triangular(lower.T, one, upper=True)
+        identity = torch.eye(rows.shape[1], dtype=torch.float64)
+        lower = torch.linalg.cholesky(covariance + ridge * identity)
+        self._mix = torch.linalg.solve_triangular(lower.T, identity, upper=True)
         """(rows - mean) @ mix has the covariance 1."""
 
     def head(self, numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -276,11 +276,11 @@ class DecodedImages:
     def _open(self, chunks: Chunks, numbers: Sequence[int]) -> list[int]:
         """Opens files; returns the numbers of those that do not exist, or are damaged."""
         missing = []
-        for number, found in zip(numbers, self._pool.map(chunks.open, numbers), strict=True):
-            if found is None:
+        for number, file in zip(numbers, self._pool.map(chunks.open, numbers), strict=True):
+            if file is None:
                 missing.append(number)
                 continue
-            self._handles[number], sizes = found
+            self._handles[number], sizes = file
             images = slice(number * chunks.size, number * chunks.size + len(sizes))
             self.sizes[images] = sizes
             self._starts[images] = 3 * np.cumsum([0, *sizes[:-1].prod(axis=1, dtype=np.int64)])

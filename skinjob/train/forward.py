@@ -168,8 +168,8 @@ class CudnnResNet(FusedResNet):
         return x.relu_()
 
     def conv(self, layer: Any, x: Tensor) -> Tensor:
-        found: Tensor = layer(x)
-        return found
+        y: Tensor = layer(x)
+        return y
 
     def conv_relu(self, layer: Any, x: Tensor) -> Tensor:
         return torch.cudnn_convolution_relu(
@@ -201,18 +201,18 @@ class OneDnnResNet(FusedResNet):
         return self._conv(layer, x, "relu")
 
     def _conv(self, layer: Any, x: Tensor, then: str) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._weights[layer], layer.bias,
             layer.padding, layer.stride, layer.dilation, layer.groups, then, [], "",
         )  # fmt: skip
-        return found
+        return y
 
     def conv_add_relu(self, layer: Any, x: Tensor, shortcut: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
             shortcut, x, self._weights[layer], layer.bias,
             layer.padding, layer.stride, layer.dilation, layer.groups, "add", 1.0, "relu", [], "",
         )  # fmt: skip
-        return found
+        return y
 
 
 def _packed(layer: Any) -> Tensor:
@@ -223,7 +223,7 @@ def _packed(layer: Any) -> Tensor:
     if layer.weight.dtype == torch.float32:
         weight: Tensor = layer.weight
         return weight
-    found: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(
+    packed: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(
         layer.weight.to_mkldnn(), layer.padding, layer.stride, layer.dilation, layer.groups
     )
-    return found
+    return packed

@@ -160,14 +160,14 @@ def _sampled(images: Tensor, boxes: Tensor, side: int, across: int, down: int) -
         ],
         dim=3,
     )  # (B, down * S, across * S, 2)
-    found = functional.grid_sample(
+    samples = functional.grid_sample(
         images, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
     if across == down == 1:
-        return found
-    found = found.view(num_images, 3, down, side, across, side)
+        return samples
+    samples = samples.view(num_images, 3, down, side, across, side)
     weights = weights_y[:, None, :, :, None, None] * weights_x[:, None, None, None]
-    return (found * weights).sum(dim=(2, 4))
+    return (samples * weights).sum(dim=(2, 4))
 
 
 def _taps(

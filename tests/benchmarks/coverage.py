@@ -70,8 +70,8 @@ def losses(all_scores: Floats) -> Estimates:
 
 def misses_new(draw: np.random.Generator, seeds: int, outcome: Any, gap: float) -> bool:
     """Returns True if the interval for new images and seeds misses the true difference."""
-    found = outcome(scores(draw, seeds, np.array([SIGNAL, SIGNAL + gap]), BOTH))
-    low, high = orh_difference(found.values.reshape(2, -1), found.covariance).interval()
+    estimates = outcome(scores(draw, seeds, np.array([SIGNAL, SIGNAL + gap]), BOTH))
+    low, high = orh_difference(estimates.values.reshape(2, -1), estimates.covariance).interval()
     return not low <= true_auc(SIGNAL + gap) - true_auc(SIGNAL) <= high
 
 
@@ -89,15 +89,15 @@ def misses_ratio(draw: np.random.Generator, seeds: int) -> bool:
     return not low <= 1 <= high
 
 
-def verdicts(found: Estimates, seeds: int, margin: float) -> list[Verdict | None]:
+def verdicts(estimates: Estimates, seeds: int, margin: float) -> list[Verdict | None]:
     """Returns the verdicts of a sweep as the report finds them: trend, Holm, equivalence."""
-    table = found.values.reshape(-1, seeds)
+    table = estimates.values.reshape(-1, seeds)
     rows = range(1, len(table))
     series = cast(Any, SimpleNamespace())
     contrasts = []
     for row in rows:
         places = np.r_[0:seeds, row * seeds : (row + 1) * seeds]
-        new = orh_difference(table[[0, row]], found.covariance[np.ix_(places, places)])
+        new = orh_difference(table[[0, row]], estimates.covariance[np.ix_(places, places)])
         pair = table[[0, row]]
         contrasts.append(Contrast(series, series, "auc", tuple(range(seeds)), (), pair, new))
     here: list[Any] = [None] * len(contrasts)
@@ -111,24 +111,24 @@ def verdicts(found: Estimates, seeds: int, margin: float) -> list[Verdict | None
 
 def differs(draw: np.random.Generator, seeds: int, *, both: float, kinds: set[Verdict]) -> bool:
     """Returns True if, of four batch sizes that are alike, any is said to differ."""
-    found = aucs(scores(draw, seeds, np.full(4, SIGNAL), both))
-    return bool(kinds & set(verdicts(found, seeds, 0.02)))
+    estimates = aucs(scores(draw, seeds, np.full(4, SIGNAL), both))
+    return bool(kinds & set(verdicts(estimates, seeds, 0.02)))
 
 
 def equals(draw: np.random.Generator, seeds: int) -> bool:
     """Returns True if a pair that differs by the margin is said to be the same within it."""
     gap = 0.5
     margin = true_auc(SIGNAL + gap) - true_auc(SIGNAL)
-    found = aucs(scores(draw, seeds, np.array([SIGNAL, SIGNAL + gap]), BOTH))
-    return verdicts(found, seeds, margin)[0] == Verdict.SAME
+    estimates = aucs(scores(draw, seeds, np.array([SIGNAL, SIGNAL + gap]), BOTH))
+    return verdicts(estimates, seeds, margin)[0] == Verdict.SAME
 
 
 def misses_specificity(draw: np.random.Generator, seeds: int) -> bool:
     """Returns True if the interval of the specificity at a sensitivity of 90 % misses the truth."""
     own = scores(draw, seeds, np.array([SIGNAL]), BOTH)[0]
-    found = [confusion(run, TRUTH, cutoff_for(run, TRUTH, 0.9)).specificity for run in own]
+    specificities = [confusion(run, TRUTH, cutoff_for(run, TRUTH, 0.9)).specificity for run in own]
     samples = np.array([rates_for(run, TRUTH, [0.9], SAMPLES)[0][1] for run in own])
-    mean = orh_mean(np.array(found), np.atleast_2d(np.cov(samples)))
+    mean = orh_mean(np.array(specificities), np.atleast_2d(np.cov(samples)))
     low, high = mean.share_interval(int((~TRUTH).sum()))
     normal = NormalDist()
     true = normal.cdf((SIGNAL + normal.inv_cdf(0.1)) / (1 + SEED**2) ** 0.5)
@@ -137,8 +137,8 @@ def misses_specificity(draw: np.random.Generator, seeds: int) -> bool:
 
 def misses_mean(draw: np.random.Generator, seeds: int) -> bool:
     """Returns True if the interval of a mean AUC misses the truth."""
-    found = aucs(scores(draw, seeds, np.array([SIGNAL]), BOTH))
-    low, high = orh_mean(found.values, found.covariance).interval()
+    estimates = aucs(scores(draw, seeds, np.array([SIGNAL]), BOTH))
+    low, high = orh_mean(estimates.values, estimates.covariance).interval()
     return not low <= true_auc(SIGNAL) <= high
 
 

@@ -78,8 +78,8 @@ def sizes(name: str, folder: Path) -> str:
     >>> sizes("empty", Path(tempfile.mkdtemp()))
     'empty: 0 MB in 0 files'
     """
-    found = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
-    return f"{name}: {sum(file.st_size for file in found) / 1e6:,.0f} MB in {len(found):,} files"
+    files = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+    return f"{name}: {sum(file.st_size for file in files) / 1e6:,.0f} MB in {len(files):,} files"
 
 
 if __name__ == "__main__":

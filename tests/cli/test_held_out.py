@@ -75,8 +75,8 @@ def test_the_same_images_are_held_out_everywhere() -> None:
     for files in (shuffled, renamed, no_test):
         assert held(hold_out(replace(images, files=tuple(files)), 0.15)) == chosen
     assert held(hold_out(images, 0.15, seed=1)) != chosen
-    found = [file.path.removesuffix(".jpg") for file in hold_out(images, 0.1).split("val")]
-    assert found == [  # as on the machine where this test was written
+    paths = [file.path.removesuffix(".jpg") for file in hold_out(images, 0.1).split("val")]
+    assert paths == [  # as on the machine where this test was written
         *("train/0/006", "train/0/011", "train/0/012", "train/0/037"),
         *("train/1/005", "train/1/011"),
     ]
@@ -160,14 +160,14 @@ def test_the_list_of_images_says_which_are_copies(copied: Path, tmp_path: Path) 
     assert known.everywhere is not None
     sweep = Sweep(tmp_path)
     write_index(with_copies(images, known.everywhere), sweep.images_file)
-    found = read_copies(sweep)
-    assert found is not None
-    numbers = found.groups
+    copies = read_copies(sweep)
+    assert copies is not None
+    numbers = copies.groups
     assert numbers["train/benign/03.png"] == numbers["train/benign/03-copy.jpg"]
     assert len(numbers) == 49
     tests = [file.path for file in images.split("test")]
-    assert [tests[n] for n in found.is_trained(tests).nonzero()[0]] == ["test/benign/copy.png"]
-    assert len(set(found.numbers(tests))) == len(tests)
+    assert [tests[n] for n in copies.is_trained(tests).nonzero()[0]] == ["test/benign/copy.png"]
+    assert len(set(copies.numbers(tests))) == len(tests)
     assert read_index(sweep.images_file, copied, images.classes) == images
     write_index(images, sweep.images_file)
     assert read_copies(sweep) is None

@@ -78,11 +78,11 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-def same_files(one: Path, other: Path) -> bool:
-    names = sorted(path.name for path in one.iterdir())
+def same_files(first: Path, other: Path) -> bool:
+    names = sorted(path.name for path in first.iterdir())
     if names != sorted(path.name for path in other.iterdir()):
         return False
-    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+    return filecmp.cmpfiles(first, other, names, shallow=False)[0] == names
 
 
 def files_in(page: Path) -> str:
@@ -113,7 +113,7 @@ def test_the_page_can_be_read_by_anyone(
     # A picture is a single image with a title to a reader of the page.
     run = "axe.run({exclude: ['svg > *']}, {resultTypes: ['violations']})"
     faults = view.evaluate(run)["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in faults] == []
+    assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == []
     assert messages == []
     context.close()
 
@@ -180,8 +180,8 @@ def test_the_most_confident_mistakes_are_shown(page: Path) -> None:
     text = page.read_text()
     assert "This page contains 3 test images." in text
     assert "1 test image of 10 has a copy in train" in text
-    found = re.findall(r"<b>(\w+)</b>, called (\w+) with (\d+) % in (\d+) of 12", text)
-    assert found == [
+    captions = re.findall(r"<b>(\w+)</b>, called (\w+) with (\d+) % in (\d+) of 12", text)
+    assert captions == [
         ("malignant", "benign", "96", "12"),
         ("benign", "malignant", "90", "6"),
         ("benign", "malignant", "95", "2"),

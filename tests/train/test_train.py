@@ -112,7 +112,7 @@ def plain_loop(config: TrainConfig, views: Views) -> list[dict[str, float]]:
         return normalize(seen, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
     labels, test_labels = (views.source.labels(split) for split in (Split.TRAIN, Split.TEST))
-    found = []
+    records = []
     for epoch in range(1, config.epochs + 1):
         losses, hits = [], []
         for batch in order(len(labels), config.seed, epoch).split(config.batch_size):
@@ -126,7 +126,7 @@ def plain_loop(config: TrainConfig, views: Views) -> list[dict[str, float]]:
         with torch.no_grad():
             logits = model(images(TEST, list(range(len(test_labels)))))
         called, positive = logits.argmax(1) == 1, test_labels == 1
-        found.append(
+        records.append(
             {
                 "train_loss": float(np.mean(losses)),
                 "train_accuracy": float(np.mean(hits)),
@@ -136,7 +136,7 @@ def plain_loop(config: TrainConfig, views: Views) -> list[dict[str, float]]:
                 "test_specificity": (~called)[~positive].float().mean().item(),
             }
         )
-    return found
+    return records
 
 
 def test_head_on_views_gives_the_metrics_of_a_plain_loop(
@@ -361,10 +361,10 @@ def test_the_training_images_have_the_metrics_of_the_other_splits(num_classes: i
     torch.manual_seed(0)
     logits = 2 * torch.randn(2, 60, num_classes)
     labels = torch.stack([torch.randperm(60) % num_classes for _ in range(2)])
-    losses, found = train_scores(logits, labels, 1)
+    losses, by_name = train_scores(logits, labels, 1)
     assert losses.shape == (2, 60)
     for run, (own, of) in enumerate(zip(logits, labels, strict=True)):
-        scores = {name.removeprefix("train_"): float(v[run]) for name, v in found.items()}
+        scores = {name.removeprefix("train_"): float(v[run]) for name, v in by_name.items()}
         plain = {name: float(v) for name, v in evaluate(own.unsqueeze(0), of, 1).items()}
         assert scores == pytest.approx(plain)
         called, truth = own.argmax(dim=1) == 1, of == 1

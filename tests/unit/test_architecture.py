@@ -117,20 +117,20 @@ def writes_to_the_terminal(code: ast.AST) -> list[str]:
         for node in ast.walk(code)
         if isinstance(node, ast.Attribute) and node.attr in ("isatty", "fileno", "flush")
     }
-    found = []
+    writes = []
     for node in ast.walk(code):
         if isinstance(node, ast.Name) and node.id in {"print", *CLICK_PRINTS}:
-            found.append(node.id)
+            writes.append(node.id)
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "click":
-            found += [node.attr] if node.attr in CLICK_PRINTS else []
+            writes += [node.attr] if node.attr in CLICK_PRINTS else []
         elif isinstance(node, ast.Attribute) and node.attr in TERMINAL and id(node) not in asked:
-            found += [node.attr] if ast.unparse(node.value) == "sys" else []
-    return found
+            writes += [node.attr] if ast.unparse(node.value) == "sys" else []
+    return writes
 
 
 def test_the_terminal_has_one_door() -> None:
     """console.py escapes what strangers wrote, so nothing else prints."""
     for module in modules():
         if module.name != "console.py":
-            found = writes_to_the_terminal(tree(module))
-            assert not found, f"{module.relative_to(PACKAGE)} prints by {found}"
+            writes = writes_to_the_terminal(tree(module))
+            assert not writes, f"{module.relative_to(PACKAGE)} prints by {writes}"

@@ -96,7 +96,7 @@ def test_an_older_sweep_has_the_prevalence_only(tmp_path: Path) -> None:
     """Without converged.json, and without a shortcut in sweep.json, nothing else changes."""
     table = read_sweep(draw_sweep(tmp_path / "s", batch_sizes=[32], epochs=2))
     summary = summarize(group_runs([table]))
-    assert [one.name for one in baselines(table)] == ["without image"]
+    assert [baseline.name for baseline in baselines(table)] == ["without image"]
     assert len(baseline_lines(table, summary)) == 1
     assert "train_loss_above_converged" not in summary
 

@@ -46,23 +46,23 @@ def test_curves_are_scikit_learns(scores: np.ndarray) -> None:
     for mine, theirs in zip(clinical.roc_curve(scores, TRUTH), expected, strict=True):
         assert mine == pytest.approx(theirs)
     precision, recall, cutoffs = metrics.precision_recall_curve(TRUTH, scores)
-    found = precision_recall_curve(scores, TRUTH)
-    last = found.cutoffs >= cutoffs[0]  # scikit-learn stops where all positives are called
-    assert found.x[last] == pytest.approx(recall[-2::-1])
-    assert found.y[last] == pytest.approx(precision[-2::-1])
-    assert found.cutoffs[last] == pytest.approx(cutoffs[::-1])
+    curve = precision_recall_curve(scores, TRUTH)
+    last = curve.cutoffs >= cutoffs[0]  # scikit-learn stops where all positives are called
+    assert curve.x[last] == pytest.approx(recall[-2::-1])
+    assert curve.y[last] == pytest.approx(precision[-2::-1])
+    assert curve.cutoffs[last] == pytest.approx(cutoffs[::-1])
 
 
 @BOTH
 def test_a_calibration_curve_is_scikit_learns(scores: np.ndarray) -> None:
     """Groups between quantiles have its shares, each with Wilson's interval for its images."""
-    found = calibration_curve(scores, TRUTH)
+    curve = calibration_curve(scores, TRUTH)
     observed, predicted = sklearns_calibration(TRUTH, scores, n_bins=10, strategy="quantile")
-    assert found.observed == pytest.approx(observed)
-    assert found.predicted == pytest.approx(predicted)
-    assert found.num.sum() == len(TRUTH)
-    first = wilson_interval(found.observed[0], int(found.num[0]))
-    assert (found.low[0], found.high[0]) == pytest.approx(first)
+    assert curve.observed == pytest.approx(observed)
+    assert curve.predicted == pytest.approx(predicted)
+    assert curve.num.sum() == len(TRUTH)
+    first = wilson_interval(curve.observed[0], int(curve.num[0]))
+    assert (curve.low[0], curve.high[0]) == pytest.approx(first)
 
 
 @BOTH
@@ -76,10 +76,10 @@ def test_rates_of_samples_are_those_of_the_images_in_them(scores: np.ndarray) ->
     for row, weights in enumerate(samples):
         drawn = np.repeat(np.arange(200), weights.astype(int))
         of_sample = scores[drawn], TRUTH[drawn]
-        for found, cutoff in ((fixed, 0.5), (own, cutoff_for(*of_sample, 0.9))):
+        for rates, cutoff in ((fixed, 0.5), (own, cutoff_for(*of_sample, 0.9))):
             counts = confusion(*of_sample, cutoff)
-            assert found[0][row] == pytest.approx(counts.sensitivity)
-            assert found[1][row] == pytest.approx(counts.specificity)
+            assert rates[0][row] == pytest.approx(counts.sensitivity)
+            assert rates[1][row] == pytest.approx(counts.specificity)
 
 
 def test_the_temperature_is_the_one_of_the_lowest_log_loss() -> None:
@@ -113,17 +113,17 @@ def test_a_decision_curve_has_the_net_benefit_of_each_threshold() -> None:
 def test_several_classes_have_scikit_learns_matrix() -> None:
     """Rows are the classes, columns what they are called, also for a class that never is."""
     labels, called = draw.integers(0, 3, 100), draw.integers(0, 2, 100)
-    found = clinical.confusion_matrix(labels, called, 3)
-    assert (found == metrics.confusion_matrix(labels, called, labels=[0, 1, 2])).all()
+    matrix = clinical.confusion_matrix(labels, called, 3)
+    assert (matrix == metrics.confusion_matrix(labels, called, labels=[0, 1, 2])).all()
 
 
 @BOTH
 @pytest.mark.parametrize("wanted", [0.8, 0.9, 0.95, 1.0])
 def test_specificity_at_a_sensitivity_is_the_curves(scores: np.ndarray, wanted: float) -> None:
     """It is the best specificity on scikit-learn's ROC curve that has the sensitivity."""
-    false_alarms, found, _ = roc_curve(TRUTH, scores, drop_intermediate=False)
+    false_alarms, recall, _ = roc_curve(TRUTH, scores, drop_intermediate=False)
     counts = confusion(scores, TRUTH, cutoff_for(scores, TRUTH, wanted))
-    assert counts.specificity == pytest.approx(1 - false_alarms[found >= wanted - 1e-12].min())
+    assert counts.specificity == pytest.approx(1 - false_alarms[recall >= wanted - 1e-12].min())
     assert counts.sensitivity >= wanted - 1e-12
 
 

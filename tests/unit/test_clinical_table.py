@@ -37,8 +37,8 @@ TEST = {name: predictions(number) for number, name in enumerate(RUNS)}
 VAL = {name: predictions(10 + number) for number, name in enumerate(TEST)}
 
 
-def rows(found: Clinical, part: int = 0) -> dict[str, list[str]]:
-    return {row[0]: row[1:] for row in found.parts[part].rows}
+def rows(tables: Clinical, part: int = 0) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in tables.parts[part].rows}
 
 
 def first_number(cell: str) -> float:
@@ -47,19 +47,19 @@ def first_number(cell: str) -> float:
 
 def test_with_val_nothing_is_chosen_with_test_labels() -> None:
     """With other labels in test, cutoffs and temperature stay; the numbers on test change."""
-    other = {name: replace(one, labels=1 - one.labels) for name, one in TEST.items()}
+    other = {name: replace(run, labels=1 - run.labels) for name, run in TEST.items()}
     before, after = (rows(clinical(ALL, test, VAL, None)) for test in (TEST, other))
     chosen = [name for name in before if name.startswith("temperature")]
     assert [before[name] for name in chosen] == [after[name] for name in chosen]
     sensitivity = "sensitivity 90 % asked: reached % (95 %)"
     specificity = "sensitivity 90 % asked: specificity % (95 %)"
-    for name, labels, found in ((sensitivity, 1, before), (specificity, 0, before)):
+    for name, labels, table in ((sensitivity, 1, before), (specificity, 0, before)):
         expected = [
             np.mean((TEST[run].probabilities[labels == TRUTH, 1] >= cutoff) == labels)
             for run in ("a0", "a1", "a2")
             for cutoff in [cutoff_for(VAL[run].probabilities[:, 1], TRUTH == 1, 0.9)]
         ]
-        assert first_number(found[name][0]) == pytest.approx(100 * np.mean(expected), abs=0.05)
+        assert first_number(table[name][0]) == pytest.approx(100 * np.mean(expected), abs=0.05)
     # The same images are called: what was found of the positives is now alarms of the others.
     assert first_number(after[specificity][0]) == pytest.approx(
         100 - first_number(before[sensitivity][0]), abs=0.11
@@ -88,12 +88,12 @@ def test_the_numbers_are_there_without_the_copies() -> None:
     """They are those of a test set without these images."""
     groups = {f"{number}.jpg": number + 1 for number in range(20)}
     trained = frozenset(range(1, 11))
-    found = clinical(ALL, TEST, VAL, Copies(groups, trained))
-    assert "without the 10 test images that have a copy in train" in found.parts[1].title
+    tables = clinical(ALL, TEST, VAL, Copies(groups, trained))
+    assert "without the 10 test images that have a copy in train" in tables.parts[1].title
     kept = np.arange(120) >= 10
-    alone = clinical(ALL, {name: one.of(kept) for name, one in TEST.items()}, VAL, None)
-    assert found.parts[1].rows == alone.parts[0].rows
-    assert found.parts[0].rows == clinical(ALL, TEST, VAL, None).parts[0].rows
+    alone = clinical(ALL, {name: run.of(kept) for name, run in TEST.items()}, VAL, None)
+    assert tables.parts[1].rows == alone.parts[0].rows
+    assert tables.parts[0].rows == clinical(ALL, TEST, VAL, None).parts[0].rows
     clean = clinical(ALL, TEST, VAL, Copies({}, frozenset()))
     assert len(clean.parts) == 1
     assert "No test image has a copy in train." in clean.parts[0].note
@@ -109,8 +109,8 @@ def test_copies_in_test_are_worth_one_image() -> None:
     copies = Copies({name: 1 + number % 120 for number, name in enumerate(names)}, frozenset())
     grouped = replace(twice, groups=copies.numbers(names))
     widths = [
-        [width(cell[0]) for name, cell in rows(found).items() if "(95 %)" in name]
-        for found in (
+        [width(cell[0]) for name, cell in rows(tables).items() if "(95 %)" in name]
+        for tables in (
             clinical([series(32, {0: "a0"})], {"a0": test}, {}, None)
             for test in (once, grouped, twice)
         )
@@ -136,10 +136,10 @@ def test_several_classes_have_macro_averages() -> None:
     """Each class against the rest, and their means, are scikit-learn's."""
     truth = np.arange(150) % 3
     test = {"a0": predictions(1, truth, "bmn")}
-    found = clinical([series(32, {0: "a0"})], test, {}, None)
+    tables = clinical([series(32, {0: "a0"})], test, {}, None)
     p = test["a0"].probabilities
     called = p.argmax(axis=1)
-    numbers = rows(found, 1)
+    numbers = rows(tables, 1)
     assert float(numbers["AUC: macro average"][0]) == pytest.approx(
         metrics.roc_auc_score(truth, p, multi_class="ovr", average="macro"), abs=5e-4
     )
@@ -151,7 +151,7 @@ def test_several_classes_have_macro_averages() -> None:
         for name, value in zip(names, [*recall, np.mean(recall)], strict=True):
             own = float(numbers[f"{kind} %: {name}"][0])
             assert own == pytest.approx(100 * value, abs=0.05)
-    calls = rows(found, 2)
+    calls = rows(tables, 2)
     matrix = metrics.confusion_matrix(truth, called)
     assert [float(cell) for (cell,) in calls.values()] == matrix.ravel().tolist()
     assert list(calls)[1] == "b called m"
@@ -159,5 +159,5 @@ def test_several_classes_have_macro_averages() -> None:
 
 def test_without_a_positive_test_image_there_are_no_clinical_numbers() -> None:
     """Nothing is divided by zero; nor without predictions."""
-    one = {name: p.of(p.labels == 0) for name, p in TEST.items()}
-    assert clinical(ALL, one, VAL, None) == clinical(ALL, {}, {}, None) == Clinical(())
+    negatives = {name: p.of(p.labels == 0) for name, p in TEST.items()}
+    assert clinical(ALL, negatives, VAL, None) == clinical(ALL, {}, {}, None) == Clinical(())

@@ -99,9 +99,9 @@ def test_every_picture_has_words_and_numbers(plain: dict[str, Figure]) -> None:
 def test_no_id_comes_twice_on_a_page(tmp_path: Path) -> None:
     """Pictures of several sweeps share a page, whatever characters their names have."""
     sweeps = [draw_sweep(tmp_path / name, epochs=2) for name in ("a b", "a_20_b", "a.b", "<a>&")]
-    found = drawn(*sweeps)
-    ids = [key for figure in found.values() for key in re.findall(r'\bid="([^"]*)"', figure.svg)]
-    assert len(ids) == 2 * len(found) > 10
+    pictures = drawn(*sweeps)
+    ids = [key for figure in pictures.values() for key in re.findall(r'\bid="([^"]*)"', figure.svg)]
+    assert len(ids) == 2 * len(pictures) > 10
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[\w-]+", key) for key in ids)
     assert id_of("a b") != id_of("a_20_b")
@@ -112,10 +112,10 @@ def test_every_seed_is_in_the_curves(plain: dict[str, Figure]) -> None:
     names = [f"{size}, seed {seed}" for size in (32, 64, 128, 256) for seed in range(3)]
     for name in ("comparison", "accuracy"):
         lines = titled(plain[name], "path")
-        assert [len(lines[one]) for one in names] == [2] * 12  # in both panels
+        assert [len(lines[title]) for title in names] == [2] * 12  # in both panels
         assert {len(re.findall("[MLHV]", line.get("d", ""))) for line in lines[names[0]]} == {6}
-    assert all(len(titled(plain["roc"], "path", ": ")[one]) == 1 for one in names)
-    assert all(len(titled(plain["net-benefit"], "path")[one]) == 1 for one in names)
+    assert all(len(titled(plain["roc"], "path", ": ")[title]) == 1 for title in names)
+    assert all(len(titled(plain["net-benefit"], "path")[title]) == 1 for title in names)
 
 
 def test_every_seed_is_a_dot_with_its_value(plain: dict[str, Figure]) -> None:
@@ -142,14 +142,14 @@ def test_of_many_seeds_there_are_quantiles(tmp_path: Path) -> None:
     sweep = draw_sweep(
         tmp_path / "s", batch_sizes=[32, 64], seeds=range(51), epochs=3, has_predictions=True
     )
-    found = drawn(sweep)
+    pictures = drawn(sweep)
     assert MOST_SEEDS == 50
     for name in ("comparison", "accuracy", "splits", "paired", "seeds"):
-        assert not [title for title in titles(found[name]) if "seed" in title], name
-    assert "bands: 50 % and 90 % of them" in found["comparison"].caption
-    assert "Boxes: 50 %" in found["seeds"].caption
-    assert len([title for title in titles(found["roc"]) if "seed" in title]) == 2 * SHOWN_OF_MANY
-    assert f"{SHOWN_OF_MANY} of the seeds" in found["roc"].caption
+        assert not [title for title in titles(pictures[name]) if "seed" in title], name
+    assert "bands: 50 % and 90 % of them" in pictures["comparison"].caption
+    assert "Boxes: 50 %" in pictures["seeds"].caption
+    assert len([title for title in titles(pictures["roc"]) if "seed" in title]) == 2 * SHOWN_OF_MANY
+    assert f"{SHOWN_OF_MANY} of the seeds" in pictures["roc"].caption
 
 
 LONG = "a-sweep-with-a-name-that-no-margin-of-a-picture-could-hold-however-wide-it-might-have-been"
@@ -172,29 +172,29 @@ def test_no_text_overlaps_another(
     tmp_path: Path, names: list[str], kwargs: dict[str, object]
 ) -> None:
     """In the widest usual font, all labels and numbers can be read, and none leaves the picture."""
-    found = drawn(*(draw_sweep(tmp_path / name, **kwargs) for name in names))  # type: ignore[arg-type]
-    for figure in found.values():
+    pictures = drawn(*(draw_sweep(tmp_path / name, **kwargs) for name in names))  # type: ignore[arg-type]
+    for figure in pictures.values():
         width, height = map(float, figure.svg.split('viewBox="0 0 ')[1].split('"')[0].split())
         boxes = text_boxes(figure)
         assert len(boxes) > 3
         for box in boxes:
             assert -0.5 <= box.left < box.right <= width + 0.5, (figure.name, box)
             assert 0 <= box.top < box.bottom <= height, (figure.name, box)
-        for one, other in itertools.combinations(boxes, 2):
-            assert not one.meets(other), (figure.name, one, other)
+        for first, other in itertools.combinations(boxes, 2):
+            assert not first.meets(other), (figure.name, first, other)
 
 
 @given(st.lists(st.floats(0, 200), max_size=12))
 def test_labels_keep_their_distance_and_their_order(places: list[float]) -> None:
     """Wherever lines end, their labels are in the same order, apart, and beside the panel."""
-    found = dodge(places, LABEL_GAP, 0, 200)
-    by_place = sorted(zip(places, found, strict=True))
-    assert all(b - a >= LABEL_GAP - 1e-6 for a, b in itertools.pairwise(sorted(found)))
-    assert [place for _, place in by_place] == sorted(found)
-    assert all(-1e-6 <= place <= 200 + 1e-6 for place in found)
+    moved = dodge(places, LABEL_GAP, 0, 200)
+    by_place = sorted(zip(places, moved, strict=True))
+    assert all(b - a >= LABEL_GAP - 1e-6 for a, b in itertools.pairwise(sorted(moved)))
+    assert [place for _, place in by_place] == sorted(moved)
+    assert all(-1e-6 <= place <= 200 + 1e-6 for place in moved)
     far = [b - a >= LABEL_GAP for a, b in itertools.pairwise(sorted(places))]
     if all(far):
-        assert found == pytest.approx(places)
+        assert moved == pytest.approx(places)
 
 
 @pytest.mark.parametrize("num", [2, 3, 4])
@@ -343,21 +343,21 @@ def test_only_a_converged_head_that_exists_is_drawn(tmp_path: Path, exists: bool
     sweep = draw_sweep(tmp_path / "s", epochs=3)
     record = {"format": 2, "exists": exists, "metrics": {"train_loss": 0.1, "test_loss": 0.2}}
     sweep.converged_file.write_text(json.dumps(record))
-    found = drawn(sweep)
-    assert ("converged" in texts(found["comparison"])) is exists
-    assert ("excess" in found) is exists
+    pictures = drawn(sweep)
+    assert ("converged" in texts(pictures["comparison"])) is exists
+    assert ("excess" in pictures) is exists
 
 
 def test_runs_that_count_updates_are_drawn_by_updates(tmp_path: Path) -> None:
     """Where batch sizes end after the same updates, their ends and labels are side by side."""
     sweep = draw_sweep(tmp_path / "s", updates=60, seeds=range(2))
-    found = drawn(sweep)
-    assert "test AUC, by updates" in texts(found["accuracy"])
-    assert found["paired"].columns[1] == "updates"
+    pictures = drawn(sweep)
+    assert "test AUC, by updates" in texts(pictures["accuracy"])
+    assert pictures["paired"].columns[1] == "updates"
     points = read_sweep(sweep).tests[sweep.runs()[0].name]["update"]
-    pair = [row[1] for row in found["paired"].rows if row[0] == "64 minus 32"]
+    pair = [row[1] for row in pictures["paired"].rows if row[0] == "64 minus 32"]
     assert pair == [f"{point:g}" for point in points]
-    panels = [text for text in texts(found["comparison"]) if ", by " in text]
+    panels = [text for text in texts(pictures["comparison"]) if ", by " in text]
     assert panels == ["test loss, by epochs", "test loss, by updates"]
 
 
@@ -416,11 +416,11 @@ def titles(figure: Figure) -> list[str]:
 
 def titled(figure: Figure, kind: str, end: str = "$") -> dict[str, list[ElementTree.Element]]:
     """Returns the shapes of a kind by their title, up to *end*."""
-    found: dict[str, list[ElementTree.Element]] = {}
+    shapes: dict[str, list[ElementTree.Element]] = {}
     for shape in ElementTree.fromstring(figure.svg).iter(SVG + kind):
         for title in shape.findall(f"{SVG}title"):
-            found.setdefault((title.text or "").split(end)[0], []).append(shape)
-    return found
+            shapes.setdefault((title.text or "").split(end)[0], []).append(shape)
+    return shapes
 
 
 def _grey(color: str) -> int:

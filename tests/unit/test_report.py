@@ -285,9 +285,9 @@ def test_a_sweep_file_that_lacks_the_runs_is_an_error(tmp_path: Path, content: s
 
 def test_several_sweeps_make_one_report(tmp_path: Path) -> None:
     """Two sweeps with the same batch sizes stay apart by name, and what differs is said."""
-    one = draw_sweep(tmp_path / "one", batch_sizes=[32], epochs=3)
-    two = draw_sweep(tmp_path / "two", batch_sizes=[32], epochs=4)
-    report = build_report([one, two, one])
+    first = draw_sweep(tmp_path / "one", batch_sizes=[32], epochs=3)
+    second = draw_sweep(tmp_path / "two", batch_sizes=[32], epochs=4)
+    report = build_report([first, second, first])
     assert report.folder == tmp_path.resolve() / "report-one-two"
     _, rows = readable(report.summary, is_complete=False)
     assert [row[:2] for row in rows] == [["one", "32"], ["two", "32"]]
@@ -311,10 +311,10 @@ def test_sweeps_of_two_recipes_are_compared_with_a_warning(
     tmp_path: Path, key: str, value: str | float, words: str
 ) -> None:
     """What was trained, and how, is never mixed up in silence."""
-    one, two = (draw_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
-    info = recorded(two)
-    two.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | {key: value}}))
-    notes = build_report([one, two]).notes
+    first, second = (draw_sweep(tmp_path / name, batch_sizes=[32]) for name in ("one", "two"))
+    info = recorded(second)
+    second.sweep_file.write_text(json.dumps(info | {"recipe": info["recipe"] | {key: value}}))
+    notes = build_report([first, second]).notes
     assert f"The sweeps differ in their {words}: compare them with care." in notes
 
 
@@ -409,7 +409,7 @@ def test_a_schedule_does_not_part_a_run(tmp_path: Path) -> None:
     for run in sweep.runs():
         set_column(run, "lr", ["0.1", "0.05", "0.01"])
     series = group_runs([read_sweep(sweep)])
-    assert [(one.lr, one.epochs, set(one.rows["run"])) for one in series] == [
+    assert [(each.lr, each.epochs, set(each.rows["run"])) for each in series] == [
         (0.01, 3, {"bs0032-lr0.01-seed0"}),
         (0.1, 3, {"bs0032-lr0.1-seed0"}),
     ]
@@ -422,7 +422,7 @@ def test_a_run_is_believed_more_than_its_name(tmp_path: Path) -> None:
     small.config_file.unlink()
     config = json.loads(large.config_file.read_text(encoding="utf-8"))
     large.config_file.write_text(json.dumps(config | {"lr": 0.3}), encoding="utf-8")
-    assert [one.lr for one in group_runs([read_sweep(sweep)])] == [1e-05, 0.3]
+    assert [series.lr for series in group_runs([read_sweep(sweep)])] == [1e-05, 0.3]
 
 
 @pytest.mark.slow

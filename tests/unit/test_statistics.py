@@ -119,8 +119,8 @@ def test_auc_and_its_covariance_are_delongs(digits: int) -> None:
     """Areas equal scikit-learn's; the covariance is DeLong's definition, with ties."""
     is_positive = np.arange(30) < 12
     scores = np.round(draw.random((3, 30)) + 0.4 * is_positive, digits)
-    found = auc_estimates(scores, is_positive)
-    assert found.values == pytest.approx([roc_auc_score(is_positive, own) for own in scores])
+    auc = auc_estimates(scores, is_positive)
+    assert auc.values == pytest.approx([roc_auc_score(is_positive, own) for own in scores])
     wins = np.array(
         [
             [[(x > y) + 0.5 * (x == y) for y in own[~is_positive]] for x in own[is_positive]]
@@ -128,16 +128,16 @@ def test_auc_and_its_covariance_are_delongs(digits: int) -> None:
         ]
     )  # (3, 12, 18)
     expected = np.cov(wins.mean(axis=2)) / 12 + np.cov(wins.mean(axis=1)) / 18
-    assert found.covariance == pytest.approx(expected, abs=1e-12)
+    assert auc.covariance == pytest.approx(expected, abs=1e-12)
 
 
 def test_several_classes_are_averaged_as_scikit_learn_does() -> None:
     """With three classes AUC is the macro average of each class against the rest."""
     labels = np.arange(30) % 3
     p = draw.dirichlet(np.ones(3), (2, 30))
-    found = macro_auc_estimates(p, labels).values
+    aucs = macro_auc_estimates(p, labels).values
     expected = [roc_auc_score(labels, own, multi_class="ovr", average="macro") for own in p]
-    assert found == pytest.approx(expected)
+    assert aucs == pytest.approx(expected)
     names = tuple(f"{n}.jpg" for n in range(30))
     runs = [Predictions(names, ("a", "b", "c"), labels, own) for own in p]
     assert estimates("auc", runs, "c").values == pytest.approx(expected)
@@ -148,9 +148,9 @@ def test_several_classes_are_averaged_as_scikit_learn_does() -> None:
 def test_the_covariance_of_means_is_the_sample_covariance() -> None:
     """Over images: the covariance of the losses, divided by their number."""
     losses = draw.normal(size=(3, 50))
-    found = mean_estimates(losses)
-    assert found.values == pytest.approx(losses.mean(axis=1))
-    assert found.covariance == pytest.approx(np.cov(losses) / 50)
+    means = mean_estimates(losses)
+    assert means.values == pytest.approx(losses.mean(axis=1))
+    assert means.covariance == pytest.approx(np.cov(losses) / 50)
 
 
 VAN_DYKE = np.array(
@@ -170,13 +170,13 @@ def test_new_images_and_seeds_are_the_published_example() -> None:
     """
     covariance = np.full((2, 5, 2, 5), 0.00023902837)
     covariance[0, :, 0] = covariance[1, :, 1] = 0.00034407483
-    found = orh_difference(VAN_DYKE, covariance.reshape(10, 10))
-    assert found.mean == pytest.approx(0.043800322, abs=1e-8)
-    assert found.seed_part == pytest.approx(0.00055103062, abs=1e-10)
-    assert found.seed_part + found.image_part == pytest.approx(0.0010762629, abs=1e-9)
-    assert found.df == pytest.approx(15.259675, abs=1e-4)
-    assert found.p == pytest.approx(0.051665686, abs=1e-6)
-    assert found.interval() == pytest.approx((-0.00035885444, 0.087959499), abs=1e-7)
+    difference = orh_difference(VAN_DYKE, covariance.reshape(10, 10))
+    assert difference.mean == pytest.approx(0.043800322, abs=1e-8)
+    assert difference.seed_part == pytest.approx(0.00055103062, abs=1e-10)
+    assert difference.seed_part + difference.image_part == pytest.approx(0.0010762629, abs=1e-9)
+    assert difference.df == pytest.approx(15.259675, abs=1e-4)
+    assert difference.p == pytest.approx(0.051665686, abs=1e-6)
+    assert difference.interval() == pytest.approx((-0.00035885444, 0.087959499), abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_a_mean_for_new_images_and_seeds_is_the_published_example(
     modality: int, covariance: float, df: float, limits: tuple[float, float]
 ) -> None:
     """The interval of each of Van Dyke's modalities equals RJafroc's published output."""
-    found = orh_mean(VAN_DYKE[modality], np.full((5, 5), covariance))
-    assert found.df == pytest.approx(df, abs=1e-4)
-    assert found.interval() == pytest.approx(limits, abs=1e-7)
+    mean = orh_mean(VAN_DYKE[modality], np.full((5, 5), covariance))
+    assert mean.df == pytest.approx(df, abs=1e-4)
+    assert mean.interval() == pytest.approx(limits, abs=1e-7)
 
 
 def test_the_mean_of_one_seed_has_delongs_interval() -> None:
@@ -200,10 +200,10 @@ def test_the_mean_of_one_seed_has_delongs_interval() -> None:
     is_positive = np.arange(40) < 20
     scores = draw.random(40) + 0.3 * is_positive
     for seeds in (1, 3):
-        found = auc_estimates(np.array([scores] * seeds), is_positive)
-        error = found.covariance[0, 0] ** 0.5
-        limits = stats.norm.interval(0.95, found.values[0], error)
-        assert orh_mean(found.values, found.covariance).interval() == pytest.approx(limits)
+        auc = auc_estimates(np.array([scores] * seeds), is_positive)
+        error = auc.covariance[0, 0] ** 0.5
+        limits = stats.norm.interval(0.95, auc.values[0], error)
+        assert orh_mean(auc.values, auc.covariance).interval() == pytest.approx(limits)
 
 
 def test_a_share_of_independent_images_has_wilsons_interval() -> None:
@@ -233,11 +233,11 @@ def test_copies_count_as_a_group() -> None:
 
     p = np.tile(np.column_stack([1 - scores[0], scores[0]]), (2, 1))
     labels = np.tile(is_positive, 2).astype(np.int64)
-    one = Predictions(tuple(map(str, range(400))), ("a", "b"), labels, p)
-    grouped = Predictions(one.images, one.classes, labels, p, np.tile(numbers, 2))
+    single = Predictions(tuple(map(str, range(400))), ("a", "b"), labels, p)
+    grouped = Predictions(single.images, single.classes, labels, p, np.tile(numbers, 2))
     for outcome in ("auc", "log-loss"):
-        found, plain = (estimates(outcome, [run], "b").covariance for run in (grouped, one))
-        assert found == pytest.approx(2 * plain)
+        by_group, plain = (estimates(outcome, [run], "b").covariance for run in (grouped, single))
+        assert by_group == pytest.approx(2 * plain)
 
 
 def test_samples_of_images_have_the_variance_of_new_images() -> None:
@@ -248,26 +248,26 @@ def test_samples_of_images_have_the_variance_of_new_images() -> None:
     assert (samples[:, 0] == samples[:, 1]).all()
     assert (samples[:, 1:120].sum(axis=1) == 119).all()
     values = draw.normal(size=80)
-    found = (samples[:, 120:] @ values / 80).var()
-    assert found == pytest.approx(values.var() / 80, rel=0.1)
+    variance = (samples[:, 120:] @ values / 80).var()
+    assert variance == pytest.approx(values.var() / 80, rel=0.1)
 
 
 def test_without_noise_of_images_it_is_the_paired_t() -> None:
     """Where images add nothing, the same readers give the published fixed-case interval."""
-    found = orh_difference(VAN_DYKE, np.zeros((10, 10)))
-    assert found.df == 4
-    assert found.interval() == pytest.approx((0.0025804202, 0.085020224), abs=1e-7)
-    assert found.interval() == pytest.approx(paired_interval(VAN_DYKE[1] - VAN_DYKE[0]))
+    difference = orh_difference(VAN_DYKE, np.zeros((10, 10)))
+    assert difference.df == 4
+    assert difference.interval() == pytest.approx((0.0025804202, 0.085020224), abs=1e-7)
+    assert difference.interval() == pytest.approx(paired_interval(VAN_DYKE[1] - VAN_DYKE[0]))
 
 
 def test_a_single_seed_has_the_interval_of_images() -> None:
     """With one seed, the error is DeLong's for the difference of two correlated areas."""
     is_positive = np.arange(40) < 20
     both = auc_estimates(draw.random((2, 40)) + 0.3 * is_positive, is_positive)
-    found = orh_difference(both.values[:, None], both.covariance)
+    difference = orh_difference(both.values[:, None], both.covariance)
     variance = both.covariance @ [-1, 1] @ [-1, 1]
-    assert found.error == pytest.approx(variance**0.5)
-    assert found.interval() == pytest.approx(
+    assert difference.error == pytest.approx(variance**0.5)
+    assert difference.interval() == pytest.approx(
         tuple(stats.norm.interval(0.95, np.diff(both.values)[0], variance**0.5))
     )
 

@@ -149,13 +149,13 @@ def dodge(places: Sequence[float], gap: float, low: float, high: float) -> list[
             num += count
             start = min(max(start, low), high - gap * (num - 1))
         blocks.append((max(low, min(start, high - gap * (num - 1))), num))
-    found = [start + gap * n for start, num in blocks for n in range(num)]
+    spots = [start + gap * n for start, num in blocks for n in range(num)]
     # A block that was pushed inside may touch the block before it.
-    for n in range(len(found) - 2, -1, -1):
-        found[n] = min(found[n], found[n + 1] - gap)
-    for n in range(len(found)):
-        found[n] = max(found[n], low if n == 0 else found[n - 1] + gap)
-    moved = dict(zip(order, found, strict=True))
+    for n in range(len(spots) - 2, -1, -1):
+        spots[n] = min(spots[n], spots[n + 1] - gap)
+    for n in range(len(spots)):
+        spots[n] = max(spots[n], low if n == 0 else spots[n - 1] + gap)
+    moved = dict(zip(order, spots, strict=True))
     return [moved[index] for index in range(len(places))]
 
 
@@ -167,10 +167,10 @@ def finished(
     caption: str,
     columns: list[str],
     rows: list[list[str]],
-    told: str = "",
+    numbers: str = "",
 ) -> Figure:
-    """Returns a drawn canvas as a figure. *told* are numbers for readers who cannot see it."""
-    description = f"{caption} {told}".strip()
+    """Returns a drawn canvas as a figure. *numbers* are for readers who cannot see it."""
+    description = f"{caption} {numbers}".strip()
     svg, png = canvas.svg(name, title, description), canvas.png()
     return Figure(name, section, caption, description, svg, columns, rows, png)
 
@@ -225,11 +225,11 @@ class Panel:
             widest = text_width(f"{self.x_scale.high:,.0f}", TICK_SIZE) + 12
             if self.x_scale.high <= 1:
                 widest = text_width("0.00", TICK_SIZE) + 12
-            found = self.x_scale.ticks(max(2, int(self.width / widest)), is_whole=is_whole)
-            step = found[1] - found[0] if len(found) > 1 and not self.x_scale.is_log else 1.0
+            x_ticks = self.x_scale.ticks(max(2, int(self.width / widest)), is_whole=is_whole)
+            step = x_ticks[1] - x_ticks[0] if len(x_ticks) > 1 and not self.x_scale.is_log else 1.0
             texts = [
                 (tick, f"{tick:,g}" if self.x_scale.is_log else tick_text(tick, step))
-                for tick in found
+                for tick in x_ticks
             ]
         else:
             texts = list(x_texts)
@@ -312,8 +312,8 @@ class Panel:
         """Writes labels right of the panel, each near the end of its line."""
         known = [label for label in labels if math.isfinite(label.place)]
         wanted = [label.place for label in known]
-        found = dodge(wanted, LABEL_GAP, self.top, self.bottom)
-        for label, place in zip(known, found, strict=True):
+        places = dodge(wanted, LABEL_GAP, self.top, self.bottom)
+        for label, place in zip(known, places, strict=True):
             x, ink = self.right + 6, label.look.ink if label.look else "soft"
             self.canvas.line([(x, label.place), (x + 8, place)], ink)
             if label.look:
@@ -324,8 +324,8 @@ class Panel:
         """Writes labels above the panel, and a thin line from each (x, label) down to its place."""
         known = [(x, label) for x, label in labels if math.isfinite(label.place)]
         gap = max((text_width(label.text) for _, label in known), default=0) + 10
-        found = dodge([x for x, _ in known], gap, self.left, self.right)
-        for (x, label), place in zip(known, found, strict=True):
+        places = dodge([x for x, _ in known], gap, self.left, self.right)
+        for (x, label), place in zip(known, places, strict=True):
             ink = label.look.ink if label.look else "soft"
             ends = [(place, self.top - 4), (x, self.top + 6), (x, label.place)]
             self.canvas.line(ends, ink, width=0.8, dash=(1.5, 2))

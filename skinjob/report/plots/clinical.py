@@ -80,8 +80,8 @@ def clinical_figures(
 ) -> list[Figure]:
     """Returns all pictures; none without predictions."""
     pairs = zip(all_series, looks(len(all_series)), strict=True)
-    found = [(case_of(series, predictions, {}, None), look) for series, look in pairs]
-    cases = [Drawn(case, look) for case, look in found if case]
+    all_cases = [(case_of(series, predictions, {}, None), look) for series, look in pairs]
+    cases = [Drawn(case, look) for case, look in all_cases if case]
     if not cases:
         return []
     positive = all_series[0].table.positive_class
@@ -95,8 +95,8 @@ def clinical_figures(
 
 def _roc(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     def curve(scores: Floats, truth: Truth) -> tuple[Floats, Floats]:
-        found = roc_curve(scores, truth)
-        return found.x, found.y
+        points = roc_curve(scores, truth)
+        return points.x, points.y
 
     caption = (
         f"ROC: the share of “{positive}” images that are called so (sensitivity), against the "
@@ -118,9 +118,9 @@ def _roc(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
 
 def _precision_recall(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     def curve(scores: Floats, truth: Truth) -> tuple[Floats, Floats]:
-        found = precision_recall_curve(scores, truth)
-        last = int(np.argmax(found.x >= 1)) + 1  # lower cutoffs only add false alarms
-        return np.r_[0, found.x[:last]], np.r_[found.y[:1], found.y[:last]]
+        points = precision_recall_curve(scores, truth)
+        last = int(np.argmax(points.x >= 1)) + 1  # lower cutoffs only add false alarms
+        return np.r_[0, points.x[:last]], np.r_[points.y[:1], points.y[:last]]
 
     share = float(cases[0].case.truth.mean())
     caption = (
@@ -142,8 +142,8 @@ def _precision_recall(cases: Sequence[Drawn], positive: str, prefix: str) -> Fig
 
 def _calibration(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     def curve(scores: Floats, truth: Truth) -> tuple[Floats, Floats]:
-        found = calibration_curve(scores, truth)
-        return found.predicted, found.observed
+        points = calibration_curve(scores, truth)
+        return points.predicted, points.observed
 
     caption = (
         f"Calibration: of the test images with about this probability of “{positive}”, the share "
@@ -199,14 +199,14 @@ def _curves(
             if run in drawn.shown:
                 xs, ys = curve(scores, drawn.case.truth)
                 on_grid.append(np.interp(GRID, xs, ys, left=math.nan, right=math.nan))
-                told = f"{drawn.label}, seed {drawn.case.seeds[run]}: AUC {drawn.aucs[run]:.3f}"
+                tip = f"{drawn.label}, seed {drawn.case.seeds[run]}: AUC {drawn.aucs[run]:.3f}"
                 places = panel.points(*_thinned(xs, ys))
-                canvas.line(places, drawn.look.ink, width=1.0, opacity=0.55, title=told)
+                canvas.line(places, drawn.look.ink, width=1.0, opacity=0.55, title=tip)
         rows += _rows(drawn.label, GRID, np.array(on_grid))
-    told = ", ".join(f"{drawn.label}: {drawn.aucs.mean():.3f}" for drawn in cases)
+    aucs = ", ".join(f"{drawn.label}: {drawn.aucs.mean():.3f}" for drawn in cases)
     heads = ["batch size", axes[0], *_heads(axes[1])]
     title = f"{axes[1].capitalize()} by {axes[0]}"
-    return finished(canvas, name, section, title, caption, heads, rows, f"Mean AUC: {told}.")
+    return finished(canvas, name, section, title, caption, heads, rows, f"Mean AUC: {aucs}.")
 
 
 def _net_benefit(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
@@ -217,8 +217,8 @@ def _net_benefit(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
     panel = Panel(canvas, (50, 38, WIDTH - 50 - room, 240), Scale(0, float(THRESHOLDS[-1])), y)
     panel.axes("net benefit", "probability from which one would act (threshold)")
     panel.level(0.0, dash=())
-    found = [_benefits(drawn) for drawn in cases]
-    of_all = found[0][1]
+    benefits = [_benefits(drawn) for drawn in cases]
+    of_all = benefits[0][1]
     inside = of_all >= LOWEST_BENEFIT
     canvas.line(
         panel.points(THRESHOLDS[inside].tolist(), of_all[inside].tolist()), "soft", dash=(5, 3)
@@ -228,12 +228,12 @@ def _net_benefit(cases: Sequence[Drawn], positive: str, prefix: str) -> Figure:
         end - 16, panel.bottom - 6, "calling all positive", anchor="end", size=11, ink="soft"
     )
     xs, rows, ends = THRESHOLDS.tolist(), [], []
-    for drawn, (own, _) in zip(cases, found, strict=True):
+    for drawn, (own, _) in zip(cases, benefits, strict=True):
         kept = np.where(own >= LOWEST_BENEFIT, own, np.nan)
         titles = [f"{drawn.label}, seed {drawn.case.seeds[run]}" for run in drawn.shown]
         panel.seeds(xs, kept, drawn.look, titles, opacity=0.2)
         rows += _rows(drawn.label, THRESHOLDS, own)
-    for drawn, (own, _) in zip(cases, found, strict=True):
+    for drawn, (own, _) in zip(cases, benefits, strict=True):
         mean = own.mean(axis=0)
         mean = np.where(mean >= LOWEST_BENEFIT, mean, np.nan)
         panel.mean(xs, mean.tolist(), drawn.look, f"{drawn.label}, threshold")

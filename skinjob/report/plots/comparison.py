@@ -83,12 +83,12 @@ def forest_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
         f"for new images and seeds; grey: the margin of {margin:g}, within which a difference does "
         "not matter."
     )
-    told = "; ".join(f"{row[0]}, {row[1]}: {row[3]}" for row in rows)
+    differences = "; ".join(f"{row[0]}, {row[1]}: {row[3]}" for row in rows)
     limits = [f"{end}, {of}" for of in ("these images", "new images and seeds") for end in ENDS]
     columns = ["after", "batch size", "minus", "difference", *limits, "seeds", "verdict"]
     title = f"Differences of {outcome} to batch size {first}"
     name = f"{prefix}forest"
-    return finished(canvas, name, "comparison", title, caption, columns, rows, f"{told}.")
+    return finished(canvas, name, "comparison", title, caption, columns, rows, f"{differences}.")
 
 
 def _shade(panel: Panel, margin: float, top: float, bottom: float) -> None:
@@ -111,8 +111,8 @@ def _draw_contrast(panel: Panel, contrast: Contrast, comparison: Comparison, y: 
     if not math.isnan(_new(contrast).low):
         for end in _new(contrast):
             canvas.line([(panel.x(end), y - 4), (panel.x(end), y + 4)], ink, width=1.6)
-    told = f"{name}: {_numbers(contrast)}"
-    canvas.dot(panel.x(contrast.mean), y, ink, marker="D", size=9, title=told)
+    tip = f"{name}: {_numbers(contrast)}"
+    canvas.dot(panel.x(contrast.mean), y, ink, marker="D", size=9, title=tip)
     canvas.text(panel.right + 12, y + 4, _numbers(contrast), size=LABEL_SIZE)
 
 
@@ -195,8 +195,8 @@ def paired_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
     )
     end = "; ".join(f"{c.series.batch_size}: {float(v[:, -1].mean()):+.3f}" for c, _, v in pairs)
     columns = ["pair", family.axis, "mean", "low", "high", "seeds"]
-    title, told = f"Paired difference of {name}", f"Last means: {end}."
-    return finished(canvas, f"{prefix}paired", "curves", title, caption, columns, rows, told)
+    title, means = f"Paired difference of {name}", f"Last means: {end}."
+    return finished(canvas, f"{prefix}paired", "curves", title, caption, columns, rows, means)
 
 
 def _differences(contrast: Contrast, column: str, axis: str) -> tuple[list[float], Floats]:
@@ -249,7 +249,7 @@ def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
     gap, left = 26.0, 50.0
     width = (WIDTH - left - 12 - gap) / 2
     canvas = Canvas(left + 12 - gap + (width + gap) * len(families), 38 + 230 + 44)
-    rows, told = [], []
+    rows, names = [], []
     for n, family in enumerate(families):
         places = Scale(0, len(family.series))
         panel = Panel(canvas, (left + n * (width + gap), 38, width, 230), places, y)
@@ -266,12 +266,13 @@ def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
                 for seed, value in zip(series.seeds, values.tolist(), strict=True)
             ]
             if stability.outlier is not None:
-                told.append(f"seed {stability.outlier} of {series.batch_size}")
+                names.append(f"seed {stability.outlier} of {series.batch_size}")
     many = max(len(values) for values in every) > MOST_SEEDS
     dots = "Boxes: 50 %, lines: 90 % of the seeds" if many else "Each dot is a seed"
     outliers = (
-        f" Named: a seed without which the sd is less than half ({', '.join(dict.fromkeys(told))})."
-        if told
+        " Named: a seed without which the sd is less than half "
+        f"({', '.join(dict.fromkeys(names))})."
+        if names
         else ""
     )
     caption = f"How much seeds differ in {outcome}. {dots}; the bar is the mean.{outliers}"
@@ -314,9 +315,9 @@ def _strip(
         ]
         spots = beeswarm([panel.y(value) for _, value in known], PACKED, half)
         for (seed, value), (dx, dy) in zip(known, spots, strict=True):
-            told = f"{series.batch_size}, seed {seed}: {value:.4g}"
+            tip = f"{series.batch_size}, seed {seed}: {value:.4g}"
             canvas.dot(
-                centre + dx, dy, look.ink, marker=look.marker, size=DOT, title=told, opacity=0.75
+                centre + dx, dy, look.ink, marker=look.marker, size=DOT, title=tip, opacity=0.75
             )
             name = f"seed {seed}"
             if seed == outlier and text_width(name, 11) < panel.width / panel.x_scale.high:

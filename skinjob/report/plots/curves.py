@@ -274,10 +274,10 @@ def _figure(
         f"{line.key or line.label}: {number(float(value), 3)}"
         for line, value in zip(lines, last, strict=True)
     )
-    told = f"Means of {first.name} after the last epoch: {ends}."
+    means = f"Means of {first.name} after the last epoch: {ends}."
     all_heads = ["batch size", "epoch", "updates", "runs", *heads]
     title = caption.split(".")[0]
-    return finished(canvas, name, "curves", title, caption, all_heads, rows, told)
+    return finished(canvas, name, "curves", title, caption, all_heads, rows, means)
 
 
 def _statistics(values: Floats) -> tuple[Floats, Floats, Floats]:

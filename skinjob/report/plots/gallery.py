@@ -38,7 +38,7 @@ def figures(results: Sequence[Result], all_series: Sequence[Series]) -> list[Fig
     shown, levels = _few(results, all_series), _converged(results)
     scales = common_scales(all_series, levels)
     lines = lines_of(shown, _labels(all_series, shown))
-    found: list[Figure | None] = [
+    pictures: list[Figure | None] = [
         loss_figure(lines, scales, levels),
         outcome_figure(lines, scales, levels),
         fit_figure(lines, scales),
@@ -48,14 +48,14 @@ def figures(results: Sequence[Result], all_series: Sequence[Series]) -> list[Fig
         own = [series for series in all_series if series.table is comparison.table]
         prefix = f"{comparison.table.sweep.name}-" if len(results) > 1 else ""
         family = comparison.lead or comparison.other
-        found += [
+        pictures += [
             forest_figure(comparison, prefix),
             rates_figure(comparison, own, prefix),
             paired_figure(comparison, prefix),
             seeds_figure(comparison, prefix),
             *clinical_figures(family.series if family else own, predictions, prefix),
         ]
-    return [figure for figure in found if figure]
+    return [figure for figure in pictures if figure]
 
 
 def write_figures(folder: Path, all_figures: Sequence[Figure]) -> None:
@@ -79,7 +79,9 @@ def _few(results: Sequence[Result], all_series: Sequence[Series]) -> list[Series
     """Returns the series to draw together: of too many, each batch size at its best lr."""
     if len(all_series) <= MOST_LINES or len(by_lr(all_series)) == 1:
         return list(all_series)
-    families = [family for one, _ in results if (family := one.lead or one.other)]
+    families = [
+        family for comparison, _ in results if (family := comparison.lead or comparison.other)
+    ]
     best = [series for family in families for series in family.series]
     return best or list(all_series[:MOST_LINES])
 
