@@ -76,7 +76,9 @@ def examine(request: Request, *, is_probing: bool) -> Iterator[Finding]:
         yield from skip(["probe"], "its job would fail; fix the failures above first")
     else:
         config = request.configs[0]
-        yield from probe(request.runs, request.cluster, [Path(config.data), Path(config.weights)])
+        paths = [Path(config.data), Path(config.weights)]
+        packages = needed_packages(read_weights_info(paths[1]).backbone)
+        yield from probe(request.runs, request.cluster, paths, packages)
 
 
 def _resolved(request: Request) -> Request:
@@ -169,10 +171,9 @@ def _check_python(cluster: ClusterConfig, read: Mapping[str, WeightsInfo | Image
 
     Raises: ConfigError when it starts on this machine and lacks a package.
     """
-    queue = open_queue(cluster.cluster)
-    require_shared_python(cluster, queue)
-    weights = read.get("weights")
+    queue, weights = open_queue(cluster.cluster), read.get("weights")
     needed = needed_packages(weights.backbone if isinstance(weights, WeightsInfo) else DEFAULT)
+    require_shared_python(cluster, queue, needed)
     lacks = lacking_here(cluster, needed)
     if queue.is_this_machine and lacks:
         return fail(f"no {lacks} in {sys.executable}", "pip install 'skinjob[train]'")

@@ -38,19 +38,23 @@ LATE_S = 10  # a shared file system may take that long to show what a node has w
 MAX_LINES = 5  # of the job's output
 
 
-def probe(runs: Path, cluster: ClusterConfig, paths: Sequence[Path]) -> Iterator[Finding]:
+def probe(
+    runs: Path, cluster: ClusterConfig, paths: Sequence[Path], packages: Sequence[str]
+) -> Iterator[Finding]:
     """Queues the job, waits for it with its state on stderr, and yields the findings.
 
-    *paths* are what a run's job opens: images and weights. The probe's folder in *runs* is private
-    and removed afterwards. Ctrl-C, or a shell that closes, cancels the job.
+    *paths* are what a run's job opens: images and weights. *packages* are what it imports. The
+    probe's folder in *runs* is private and removed afterwards. Ctrl-C, or a shell that closes,
+    cancels the job.
     """
     token = secrets.token_hex(8)
     try:
         with _signals_as_ctrl_c(), _folder(runs, cluster) as folder:
             (folder / "token").write_text(token, encoding="utf-8")
             # The same paths that a run's job gets.
-            job_paths = json.dumps([str(absolute(path)) for path in (runs, *paths)])
-            (folder / "paths.json").write_text(job_paths, encoding="utf-8")
+            job_paths = [str(absolute(path)) for path in (runs, *paths)]
+            asked = {"paths": job_paths, "modules": ["safetensors", *packages]}
+            (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
             job, seen = _queue_and_wait(folder, cluster)
             seen_at = time.time()
     except SkinjobError as error:

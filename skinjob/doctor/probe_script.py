@@ -17,24 +17,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODULES = ("skinjob", "submitit", "safetensors", "torch")
 ADDRESS = ("1.1.1.1", 443)  # a public name server: if it answers, the internet can be reached
 NETWORK_S = 3
 
 
 def look(folder: Path) -> dict[str, Any]:
     """Returns what a run needs to know about this machine."""
+    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
     return {
         "node": socket.gethostname(),
         "python": sys.executable,
         "python_version": sys.version.split()[0],
-        "modules": {name: version_of(name) for name in MODULES},
+        "modules": {name: version_of(name) for name in asked["modules"]},
         "cores": len(os.sched_getaffinity(0)),
         "gpus_given": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "driver_cuda": driver_cuda(),
         "gpu": gpu(),
         "token": (folder / "token").read_text(encoding="utf-8"),
-        "unseen": unseen(json.loads((folder / "paths.json").read_text(encoding="utf-8"))),
+        "unseen": unseen(asked["paths"]),
         "free_bytes": shutil.disk_usage(folder).free,
         "network": network(),
         "clock": time.time(),

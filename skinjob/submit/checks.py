@@ -168,7 +168,7 @@ def lacking_here(cluster: ClusterConfig, needed: Sequence[str]) -> str:
     return " and ".join(name for name in needed if find_spec(name) is None)
 
 
-def require_shared_python(cluster: ClusterConfig, queue: Queue) -> None:
+def require_shared_python(cluster: ClusterConfig, queue: Queue, needed: Sequence[str]) -> None:
     """Checks that compute nodes can see what starts a job: Python, packages, and set-up files.
 
     Raises: ConfigError if one of them is on a disk or in the memory of this machine.
@@ -182,7 +182,7 @@ def require_shared_python(cluster: ClusterConfig, queue: Queue) -> None:
                 require_shared("--python", Path(file))
     else:
         require_shared("the Python of jobs,", Path(sys.executable), mend="--python")
-        for name in NEEDED:
+        for name in needed:
             spec = find_spec(name)
             if spec and spec.origin:
                 require_shared(f"the package {name},", Path(spec.origin), mend="--python")
@@ -199,8 +199,9 @@ def python_note(cluster: ClusterConfig, queue: Queue, needed: Sequence[str] = NE
     Runs the lines of `setup` and the words of `python` here in bash, as a job's shell would. If
     that fails, it proves nothing: a container or a module may exist only on compute nodes.
 
-    Raises: ConfigError if that Python lacks a package, or if jobs use this Python and it lacks
-    torch.
+    Raises: ConfigError if that Python lacks a package. Without `setup` and `python`, jobs of a
+    cluster use the current Python: what it lacks is then a remark, so that a laptop without torch
+    can show the job script; jobs of this machine are refused.
     """
     lacks = lacking_here(cluster, needed)
     if queue.is_this_machine:

@@ -179,7 +179,9 @@ def make_plan(
     _require_places(train, runs, cluster, queue)
     device, device_reason, cluster = _resolve_device(train.device, cluster, queue)
     weights = weights or read_weights_info(Path(train.weights), arch)
-    note = python_note(cluster, queue, needed_packages(weights.backbone))
+    needed = needed_packages(weights.backbone)
+    require_shared_python(cluster, queue, needed)
+    note = python_note(cluster, queue, needed)
     images = images or scan(Path(train.data), skips_bad=skip_bad_images)
     copies = find_copies(images)
     if copies.everywhere is not None:
@@ -250,7 +252,6 @@ def _require_places(train: TrainConfig, runs: Path, cluster: ClusterConfig, queu
     paths = {"--data": Path(train.data), "--weights": Path(train.weights), "--runs": runs}
     for option, path in paths.items():
         require_usable(option, path, cluster, queue)
-    require_shared_python(cluster, queue)
     require_writable(runs)
 
 

@@ -20,8 +20,8 @@ BETAS, EPS, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 0.01
 
 IMAGES_AT_ONCE = 128
 MOST_AT_ONCE = 4
-"""A GPU is busy with so many images on so many streams. On an H200, graphs of batch size 32 made
-8,567 images/s one after the other and 11,948 on four streams; a graph of 128 made 12,196 alone."""
+"""A GPU is busy with so many images on so many streams. `tests/benchmarks/gpu.py` measures whether
+that is so; it has not been run on a GPU."""
 
 
 def num_at_once(device: Device, batch_size: int) -> int:
