@@ -23,7 +23,7 @@ from skinjob.sweeps.layout import Run, Sweep
 from skinjob.sweeps.records import RunState
 
 OPTIONS = ("--batch-sizes", "4", "--device", "cpu", "--cpus", "1", "--mem", "2", "--time", "30")
-EPOCHS = {"head": 120, "all": 48}  # enough for all interruptions on a fast machine
+EPOCHS = {"head": 300, "all": 48}  # enough for all interruptions on a fast machine
 WHOLE: dict[str, tuple[Any, ...]] = {}
 USR2 = 1 << (signal.SIGUSR2 - 1)
 

@@ -244,8 +244,7 @@ def _job_end(sweep: Sweep, end: SlurmEnd | None, output: Path) -> JobEnd | None:
     """
     state = end.state if end else None
     if state in (None, "FAILED"):
-        text = "\n".join(tail(output, 200))
-        states = [word for pattern, word in IN_OUTPUT if re.search(pattern, text)]
+        states = _states_in("\n".join(tail(output, 10_000)))
         state = next((word for word in states if end is None or word == "OUT_OF_MEMORY"), state)
     if state is None:
         return None
@@ -258,6 +257,19 @@ def _job_end(sweep: Sweep, end: SlurmEnd | None, output: Path) -> JobEnd | None:
         by=f" by {end.by}" if end.by else "",
     )
     return JobEnd(kind, words, lacked, end.exit_code, end.signal, end.node, end.ended_utc)
+
+
+def _states_in(output: str) -> list[str]:
+    """Returns the states that SLURM wrote to a job's output, the last first.
+
+    A job that is told to end logs many epochs at once, so the message may stand far above the end.
+    A requeued job keeps the messages of its earlier starts.
+
+    >>> _states_in("x CANCELLED AT 1 DUE TO PREEMPTION ***" + "y" * 99 + "x CANCELLED AT 2 ***")
+    ['CANCELLED', 'PREEMPTED']
+    """
+    states = [(m.start(), state) for text, state in IN_OUTPUT for m in re.finditer(text, output)]
+    return [state for _, state in sorted(states, reverse=True)]
 
 
 def _record(sweep: Sweep, jobs: Mapping[str, str]) -> None:
