@@ -301,14 +301,15 @@ class Mean(NamedTuple):
     def share_interval(self, num: int) -> Interval:
         """Returns the interval of a share of *num* images: Wilson's, inside 0..1.
 
-        It has as many images as a plain share with this error. Without an error, as for a share of
-        0 or 1, it has *num*.
+        It has as many images as a plain share with this error. A share of 0 or 1, or without an
+        error, has *num*.
 
         Source: Franco et al. (2019), "Comparative study of confidence intervals for proportions in
         complex sample surveys".
         """
         t = t_quantile(0.975, self.df)
-        alike = self.value * (1 - self.value) / self.error**2 if self.error else num
+        has_spread = self.error and 0 < self.value < 1
+        alike = self.value * (1 - self.value) / self.error**2 if has_spread else num
         return wilson_interval(self.value, alike * (Z_95 / t) ** 2)
 
 

@@ -218,6 +218,10 @@ def test_a_share_of_independent_images_has_wilsons_interval() -> None:
     low, high = Mean(0.98, 0.02, 9).share_interval(50)
     assert 0 < low < 0.98 < high < 1
     assert high - low > 4 * 0.02
+    for share in (0.0, 1.0):  # samples of images may vary where the images themselves do not
+        assert Mean(share, 0.01, np.inf).share_interval(50) == Mean(
+            share, 0, np.inf
+        ).share_interval(50)
 
 
 def test_copies_count_as_a_group() -> None:
