@@ -245,13 +245,6 @@ def scaled(probabilities: Floats, by: float) -> Floats:
     return p
 
 
-def ppv(sensitivity: float, specificity: float, prevalence: float) -> float:
-    """Returns the share of positive calls that are right, by Bayes' theorem."""
-    right = sensitivity * prevalence
-    wrong = (1 - specificity) * (1 - prevalence)
-    return right / (right + wrong) if right + wrong else math.nan
-
-
 def net_benefit(counts: Confusion, threshold: float) -> float:
     """Returns true positives per image, less false positives at the odds of the threshold.
 

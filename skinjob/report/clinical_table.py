@@ -19,7 +19,6 @@ from skinjob.report.clinical import (
     confusion,
     net_benefit,
     partial_auc,
-    ppv,
     scaled,
     temperature,
 )
@@ -203,7 +202,7 @@ def _utility(case: Case) -> Cells:
 def _ppv(case: Case) -> str:
     """Returns the PPV at the stated prevalence and the main sensitivity, with its interval.
 
-    The interval is that of the log odds, which are those of the prevalence plus the log of the
+    Both are those of the mean log odds, which are those of the prevalence plus the log of the
     positive likelihood ratio. Half an image is added to each count, so that no ratio is infinite.
 
     Source: Simel et al. (1991), "Likelihood ratios with confidence".
@@ -219,11 +218,9 @@ def _ppv(case: Case) -> str:
         odds: Floats = special.logit(PREVALENCE) + np.log(hits / alarms)
         return odds
 
-    limits = special.expit(_mean(log_odds(*own.T), log_odds(*case.samples[MAIN])).interval())
-    mean = float(
-        np.mean([ppv(count.sensitivity, count.specificity, PREVALENCE) for count in counts])
-    )
-    return f"{percent(mean)} ({'-'.join(map(percent, limits))})"
+    mean = _mean(log_odds(*own.T), log_odds(*case.samples[MAIN]))
+    value, *limits = special.expit([mean.value, *mean.interval()])
+    return f"{percent(value)} ({'-'.join(map(percent, limits))})"
 
 
 def _calibration(case: Case) -> Cells:

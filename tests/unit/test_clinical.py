@@ -20,7 +20,6 @@ from skinjob.report.clinical import (
     decision_curve,
     net_benefit,
     partial_auc,
-    ppv,
     precision_recall_curve,
     rates_at,
     rates_for,
@@ -170,12 +169,6 @@ def test_counts_are_scikit_learns() -> None:
     counts = confusion(TIED, TRUTH, 0.5)
     tn, fp, fn, tp = metrics.confusion_matrix(TRUTH, TIED >= 0.5).ravel()
     assert counts == Confusion(tp, fn, fp, tn)
-
-
-def test_ppv_is_bayes() -> None:
-    """Sensitivity 90 %, specificity 91 %, prevalence 1 %: 9 % (Gigerenzer, mammography)."""
-    assert ppv(0.9, 0.91, 0.01) == pytest.approx(0.0917, abs=1e-4)
-    assert np.isnan(ppv(0.0, 1.0, 0.5))
 
 
 def test_net_benefit_is_the_published_formula() -> None:

@@ -11,7 +11,7 @@ import pytest
 from sklearn import metrics
 
 from skinjob.report.clinical import cutoff_for, temperature
-from skinjob.report.clinical_table import Clinical, clinical
+from skinjob.report.clinical_table import MAIN, PREVALENCE, Clinical, clinical
 from skinjob.report.predictions import Copies, Predictions
 
 TRUTH = np.arange(120) % 2
@@ -130,6 +130,24 @@ def test_many_seeds_have_the_intervals_of_a_sample_of_them() -> None:
     runs = dict.fromkeys(range(60), "a0")
     many = rows(clinical([series(32, runs)], TEST, VAL, None))
     assert many == rows(clinical([series(32, {0: "a0"})], TEST, VAL, None))
+
+
+def test_ppv_is_bayes_and_within_its_interval() -> None:
+    """Half an image is added to each count. Separated classes have no infinite odds."""
+    name = f"PPV % at a prevalence of {100 * PREVALENCE:.0f} %* (95 %)"
+    table = rows(clinical([series(32, {0: "a0"})], TEST, {}, None))
+    scores = TEST["a0"].probabilities[:, 1]
+    called = scores >= cutoff_for(scores, TRUTH == 1, MAIN)
+    hits, alarms = ((called[kind == TRUTH].sum() + 0.5) / 61 for kind in (1, 0))
+    right, wrong = PREVALENCE * hits, (1 - PREVALENCE) * alarms
+    assert first_number(table[name][0]) == pytest.approx(100 * right / (right + wrong), abs=0.05)
+
+    halves = {run: (p.probabilities + np.eye(2)[TRUTH]) / 2 for run, p in TEST.items()}
+    apart = {run: replace(TEST[run], probabilities=p) for run, p in halves.items()}
+    for tables in (table, rows(clinical(ALL, apart, {}, None))):
+        for cell in tables[name]:
+            low, high = map(float, cell.split("(")[1].rstrip(")").split("-"))
+            assert low <= first_number(cell) <= high
 
 
 def test_several_classes_have_macro_averages() -> None:
