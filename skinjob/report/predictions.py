@@ -16,7 +16,6 @@ from skinjob.report.statistics import (
     Estimates,
     Floats,
     auc_estimates,
-    macro_auc_estimates,
     mean_estimates,
 )
 from skinjob.sweeps.layout import Run, Sweep
@@ -80,8 +79,8 @@ def log_losses(predictions: Predictions) -> Floats:
 def estimates(outcome: str, of_runs: Sequence[Predictions], positive: str) -> Estimates:
     """Returns an outcome, auc or log-loss, of several runs on the same images.
 
-    With more than two classes AUC is the mean of each class against the rest. Copies count as one
-    image.
+    AUC is that of the class *positive* against the rest, as in metrics.csv; of the last class if no
+    class has this name. Copies count as one image.
     """
     by_image, groups = _independent(outcome, of_runs, positive), of_runs[0].groups
     return by_image if groups is None else by_image.grouped(groups)
@@ -91,11 +90,10 @@ def _independent(outcome: str, of_runs: Sequence[Predictions], positive: str) ->
     first = of_runs[0]
     if outcome == "log-loss":
         return mean_estimates(np.array([log_losses(run) for run in of_runs]))
-    probabilities = np.array([run.probabilities for run in of_runs])
-    if len(first.classes) > 2:
-        return macro_auc_estimates(probabilities, first.labels)
-    place = first.classes.index(positive) if positive in first.classes else 1
-    return auc_estimates(probabilities[:, :, place], first.labels == place)
+    last = len(first.classes) - 1
+    place = first.classes.index(positive) if positive in first.classes else last
+    scores = np.array([run.probabilities[:, place] for run in of_runs])
+    return auc_estimates(scores, first.labels == place)
 
 
 class Copies(NamedTuple):

@@ -223,19 +223,6 @@ def auc_estimates(scores: Floats, is_positive: NDArray[np.bool_]) -> Estimates:
     return Estimates(areas, components)
 
 
-def macro_auc_estimates(probabilities: Floats, labels: NDArray[np.int64]) -> Estimates:
-    """Returns the mean over classes of the AUC of each class against the rest.
-
-    *probabilities* (runs, images, classes), *labels* (images,).
-    """
-    classes = range(probabilities.shape[2])
-    of_classes = [auc_estimates(probabilities[:, :, c], labels == c) for c in classes]
-    return Estimates(
-        np.mean([each.values for each in of_classes], axis=0),
-        np.mean([each.components for each in of_classes], axis=0),
-    )
-
-
 @dataclass(frozen=True)
 class Difference:
     """A mean difference of two treatments, for new images and new seeds."""
