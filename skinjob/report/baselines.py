@@ -97,7 +97,9 @@ def unreadable(table: SweepTable) -> list[str]:
 
 
 def _excess(table: SweepTable, summary: pd.DataFrame) -> str:
-    rows = summary[summary["sweep"] == table.sweep.name]
+    """Returns how far the batch sizes with complete runs are above the converged head."""
+    last = table.info.updates or table.info.epochs or 0
+    rows = summary[(summary["sweep"] == table.sweep.name) & (summary[table.counts_in] >= last)]
     above = rows[ABOVE].dropna() if ABOVE in rows else pd.Series(dtype=float)
     if above.empty:
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +29,11 @@ BEST = {"train_loss": 0.25, "test_accuracy": 0.891, "test_auc": 0.95, "test_loss
 EXCESS = "train loss\nabove the\nconverged head"
 
 
-def draw(folder: Path, record: Converged | None = None) -> Sweep:
+def draw(
+    folder: Path, record: Converged | None = None, finished: Mapping[str, int] | None = None
+) -> Sweep:
     """Returns a drawn sweep with the numbers above in its records."""
-    sweep = draw_sweep(folder, batch_sizes=[32, 256], seeds=range(2), epochs=5)
+    sweep = draw_sweep(folder, batch_sizes=[32, 256], seeds=range(2), epochs=5, finished=finished)
     info = recorded(sweep)
     info["images"]["shortcut"] = REACHED
     sweep.sweep_file.write_text(json.dumps(info))
@@ -81,6 +84,15 @@ def test_the_excess_is_a_column_of_the_complete_table(sweep: Sweep) -> None:
     assert EXCESS not in readable(summary, is_complete=False)[0]
     columns, rows = readable(summary, is_complete=True, baselines=baselines(table))
     assert [bool(row[columns.index(EXCESS)]) for row in rows] == [True, True, False, False, False]
+
+
+def test_runs_that_go_on_have_not_ended(tmp_path: Path) -> None:
+    """Only batch sizes with complete runs are told to be above the converged head."""
+    finished = dict.fromkeys(("bs0256-lr0.01-seed0", "bs0256-lr0.01-seed1"), 2)
+    table = read_sweep(draw(tmp_path / "s", finished=finished))
+    line = baseline_lines(table, summarize(group_runs([table])))[0]
+    assert "(32)" in line
+    assert "(256)" not in line
 
 
 def test_without_a_best_head_the_loss_falls_to_zero(tmp_path: Path) -> None:
