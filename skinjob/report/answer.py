@@ -20,6 +20,7 @@ import numpy as np
 from skinjob.config import TrainConfig, options_of
 from skinjob.report.comparison import (
     ALPHA,
+    COLUMNS,
     FEWEST_FOR_VERDICT,
     NAMES,
     Comparison,
@@ -39,7 +40,7 @@ from skinjob.words import pluralize
 MOST_WORDS = 90
 ENOUGH_SEEDS = 10  # with 8 or more, each of six pairs can be shown by an exact test
 SETTLE = "To settle it:"
-ONE_SIZE = "There is only one batch size: nothing to compare yet."
+ONE_SIZE = "Fewer than two batch sizes have results: nothing to compare yet."
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,15 @@ def answer(comparison: Comparison) -> Answer:
     if comparison.behind:
         unit = comparison.table.counts_in.removesuffix("s")
         sizes = ", ".join(f"{s.batch_size} ({unit} {reached(s):,})" for s in comparison.behind)
-        say(0, f"Not compared, because not yet at the last {unit}: {sizes}.")
+        say(0, f"Not compared, because not at the last {unit}: {sizes}.")
     if lead is None:
         say(0, _diverged(comparison))
-        say(0, "No two batch sizes share a seed." if _has_sizes(comparison) else ONE_SIZE)
+        say(0, _why_none(comparison))
         return Answer(" ".join(text for _, text in ranked))
+    if lead.unpaired:
+        sizes = ", ".join(str(series.batch_size) for series in lead.unpaired)
+        first = lead.series[0].batch_size
+        say(0, f"Not compared with {first}, because no seed is complete in both: {sizes}.")
     topic = _topic(lead)
     lost = _sizes_that_diverge(comparison)
     say(0, _headline(lead, comparison.margin, tells_stability=bool(lost)))
@@ -99,8 +104,13 @@ def answer(comparison: Comparison) -> Answer:
     return Answer(" ".join(text for _, text in ranked), question, command)
 
 
-def _has_sizes(comparison: Comparison) -> bool:
-    return len({batch_size for batch_size, _, _ in comparison.table.points.values()}) > 1
+def _why_none(comparison: Comparison) -> str:
+    """Returns why no two batch sizes are compared; empty if the others are behind."""
+    if len(comparison.sizes) < 2:
+        return "" if comparison.behind else ONE_SIZE
+    if not any(column in comparison.table.columns for column in COLUMNS.values()):
+        return "The runs have neither AUC nor test loss: nothing to compare."
+    return f"No batch size has a complete seed in common with the smallest, {comparison.sizes[0]}."
 
 
 def _topic(family: Family) -> Contrast:

@@ -167,7 +167,9 @@ def _result(table: SweepTable, all_series: Sequence[Series]) -> Result:
     predictions = read_all_predictions(own)
     comparison = compare_sweep(table, own, predictions)
     lead = comparison.lead
-    shown = lead.series if lead else own
+    shown = own
+    if lead:
+        shown = sorted([*lead.series, *lead.unpaired], key=lambda series: series.batch_size)
     val, copies = read_all_predictions(shown, Split.VAL), read_copies(table.sweep)
     names = [name for series in shown for name in series.run_of_seed.values()]
     of_runs = [predictions[name] for name in names if name in predictions]

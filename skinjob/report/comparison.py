@@ -147,6 +147,8 @@ class Family:
     outcome: str
     series: Sequence[Series]
     """The batch sizes, the smallest first; with several lrs perhaps each at its own."""
+    unpaired: Sequence[Series]
+    """Batch sizes without a complete seed in common with the smallest, so they are not compared."""
     values: Mapping[int, Floats]
     """The outcome of each batch size, over its complete seeds."""
     contrasts: Sequence[Contrast]
@@ -180,8 +182,10 @@ class Comparison:
     margin: float
     families: Sequence[Family]
     """The axis of the question comes first: updates if the runs have the same number of them."""
+    sizes: Sequence[int]
+    """Batch sizes at the last point that any has reached."""
     behind: Sequence[Series]
-    """Batch sizes that are not yet at the last point of the others, so they are not compared."""
+    """Batch sizes that are not at that point, so they are not compared."""
     diverged: Mapping[tuple[int, float], tuple[int, ...]]
     """Seeds whose loss was not a number, by batch size and lr."""
     lr_at_edge: Sequence[Series]
@@ -237,6 +241,7 @@ def compare_sweep(
         primary=primary,
         margin=margin,
         families=families,
+        sizes=[series.batch_size for series in best],
         behind=[series for series in all_series if reached(series) < last],
         diverged=diverged(table, all_series),
         lr_at_edge=[s for s in best if len(lrs) > 1 and s.lr in (lrs[0], lrs[-1])],
@@ -306,15 +311,20 @@ def _family(
     is_primary: bool,
     has_own_lrs: bool,
 ) -> Family | None:
-    """Returns the comparisons at a point; None if two batch sizes have no seed in common."""
+    """Returns the comparisons at a point; None if no batch size has a seed of the smallest."""
     finite = {each.batch_size: _values(axis, at, outcome, each) for each in series}
     first, *others = series
+    theirs = finite[first.batch_size]
+    unpaired = [each for each in others if theirs.keys().isdisjoint(finite[each.batch_size])]
+    if len(unpaired) == len(others):
+        return None
+    for each in unpaired:
+        del finite[each.batch_size]
+    first, *others = series = [each for each in series if each.batch_size in finite]
     contrasts = []
     for other in others:
-        mine, theirs = finite[other.batch_size], finite[first.batch_size]
+        mine = finite[other.batch_size]
         seeds = tuple(sorted(mine.keys() & theirs.keys()))
-        if not seeds:
-            return None
         is_last = all(_is_last(axis, at, each) for each in (first, other))
         contrasts.append(
             _contrast(other, first, outcome, seeds, (theirs, mine), predictions if is_last else {})
@@ -338,6 +348,7 @@ def _family(
         at=at,
         outcome=outcome,
         series=series,
+        unpaired=unpaired,
         values={size: np.array(list(values.values())) for size, values in finite.items()},
         contrasts=contrasts,
         trend=trend if is_primary else None,

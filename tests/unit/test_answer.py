@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,7 +180,7 @@ def test_several_lrs(tmp_path: Path, golden: Golden) -> None:
 
 def test_a_batch_size_alone_is_not_compared(tmp_path: Path) -> None:
     """With one batch size the answer says so."""
-    assert answer(compared(draw(tmp_path / "s", {32: 0.0}))).text.startswith("There is only one")
+    assert answer(compared(draw(tmp_path / "s", {32: 0.0}))).text.startswith("Fewer than two")
 
 
 def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> None:
@@ -189,8 +190,41 @@ def test_batch_sizes_at_different_epochs_are_not_compared(tmp_path: Path) -> Non
         if run.config().batch_size == 256:
             _cut(run.metrics_file, 7)
     found = answer(compared(sweep)).text
-    assert found.startswith("Not compared, because not yet at the last epoch: 256 (epoch 7).")
+    assert found.startswith("Not compared, because not at the last epoch: 256 (epoch 7).")
     assert found.count("256") == 1
+
+
+def test_a_batch_size_without_a_common_seed_is_left_out(tmp_path: Path) -> None:
+    """The others are compared as if it were not there, and it is named."""
+    sweep = draw(tmp_path / "s", FALLING, seeds=6)
+    alone = [run for run in sweep.runs() if run.config().batch_size == 128]
+    for run in alone:
+        config = json.loads(run.config_file.read_text("utf-8"))
+        run.config_file.write_text(json.dumps({**config, "seed": config["seed"] + 6}), "utf-8")
+    found = answer(compared(sweep)).text
+    for run in alone:
+        shutil.rmtree(run.folder)
+    others = answer(compared(sweep)).text
+    assert found == f"Not compared with 32, because no seed is complete in both: 128. {others}"
+
+
+def test_why_nothing_is_compared(tmp_path: Path) -> None:
+    """No seed in common, no outcome, or only one batch size at the last epoch."""
+    sweep = draw(tmp_path / "s", {32: 0.0, 256: 0.0}, seeds=2)
+    for run in sweep.runs():
+        if (run.config().batch_size == 32) == (run.config().seed == 0):
+            _cut(run.metrics_file, 7)
+    found = answer(compared(sweep)).text
+    assert found == "No batch size has a complete seed in common with the smallest, 32."
+    for run in sweep.runs():
+        text = run.metrics_file.read_text("utf-8")
+        run.metrics_file.write_text(text.replace("test_auc", "x").replace("test_loss", "y"))
+    found = answer(compared(sweep)).text
+    assert found == "The runs have neither AUC nor test loss: nothing to compare."
+    for run in sweep.runs():
+        _cut(run.metrics_file, 7 if run.config().batch_size == 256 else 20)
+    found = answer(compared(sweep)).text
+    assert found == "Not compared, because not at the last epoch: 256 (epoch 7)."
 
 
 def test_pairs_stay_paired(tmp_path: Path) -> None:
