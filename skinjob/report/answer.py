@@ -198,7 +198,7 @@ def _on_the_other_axis(family: Family, contrast: Contrast) -> str:
     word = "ahead" if contrast.is_better else "behind"
     limits = f", 95 % {signed(low)} to {signed(high)}" if low == low else ""
     size = contrast.series.batch_size
-    what = f"{size} was {word} in {count} of {seeds} seeds"
+    what = f"{size} was {word} in {count} of {pluralize(seeds, 'seed')}"
     if contrast.verdict == Verdict.SAME:
         what = "they are the same within the margin"
     elif contrast.verdict == Verdict.NOT_SHOWN:

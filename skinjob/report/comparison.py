@@ -169,8 +169,8 @@ class Family:
 
     @property
     def num_tests(self) -> int:
-        ps = [p for c in self.contrasts for p in (c.p_here, c.p_new)]
-        return sum(p is not None for p in ps) + (self.trend is not None)
+        """Tests of pairs, which are adjusted for their number."""
+        return sum(p is not None for c in self.contrasts for p in (c.p_here, c.p_new))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from skinjob.report.comparison import NAMES, Comparison, Contrast, Family
+from skinjob.report.comparison import NAMES, Comparison, Contrast, Family, Verdict
 from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED, number, percent, signed
 from skinjob.report.stability import Stability
 from skinjob.report.statistics import Interval, wilson_interval
@@ -130,16 +130,28 @@ def verdict_text(contrast: Contrast) -> str:
 
 
 def tests_made(comparison: Comparison) -> list[str]:
-    """Returns a sentence for each family of tests: the trend, and how many tests were made."""
+    """Returns a sentence for each family of tests: the trend, and how many pairs were tested."""
     lines = []
     for family in comparison.families:
         if family.is_primary:
             trend = f"trend p {p_text(family.trend)}; " if family.trend is not None else ""
             lines.append(
                 f"{NAMES[family.outcome]} after {family.point}"
-                f"{_rates(comparison, family)}: {trend}{family.num_tests} tests, adjusted by Holm."
+                f"{_rates(comparison, family)}: {trend}{_pairs_tested(family)}."
             )
     return lines
+
+
+def _pairs_tested(family: Family) -> str:
+    """Returns how many tests of pairs were made, or why none."""
+    if family.num_tests:
+        noun = "test" if family.num_tests == 1 else "tests"
+        return f"{family.num_tests} {noun} of pairs, adjusted by Holm"
+    if all(contrast.verdict == Verdict.TOO_FEW for contrast in family.contrasts):
+        return "no test of pairs: fewer than five seeds"
+    if family.trend is None:
+        return "no test of pairs: fewer than three seeds are complete in all batch sizes"
+    return "no test of pairs: no trend is shown"
 
 
 def _rates(comparison: Comparison, family: Family) -> str:

@@ -21,6 +21,7 @@ from skinjob.report.comparison import (
     read_all_predictions,
 )
 from skinjob.report.details import comparison_table, stability_table
+from skinjob.report.details import tests_made as lines_on_tests  # pytest would collect its name
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import RunState
@@ -280,8 +281,22 @@ def test_a_trend_comes_before_pairs(tmp_path: Path) -> None:
     assert family
     assert family.trend is not None
     assert family.trend > 0.05
-    assert family.num_tests == 1
+    assert family.num_tests == 0
+    assert lines_on_tests(comparison)[0].endswith("; no test of pairs: no trend is shown.")
     assert all(contrast.p_here is None for contrast in family.contrasts)
+
+
+def test_tests_of_pairs_are_counted(tmp_path: Path) -> None:
+    """The trend is not adjusted, so it is not among them. Without any, the reason is there."""
+    sweep = draw(tmp_path / "s", FALLING)
+    [first, _] = lines_on_tests(compared(sweep))
+    assert first == "AUC after 20 epochs: trend p <0.001; 3 tests of pairs, adjusted by Holm."
+    _add_predictions(sweep, {32: 2.5, 64: 2.2, 128: 1.5, 256: 1.0})
+    assert "; 6 tests of pairs, " in lines_on_tests(compared(sweep))[0]
+    two = lines_on_tests(compared(draw(tmp_path / "two", {32: 0.0, 256: 0.1})))
+    assert two[0] == "AUC after 20 epochs: 1 test of pairs, adjusted by Holm."
+    few = lines_on_tests(compared(draw(tmp_path / "few", FALLING, seeds=3)))
+    assert few[0].endswith("; no test of pairs: fewer than five seeds.")
 
 
 def test_an_outlier_is_named(tmp_path: Path) -> None:
