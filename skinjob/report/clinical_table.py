@@ -24,7 +24,7 @@ from skinjob.report.clinical import (
 )
 from skinjob.report.clinical_case import SENSITIVITIES, Case, Part, case_of, without_copies
 from skinjob.report.clinical_classes import class_parts
-from skinjob.report.measures import CHOSEN_ON_TEST, number, percent, signed
+from skinjob.report.measures import CHOSEN_ON_TEST, number, percent, scope_of, signed
 from skinjob.report.predictions import Copies, Predictions, log_losses
 from skinjob.report.statistics import (
     Floats,
@@ -91,7 +91,8 @@ def _part(title: str, cases: Sequence[Case]) -> Part:
     rows = [[name, *(own.get(name, "-") for own in cells)] for name in names]
     rows = [row for row in rows if any(cell != "-" for cell in row[1:])]
     columns = ["batch size", *(str(case.batch_size) for case in cases)]
-    note = f"{_origin(cases)} Means over seeds, after the last epoch; 95 % is for {_scope(cases)}."
+    scope = scope_of(len(case.seeds) for case in cases)
+    note = f"{_origin(cases)} Means over seeds, after the last epoch; 95 % is for {scope}."
     return Part(title, columns, rows, note)
 
 
@@ -100,11 +101,6 @@ def _origin(cases: Sequence[Case]) -> str:
     if all(case.val for case in cases):
         return "The cutoffs were chosen with the validation images."
     return f"{CHOSEN_ON_TEST} The cutoff was chosen with the test images: too good for new ones."
-
-
-def _scope(cases: Sequence[Case]) -> str:
-    """Returns what the intervals are for. A single seed says nothing about other seeds."""
-    return "new images" if any(len(case.seeds) == 1 for case in cases) else "new images and seeds"
 
 
 def _cells(case: Case, first: Case) -> Cells:
@@ -281,7 +277,8 @@ def _short(positive: str, cases: Sequence[Case], whole: Part) -> Part:
         if row[0].startswith(start)
     }
     sizes = [str(case.batch_size) for case in cases]
-    title = f"“{positive}” against the rest (95 %, {_scope(cases)}):"
+    scope = scope_of(len(case.seeds) for case in cases)
+    title = f"“{positive}” against the rest (95 %, {scope}):"
     rows = [list(cells) for cells in zip(sizes, *chosen.values(), strict=True)]
     return Part(title, ["batch\nsize", *chosen], rows)
 

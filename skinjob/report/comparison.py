@@ -16,6 +16,7 @@ from statistics import fmean
 import numpy as np
 
 from skinjob.data.images import Split
+from skinjob.report.measures import scope_of
 from skinjob.report.predictions import Predictions, estimates, read_copies, read_predictions
 from skinjob.report.stability import Stability, diverged, stabilities
 from skinjob.report.statistics import (
@@ -196,6 +197,12 @@ class Comparison:
         key = axis, outcome or self.primary
         matching = [f for f in self.families if (f.axis, f.outcome) == key]
         return next((f for f in matching if f.has_own_lrs), matching[0] if matching else None)
+
+    @property
+    def scope(self) -> str:
+        """What the intervals of pairs are for, where there are predictions."""
+        pairs = [pair for family in self.families for pair in family.contrasts if pair.verdict]
+        return scope_of(len(pair.seeds) for pair in pairs)
 
     @property
     def lead(self) -> Family | None:

@@ -27,7 +27,7 @@ def comparison_table(comparison: Comparison) -> Table:
         "batch size",
         "updates",
         name,
-        f"minus {first}\n(95 %, new images and seeds)",
+        f"minus {first}\n(95 %, {comparison.scope})",
         f"minus {first}\n(95 %, these images)",
         "p, adjusted\n(new / these)",
         "seeds",

@@ -7,6 +7,7 @@ in tables.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -51,6 +52,15 @@ MEASURES = (
     Measure("train", "loss", "train\nloss", is_printed=True),
     Measure("test", "loss", "test\nloss", is_printed=True),
 )
+
+
+def scope_of(nums_seeds: Iterable[int]) -> str:
+    """Returns what intervals over so many seeds are for. One seed says nothing about other seeds.
+
+    >>> scope_of([10, 8]), scope_of([10, 1])
+    ('new images and seeds', 'new images')
+    """
+    return "new images" if min(nums_seeds) == 1 else "new images and seeds"
 
 
 def percent(fraction: float, digits: int = 1) -> str:

@@ -22,6 +22,7 @@ from skinjob.report.comparison import (
 )
 from skinjob.report.details import comparison_table, stability_table
 from skinjob.report.details import tests_made as lines_on_tests  # pytest would collect its name
+from skinjob.report.plots.comparison import forest_figure
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import RunState
@@ -115,7 +116,14 @@ def test_one_seed(tmp_path: Path, golden: Golden) -> None:
     """With one seed there is an interval for new images, and no verdict."""
     sweep = draw(tmp_path / "s", {32: 0.0, 256: 0.1}, seeds=1)
     _add_predictions(sweep, {32: 2.0, 256: 1.0})
-    check(answer(compared(sweep)), golden, "one-seed")
+    comparison = compared(sweep)
+    check(answer(comparison), golden, "one-seed")
+    figure = forest_figure(comparison)
+    assert figure
+    assert "thin: for new images; grey" in figure.caption
+    for columns in (figure.columns, comparison_table(comparison)[0]):
+        assert "new images" in str(columns)
+        assert "new images and seeds" not in str(columns)
 
 
 def test_a_diverged_run(tmp_path: Path, golden: Golden) -> None:

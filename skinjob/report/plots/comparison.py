@@ -80,11 +80,11 @@ def forest_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
         y = below
     caption = (
         f"Each batch size minus the smallest, in {outcome}. Thick: 95 % for these images; thin: "
-        f"for new images and seeds; grey: the margin of {margin:g}, within which a difference does "
+        f"for {comparison.scope}; grey: the margin of {margin:g}, within which a difference does "
         "not matter."
     )
     differences = "; ".join(f"{row[0]}, {row[1]}: {row[3]}" for row in rows)
-    limits = [f"{end}, {of}" for of in ("these images", "new images and seeds") for end in ENDS]
+    limits = [f"{end}, {of}" for of in ("these images", comparison.scope) for end in ENDS]
     columns = ["after", "batch size", "minus", "difference", *limits, "seeds", "verdict"]
     title = f"Differences of {outcome} to batch size {first}"
     name = f"{prefix}forest"
