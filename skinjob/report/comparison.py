@@ -16,7 +16,7 @@ from statistics import fmean
 import numpy as np
 
 from skinjob.data.images import Split
-from skinjob.report.measures import scope_of
+from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED, scope_of
 from skinjob.report.predictions import Predictions, estimates, read_copies, read_predictions
 from skinjob.report.stability import Stability, diverged, stabilities
 from skinjob.report.statistics import (
@@ -197,6 +197,14 @@ class Comparison:
         key = axis, outcome or self.primary
         matching = [f for f in self.families if (f.axis, f.outcome) == key]
         return next((f for f in matching if f.has_own_lrs), matching[0] if matching else None)
+
+    def point(self, family: Family) -> str:
+        """Returns the point of a family in words, with its lr if there are several."""
+        if len(self.table.info.lrs) < 2:
+            return family.point
+        mark = CHOSEN_ON_TEST if self.table.choosing is COMPARED else ""
+        lr = f"own lr{mark}" if family.has_own_lrs else f"lr {family.series[0].lr!r}"
+        return f"{family.point}, {lr}"
 
     @property
     def scope(self) -> str:

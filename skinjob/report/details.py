@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from skinjob.report.comparison import NAMES, Comparison, Contrast, Family, Verdict
-from skinjob.report.measures import CHOSEN_ON_TEST, COMPARED, number, percent, signed
+from skinjob.report.measures import COMPARED, number, percent, signed
 from skinjob.report.stability import Stability
 from skinjob.report.statistics import Interval, wilson_interval
 
@@ -43,7 +43,7 @@ def comparison_table(comparison: Comparison) -> Table:
             second = twin.contrasts[place - 1] if twin and place else None
             rows.append(
                 [
-                    _after(comparison, family),
+                    comparison.point(family),
                     *_lr_cell(comparison, repr(series.lr)),
                     str(series.batch_size),
                     f"{family.updates_of(series):,}",
@@ -54,13 +54,6 @@ def comparison_table(comparison: Comparison) -> Table:
                 ]
             )
     return columns, rows
-
-
-def _after(comparison: Comparison, family: Family) -> str:
-    """Returns the point of a family, with a mark if test images chose its learning rates."""
-    mark = CHOSEN_ON_TEST if comparison.table.choosing is COMPARED else ""
-    own_lr = f", own lr{mark}" if family.has_own_lrs else ""
-    return f"{family.point}{own_lr}"
 
 
 def _against_first(contrast: Contrast | None, num_seeds: int) -> list[str]:
@@ -136,8 +129,8 @@ def tests_made(comparison: Comparison) -> list[str]:
         if family.is_primary:
             trend = f"trend p {p_text(family.trend)}; " if family.trend is not None else ""
             lines.append(
-                f"{NAMES[family.outcome]} after {family.point}"
-                f"{_rates(comparison, family)}: {trend}{_pairs_tested(family)}."
+                f"{NAMES[family.outcome]} after {comparison.point(family)}: "
+                f"{trend}{_pairs_tested(family)}."
             )
     return lines
 
@@ -152,12 +145,6 @@ def _pairs_tested(family: Family) -> str:
     if family.trend is None:
         return "no test of pairs: fewer than three seeds are complete in all batch sizes"
     return "no test of pairs: no trend is shown"
-
-
-def _rates(comparison: Comparison, family: Family) -> str:
-    if len(comparison.table.info.lrs) < 2:
-        return ""
-    return ", each at its own lr" if family.has_own_lrs else f", lr {family.series[0].lr!r}"
 
 
 def stability_table(comparison: Comparison) -> Table:
@@ -183,7 +170,7 @@ def stability_table(comparison: Comparison) -> Table:
     ]
     rows = [
         [
-            _after(comparison, family),
+            comparison.point(family),
             *_lr_cell(comparison, repr(own.series.lr)),
             str(own.series.batch_size),
             number(own.sd, DIGITS),

@@ -22,7 +22,7 @@ from skinjob.report.comparison import (
 )
 from skinjob.report.details import comparison_table, stability_table
 from skinjob.report.details import tests_made as lines_on_tests  # pytest would collect its name
-from skinjob.report.plots.comparison import forest_figure
+from skinjob.report.plots.comparison import forest_figure, seeds_figure
 from skinjob.report.tables import group_runs, read_sweep
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import RunState
@@ -172,7 +172,11 @@ def test_several_lrs(tmp_path: Path, golden: Golden) -> None:
     check(answer(comparison), golden, "several-lrs")
     rows = comparison_table(comparison)[1]
     assert sum(row[0] == "20 epochs, own lr*" for row in rows) == 2
-    assert sum(row[0] == "20 epochs" for row in rows) == 4
+    assert sum(row[0] == "20 epochs, lr 0.01" for row in rows) == 2
+    figure = seeds_figure(comparison)
+    assert figure
+    assert {row[0] for row in figure.rows} == {"20 epochs, own lr*", "56 updates, own lr*"}
+    assert lines_on_tests(comparison)[0].startswith("AUC after 20 epochs, own lr*: 1 test")
 
     for run in sweep.runs():  # val prefers the other lrs
         config = run.config()

@@ -70,7 +70,8 @@ def forest_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
     canvas.text(panel.x(0) - 8, top - 8, left_of_zero, size=11, ink="soft", anchor="end")
     y, rows = top, []
     for family in families:
-        canvas.text(8, y + 20, _after(family, comparison), is_bold=True, size=LABEL_SIZE)
+        after = f"after {comparison.point(family)}"
+        canvas.text(8, y + 20, after, is_bold=True, size=LABEL_SIZE)
         y += 1.2 * ROW
         below = y + ROW * len(family.contrasts)
         _shade(panel, margin, y, below)
@@ -83,7 +84,7 @@ def forest_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
         f"for {comparison.scope}; grey: the margin of {margin:g}, within which a difference does "
         "not matter."
     )
-    differences = "; ".join(f"{row[0]}, {row[1]}: {row[3]}" for row in rows)
+    differences = "; ".join(f"after {row[0]}, {row[1]}: {row[3]}" for row in rows)
     limits = [f"{end}, {of}" for of in ("these images", comparison.scope) for end in ENDS]
     columns = ["after", "batch size", "minus", "difference", *limits, "seeds", "verdict"]
     title = f"Differences of {outcome} to batch size {first}"
@@ -132,18 +133,10 @@ def _numbers(contrast: Contrast) -> str:
     return f"{signed(contrast.mean)}{limits}".replace("-", "\N{MINUS SIGN}")
 
 
-def _after(family: Family, comparison: Comparison) -> str:
-    axis = family.axis if family.at != 1 else family.axis.removesuffix("s")
-    if len(comparison.table.info.lrs) < 2:
-        return f"after {family.at:,} {axis} each"
-    lr = "own best lr" if family.has_own_lrs else f"lr {family.series[0].lr!r}"
-    return f"after {family.at:,} {axis} each, {lr}"
-
-
 def _row(contrast: Contrast, family: Family, comparison: Comparison) -> list[str]:
     ends = (contrast.mean, *contrast.same_images, *_new(contrast))
     return [
-        _after(family, comparison),
+        comparison.point(family),
         _name(contrast, comparison),
         str(contrast.reference.batch_size),
         *(number(end, 6) for end in ends),
@@ -254,7 +247,7 @@ def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
         places = Scale(0, len(family.series))
         panel = Panel(canvas, (left + n * (width + gap), 38, width, 230), places, y)
         texts = [(i + 0.5, str(series.batch_size)) for i, series in enumerate(family.series)]
-        title = f"{outcome} {_after(family, comparison)}"
+        title = f"{outcome} after {comparison.point(family)}"
         title = clipped(title, width)
         panel.axes(title, "batch size", has_numbers=n == 0, x_texts=texts)
         marks = zip(family.series, looks(len(family.series)), family.stability, strict=True)
@@ -262,7 +255,7 @@ def seeds_figure(comparison: Comparison, prefix: str = "") -> Figure | None:
             values = _values(series, family)
             _strip(panel, i, series, values, look, stability.outlier)
             rows += [
-                [_after(family, comparison), str(series.batch_size), str(seed), number(value, 6)]
+                [comparison.point(family), str(series.batch_size), str(seed), number(value, 6)]
                 for seed, value in zip(series.seeds, values.tolist(), strict=True)
             ]
             if stability.outlier is not None:
