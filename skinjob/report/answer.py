@@ -141,9 +141,11 @@ def _headline(family: Family, margin: float, *, tells_stability: bool) -> str:
         if main:
             where = "" if all(c.verdict == Verdict.DIFFER for c in main) else " on these images"
             verb = "is" if len(main) == 1 else "are"
-            little = _listed([str(c.series.batch_size) for c in shown if c.is_little])
-            end = f"; {little} by less than matters" if main != shown else ""
-            end = ", by less than matters" if little and main == shown else end
+            little = [str(c.series.batch_size) for c in shown if c.is_little]
+            end = ", by less than the margin" if little else ""
+            if main != shown:
+                also = f"{'is' if len(little) == 1 else 'are'} {word.removesuffix(' of')}"
+                end = f"; {_listed(little)} {also} by less than the margin"
             sentences.append(f"{_sizes(main)} {verb} {word} {first} {after}{where}{end}.")
     if sentences:
         return " ".join(sentences)

@@ -107,7 +107,7 @@ def verdict_text(contrast: Contrast) -> str:
         return "-"
     text = str(contrast.verdict.value)
     if contrast.is_shown:
-        return f"{text}, by less than matters" if contrast.is_little else text
+        return f"{text}, by less than the margin" if contrast.is_little else text
     if contrast.verdict.name == "SAME":
         return f"{text} ({contrast.margin:g})"
     if contrast.verdict.name == "NOT_SHOWN":

@@ -87,6 +87,20 @@ def test_behind(tmp_path: Path, golden: Golden) -> None:
     check(answer(comparison), golden, "behind")
 
 
+def test_behind_by_less_than_the_margin(tmp_path: Path) -> None:
+    """A difference that is shown and small is told apart from those that matter."""
+    gaps = {32: 0.0, 64: 0.01, 128: 0.012, 256: 0.1}
+    found = answer(compared(draw(tmp_path / "s", gaps, noise=0.001))).text
+    assert found.startswith(
+        "Batch size 256 is behind 32 after 20 epochs on these images; "
+        "64 and 128 are behind by less than the margin."
+    )
+    ahead = answer(compared(draw(tmp_path / "ahead", {32: 0.0, 256: -0.01}, noise=0.001))).text
+    assert ahead.startswith(
+        "Batch size 256 is ahead of 32 after 20 epochs on these images, by less than the margin."
+    )
+
+
 def test_no_difference(tmp_path: Path, golden: Golden) -> None:
     """Where seeds scatter and batch sizes do not, seeds that would settle it are named."""
     comparison = compared(draw(tmp_path / "s", ALIKE, seeds=5, noise=0.03))
