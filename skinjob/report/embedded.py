@@ -13,10 +13,9 @@ import json
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,8 +24,8 @@ import msgspec
 from skinjob.errors import RunError
 from skinjob.report.answer import short_path
 from skinjob.report.tables import SweepTable
-from skinjob.sweeps.layout import Sweep
-from skinjob.sweeps.records import UPGRADE
+from skinjob.sweeps.layout import Run, Sweep
+from skinjob.sweeps.records import UPGRADE, RunState, Status, SweepInfo
 
 FORMAT = 1
 MOST_BYTES = 16 << 20
@@ -37,8 +36,16 @@ MOST_UNPACKED = 4 * MOST_BYTES  # a page may come from a stranger
 START, END = '<script type="application/json" id="report">', "</script>"
 PICTURE = re.compile(r'<img id="mistake-(\d{1,6})" src="data:image/jpeg;base64,([A-Za-z0-9+/=]+)"')
 FILE_NAME = re.compile(r"[a-z][a-z_-]*\.(csv|json)")
-IMAGES = "images.csv"
+KEYS = {
+    "sweep.json": {*SweepInfo.__dataclass_fields__, "format"} - {"folder", "cluster", "jobs"},
+    "state.json": {*RunState.__dataclass_fields__, "format", "state", "fault", "error"}
+    - {"job_id", "holder", "host", "pid", "fix"},
+}
+"""What a page has of these files (three are of format 1). No report needs the cluster's settings,
+which may hold an account or a password, and what tells hosts and jobs."""
 IMAGE = re.compile(r"\.(jpe?g|jfif|jpe|png|tiff?|webp|bmp|p[gp]m|gif)\b", re.IGNORECASE)
+
+STATUSES = (*(status.value for status in Status), "not counted")  # in sentences of findings.py
 
 Files = dict[str, str]
 """Texts by path below the folder of a sweep."""
@@ -72,6 +79,10 @@ def packed_files(tables: Sequence[SweepTable], kept: Kept) -> str | None:
     """Returns the files of all sweeps as base64 of bzip2 of JSON; None if they are too large."""
     files = {table.sweep.name: read_files(table) for table in tables}
     for own in files.values():
+        for path, text in own.items():
+            if keys := KEYS.get(PurePosixPath(path).name):
+                values = json.loads(text)
+                own[path] = json.dumps({name: values[name] for name in values if name in keys})
         if own:
             own["sweep.json"] = _with_short_paths(own["sweep.json"])
         if not kept.has_images:
@@ -82,52 +93,76 @@ def packed_files(tables: Sequence[SweepTable], kept: Kept) -> str | None:
 
 
 def read_files(table: SweepTable) -> Files:
-    """Returns the small files of a sweep and of its readable runs; empty if they are too large."""
+    """Returns the small files of a sweep and of its readable runs; empty if they are too large.
+
+    A folder may hold other tables, with names of patients: they stay where they are.
+    """
     sweep, files, total = table.sweep, {}, 0
-    runs = [run.folder for run in sweep.runs() if run.name not in table.unread]
-    for path in _candidates([sweep.folder, *runs]):
+    paths = [sweep.converged_file, sweep.images_file, sweep.sweep_file]
+    for run in sweep.runs():
+        if run.name not in table.unread:
+            paths += _paths(run)
+    for path in paths:
         with suppress(OSError):
-            if stat.S_ISREG(path.stat().st_mode):
-                total += path.stat().st_size
-                if total > MOST_BYTES:
-                    return {}
-                content = path.read_bytes().decode("utf-8", "surrogateescape")
-                if path == sweep.images_file:
-                    total -= path.stat().st_size
-                    content = _only_copies(content)
-                    if not content:
-                        continue
-                files[path.relative_to(sweep.folder).as_posix()] = content
-    return files
+            info = path.stat()
+            if not stat.S_ISREG(info.st_mode):
+                continue
+            is_index = path == sweep.images_file
+            if total + (0 if is_index else info.st_size) > MOST_BYTES:
+                return {}
+            text = path.read_bytes().decode("utf-8", "surrogateescape")
+            if is_index and not (text := _only_copies(text)):
+                continue
+            total += len(text.encode("utf-8", "surrogateescape"))
+            files[path.relative_to(sweep.folder).as_posix()] = text
+    return files if total <= MOST_BYTES else {}
 
 
-def _candidates(folders: Sequence[Path]) -> Iterator[Path]:
-    for folder in folders:
-        with suppress(OSError):
-            names = sorted(path.name for path in folder.iterdir())
-            yield from (folder / name for name in names if FILE_NAME.fullmatch(name))
+def _paths(run: Run) -> list[Path]:
+    """Returns the files of a run that a report reads."""
+    return [
+        run.config_file,
+        run.metrics_file,
+        run.val_predictions_file,
+        run.predictions_file,
+        run.state_file,
+        run.tests_file,
+    ]
 
 
 def without_names(lines: Sequence[str]) -> list[str]:
-    """Returns sentences, each cut before the part that names an image.
+    """Returns sentences; of those that name an image, only the run and its status.
 
-    >>> without_names(["bs0032-lr0.01-seed0: failed: train/nevus/Ada B.jpg has changed"])
+    >>> without_names(["bs0032-lr0.01-seed0: failed: train/nevus/Ada: B.jpg has changed"])
     ['bs0032-lr0.01-seed0: failed']
     """
-    parts = (line.split(": ") for line in lines)
-    return [": ".join(takewhile(lambda part: not IMAGE.search(part), own)) for own in parts]
+    return [_up_to_status(line) if IMAGE.search(line) else line for line in lines]
+
+
+def _up_to_status(line: str) -> str:
+    parts = line.split(": ")
+    places = (place for place, part in enumerate(parts) if part.startswith(STATUSES))
+    return ": ".join(parts[: next(places, 0) + 1])
 
 
 def _only_copies(text: str) -> str:
     """Returns the rows of images.csv that name copies: the others have nothing for a report.
 
-    '' if it has no such column.
+    '' if it has no such column, or is damaged.
     """
-    rows = list(csv.reader(io.StringIO(text, newline="")))
+    rows = _rows(text)
     if not rows or "copies" not in rows[0]:
         return ""
     place = rows[0].index("copies")
     return _csv([rows[0], *(row for row in rows[1:] if row[place:] not in ([], [""], ["0"]))])
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Returns the rows of a CSV; none if it is damaged."""
+    try:
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error:
+        return []
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:
@@ -156,7 +191,7 @@ def _leave_out_names(files: Files) -> None:
 
     for path, text in files.items():
         name = PurePosixPath(path).name
-        if name.startswith("predictions") or name == IMAGES:
+        if name in ("images.csv", "predictions.csv", "predictions-val.csv"):
             files[path] = _with_first_cells(text, number)
         elif name == "sweep.json":
             values = json.loads(text)
@@ -170,8 +205,8 @@ def _leave_out_names(files: Files) -> None:
 
 
 def _with_first_cells(text: str, change: Callable[[str], str]) -> str:
-    """Returns a CSV with the first cell of each row but the header changed."""
-    rows = list(csv.reader(io.StringIO(text, newline="")))
+    """Returns a CSV with the first cell of each row but the header changed; '' if it is damaged."""
+    rows = _rows(text)
     return _csv([*rows[:1], *([change(row[0]), *row[1:]] for row in rows[1:] if row)])
 
 

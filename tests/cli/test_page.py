@@ -25,7 +25,8 @@ from skinjob.data.scan import scan
 from skinjob.errors import RunError
 from skinjob.report import embedded
 from skinjob.report.build import build_report, rebuild_report
-from skinjob.report.embedded import restore
+from skinjob.report.embedded import read_files, restore, without_names
+from skinjob.report.tables import read_sweep
 from skinjob.sweeps.layout import Sweep
 
 NUM_TEST = 5  # images of each class
@@ -253,6 +254,72 @@ def test_a_run_that_cannot_be_read_stays_missing(tmp_path: Path) -> None:
     shutil.rmtree(sweep.folder)
     rebuild_report(tmp_path / "report/index.html", tmp_path / "again")
     assert same_files(tmp_path / "report", tmp_path / "again")
+
+
+def test_a_page_holds_no_more_than_a_report_needs(tmp_path: Path) -> None:
+    """Other tables in the folders, the cluster's settings and where jobs ran do not travel."""
+    sweep = draw_sweep(tmp_path / "s", batch_sizes=(32, 64), epochs=3, has_predictions=True)
+    run = sweep.runs()[0]
+    for folder in (sweep.folder, run.folder):
+        (folder / "other.csv").write_text("patient,Lovelace")
+        (folder / "notes.json").write_text('"Lovelace"')
+    info = recorded(sweep)
+    info |= {"cluster": {"setup": "TOKEN"}, "jobs": {run.name: "job4711"}, "folder": "/home/ada"}
+    info["queue"] = "TOKEN"
+    sweep.sweep_file.write_text(json.dumps(info))
+    state = json.loads(run.state_file.read_text())
+    state |= {"host": "node0815", "pid": 31415926, "job_id": "job4711", "fix": "cd /home/ada"}
+    run.state_file.write_text(json.dumps(state))
+    build_report([sweep], tmp_path / "report")
+    held = files_in(tmp_path / "report/index.html")
+    for word in ("Lovelace", "TOKEN", "job4711", "/home/ada", "node0815", "31415926"):
+        assert word not in held
+    assert "predictions.csv" in held
+    rebuild_report(tmp_path / "report/index.html", tmp_path / "again")
+    assert same_files(tmp_path / "report", tmp_path / "again")
+
+
+def test_a_sentence_without_names_ends_after_the_status() -> None:
+    """A name of an image with a colon inside is left out as a whole."""
+    lines = [
+        "s: bs0032-lr0.01-seed0: failed (exception) with 3 of 9 epochs: train/a/Ada: B.jpg is gone",
+        "bs0032-lr0.01-seed0: not counted: Ada: B.png",
+        "bs0032-lr0.01-seed0: failed with 3 of 9 epochs: no space: disk",
+    ]
+    assert without_names(lines) == [
+        "s: bs0032-lr0.01-seed0: failed (exception) with 3 of 9 epochs",
+        "bs0032-lr0.01-seed0: not counted",
+        lines[2],
+    ]
+
+
+def test_a_damaged_list_of_images_does_not_end_the_report(project: Path, tmp_path: Path) -> None:
+    """A cell that is too long for Python's csv counts as no list, also without names."""
+    sweep = Sweep(shutil.copytree(project / "runs/s", tmp_path / "s"))
+    text = sweep.images_file.read_text()
+    sweep.images_file.write_text(text + '"' + "x" * 140_000)
+    predictions = sweep.runs()[0].predictions_file
+    predictions.write_text(predictions.read_text() + '"' + "x" * 140_000)
+    for has_images in (True, False):
+        out = tmp_path / f"report-{has_images}"
+        build_report([sweep], out, has_images=has_images)
+        rebuild_report(out / "index.html", tmp_path / f"again-{has_images}")
+        assert same_files(out, tmp_path / f"again-{has_images}")
+
+
+def test_the_list_of_images_counts_without_images_that_have_no_copy(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep of many images is in its page, however long the list is."""
+    sweep = Sweep(shutil.copytree(project / "runs/s", tmp_path / "s"))
+    header, *rows = sweep.images_file.read_text().splitlines()
+    unique = ",".join(
+        f"{n}" if name != "copies" else "" for n, name in enumerate(header.split(","))
+    )
+    many = "".join(f"x{n}{unique}\n" for n in range(20_000))
+    sweep.images_file.write_text("\n".join([header, *rows, many]))
+    monkeypatch.setattr(embedded, "MOST_BYTES", sweep.images_file.stat().st_size // 2)
+    assert read_files(read_sweep(sweep))
 
 
 def test_a_page_of_a_large_sweep_does_not_hold_its_files(
