@@ -68,7 +68,7 @@ class Case:
 
     @cached_property
     def is_copy(self) -> Truth:
-        """Whether each test image has a copy in train or val; none where that is not known."""
+        """Whether each test image has a copy in train; none where that is not known."""
         images = self.test[0].images
         return self.copies.is_trained(images) if self.copies else np.zeros(len(images), bool)
 

@@ -102,14 +102,14 @@ class Copies(NamedTuple):
     groups: Mapping[str, int]
     """The number of its group, for each image that has a copy."""
     trained: frozenset[int]
-    """Groups with an image in train or val."""
+    """Groups with an image in train."""
 
     def numbers(self, images: Sequence[str]) -> NDArray[np.int64]:
         """Returns a number for each image, (images,): the same for copies of each other."""
         return np.array([self.groups.get(name, -1 - n) for n, name in enumerate(images)], np.int64)
 
     def is_trained(self, images: Sequence[str]) -> NDArray[np.bool_]:
-        """Returns whether each image has a copy in train or val, (images,)."""
+        """Returns whether each image has a copy in train, (images,)."""
         return np.array([self.groups.get(name) in self.trained for name in images], bool)
 
 
@@ -121,7 +121,7 @@ def read_copies(sweep: Sweep) -> Copies | None:
             for row in csv.DictReader(lines):
                 if number := int(row["copies"] or 0):
                     groups[row["path"]] = number
-                    if row["split"] != Split.TEST:
+                    if row["split"] == Split.TRAIN:
                         trained.add(number)
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None

@@ -169,6 +169,10 @@ def test_the_list_of_images_says_which_are_copies(copied: Path, tmp_path: Path) 
     assert [tests[n] for n in copies.is_trained(tests).nonzero()[0]] == ["test/benign/copy.png"]
     assert len(set(copies.numbers(tests))) == len(tests)
     assert read_index(sweep.images_file, copied, images.classes) == images
+    sweep.images_file.write_text(sweep.images_file.read_text().replace(",train,", ",val,"))
+    held_out = read_copies(sweep)
+    assert held_out is not None
+    assert not held_out.is_trained(tests).any(), "a copy in val is no copy in train"
     write_index(images, sweep.images_file)
     assert read_copies(sweep) is None
 
