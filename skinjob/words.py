@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 
@@ -13,6 +13,15 @@ def pluralize(number: int, noun: str) -> str:
     ('2 images', '1 image', '52,800 images')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Returns numbers with the names of what was counted.
+
+    >>> counts_text({"benign": 480, "malignant": 400})
+    '480 benign, 400 malignant'
+    """
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def list_first(

@@ -6,14 +6,15 @@ T: TRIPOD+AI (Collins et al. 2024). C: CLAIM (Mongan et al. 2020). M: MI-CLAIM (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from skinjob.report.baselines import baselines
 from skinjob.report.comparison import NAMES, Comparison
+from skinjob.report.details import verdict_text
 from skinjob.report.mistakes import Mistakes
 from skinjob.sweeps.records import filled_recipe
-from skinjob.words import pluralize
+from skinjob.words import counts_text, pluralize
 
 NOT_STATED = "not stated"
 
@@ -67,7 +68,7 @@ def _partition(case: Case) -> str:
 def _flow(case: Case) -> str:
     images = case.comparison.table.info.images
     used = [
-        f"{split}: {sum(counts.values())} ({_listed(counts)})"
+        f"{split}: {sum(counts.values())} ({counts_text(counts)})"
         for split, counts in case.comparison.table.counts.items()
     ]
     return "; ".join(
@@ -80,13 +81,9 @@ def _flow(case: Case) -> str:
     )
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
 def _patients(case: Case) -> str:
     stated = _stated("patients")(case)
-    return stated or f"{NOT_STATED}: images are treated as independent"
+    return stated or f"{NOT_STATED}: images are treated as independent, but for copies"
 
 
 def _choice(case: Case) -> str:
@@ -110,12 +107,10 @@ def _sample_size(case: Case) -> str:
     low, high = widest.interval
     if low != low:
         return f"{pluralize(len(widest.seeds), 'seed')}: too few for an interval"
-    needed = widest.num_seeds_needed
-    settle = f"; {needed} seeds would show a difference of {comparison.margin:g}" if needed else ""
     return (
         f"Not planned here. The widest 95 % interval of a difference in {NAMES[lead.outcome]} is "
         f"{high - low:.3f} wide with {pluralize(len(widest.seeds), 'seed')} and "
-        f"{comparison.table.num_compared} test images{settle}"
+        f"{comparison.table.num_compared} test images; its verdict: {verdict_text(widest)}"
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from skinjob.report.answer import ranges, submit_command
-from skinjob.report.comparison import NAMES, Comparison
+from skinjob.report.comparison import NAMES, VAL_COLUMNS, Comparison
+from skinjob.report.statistics import MOST_EXACT_SEEDS
 from skinjob.report.tables import SweepTable
 from skinjob.sweeps.records import filled_recipe
-from skinjob.words import pluralize
+from skinjob.words import counts_text, pluralize
 
 CITATION = """\
 @software{{skinjob,
@@ -35,10 +36,7 @@ def facts(table: SweepTable) -> dict[str, str]:
         "weights SHA-256": weights.sha256,
         "images": images.root,
         "images' fingerprint": images.fingerprint,
-        **{
-            f"images, {split}": ", ".join(f"{count} {name}" for name, count in counts.items())
-            for split, counts in table.counts.items()
-        },
+        **{f"images, {split}": counts_text(counts) for split, counts in table.counts.items()},
         "images skipped": str(len(images.skipped) or ""),
         "device": ", ".join(_devices(table)),
         "versions": _pairs(info.versions),
@@ -79,28 +77,84 @@ def training(table: SweepTable) -> str:
 
 
 def methods(comparison: Comparison) -> str:
-    """Returns a paragraph on how the batch sizes were trained and compared."""
+    """Returns a paragraph on how the batch sizes were trained and compared.
+
+    It says nothing of what was not done, because of few seeds, batch sizes or predictions.
+    """
     table = comparison.table
+    images = "; ".join(
+        f"{split} {sum(counts.values())} ({counts_text(counts)})"
+        for split, counts in table.counts.items()
+    )
+    return " ".join(
+        [
+            training(table),
+            *([f"Images: {images}."] if images else []),
+            _runs(table),
+            *_compared(comparison),
+            *_tested(comparison),
+        ]
+    )
+
+
+def _runs(table: SweepTable) -> str:
     info = table.info
     sizes = ", ".join(map(str, info.batch_sizes))
-    counts = "; ".join(
-        f"{split} {sum(own.values())} ({', '.join(f'{num} {name}' for name, num in own.items())})"
-        for split, own in table.counts.items()
+    is_single = len(info.batch_sizes) == 1
+    trained = f"Batch size {sizes} was" if is_single else f"Batch sizes {sizes} were each"
+    shared = (
+        ""
+        if is_single and len(info.lrs) == 1
+        else "; runs of a seed share the first values of the last layer and the order of the images"
     )
-    images = f" Images: {counts}." if counts else ""
-    covariance = "DeLong's covariance" if comparison.primary == "auc" else "covariance over images"
-    return (
-        f"{training(table)}{images} Batch sizes {sizes} were each trained with "
-        f"{pluralize(len(info.seeds), 'seed')}; runs of a seed share the first values of the last "
-        f"layer and the order of the images. {NAMES[comparison.primary]} was the primary outcome "
-        f"and {comparison.margin:g} the largest difference that does not matter; both were "
-        "fixed at submission. Each batch size was compared with the smallest, seed by seed, "
-        "after equal epochs and after equal updates. Intervals (95 %) for these test images are "
-        "paired t intervals over seeds; those for new images and seeds follow Obuchowski and "
-        f"Rockette with the degrees of freedom of Hillis and {covariance}. With three or more "
-        "batch sizes, pairs were tested only if Page's test showed a trend; P values are from "
-        "exact sign flips over seeds, or the t test for new images, adjusted by Holm's method."
+    return f"{trained} trained with {pluralize(len(info.seeds), 'seed')}{shared}."
+
+
+def _compared(comparison: Comparison) -> Iterator[str]:
+    """Yields sentences on what was compared, and by which intervals."""
+    families = [family for family in comparison.families if family.is_primary]
+    if not families:
+        return
+    table, name = comparison.table, NAMES[comparison.primary]
+    declared = table.info.recipe.get("primary") or "auc"
+    yield (
+        f"The primary outcome was {name}, and {comparison.margin:g} the largest difference that "
+        "does not matter; both were fixed at submission."
+        if declared == comparison.primary
+        else f"The outcome was {name}: {NAMES[declared]}, the primary outcome, is not known."
     )
+    points = " and ".join(dict.fromkeys(f"after {family.point}" for family in families))
+    yield f"Each batch size was compared with the smallest, seed by seed, {points}."
+    if any(family.has_own_lrs for family in families):
+        split = "validation" if VAL_COLUMNS[comparison.primary] in table.columns else "test"
+        yield (
+            "They were compared at each learning rate, and each at its own best one, which was "
+            f"chosen by {name} on the {split} images."
+        )
+    contrasts = [contrast for family in families for contrast in family.contrasts]
+    if any(len(contrast.seeds) > 1 for contrast in contrasts):
+        yield "Intervals (95 %) for these test images are paired t intervals over seeds."
+    if any(contrast.new_images for contrast in contrasts):
+        kind = "DeLong's covariance" if comparison.primary == "auc" else "covariance over images"
+        yield (
+            f"Intervals (95 %) for {comparison.scope} follow "
+            f"Obuchowski and Rockette with the degrees of freedom of Hillis and {kind}."
+        )
+
+
+def _tested(comparison: Comparison) -> Iterator[str]:
+    """Yields sentences on the tests that were made."""
+    families = [family for family in comparison.families if family.is_primary]
+    if any(family.trend is not None for family in families):
+        yield "Pairs were tested only if Page's test showed a trend over the batch sizes."
+    contrasts = [contrast for family in families for contrast in family.contrasts]
+    if any(contrast.p_here is not None for contrast in contrasts):
+        is_new = any(contrast.p_new is not None for contrast in contrasts)
+        new = ", or the t test for new images" if is_new else ""
+        yield (
+            f"P values are from sign flips over seeds (exact up to {MOST_EXACT_SEEDS} seeds)"
+            f"{new}, adjusted by Holm's method."
+        )
 
 
 def citation(table: SweepTable) -> str:

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from skinjob.console import printable
+from skinjob.data.images import Split
 from skinjob.files import write_text
 from skinjob.report.answer import Answer
 from skinjob.report.baselines import baselines
@@ -32,6 +33,7 @@ from skinjob.report.mistakes import MOST_SHOWN, Mistake, Mistakes, thumbnails
 from skinjob.report.predictions import Predictions
 from skinjob.report.summary import readable
 from skinjob.report.tables import SweepTable
+from skinjob.words import counts_text
 
 MOST_WARNINGS = 3  # before the numbers; the others are among the limits
 SHORT = ("sweep", "batch\nsize", "lr", "AUC", "test\nloss", COMPARED.label, "sd", "runs")
@@ -158,6 +160,7 @@ def _content(result: Result) -> dict[str, Any]:
         "clinical": clinical,
         "tests": tests_made(comparison),
         "positive": table.positive_class,
+        "intervals": _intervals(comparison),
         "margin": f"{comparison.margin:g} of {NAMES[comparison.primary]}",
         "mistakes": result.mistakes,
         "images": _images(table, result.num_copies),
@@ -167,6 +170,15 @@ def _content(result: Result) -> dict[str, Any]:
         "citation": citation(table),
         "checklist": (["what is asked for", "item", "this study"], checklist(case)),
     }
+
+
+def _intervals(comparison: Comparison) -> str:
+    """Returns what the intervals of the comparison are for."""
+    rows = [contrast.seeds for family in comparison.families for contrast in family.contrasts]
+    if not rows:
+        return ""
+    here = ", or for new seeds on these images (†)" if any(len(seeds) > 1 for seeds in rows) else ""
+    return f"{comparison.scope}{here}"
 
 
 def _narrow(table: Table, is_shown: Callable[[str], bool]) -> Table:
@@ -200,13 +212,11 @@ def _images(table: SweepTable, num_copies: int | None) -> Table:
     """Returns what submit saw in the images."""
     images = table.info.images
     reached = images.shortcut
+    training = "train or val" if Split.VAL in table.counts else "train"
     known = {
-        **{
-            split: ", ".join(f"{num} {name}" for name, num in counts.items())
-            for split, counts in table.counts.items()
-        },
+        **{split: counts_text(counts) for split, counts in table.counts.items()},
         "faulty and left out": str(len(images.skipped)),
-        "test images also in train, byte for byte": _count(images.repeated, "test_in_train"),
+        f"test images also in {training}, byte for byte": _count(images.repeated, "test_in_train"),
         "test images with a copy in train, near copies too": (
             NOT_STATED if num_copies is None else str(num_copies)
         ),

@@ -215,7 +215,10 @@ def test_the_checklist_has_what_is_stated_and_says_what_is_not(project: Path) ->
     rows = dict(re.findall(r'<tr><th scope="row">(.+)</th><td>[^<]+</td><td>(.+)</td></tr>', text))
     assert rows["Ethics approval"] == "EK &lt;17&gt;"
     assert rows["Licence of the images"] == rows["Reference standard"] == "not stated"
-    assert rows["Patients or lesions"] == "not stated: images are treated as independent"
+    assert (
+        rows["Patients or lesions"]
+        == "not stated: images are treated as independent, but for copies"
+    )
     assert "99.1 %" in rows["Simple baselines"]
     warnings = re.findall(r'<p class="notice">(.+)</p>', text)
     assert len(warnings) == 2
