@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    show_default="SWEEP/report",
-    help="Folder for the report.",
+    help="Folder for the report. The default is report/ in the sweep, PACK-report beside a pack, "
+    "report-A-B beside the first of several sweeps, and report-A in this folder for --from.",
 )
 @click.option(
     "--no-images", is_flag=True, help="No pictures and no names of test images, for a page to send."

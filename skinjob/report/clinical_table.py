@@ -131,7 +131,7 @@ def _discrimination(case: Case, first: Case) -> Cells:
         cutoffs = [_matched(*case.choosing(run)) for run in range(len(case.test))]
         counts = case.counts(cutoffs)
         shares = [(c.true_positives + c.true_negatives) / len(case.truth) for c in counts]
-        name = "accuracy % where as many are called as are so"
+        name = "accuracy % if as many images are called positive as are positive"
         cells[name + _mark(case)] = percent(float(np.mean(shares)))
     return cells
 

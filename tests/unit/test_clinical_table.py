@@ -75,7 +75,7 @@ def test_a_mark_is_at_each_number_that_test_images_chose() -> None:
     assert "*" not in str(with_val)
     marked = [name for name in rows(without) if "*" in name]
     assert len(marked) == 7
-    starts = ("specificity", "sensitivity", "PPV", "accuracy % where as many")
+    starts = ("specificity", "sensitivity", "PPV", "accuracy % if as many")
     assert all(name.startswith(starts) for name in marked)
     assert "*" in without.parts[0].note
     assert without.short is not None
