@@ -113,4 +113,4 @@ def pack(sweep: str | None, runs: Path, out: Path | None, unfinished: bool) -> N
 
 
 def _progress(run: RunStatus) -> str:
-    return f"{run.run} is {run.status}, {run.epoch} of {run.epochs} epochs"
+    return f"{run.run} is {run.status}, {run.progress_words}"

@@ -137,7 +137,7 @@ def test_files_that_are_no_pack_are_refused(laptop: Path) -> None:
 
 def test_a_sweep_that_is_not_over_is_packed_only_when_asked(tmp_path: Path) -> None:
     """No result is left out silently: what is missing is named before and after."""
-    sweep = draw_sweep(tmp_path / "runs/s", batch_sizes=(32, 64), epochs=4, finished={RUN: 2})
+    sweep = draw_sweep(tmp_path / "runs/s", batch_sizes=(32, 64), updates=300, finished={RUN: 2})
     run = sweep.runs()[0]
     run.update_state()
     (sweep.folder / "sweep.json").write_text(
@@ -145,7 +145,7 @@ def test_a_sweep_that_is_not_over_is_packed_only_when_asked(tmp_path: Path) -> N
     )
     (tmp_path / "runs/s/submission").mkdir()
     refused = skinjob("pack", cwd=tmp_path)
-    assert refusal(refused) == f"1 of 2 runs not over yet: {RUN} is running, 2 of 4 epochs"
+    assert refusal(refused) == f"1 of 2 runs not over yet: {RUN} is running, update 166/300"
     done = skinjob("pack", "--unfinished", cwd=tmp_path, code=0)
-    assert f"missing: {RUN} is running, 2 of 4 epochs\n" in done.stdout
+    assert f"missing: {RUN} is running, update 166/300\n" in done.stdout
     assert "note    no report in it; skinjob report" in done.stdout
