@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from skinjob.console import printable
 from skinjob.data.audit import Audit, Pair, thumbnail
 from skinjob.files import write_text
+from skinjob.report.templates import filled
 from skinjob.words import pluralize
 
 MOST_PAIRS = 300  # on a sheet: 4 MB
@@ -29,21 +27,16 @@ def write_contact_sheet(file: Path, audit: Audit, alike: Sequence[Pair]) -> None
     places = {place for pair in (*shown, *alike) for place in (pair.first, pair.second)}
     pictures = {
         place: {
-            "name": printable(Path(images.files[place].path).name),
+            "name": Path(images.files[place].path).name,
             "split": images.files[place].split,
-            "class": printable(images.classes[images.files[place].label]),
+            "class": images.classes[images.files[place].label],
             "jpeg": thumbnail(images, place),
         }
         for place in sorted(places)
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    page = environment.get_template("contact.html").render(
-        title=f"Copies in {printable(images.root.resolve().name)}",
+    page = filled(
+        "contact.html",
+        title=f"Copies in {images.root.resolve().name}",
         num_pictures=pluralize(len(pictures), "image"),
         num_pairs=pluralize(len(audit.pairs), "pair"),
         num_more=len(audit.pairs) - len(shown),

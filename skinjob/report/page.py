@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from skinjob.console import printable
 from skinjob.data.images import Split
 from skinjob.files import write_text
 from skinjob.report.answer import Answer
@@ -33,6 +31,7 @@ from skinjob.report.mistakes import MOST_SHOWN, Mistake, Mistakes, thumbnails
 from skinjob.report.predictions import Predictions
 from skinjob.report.summary import readable
 from skinjob.report.tables import SweepTable
+from skinjob.report.templates import filled
 from skinjob.words import counts_text
 
 MOST_WARNINGS = 3  # before the numbers; the others are among the limits
@@ -86,13 +85,6 @@ def write_page(
     positive_classes: dict[str, list[str]] = {}
     for each in tables:
         positive_classes.setdefault(each.positive_class, []).append(each.sweep.name)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=_printable,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
     shown = [
         _content(result) | mistakes
         for result, mistakes in zip(results, _mistakes(results, kept), strict=True)
@@ -100,7 +92,8 @@ def write_page(
     drawn: dict[str, list[Figure]] = {section: [] for section in SECTIONS}
     for figure in figures:
         drawn[figure.section].append(figure)
-    page = environment.get_template("page.html").render(
+    page = filled(
+        "page.html",
         title="Batch sizes compared: " + ", ".join(each.sweep.name for each in tables),
         positive_classes=positive_classes,
         results=shown,
@@ -276,12 +269,3 @@ def _mistake(mistake: Mistake, number: int, jpeg: str | None, kept: Kept) -> dic
         "percent": percent(mistake.probability, 0),
         "num_wrong": mistake.num_wrong,
     }
-
-
-def _printable(value: Any) -> Any:
-    """Returns a value of the page, with unprintable characters escaped.
-
-    The result of a macro of the template is HTML already.
-    """
-    is_text = isinstance(value, str) and not isinstance(value, Markup)
-    return printable(value, keeps="\n") if is_text else value

@@ -45,7 +45,7 @@ DOORS = {
     "pandas": "report",
     "matplotlib": "report",
     "scipy": ("report", "train/converged.py"),
-    "jinja2": ("report/page.py", "report/contact.py"),
+    "jinja2": ("report/templates.py",),
     "rich": "console.py",
     "PIL": ("data", "train/decoded.py"),
 }
