@@ -41,8 +41,8 @@ KEYS = {
     "state.json": {*RunState.__dataclass_fields__, "format", "state", "fault", "error"}
     - {"job_id", "holder", "host", "pid", "fix"},
 }
-"""What a page has of these files (three are of format 1). No report needs the cluster's settings,
-which may hold an account or a password, and what tells hosts and jobs."""
+"""What a page has of these files; state, fault and error are of format 1. No report needs the host,
+the job, and the settings of the cluster, which may hold an account or a password."""
 IMAGE = re.compile(r"\.(jpe?g|jfif|jpe|png|tiff?|webp|bmp|p[gp]m|gif)\b", re.IGNORECASE)
 
 STATUSES = (*(status.value for status in Status), "not counted")  # in sentences of findings.py
