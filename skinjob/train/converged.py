@@ -34,6 +34,7 @@ log = logging.getLogger("skinjob")
 
 MOST_BYTES = 512 << 20  # of features in memory: 131,000 rows of ResNet18
 BATCH = 4096  # rows that are read at once
+LOOK_S = 0.2
 SMALL = 1e-6  # a gradient, divided by that of a head of zeros; the loss is then exact to 1e-9
 MOST_ITERATIONS = 2000
 RIDGE = 1e-9  # of the features' mean variance, for features that are constant or depend on others
@@ -65,16 +66,20 @@ class _SeparatedError(Exception):
 
 
 @contextmanager
-def claimed(sweep: Sweep, epochs: int) -> Iterator[bool]:
+def claimed(sweep: Sweep, epochs: int, *, waits: bool) -> Iterator[bool]:
     """Claims the converged head during the block, and yields whether this job computes it.
 
     It does if no job has fitted it to so many *epochs*: with `updates`, a larger batch has more.
+    With *waits* it first waits for a job that is fitting it, perhaps to fewer epochs. That ends
+    with the other job, or when the claim expires.
+
     A job claims it, sets its runs to done, and only then computes it. So whatever happens to the
     job meanwhile harms no run, and `submit --wait` sees that the sweep is not complete yet.
     """
     file, is_own = sweep.converged_file, False
     with suppress(OSError):  # a full disk
-        is_own = claims.claim(file)
+        while not (is_own := claims.claim(file)) and waits and not _is_known(sweep, epochs):
+            time.sleep(LOOK_S)
     try:
         yield is_own and not _is_known(sweep, epochs)
     finally:

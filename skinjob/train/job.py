@@ -171,7 +171,9 @@ def _train_group(job: Job, runs: Sequence[Run]) -> list[SkinjobError]:
             errors = train(job, loops, test_inputs, zip(epochs, inputs, strict=False))
     sweep, complete = runs[0].sweep, [loop for loop in loops if loop.is_going]
     num_epochs = max((loop.config.epochs for loop in complete), default=0)
-    with claimed(sweep, num_epochs) if of_heads and complete else nullcontext(False) as is_own:
+    waits = bool(job.recipe.updates)  # another job's epochs may be fewer
+    claim = claimed(sweep, num_epochs, waits=waits) if of_heads and complete else nullcontext(False)
+    with claim as is_own:
         for loop in complete:
             loop.finish(test_inputs)
         if of_heads and is_own:

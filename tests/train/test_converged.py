@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -23,7 +24,7 @@ from skinjob.submit.submit import wait
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.records import Converged, Status
 from skinjob.train import claims, converged, job
-from skinjob.train.converged import fitted
+from skinjob.train.converged import claimed, fitted
 from skinjob.train.job import run_job
 
 
@@ -252,3 +253,22 @@ def test_a_waiting_submit_waits_for_it(tmp_path: Path) -> None:
     Timer(0.3, claims.release, [sweep.converged_file]).start()
     assert wait(sweep, (), lambda run: None)
     assert time.monotonic() - start > 0.29
+
+
+def test_a_job_with_more_epochs_waits_for_a_job_with_fewer(tmp_path: Path) -> None:
+    """The head is that of all epochs, whichever job ends first."""
+    sweep = Sweep(tmp_path)
+    with claimed(sweep, 3, waits=True) as is_first, ThreadPoolExecutor(1) as other:
+
+        def claim_more(epochs: int) -> bool:
+            with claimed(sweep, epochs, waits=True) as is_own:
+                return is_own
+
+        later = other.submit(claim_more, 20)
+        time.sleep(0.3)
+        assert is_first
+        assert not later.done()
+        claims.release(sweep.converged_file)
+        assert later.result()
+    with claimed(sweep, 3, waits=False), claimed(sweep, 3, waits=False) as is_second:
+        assert not is_second  # all jobs have the same epochs: no wait
