@@ -87,6 +87,7 @@ def pack(sweep: str | None, runs: Path, out: Path | None, unfinished: bool) -> N
     """
     from skinjob.status.status import run_statuses
     from skinjob.sweeps.pack import pack_sweep
+    from skinjob.train.claims import is_claimed
 
     chosen = find_sweep(sweep, runs)
     statuses = run_statuses(chosen)
@@ -98,10 +99,18 @@ def pack(sweep: str | None, runs: Path, out: Path | None, unfinished: bool) -> N
             f"{len(active)} of {num} not over yet: {names}",
             f"{chosen.command('pack', '--unfinished')}   # or wait: {chosen.command('status')}",
         )
+    is_computing = is_claimed(chosen.converged_file)  # a job claims it before its runs are done
+    if is_computing and not unfinished:
+        raise RunError(
+            "a job is computing the converged head",
+            f"sleep 60; {chosen.command('pack')}   # or without it: --unfinished",
+        )
     file = out or Path(f"{chosen.name}.tar")
     num_files = pack_sweep(chosen, file)
     if missing:
         say(*(f"missing: {_progress(run)}" for run in missing))
+    if is_computing:
+        say("missing: the converged head, which a job is computing")
     if not chosen.report_folder.is_dir():
         say(f"note    no report in it; {chosen.command('report')}")
     say(f"pack    {file}, {pluralize(num_files, 'file')}", f"sha256  {sha256_file(file)}")

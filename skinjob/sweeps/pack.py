@@ -79,6 +79,7 @@ def _results(sweep: Sweep) -> Iterator[tuple[str, Path]]:
         parts = path.relative_to(sweep.folder).parts
         is_hidden = any(part.startswith(".") for part in parts)
         is_private = parts[0] == sweep.submission_folder.name or path.name in checkpoints
+        is_private |= path.suffix == ".claim"  # host and process of a job
         if path.is_file() and not path.is_symlink() and not is_hidden and not is_private:
             yield "/".join(parts), path
 

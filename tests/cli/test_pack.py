@@ -14,6 +14,7 @@ from sweep_maker import draw_sweep
 
 from skinjob.sweeps.layout import Sweep
 from skinjob.sweeps.lease import parse_utc
+from skinjob.train import claims
 
 RUN = "bs0032-lr0.01-seed0"
 
@@ -149,3 +150,19 @@ def test_a_sweep_that_is_not_over_is_packed_only_when_asked(tmp_path: Path) -> N
     done = skinjob("pack", "--unfinished", cwd=tmp_path, code=0)
     assert f"missing: {RUN} is running, update 166/300\n" in done.stdout
     assert "note    no report in it; skinjob report" in done.stdout
+
+
+def test_no_pack_is_made_while_a_job_computes_the_converged_head(tmp_path: Path) -> None:
+    """While a job computes it, the sweep is not complete; what a killed job left is no result."""
+    sweep = draw_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=4)
+    skinjob("pack", "--out", "before.tar", cwd=tmp_path, code=0)
+    assert claims.claim(sweep.converged_file)
+    refused = skinjob("pack", cwd=tmp_path)
+    assert refusal(refused) == "a job is computing the converged head"
+    done = skinjob("pack", "--unfinished", "--out", "now.tar", cwd=tmp_path, code=0)
+    assert "missing: the converged head, which a job is computing\n" in done.stdout
+    mark = sweep.converged_file.with_suffix(".claim")
+    mark.write_text(mark.read_text().rpartition(" ")[0] + " 999999999")
+    skinjob("pack", "--out", "killed.tar", cwd=tmp_path, code=0)
+    for name in ("now.tar", "killed.tar"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "before.tar").read_bytes()
