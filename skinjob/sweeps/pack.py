@@ -165,10 +165,12 @@ def _payload(store: Store) -> Iterator[str]:
 def open_pack(path: Path) -> Sweep:
     """Returns the sweep in a pack: in its folder, or in the folder to which its tar is unpacked.
 
-    A tar is compared with its lists first. It is unpacked beside itself, once, in a single step.
+    What is read is compared with its lists first. A tar is unpacked beside itself, once, in a
+    single step.
 
     Raises: RunError if it is no pack or not as packed, or another folder is in the way; OSError.
     """
+    _require_as_packed(path)
     if path.is_file():
         path = _unpack(path)
     sweeps = [file.parent for file in path.glob(f"{PAYLOAD}/*/sweep.json")]
@@ -177,21 +179,24 @@ def open_pack(path: Path) -> Sweep:
     return Sweep(sweeps[0])
 
 
+def _require_as_packed(path: Path) -> None:
+    if faults := compare_pack(path)[1]:
+        raise RunError(f"{path}: not as packed", f"skinjob verify {shlex.quote(str(path))}", faults)
+
+
 def _unpack(file: Path) -> Path:
     store = _open(file)
-    _, faults = compare_pack(file)
-    if faults:
-        raise RunError(f"{file}: not as packed", f"skinjob verify {shlex.quote(str(file))}", faults)
     names = [*_listed(store, TAG_MANIFEST, []), TAG_MANIFEST, *_payload(store)]
     folder = file.with_suffix("")
     if folder.exists():
+        words, faults = "is in the way: it is not this pack", list[str]()
         with suppress(OSError, SkinjobError):
             if (folder / TAG_MANIFEST).read_bytes() == store.read(TAG_MANIFEST):
-                return folder
-        raise RunError(
-            f"{folder} is in the way: it is not this pack",
-            f"mv {shlex.quote(str(folder))} {shlex.quote(f'{folder}-2')}",
-        )
+                words, faults = "has changed since it was unpacked", compare_pack(folder)[1]
+                if not faults:
+                    return folder
+        fix = f"mv {shlex.quote(str(folder))} {shlex.quote(f'{folder}-2')}"
+        raise RunError(f"{folder} {words}", fix, faults)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=file.parent))
     try:
         for name in dict.fromkeys(names):

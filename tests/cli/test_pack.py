@@ -115,6 +115,21 @@ def test_a_pack_that_changed_on_the_way_is_refused(laptop: Path) -> None:
     assert sorted(path.name for path in laptop.iterdir()) == ["bad.tar", "my sweep.tar"]
 
 
+def test_an_unpacked_pack_that_has_changed_is_not_reported(laptop: Path) -> None:
+    """A number that was edited in the folder is named, not reported as the cluster's."""
+    skinjob("report", "my sweep.tar", "--out", "first", cwd=laptop, code=0)
+    skinjob("report", "my sweep.tar", "--out", "second", cwd=laptop, code=0)
+    metrics = Path("my sweep/data/runs/my sweep", RUN, "metrics.csv")
+    (laptop / metrics).write_text((laptop / metrics).read_text().replace("0.", "0.9"))
+    for name, words in {
+        "my sweep.tar": "my sweep has changed since it was unpacked",
+        "my sweep": "my sweep: not as packed",
+    }.items():
+        done = skinjob("report", name, "--out", "third", cwd=laptop)
+        assert refusal(done) == words
+        assert done.stdout == f"{metrics}: not as packed\n"
+
+
 def test_files_that_are_no_pack_are_refused(laptop: Path) -> None:
     """Cut, compressed and other files give an error; another folder is not written to."""
     whole = (laptop / "my sweep.tar").read_bytes()
