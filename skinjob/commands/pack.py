@@ -89,6 +89,8 @@ def pack(sweep: str | None, runs: Path, out: Path | None, unfinished: bool) -> N
     from skinjob.sweeps.pack import pack_sweep
     from skinjob.train.claims import is_claimed
 
+    if out and out.suffix != ".tar":
+        raise click.BadParameter(f"{out}: its name must end in .tar", param_hint="'--out'")
     chosen = find_sweep(sweep, runs)
     statuses = run_statuses(chosen)
     missing = [run for run in statuses if run.status != Status.DONE]

@@ -187,7 +187,8 @@ def _require_as_packed(path: Path) -> None:
 def _unpack(file: Path) -> Path:
     store = _open(file)
     names = [*_listed(store, TAG_MANIFEST, []), TAG_MANIFEST, *_payload(store)]
-    folder = file.with_suffix("")
+    is_tar = file.suffix == ".tar"
+    folder = file.with_suffix("") if is_tar else file.with_name(f"{file.name}-unpacked")
     if folder.exists():
         words, faults = "is in the way: it is not this pack", list[str]()
         with suppress(OSError, SkinjobError):

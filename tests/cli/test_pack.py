@@ -151,6 +151,21 @@ def test_files_that_are_no_pack_are_refused(laptop: Path) -> None:
     assert not list((laptop / "my sweep").iterdir())
 
 
+def test_a_pack_of_any_name_is_read(cluster: Path, laptop: Path) -> None:
+    """A new pack ends in .tar; a renamed pack is unpacked beside itself, with its whole name."""
+    refused = skinjob("pack", "my sweep", "--out", "sweep-lr0.05", cwd=cluster, code=2)
+    assert "sweep-lr0.05: its name must end in .tar" in refused.stderr
+    assert not (cluster / "sweep-lr0.05").exists()
+    for name, folder in {
+        "results": "results-unpacked",
+        "sweep-lr0.05": "sweep-lr0.05-unpacked",
+        "sweep-lr0.1.tar": "sweep-lr0.1",
+    }.items():
+        shutil.copy(laptop / "my sweep.tar", laptop / name)
+        skinjob("report", name, "--out", "report", cwd=laptop, code=0)
+        skinjob("verify", folder, cwd=laptop, code=0)
+
+
 def test_a_sweep_that_is_not_over_is_packed_only_when_asked(tmp_path: Path) -> None:
     """No result is left out silently: what is missing is named before and after."""
     sweep = draw_sweep(tmp_path / "runs/s", batch_sizes=(32, 64), updates=300, finished={RUN: 2})
