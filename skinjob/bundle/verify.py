@@ -115,8 +115,13 @@ def _faults_of(run: Run) -> Iterator[str]:
         yield f"{run.metrics_file}: {num_epochs} whole epochs, {state.epoch} in state.json"
     if state.status != Status.DONE:
         return
-    for file in (run.predictions_file, *([run.tests_file] if config.updates else [])):
-        if not _num_rows(file):
+    tables = {
+        run.predictions_file: True,
+        run.val_predictions_file: config.val_fraction,
+        run.tests_file: config.updates,
+    }
+    for file, is_expected in tables.items():
+        if is_expected and not _num_rows(file):
             yield f"{file}: {MISSING} or empty"
     trained = run.trained_file("model" if config.train == "all" else "head")
     if fault := _tensors_fault(trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -106,6 +107,21 @@ def test_a_runs_files_are_compared_with_its_state(place: Path) -> None:
     ]
     run.config_file.write_text("{")
     assert len(faults(where, cwd=place)) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "name"),
+    [("val_fraction", 0.25, "predictions-val.csv"), ("updates", 12, "tests.csv")],
+)
+def test_a_table_that_an_option_asks_for_is_looked_for(
+    place: Path, option: str, value: float, name: str
+) -> None:
+    """A run that is done has every table of its options."""
+    run = Sweep(place / "runs/monday").runs()[0]
+    config = json.loads(run.config_file.read_text())
+    run.config_file.write_text(json.dumps(config | {option: value}))
+    where = f"runs/monday/{run.name}"
+    assert faults(where, cwd=place) == [f"{where}/{name}: is missing or empty"]
 
 
 def test_a_folder_without_a_list_is_refused(place: Path) -> None:
