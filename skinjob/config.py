@@ -240,7 +240,7 @@ class TrainConfig:
     updates: int | None = _recipe(
         None,
         "Updates of each run, instead of --epochs: large batches make more passes.",
-        default_words="those of the epochs",
+        default_words="as many as --epochs makes",
         minimum=1,
         maximum=10**6,
         metavar="N",
