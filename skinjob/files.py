@@ -21,6 +21,7 @@ TAIL_BYTES = 20_000  # of a log
 BLOCK_BYTES = 1 << 20
 LOOK_S = 10  # the longest wait for a process that only tests a lock, which takes a moment
 
+_SUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -180,6 +181,17 @@ def sha256_file(path: Path) -> str:
         while block := content.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_sums(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yields the lines of `sha256sum`, each with its file and its digest; '' if it has none.
+
+    >>> list(read_sums(f"{'A' * 64} *a.txt\\nother\\n"))[1:], next(read_sums(f"{'A' * 64}  b"))[1]
+    ([('other', '', '')], 'b')
+    """
+    for line in filter(None, text.split("\n")):  # splitlines splits at more characters
+        match = _SUM.fullmatch(line)
+        yield (line, match[2], match[1].lower()) if match else (line, "", "")
 
 
 def sha256_start(handle: int, num_bytes: int) -> bytes:

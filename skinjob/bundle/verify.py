@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from skinjob.bundle.write import ABOUT, bundle_files
-from skinjob.console import printable, progress
-from skinjob.data.images import explain, read_index
+from skinjob.console import printable
+from skinjob.data.images import read_index
 from skinjob.errors import BundleError, SkinjobError
-from skinjob.files import sha256_file
+from skinjob.files import read_sums, sha256_file
 from skinjob.sweeps.layout import Run, Sweep
-from skinjob.sweeps.pack import compare_pack, is_pack
+from skinjob.sweeps.pack import MISSING, compare, compare_pack, is_pack
 from skinjob.sweeps.records import Status
 from skinjob.weights.file import SUMS_NAME
 from skinjob.words import pluralize
-
-MISSING = "is missing"
 
 
 def find_faults(path: Path, data: Path | None = None) -> tuple[str, list[str]]:
@@ -55,9 +52,8 @@ def find_faults(path: Path, data: Path | None = None) -> tuple[str, list[str]]:
 def _compare_listed(folder: Path) -> tuple[str, list[str]]:
     """Compares a folder with its SHA256SUMS; a bundle must have no other files."""
     text = (folder / SUMS_NAME).read_text(encoding="utf-8", errors="surrogateescape")
-    matches = [re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line) for line in text.split("\n")]
-    listed = {folder / match[2]: match[1].lower() for match in matches if match}
-    faults = _compare(listed, sha256_file) if listed else [f"{folder / SUMS_NAME}: lists no file"]
+    listed = {folder / name: digest for _, name, digest in read_sums(text) if name}
+    faults = compare(listed, sha256_file) if listed else [f"{folder / SUMS_NAME}: lists no file"]
     if (folder / ABOUT).is_file():
         others = [folder / name for name in bundle_files(folder) if folder / name not in listed]
         faults += [f"{printable(str(file))}: is not in {SUMS_NAME}" for file in others]
@@ -79,24 +75,8 @@ def _compare_images(sweep: Sweep, data: Path | None) -> tuple[int, list[str]]:
     def digest(file: Path) -> str:
         return hashlib.sha256(store.read(file.relative_to(root).as_posix())).hexdigest()
 
-    faults += _compare(listed, digest)
+    faults += compare(listed, digest)
     return len(listed), faults
-
-
-def _compare(listed: Mapping[Path, str], digest: Callable[[Path], str]) -> list[str]:
-    """Returns a line for each file that is missing or has another digest than the listed one."""
-    faults = []
-    with progress("comparing", len(listed)) as show:
-        for number, (file, sha256) in enumerate(listed.items(), 1):
-            try:
-                fault = "" if digest(file) == sha256 else "not as packed"
-            except FileNotFoundError:
-                fault = MISSING
-            except OSError as error:
-                fault = explain(error)
-            faults += [f"{printable(str(file))}: {fault}"] if fault else []
-            show(number)
-    return faults
 
 
 def _faults_of(run: Run) -> Iterator[str]:

@@ -15,21 +15,23 @@ import shlex
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from skinjob import __version__
-from skinjob.console import printable
+from skinjob.console import printable, progress
+from skinjob.data.images import explain
 from skinjob.data.store import Store, open_store
 from skinjob.errors import ImagesError, RunError, SkinjobError
-from skinjob.files import replacing
+from skinjob.files import read_sums, replacing
 from skinjob.sweeps.layout import PACK_MARK, Sweep
 from skinjob.sweeps.lease import parse_utc
 
 DECLARATION, ABOUT = PACK_MARK, "bag-info.txt"
 MANIFEST, TAG_MANIFEST = "manifest-sha256.txt", "tagmanifest-sha256.txt"
 PAYLOAD = "data/runs"
+MISSING = "is missing"
 AGAIN = "skinjob pack SWEEP   # where the sweep is; then copy it again"
 
 
@@ -111,20 +113,32 @@ def compare_pack(path: Path) -> tuple[int, list[str]]:
 
     *path* is the tar, or the folder from it. Raises: RunError if it is no pack.
     """
-    store = _open(path)
-    faults: list[str] = []
+    store, faults = _open(path), list[str]()
     tags, listed = _listed(store, TAG_MANIFEST, faults), _listed(store, MANIFEST, faults)
-    for name, sha256 in (tags | listed).items():
-        try:
-            is_same = hashlib.sha256(store.read(name)).hexdigest() == sha256
-            faults += [] if is_same else [f"{path / name}: not as packed"]
-        except FileNotFoundError:
-            faults.append(f"{path / name}: is missing")
-        except OSError as error:
-            faults.append(f"{path / name}: {error}")
+
+    def digest(file: Path) -> str:
+        return hashlib.sha256(store.read(file.relative_to(path).as_posix())).hexdigest()
+
+    faults += compare({path / name: sha256 for name, sha256 in (tags | listed).items()}, digest)
     others = set(_payload(store)) - set(listed)
-    faults += [f"{path / name}: is not in {MANIFEST}" for name in sorted(others)]
-    return len(tags | listed), [printable(fault) for fault in faults]
+    faults += [printable(f"{path / name}: is not in {MANIFEST}") for name in sorted(others)]
+    return len(tags | listed), faults
+
+
+def compare(listed: Mapping[Path, str], digest: Callable[[Path], str]) -> list[str]:
+    """Returns a line for each file that is missing or has another digest than the listed one."""
+    faults = []
+    with progress("comparing", len(listed)) as show:
+        for number, (file, sha256) in enumerate(listed.items(), 1):
+            try:
+                fault = "" if digest(file) == sha256 else "not as packed"
+            except FileNotFoundError:
+                fault = MISSING
+            except (OSError, ValueError) as error:  # ValueError: a list with an absolute path
+                fault = explain(error)
+            faults += [f"{printable(str(file))}: {fault}"] if fault else []
+            show(number)
+    return faults
 
 
 def _open(path: Path) -> Store:
@@ -142,17 +156,17 @@ def _open(path: Path) -> Store:
 def _listed(store: Store, name: str, faults: list[str]) -> dict[str, str]:
     """Returns the digests in a manifest by name; adds to *faults* if it cannot be read."""
     try:
-        lines = store.read(name).decode().splitlines()
+        sums = list(read_sums(store.read(name).decode()))
     except (OSError, ValueError) as error:
-        faults.append(f"{store.root / name}: {error}")
+        faults.append(printable(f"{store.root / name}: {error}"))
         return {}
-    matches = [re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(.+)", line) for line in lines]
-    faults += [] if all(matches) else [f"{store.root / name}: has a line that is no digest"]
-    names = {"25": "%", "0A": "\n", "0D": "\r"}
+    if not all(file for _, file, _ in sums):
+        faults.append(printable(f"{store.root / name}: has a line that is no digest"))
+    codes = {"25": "%", "0A": "\n", "0D": "\r"}
     return {
-        re.sub("%(25|0A|0D)", lambda code: names[code[1]], match[2]): match[1].lower()
-        for match in matches
-        if match
+        re.sub("%(25|0A|0D)", lambda code: codes[code[1]], file): digest
+        for _, file, digest in sums
+        if file
     }
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 import shlex
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from skinjob.console import say, typed_command
 from skinjob.download import explain_full_disk, looks_like_html
 from skinjob.errors import WeightsError
-from skinjob.files import pointer_kind, replacing, sha256_file, sorted_safetensors
+from skinjob.files import pointer_kind, read_sums, replacing, sha256_file, sorted_safetensors
 from skinjob.locks import locked
 from skinjob.weights.backbones import BACKBONES, DEFAULT, Backbone, backbone_with
 from skinjob.weights.tensors import Tensor
@@ -324,29 +323,25 @@ def listed_digest(path: Path) -> str | None:
 
     Raises: WeightsError if SHA256SUMS exists and cannot be read.
     """
-    digests = [match[1].lower() for _, match in _sums(path) if match]
-    return digests[0] if digests else None
+    return next((digest for _, name, digest in _sums(path) if name == path.name), None)
 
 
 def list_digest(path: Path, digest: str) -> None:
     """Writes the line of *path* into the SHA256SUMS of its folder; keeps all other lines."""
-    lines = [line for line, match in _sums(path) if line and not match]
+    lines = [line for line, name, _ in _sums(path) if name != path.name]
     text = "".join(f"{line}\n" for line in [*lines, f"{digest}  {path.name}"])
     with replacing(path.parent / SUMS_NAME) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def _sums(path: Path) -> list[tuple[str, re.Match[str] | None]]:
-    """Returns the lines of SHA256SUMS, each with its match if it is about *path*."""
+def _sums(path: Path) -> list[tuple[str, str, str]]:
+    """Returns the lines of the SHA256SUMS beside *path*, as `read_sums`; [] if it is missing."""
     file = path.with_name(SUMS_NAME)
-    of_path = re.compile(rf"([0-9a-fA-F]{{64}}) [ *]{re.escape(path.name)}")
     try:
-        # Not splitlines, which splits at more characters than sha256sum does.
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        return list(read_sums(file.read_text(encoding="utf-8", errors="surrogateescape")))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise WeightsError(
             f"{file}: cannot be read: {error.strerror}", f"ls -l {shlex.quote(str(file.parent))}"
         ) from error
-    return [(line, of_path.fullmatch(line)) for line in lines]

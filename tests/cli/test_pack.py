@@ -130,6 +130,21 @@ def test_an_unpacked_pack_that_has_changed_is_not_reported(laptop: Path) -> None
         assert done.stdout == f"{metrics}: not as packed\n"
 
 
+def test_names_of_any_characters_are_listed(tmp_path: Path) -> None:
+    """A list is read as sha256sum reads it; a path that leads out of the pack is a fault."""
+    sweep = draw_sweep(tmp_path / "runs/s", batch_sizes=(32,), epochs=4)
+    for name in ("a\u2028b", "a\x0bb", "50%", "two\nlines", " * "):
+        (sweep.folder / name).write_text("a note")
+    skinjob("pack", cwd=tmp_path, code=0)
+    skinjob("verify", "s.tar", cwd=tmp_path, code=0)
+    subprocess.run(["tar", "-xf", "s.tar"], cwd=tmp_path, check=True)
+    skinjob("verify", "s", cwd=tmp_path, code=0)
+    with (tmp_path / "s/manifest-sha256.txt").open("a") as manifest:
+        manifest.write(f"{'0' * 64}  {tmp_path}/s.tar\n")
+    done = skinjob("verify", "s", cwd=tmp_path)
+    assert refusal(done).startswith("2 faults: ")
+
+
 def test_files_that_are_no_pack_are_refused(laptop: Path) -> None:
     """Cut, compressed and other files give an error; another folder is not written to."""
     whole = (laptop / "my sweep.tar").read_bytes()
