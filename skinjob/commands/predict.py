@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import shlex
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from skinjob.commands.arguments import find_results, runs_of, runs_option
 from skinjob.commands.help import TaskCommand
+from skinjob.config import ClusterConfig
 from skinjob.console import print_table, printable, say
 from skinjob.errors import ConfigError, RunError, WeightsError
 from skinjob.files import csv_text, replacing, sha256_file
@@ -29,7 +29,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--weights",
     type=FILE,
-    show_default="the file of the sweep, or of this name in weights/",
+    show_default="the sweep's own file; else the file of the same name in weights/",
     help="Weights that the run began with.",
 )
 @click.option("--out", type=FILE, metavar="FILE.csv", help="Also write a CSV file.")
@@ -56,6 +56,7 @@ def predict(
     file = _checked_weights(weights, info)
     _require_libraries(file)
     from skinjob.train.predict import probabilities
+    from skinjob.weights.file import KINDS
 
     classes = info.images.classes
     shares = probabilities(trained, file, image, classes).tolist()
@@ -70,18 +71,17 @@ def predict(
             csv.writer(lines).writerows([header, *cells])
     print_table(header, [tuple(map(printable, row)) for row in rows], left=("predicted",))
     say("", "research software, not a medical device")
-    if info.weights_kind != "fetched":
-        say(f"the weights are {info.weights_kind}: these numbers say nothing about skin")
+    if words := KINDS.get(info.weights_kind, info.weights_kind):
+        say(f"the weights are {words}: these numbers say nothing about skin")
 
 
 def _require_libraries(weights: Path) -> None:
     """Raises: ConfigError if this Python lacks what the network of the weights needs."""
+    from skinjob.submit.checks import lacking_here, needed_packages
     from skinjob.weights.file import read_backbone
 
-    needed = ("torch", "torchvision") if read_backbone(weights).needs_torchvision else ("torch",)
-    missing = [library for library in needed if find_spec(library) is None]
-    if missing:
-        words = f"predict needs {missing[0]}, and it is missing in {sys.executable}"
+    if lacks := lacking_here(ClusterConfig(), needed_packages(read_backbone(weights))):
+        words = f"predict needs {lacks}, which {sys.executable} does not have"
         raise ConfigError(words, "pip install 'skinjob[train]'")
 
 

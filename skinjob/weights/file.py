@@ -32,8 +32,8 @@ from skinjob.weights.tensors import Tensor
 SUMS_NAME = "SHA256SUMS"
 LOCK_NAME = ".fetch.lock"  # an empty file, which stays
 MIN_CROP, MAX_CROP = 32, 512  # pixels; a ResNet halves a picture five times
-NOTES = {"fetched": "", "demo": "  demo: pretrained on drawn shapes", "untrained": "  untrained"}
-"""The end of a line about a weights file, by its kind."""
+KINDS = {"fetched": "", "demo": "pretrained on drawn shapes", "untrained": "untrained"}
+"""What the user should know of a weights file, by its kind."""
 
 HUGGING_FACE = ("resnet.", "efficientnet.", "convnext.", "vit.")  # how its names begin
 
@@ -50,7 +50,7 @@ class WeightsInfo:
     backbone: Backbone  # with the preprocessing of the file
     source: str
     source_sha256: str  # of the .pth; empty if it was not fetched
-    kind: str  # a key of NOTES
+    kind: str  # a key of KINDS
     listed: bool  # whether SHA256SUMS in its folder has its digest
 
     @property
@@ -59,7 +59,9 @@ class WeightsInfo:
 
     @property
     def note(self) -> str:
-        return NOTES[self.kind]
+        """The end of a line about the file."""
+        words = KINDS[self.kind]
+        return f"  {'demo: ' if self.kind == 'demo' else ''}{words}" if words else ""
 
 
 def read_weights_info(path: Path, arch: str | None = None) -> WeightsInfo:
@@ -268,7 +270,7 @@ def _read_checked_header(path: Path) -> tuple[Backbone, dict[str, str]]:
         resize, crop = int(metadata["resize"]), int(metadata["crop"])
         mean, std = _three_numbers(metadata["mean"]), _three_numbers(metadata["std"])
         is_usable = (
-            metadata["kind"] in NOTES
+            metadata["kind"] in KINDS
             and metadata.keys() >= {"source", "source_sha256"}
             and MIN_CROP <= crop <= MAX_CROP
             and (crop == backbone.preprocessing.crop or not backbone.is_crop_fixed)

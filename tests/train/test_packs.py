@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from commands import refusal, skinjob
+from commands import import_path, refusal, skinjob
 from trees import left, make_sweep, make_tree
 
 from skinjob.data.pack import pack_images
@@ -61,3 +65,42 @@ def test_a_pack_predicts_what_the_run_predicted(
     assert refusal(refused) == "no.jpg: not an image of a known format"
     several = skinjob("predict", "s.tar", "no.jpg", cwd=tmp_path)
     assert refusal(several) == "s.tar has 2 runs: --run says which"
+
+
+def test_a_prediction_says_what_its_weights_are(
+    sweeps: tuple[Sweep, Sweep], tmp_path: Path
+) -> None:
+    """Numbers that say nothing about skin are never printed without these words."""
+    sweep = Sweep(shutil.copytree(sweeps[0].folder, tmp_path / "s"))
+    info = json.loads(sweep.sweep_file.read_text())
+    image = next(Path(info["images"]["root"]).rglob("*.jpg"))
+    for kind, words in {
+        "untrained": "the weights are untrained: ",
+        "demo": "the weights are pretrained on drawn shapes: ",
+    }.items():
+        info["weights"]["kind"] = kind
+        sweep.sweep_file.write_text(json.dumps(info))
+        done = skinjob("predict", sweep.runs()[0].folder, image, cwd=tmp_path, code=0)
+        assert f"{words}these numbers say nothing about skin\n" in done.stdout
+
+
+def test_a_prediction_without_torch_says_how_to_get_it(
+    sweeps: tuple[Sweep, Sweep], tmp_path: Path
+) -> None:
+    """The words are those of a submit to this machine."""
+    words = ["predict", str(sweeps[0].runs()[0].folder), "a.jpg"]
+    code = (
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
+        f"from skinjob.cli import main; main({words!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | import_path(),
+    )
+    assert refusal(done).startswith("predict needs torch, which ")
+    assert done.stderr.endswith("pip install 'skinjob[train]'\n")
