@@ -21,8 +21,8 @@ if [ -n "$bad" ]; then
     printf 'fix:   %s   # on the laptop or the stick\n' "${rm_first:-}copy it here again" >&2
     exit 1
 fi
-first=$(echo ./*.tar.001)
-name=$(basename "$first" .tar.001)
+first=$(echo ./*.tar.00001)
+name=$(basename "$first" .tar.00001)
 [ -e "$into/$name" ] && fail "$into/$name: exists already" "rm -r '$into/$name'; sh '$0'"
 cat "./$name".tar.* | (cd -- "$into" && tar xf -) ||
     fail "$into: the parts could not be unpacked there" "df -h '$into'; rm -r '$into/$name'"

@@ -215,7 +215,7 @@ class _Parts:
     def write(self, block: bytes) -> int:
         if not self.files or self.files[-1].tell() + len(block) > self.part_bytes:
             self.close()
-            part = self.folder / f"{self.stem}.tar.{len(self.files) + 1:03d}"
+            part = self.folder / f"{self.stem}.tar.{len(self.files) + 1:05d}"
             self.files.append(part.open("wb"))
         return self.files[-1].write(block)
 

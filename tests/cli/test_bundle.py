@@ -369,6 +369,7 @@ def test_parts_join_to_the_bundle_or_name_what_is_wrong(bundle: Path, tmp_path: 
     """`--split` makes parts no larger than asked; join.sh names a missing and a broken part."""
     parts = split_bundle(Bundle(bundle, "", 0, 0, 0), 300_000)
     names = sorted(path.name for path in parts.glob("*.tar.*"))
+    assert names[0] == "bundle.tar.00001", "more than 999 are in order, too"
     assert len(names) > 3
     assert all((parts / name).stat().st_size <= 300_000 for name in names)
     shutil.move(bundle, tmp_path / "laptop")
