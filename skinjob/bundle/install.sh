@@ -96,7 +96,7 @@ bad=
 for name in $(sed 's/^[^ ]*  //' SHA256SUMS); do # no name has a space
     [ -f "$name" ] || { printf '%s: is missing\n' "$name"; bad="${bad:-$name: is missing}"; }
 done
-failed=$(LC_ALL=C sha256sum -c SHA256SUMS 2>/dev/null | sed -n 's/: FAILED$//p')
+failed=$(LC_ALL=C sha256sum -c SHA256SUMS 2>/dev/null | sed -n 's/: FAILED.*//p')
 damaged=
 for name in $failed; do
     [ -f "$name" ] || continue

@@ -207,6 +207,11 @@ def half_copied(bundle: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "truncated wheel": (truncated, "wheels/small-1.0-py3-none-any.whl: not as packed", "rm "),
     "flipped bit": (flipped, "wheels/small-1.0-py3-none-any.whl: not as packed", "rm "),
+    "unreadable wheel": (
+        lambda _: None,
+        "wheels/small-1.0-py3-none-any.whl: not as packed",
+        "rm ",
+    ),
     "missing wheel": (missing, "wheels/small-1.0-py3-none-any.whl: is missing", "rsync "),
     "extra wheel": (extra, "wheels/evil-1.0-py3-none-any.whl: is not in the list", "rm "),
     "half a copy": (half_copied, "{bundle}: not a whole bundle: no SHA256SUMS", "rsync "),
@@ -266,6 +271,8 @@ def test_a_refused_install_changes_nothing(name: str, bundle: Path, tmp_path: Pa
     prefix = tmp_path / "there"
     options = {"noexec": "noexec", "read-only": "ro"}.get(name)
     mount = f"mount -t tmpfs -o {options} none '{prefix}'" if options else ""
+    if name == "unreadable wheel":  # a disk fault: /proc/PID/mem cannot be read from its start
+        mount = f"mount --bind /proc/$$/mem '{bundle}/wheels/small-1.0-py3-none-any.whl'"
     before = listing(tmp_path)
     done = install(bundle, "--prefix", prefix, "--python", sys.executable, before=mount)
     places = {"bundle": bundle, "tmp": tmp_path}
