@@ -29,7 +29,7 @@ from skinjob.console import typed_command
 from skinjob.download import Download, download, explain_full_disk
 from skinjob.errors import BundleError
 from skinjob.files import sha256_file, write_text
-from skinjob.weights.file import SUMS_NAME, list_digest
+from skinjob.weights.file import SUMS_NAME, WeightsInfo, list_digest
 
 ABOUT = "BUNDLE.txt"
 EXTRAS = ("images", "python")
@@ -64,13 +64,14 @@ def write_bundle(
     wheels: Sequence[Wheel],
     pylock: str,
     project: Path,
-    weights: Path,
+    weights: WeightsInfo,
     extras: Mapping[str, Path] = MappingProxyType({}),
 ) -> Bundle:
     """Writes a bundle to *folder*, which may hold an earlier one: its wheels are not sent again.
 
-    *extras* are further files by their paths in the bundle, in folders of EXTRAS. SHA256SUMS is
-    removed first and written last, so a bundle that was broken off does not install.
+    The weights get the name that `submit` looks for. *extras* are further files by their paths in
+    the bundle, in folders of EXTRAS. SHA256SUMS is removed first and written last, so a bundle that
+    was broken off does not install.
 
     Raises: BundleError if the folder holds something else; DownloadError as `download`.
     """
@@ -88,7 +89,7 @@ def write_bundle(
     for wheel in wheels:
         _download(wheel, folder / "wheels")
     own = _build_wheel(project, folder / "wheels")
-    list_digest(*_carry(weights, folder / "weights" / weights.name))
+    list_digest(*_carry(weights.path, folder / "weights" / weights.backbone.file_name))
     for name in {*EXTRAS} - {path.partition("/")[0] for path in extras}:
         shutil.rmtree(folder / name, ignore_errors=True)
     for path, source in extras.items():

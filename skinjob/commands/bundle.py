@@ -20,6 +20,7 @@ from skinjob.words import list_first, pluralize
 if TYPE_CHECKING:
     from skinjob.bundle.resolve import Wheel
     from skinjob.bundle.target import Target
+    from skinjob.weights.file import WeightsInfo
 
 FILE = click.Path(path_type=Path)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -113,13 +114,13 @@ def bundle(
     _print_wheels(wheels, target)
     if dry_run:
         return
-    _require_weights(weights)
+    info = _read_weights(weights)
     with TemporaryDirectory() as temporary:
         extras = {"python/python.tar.gz": with_python} if with_python else {}
         if data:
-            archive = _one_file(data, Path(temporary))
-            extras[f"images/images{archive.suffix}"] = archive
-        made = write_bundle(out, target, build, wheels, pylock, project, weights, extras)
+            archive, kind = _one_file(data, Path(temporary))
+            extras[f"images/images.{kind}"] = archive
+        made = write_bundle(out, target, build, wheels, pylock, project, info, extras)
     say("", f"bundle  {made.folder}, {made.num_bytes / 1e6:,.0f} MB", f"digest  {made.sha256}")
     say(f"needs   {made.room_bytes / 1e6:,.0f} MB and {made.room_files:,} files on the cluster")
     say("")
@@ -153,26 +154,31 @@ def _print_wheels(wheels: list[Wheel], target: Target) -> None:
         say("        this build also runs without a GPU")
 
 
-def _require_weights(file: Path) -> None:
-    """Checks the weights file; fetches it if it is missing."""
+def _read_weights(file: Path) -> WeightsInfo:
+    """Returns the info of a weights file, after its check; fetches it if it is missing."""
     from skinjob.weights.fetch import fetch_weights
     from skinjob.weights.file import read_weights_info
 
     if not file.exists() and file.name == f"{file.stem}.safetensors" and file.stem in BACKBONES:
         fetch_weights(file.parent, arch=file.stem)
-    read_weights_info(file)
+    return read_weights_info(file)
 
 
-def _one_file(data: Path, folder: Path) -> Path:
-    """Returns an archive of images as it is, or a zip of a folder's. Raises: ImagesError."""
+def _one_file(data: Path, folder: Path) -> tuple[Path, str]:
+    """Returns an archive of images as it is, or a zip of a folder's; and "zip" or "tar".
+
+    Raises: ImagesError.
+    """
     from skinjob.data.pack import pack_images
     from skinjob.data.scan import scan
+    from skinjob.data.store import ArchiveStore
 
     images = scan(data)
-    if data.is_dir():
-        data = folder / "images.zip"
-        pack_images(images, data)
-    return data
+    if isinstance(images.store, ArchiveStore):
+        return data, "zip" if images.store.is_zip else "tar"
+    file = folder / "images.zip"
+    pack_images(images, file)
+    return file, "zip"
 
 
 @click.command(cls=TaskCommand)

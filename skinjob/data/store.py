@@ -125,10 +125,10 @@ class ArchiveStore:
         self._handle = os.open(root, os.O_RDONLY)
         self._stamp = _stamp(self._handle)
         kind = _kind(root, os.pread(self._handle, 262, 0))
-        self._is_zip = kind == "zip"
+        self.is_zip = kind == "zip"
         try:
             with open(self._handle, "rb", closefd=False) as file:
-                members = list(_zip_members(file) if self._is_zip else _tar_members(file))
+                members = list(_zip_members(file) if self.is_zip else _tar_members(file))
         except Exception as error:  # the libraries raise all kinds for a damaged archive
             words = f"{printable(str(root))}: not a whole {kind}: {printable(str(error))}"
             raise ImagesError(words, f"ls -l {quoted(root)}   # its size; copy it again") from None
@@ -166,7 +166,7 @@ class ArchiveStore:
         if _stamp(self._handle) != self._stamp:
             raise OSError("the archive has changed since it was opened")
         offset = member.offset
-        if self._is_zip:
+        if self.is_zip:
             header = os.pread(self._handle, LOCAL_HEADER_BYTES, offset)
             if not header.startswith(b"PK\x03\x04") or len(header) < LOCAL_HEADER_BYTES:
                 raise OSError("damaged in the archive: no header where the index says")
@@ -185,7 +185,7 @@ class ArchiveStore:
         return content
 
     def look(self, path: str = "") -> str:
-        command = "python3 -m zipfile -l" if self._is_zip else "tar -tvf"
+        command = "python3 -m zipfile -l" if self.is_zip else "tar -tvf"
         return f"{command} {quoted(self.root)}"
 
     def size(self, path: str) -> int | None:

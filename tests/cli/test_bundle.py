@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from bundle_maker import (
@@ -21,14 +22,17 @@ from bundle_maker import (
     pip_wheel,
     stub_bundle,
 )
+from click.testing import CliRunner
 from commands import import_path, refusal, skinjob
 from local_server import Site
+from trees import make_tree
 from untrained import write_untrained
 
 from skinjob import download as download_module
 from skinjob.bundle.resolve import is_reachable, read_lock
 from skinjob.bundle.target import choose_torch, make_target, read_description
 from skinjob.bundle.write import ABOUT, Bundle, split_bundle
+from skinjob.commands.bundle import bundle as bundle_command
 from skinjob.errors import BundleError, DownloadError
 
 OTHER = "3.10" if PYTHON != "3.10" else "3.11"
@@ -353,6 +357,8 @@ def test_a_broken_download_is_resumed(pip: Path, tmp_path: Path) -> None:
         ["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=first.folder, capture_output=True
     )
     assert check.returncode == 0
+    carried = first.folder / "weights/resnet18.safetensors"  # the name that submit looks for
+    assert carried.read_bytes() == b"weights"
     (first.folder / "wheels" / pip.name).write_bytes(b"another")
     stub_bundle(tmp_path / "bundle", pip, site=site)
     assert len(site.headers) > 0
@@ -361,6 +367,33 @@ def test_a_broken_download_is_resumed(pip: Path, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="404"):
         stub_bundle(tmp_path / "bundle", pip, site=site)
     assert not (first.folder / "SHA256SUMS").exists(), "half a bundle does not install"
+
+
+@pytest.mark.parametrize(("made", "carried"), [("zip", "zip"), ("tar", "tar"), ("", "zip")])
+def test_images_are_carried_by_what_they_are(
+    made: str, carried: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive keeps its kind, whatever its name is; a folder becomes a zip.
+
+    Packages and weights have no part in it, so nothing is resolved and only the names are taken.
+    """
+    data = make_tree(tmp_path / "images")
+    if made:
+        archive = shutil.make_archive(str(tmp_path / "made"), made, tmp_path, "images")
+        data = Path(archive).rename(tmp_path / "my.images")
+    extras: list[dict[str, Path]] = []
+
+    def take(*arguments: object) -> Bundle:
+        extras.append(cast(dict[str, Path], arguments[-1]))
+        return Bundle(tmp_path / "bundle", "", 0, 0, 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("skinjob.bundle.resolve.resolve", lambda *_: ([], ""))
+    monkeypatch.setattr("skinjob.bundle.write.write_bundle", take)
+    monkeypatch.setattr("skinjob.commands.bundle._read_weights", lambda _: None)
+    words = ["--python", "3.12", "--data", str(data)]
+    CliRunner().invoke(bundle_command, words, catch_exceptions=False)
+    assert [list(names) for names in extras] == [[f"images/images.{carried}"]]
 
 
 def test_a_folder_with_other_files_is_left_alone(pip: Path, tmp_path: Path) -> None:

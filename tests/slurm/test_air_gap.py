@@ -28,7 +28,7 @@ def make_bundle(way: air_gap.Way) -> Bundle:
     """
     facts = read_description(way.laptop / "cluster.txt", python=PYTHON)
     target, project = make_target(facts, {"python": PYTHON, "is_cpu": True}), find_project()
-    weights = write_untrained(way.laptop / "weights/resnet18.safetensors").path
+    weights = write_untrained(way.laptop / "weights/resnet18.safetensors")
     packages, lock = resolve(target, CUDA_13, project, extras=())
     link = {"torch-of-the-tests.pth": f"{Path(torch.__file__).parents[1]}\n".encode()}
     wheel = make_wheel(way.laptop, "torch", torch.__version__.partition("+")[0], link)

@@ -22,7 +22,8 @@ from skinjob.bundle import write
 from skinjob.bundle.resolve import Wheel
 from skinjob.bundle.target import CUDA_13, Target
 from skinjob.bundle.write import Bundle, write_bundle
-from skinjob.weights.file import list_digest
+from skinjob.weights.backbones import DEFAULT
+from skinjob.weights.file import WeightsInfo
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 WORKS = "print('ok      the stub works')"
@@ -106,9 +107,9 @@ def stub_bundle(
     folder = out.parent / f"{out.name}-source"
     folder.mkdir(exist_ok=True)
     other = make_wheel(folder, "small", "1.0", {"small.py": b"VALUE = 1\n" * 500})
-    weights = folder / "resnet18.safetensors"
-    weights.write_bytes(b"weights")
-    list_digest(weights, hashlib.sha256(b"weights").hexdigest())
+    path, sha256 = folder / "my weights", hashlib.sha256(b"weights").hexdigest()
+    path.write_bytes(b"weights")
+    weights = WeightsInfo(path, sha256, 7, DEFAULT, "", "", "untrained", False)
     with served(pip, other, site=site) as wheels, pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "_build_wheel", lambda _, into: skinjob_wheel(into, selftest))
         target = Target(python, glibc="2.28", arch=os.uname().machine)
