@@ -75,10 +75,7 @@ def write_bundle(
 
     Raises: BundleError if the folder holds something else; DownloadError as `download`.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists():
-        raise BundleError(
-            f"{folder}: holds other files and is no bundle", "skinjob bundle --out ANOTHER"
-        )
+    require_place(folder)
     (folder / "wheels").mkdir(parents=True, exist_ok=True)
     (folder / SUMS_NAME).unlink(missing_ok=True)
     (folder / ABOUT).touch()
@@ -119,6 +116,18 @@ def write_bundle(
     num_bytes = sum((folder / path).stat().st_size for path in paths)
     digest = hashlib.sha256(sums.encode()).hexdigest()
     return Bundle(folder, digest, num_bytes, room_bytes, room_files)
+
+
+def require_place(folder: Path) -> None:
+    """Checks that a folder is new, empty or a bundle. Raises: BundleError."""
+    try:
+        is_other = folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).exists()
+    except OSError as error:
+        raise BundleError(f"{folder}: {error.strerror}", "skinjob bundle --out ANOTHER") from None
+    if is_other:
+        raise BundleError(
+            f"{folder}: holds other files and is no bundle", "skinjob bundle --out ANOTHER"
+        )
 
 
 def bundle_files(folder: Path) -> list[str]:

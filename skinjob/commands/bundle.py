@@ -13,13 +13,15 @@ import click
 from skinjob.commands.help import TaskCommand
 from skinjob.commands.transfer import print_transfer
 from skinjob.console import print_table, print_unescaped, say, typed_command
-from skinjob.errors import BundleError
+from skinjob.errors import BundleError, ImagesError
+from skinjob.files import absolute
 from skinjob.weights.backbones import BACKBONES, DEFAULT
 from skinjob.words import list_first, pluralize
 
 if TYPE_CHECKING:
     from skinjob.bundle.resolve import Wheel
     from skinjob.bundle.target import Target
+    from skinjob.data.images import ImageSet
     from skinjob.weights.file import WeightsInfo
 
 FILE = click.Path(path_type=Path)
@@ -97,7 +99,13 @@ def bundle(
     """
     from skinjob.bundle.resolve import find_project, resolve
     from skinjob.bundle.target import choose_torch, make_target, read_description
-    from skinjob.bundle.write import require_python, script, split_bundle, write_bundle
+    from skinjob.bundle.write import (
+        require_place,
+        require_python,
+        script,
+        split_bundle,
+        write_bundle,
+    )
 
     if print_describe:
         print_unescaped(script("describe.sh").rstrip("\n"))
@@ -109,16 +117,20 @@ def bundle(
     _print_target(target, note)
     if with_python:
         require_python(with_python, target)
+    require_place(out)
+    images = _scan(data) if data else None
     project = find_project()
     wheels, pylock = resolve(target, build, project)
     _print_wheels(wheels, target)
     if dry_run:
         return
     info = _read_weights(weights)
-    with TemporaryDirectory() as temporary:
+    beside = absolute(out).parent  # /tmp may be too small for images
+    beside.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".images-", dir=beside) as temporary:
         extras = {"python/python.tar.gz": with_python} if with_python else {}
-        if data:
-            archive, kind = _one_file(data, Path(temporary))
+        if images:
+            archive, kind = _one_file(images, Path(temporary))
             extras[f"images/images.{kind}"] = archive
         made = write_bundle(out, target, build, wheels, pylock, project, info, extras)
     say("", f"bundle  {made.folder}, {made.num_bytes / 1e6:,.0f} MB", f"digest  {made.sha256}")
@@ -164,18 +176,31 @@ def _read_weights(file: Path) -> WeightsInfo:
     return read_weights_info(file)
 
 
-def _one_file(data: Path, folder: Path) -> tuple[Path, str]:
+def _scan(data: Path) -> ImageSet:
+    """Returns the images to carry. Raises: ImagesError, with a fix for the bundle."""
+    from skinjob.data.scan import scan
+    from skinjob.data.store import quoted
+
+    try:
+        return scan(data)
+    except ImagesError as error:
+        pack = f"skinjob pack-images {quoted(data)} --skip-bad-images --out good.zip"
+        again = f"{pack} && skinjob bundle --data good.zip"
+        error.fix = error.fix.replace("skinjob submit --data", "skinjob bundle --data")
+        error.fix = error.fix.replace("skinjob submit --skip-bad-images", again)
+        raise
+
+
+def _one_file(images: ImageSet, folder: Path) -> tuple[Path, str]:
     """Returns an archive of images as it is, or a zip of a folder's; and "zip" or "tar".
 
     Raises: ImagesError.
     """
     from skinjob.data.pack import pack_images
-    from skinjob.data.scan import scan
     from skinjob.data.store import ArchiveStore
 
-    images = scan(data)
     if isinstance(images.store, ArchiveStore):
-        return data, "zip" if images.store.is_zip else "tar"
+        return images.root, "zip" if images.store.is_zip else "tar"
     file = folder / "images.zip"
     pack_images(images, file)
     return file, "zip"

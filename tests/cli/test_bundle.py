@@ -369,6 +369,32 @@ def test_a_broken_download_is_resumed(pip: Path, tmp_path: Path) -> None:
     assert not (first.folder / "SHA256SUMS").exists(), "half a bundle does not install"
 
 
+def test_images_and_folder_are_checked_before_packages(tmp_path: Path) -> None:
+    """A fault of --out or --data is reported before anything is resolved, with a fix that works.
+
+    Without PATH there is no uv, which resolves.
+    """
+    data, words = make_tree(tmp_path / "images"), ("bundle", "--python", "3.12")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.txt").touch()
+    for place, fault in (("other", "holds other files"), ("other/thesis.txt", "Not a directory")):
+        refused = skinjob(*words, "--data", data, "--out", place, cwd=tmp_path, PATH="")
+        assert refusal(refused).startswith(f"{place}: {fault}")
+    archive = shutil.make_archive(str(tmp_path / "made"), "gztar", tmp_path, "images")
+    refused = skinjob(*words, "--data", archive, cwd=tmp_path, PATH="")
+    assert refusal(refused).endswith("so no image can be read by itself")
+    gunzip = f"gunzip {archive} && skinjob bundle --python 3.12 --data {tmp_path}/made.tar"
+    assert refused.stderr.splitlines()[-1] == f"fix:   {gunzip}"
+    next(data.rglob("*.jpg")).write_bytes(b"")
+    refused = skinjob(*words, "--data", "images", cwd=tmp_path, PATH="")
+    assert refused.stderr.splitlines()[-2].startswith("error: 1 of 24 images faulty")
+    pack, again, *_ = refused.stderr.splitlines()[-1].removeprefix("fix:   ").split(" && ")
+    assert again.startswith("skinjob bundle --python 3.12 --data good.zip ")
+    skinjob(*pack.split()[1:], cwd=tmp_path, code=0)
+    assert (tmp_path / "good.zip").is_file()
+    assert not (tmp_path / "skinjob-bundle").exists()
+
+
 @pytest.mark.parametrize(("made", "carried"), [("zip", "zip"), ("tar", "tar"), ("", "zip")])
 def test_images_are_carried_by_what_they_are(
     made: str, carried: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -394,6 +420,8 @@ def test_images_are_carried_by_what_they_are(
     words = ["--python", "3.12", "--data", str(data)]
     CliRunner().invoke(bundle_command, words, catch_exceptions=False)
     assert [list(names) for names in extras] == [[f"images/images.{carried}"]]
+    (file,) = extras[0].values()
+    assert file.is_relative_to(tmp_path), "not in /tmp, which may be small"
 
 
 def test_a_folder_with_other_files_is_left_alone(pip: Path, tmp_path: Path) -> None:
