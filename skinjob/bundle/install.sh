@@ -66,14 +66,46 @@ next_steps() {
     return 0
 }
 
+# Jobs in the queue name files in PREFIX/weights, so nothing there is replaced or removed.
+keep_weights() {
+    weights=$prefix/weights earlier=
+    if [ "$(readlink "$weights" 2>/dev/null)" = current/weights ]; then # an earlier installer's
+        earlier=$weights weights=$prefix/weights.new
+    fi
+    mkdir -p "$weights" || return 1
+    { [ -z "$earlier" ] || keep_files "$earlier"; } && keep_files "$version/weights" || return 1
+    [ -z "$earlier" ] || { rm "$earlier" && mv "$weights" "$earlier"; }
+}
+
+keep_files() { # of a folder, with their digests
+    for file in "$1"/*; do
+        name=${file##*/}
+        [ -f "$file" ] && [ "$name" != SHA256SUMS ] || continue
+        if [ -e "$weights/$name" ]; then
+            cmp -s "$file" "$weights/$name" ||
+                printf 'note    %s has other content, and stays; the bundle has --weights %s\n' \
+                    "$(quoted "$prefix/weights/$name")" "$(quoted "$file")"
+            continue
+        fi
+        sums=$weights/SHA256SUMS
+        { # without a line of an earlier file of this name
+            awk -v name="$name" 'substr($0, 67) != name' "$sums" 2>/dev/null
+            awk -v name="$name" 'substr($0, 67) == name' "${file%/*}/SHA256SUMS" 2>/dev/null
+        } >"$sums.part"
+        mv "$sums.part" "$sums" || return 1
+        ln -L "$file" "$weights/$name" 2>/dev/null && continue
+        cp "$file" "$weights/$name.part" && mv "$weights/$name.part" "$weights/$name" || return 1
+    done
+}
+
 switch() { # a link is replaced in one step; `mv` and `ln -f` cannot do it everywhere
+    keep_weights || fail "$prefix/weights: weights cannot be put there" "ls -la $(quoted "$prefix")"
     (cd -- "$prefix" && versions/"$id"/bin/python -c '
 import os, sys
 os.path.lexists("current.new") and os.unlink("current.new")
 os.symlink(sys.argv[1], "current.new")
 os.replace("current.new", "current")
 ' "versions/$id") || fail "$prefix/current: cannot be switched over" "ls -l $(quoted "$prefix")"
-    [ -e "$prefix/weights" ] || ln -s current/weights "$prefix/weights"
 }
 
 if [ -e "$prefix/current" ] && [ ! -L "$prefix/current" ]; then

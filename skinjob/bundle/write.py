@@ -204,7 +204,8 @@ def _room(folder: Path) -> tuple[int, int]:
         folders = {member.filename.rpartition("/")[0] for member in members}
         num_bytes += sum(member.file_size for member in (*members, *sources))
         num_files += len(members) + len(sources) + 2 * len(folders)  # with each __pycache__
-    num_bytes += sum(path.stat().st_size for path in (folder / "weights").iterdir())
+    # Weights are there twice if the disk has no hard links.
+    num_bytes += 2 * sum(path.stat().st_size for path in (folder / "weights").iterdir())
     for path in folder.glob("python/*"):
         with tarfile.open(path) as tar:
             sizes = [member.size for member in tar]

@@ -34,6 +34,8 @@ from skinjob.bundle.target import choose_torch, make_target, read_description
 from skinjob.bundle.write import ABOUT, Bundle, split_bundle
 from skinjob.commands.bundle import bundle as bundle_command
 from skinjob.errors import BundleError, DownloadError
+from skinjob.weights.backbones import BACKBONES
+from skinjob.weights.file import list_digest
 
 OTHER = "3.10" if PYTHON != "3.10" else "3.11"
 REGISTRY = "https://pypi.org/simple/pip/"
@@ -143,6 +145,37 @@ def test_install_upgrade_and_return(bundle: Path, pip: Path, tmp_path: Path) -> 
     names = [name for name, _ in listing(prefix)]
     assert names == [name for name, _ in before]
     assert (prefix / "current").resolve() == version
+
+
+@pytest.mark.slow
+def test_a_newer_bundle_keeps_the_weights_of_queued_jobs(
+    bundle: Path, pip: Path, tmp_path: Path
+) -> None:
+    """PREFIX/weights keeps each file, also the user's own and those behind an earlier link."""
+    words, weights = ("--prefix", tmp_path / "site", "--python", sys.executable), "site/weights"
+    assert install(bundle, *words).returncode == 0
+    folder, version = tmp_path / weights, (tmp_path / "site/current").resolve()
+    shutil.rmtree(folder)
+    folder.symlink_to("current/weights")  # as an earlier installer left it
+    own = folder / "own.safetensors"
+    own.write_bytes(b"own")
+    list_digest(own, hashlib.sha256(b"own").hexdigest())
+    newer = stub_bundle(tmp_path / "newer", pip, backbone=BACKBONES["resnet50"]).folder
+    done = install(newer, *words)
+    assert done.returncode == 0, done.stderr
+    assert not folder.is_symlink()
+    names = ["own.safetensors", "resnet18.safetensors", "resnet50.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", *names]
+    assert skinjob("verify", weights, cwd=tmp_path, code=0).stdout.endswith("no fault in 3 files\n")
+    shutil.rmtree(version)
+    assert (folder / "resnet18.safetensors").read_bytes() == b"weights"
+
+    (folder / "resnet18.safetensors").unlink()
+    (folder / "resnet18.safetensors").write_bytes(b"changed")
+    done = install(bundle, *words)
+    kept = f"{folder}/resnet18.safetensors has other content, and stays; "
+    assert f"note    {kept}the bundle has --weights {version}/weights/resnet18" in done.stdout
+    assert (folder / "resnet18.safetensors").read_bytes() == b"changed"
 
 
 @pytest.mark.slow

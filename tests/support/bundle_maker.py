@@ -22,7 +22,7 @@ from skinjob.bundle import write
 from skinjob.bundle.resolve import Wheel
 from skinjob.bundle.target import CUDA_13, Target
 from skinjob.bundle.write import Bundle, write_bundle
-from skinjob.weights.backbones import DEFAULT
+from skinjob.weights.backbones import DEFAULT, Backbone
 from skinjob.weights.file import WeightsInfo
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -102,6 +102,7 @@ def stub_bundle(
     python: str = PYTHON,
     site: Site | None = None,
     extras: Mapping[str, Path] | None = None,
+    backbone: Backbone = DEFAULT,
 ) -> Bundle:
     """Writes a bundle from wheels that a local server has; *selftest* is the stub's own."""
     folder = out.parent / f"{out.name}-source"
@@ -109,7 +110,7 @@ def stub_bundle(
     other = make_wheel(folder, "small", "1.0", {"small.py": b"VALUE = 1\n" * 500})
     path, sha256 = folder / "my weights", hashlib.sha256(b"weights").hexdigest()
     path.write_bytes(b"weights")
-    weights = WeightsInfo(path, sha256, 7, DEFAULT, "", "", "untrained", False)
+    weights = WeightsInfo(path, sha256, 7, backbone, "", "", "untrained", False)
     with served(pip, other, site=site) as wheels, pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "_build_wheel", lambda _, into: skinjob_wheel(into, selftest))
         target = Target(python, glibc="2.28", arch=os.uname().machine)
