@@ -197,5 +197,6 @@ def _python(file: Path, nodes: list[dict[str, list[str]]]) -> dict[str, str]:
     raise BundleError(
         f"{file}: no Python {PYTHONS[0]} to {PYTHONS[-1]} that all nodes run"
         f" (found {', '.join(versions) or 'none'})",
-        f"{typed_command()} --python 3.12   # after `module load` of it on the cluster",
+        f"{typed_command()} --with-python FILE.tar.gz   # carries a Python; "
+        "or --python 3.12, after `module load` of it on the cluster",
     )

@@ -34,10 +34,6 @@ from skinjob.weights.file import SUMS_NAME, WeightsInfo, list_digest
 ABOUT = "BUNDLE.txt"
 EXTRAS = ("images", "python")
 """Folders that a bundle may have besides, each with a single file."""
-HINT = (
-    "get the cluster's cpython-...-install_only.tar.gz from "
-    "https://github.com/astral-sh/python-build-standalone/releases"
-)
 
 
 @dataclass(frozen=True)
@@ -174,21 +170,6 @@ def _carry(file: Path, copy: Path) -> tuple[Path, str]:
         with explain_full_disk(copy.parent, file.stat().st_size, typed_command()):
             shutil.copyfile(file, copy)
     return copy, sha256
-
-
-def require_python(archive: Path, target: Target) -> None:
-    """Checks that an archive unpacks to the target's Python, as python/bin/pythonX.Y.
-
-    Raises: BundleError.
-    """
-    name = f"python/bin/python{target.python}"
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.getmember(name)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise BundleError(f"{archive}: no .tar.gz ({error})", HINT) from None
-    except KeyError:
-        raise BundleError(f"{archive}: no {name} in it", HINT) from None
 
 
 def _room(folder: Path) -> tuple[int, int]:

@@ -97,26 +97,24 @@ def bundle(
       skinjob bundle --for cluster.txt --data skin_cancer
       skinjob bundle --python 3.12 --driver 535 --dry-run
     """
+    from skinjob.bundle.carried import read_python
     from skinjob.bundle.resolve import find_project, resolve
     from skinjob.bundle.target import choose_torch, make_target, read_description
-    from skinjob.bundle.write import (
-        require_place,
-        require_python,
-        script,
-        split_bundle,
-        write_bundle,
-    )
+    from skinjob.bundle.write import require_place, script, split_bundle, write_bundle
 
     if print_describe:
         print_unescaped(script("describe.sh").rstrip("\n"))
         return
+    carried = read_python(with_python) if with_python else None
+    if carried and not asked["python"]:
+        asked["python"] = carried.version
     known = {"arch": asked["arch"], "python": asked["python"]}
     facts = read_description(described, **known) if described else {}
     target = make_target(facts, {**asked, "is_cpu": is_cpu or None})
     build, note = choose_torch(target)
     _print_target(target, note)
-    if with_python:
-        require_python(with_python, target)
+    if carried:
+        carried.require_fits(target)
     require_place(out)
     images = _scan(data) if data else None
     project = find_project()
@@ -128,7 +126,7 @@ def bundle(
     beside = absolute(out).parent  # /tmp may be too small for images
     beside.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".images-", dir=beside) as temporary:
-        extras = {"python/python.tar.gz": with_python} if with_python else {}
+        extras = {"python/python.tar.gz": carried.archive} if carried else {}
         if images:
             archive, kind = _one_file(images, Path(temporary))
             extras[f"images/images.{kind}"] = archive

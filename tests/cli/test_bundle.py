@@ -203,17 +203,47 @@ def test_a_bundle_can_carry_images_and_a_python(pip: Path, tmp_path: Path) -> No
     assert not (bundle / "images").exists()
 
 
+def python_archive(file: Path, head: bytes, version: str = "3.12") -> Path:
+    """Writes an archive as python-build-standalone does, with the start of a program."""
+    (file.parent / "program").write_bytes(head)
+    with tarfile.open(file, "w:gz") as tar:
+        tar.add(file.parent / "program", f"python/bin/python{version}")
+    return file
+
+
+def elf(machine: int) -> bytes:
+    """Returns the start of a program for Linux on a processor."""
+    return b"\x7fELF".ljust(18, b"\0") + machine.to_bytes(2, "little")
+
+
 def test_a_python_for_another_target_is_refused(tmp_path: Path) -> None:
-    """The archive must have the Python that the packages are for."""
-    archive = tmp_path / "cpython.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(Path(__file__), "python/bin/python3.9")
-    for file, problem in (
-        (archive, "no python/bin/python3.12 in it"),
-        (Path(__file__), "no .tar.gz"),
-    ):
-        words = ("bundle", "--python", "3.12", "--cpu", "--with-python", str(file))
+    """The archive must have the Python that the packages are for, and the cluster's processor."""
+    archives = {
+        "3.9": (elf(62), "3.9", "no python/bin/python3.12 in it, but python3.9"),
+        "none": (elf(62), "2.7", "no python/bin/python3.N in it"),
+        "arm": (elf(183), "3.12", "is for aarch64; the cluster has x86_64"),
+        "mac": (b"\xcf\xfa\xed\xfe".ljust(20), "3.12", "is no program for Linux on x86_64"),
+    }
+    for name, (head, version, problem) in archives.items():
+        python_archive(tmp_path / name, head, version)
+        words = ("bundle", "--python", "3.12", "--cpu", "--with-python", name)
         assert problem in refusal(skinjob(*words, cwd=tmp_path))
+    for file, problem in ((__file__, "no .tar.gz ("), ("nope", "nope: No such file or directory")):
+        words = ("bundle", "--python", "3.12", "--cpu", "--with-python", file)
+        assert problem in refusal(skinjob(*words, cwd=tmp_path))
+
+
+def test_a_carried_python_is_the_python_of_the_bundle(tmp_path: Path) -> None:
+    """Where no node has a usable Python, the archive says its version; without uv it ends there."""
+    text = NODE.format("login", "2.28", "3.6.8", "535.104.05", "8.0 NVIDIA A100")
+    (tmp_path / "cluster.txt").write_text(text)
+    words = ("bundle", "--for", "cluster.txt")
+    refused = skinjob(*words, cwd=tmp_path, PATH="")
+    assert refusal(refused).startswith("cluster.txt: no Python 3.10 to 3.14 that all nodes run")
+    assert " --with-python FILE.tar.gz " in refused.stderr
+    python_archive(tmp_path / "python.tar.gz", elf(62))
+    taken = skinjob(*words, "--with-python", "python.tar.gz", cwd=tmp_path, PATH="")
+    assert taken.stdout.startswith("for     Python 3.12, glibc 2.28, x86_64, driver 535")
 
 
 def truncated(bundle: Path) -> None:
