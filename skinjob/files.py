@@ -150,12 +150,12 @@ def sorted_safetensors(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
-def tail(file: Path, count: int) -> list[str]:
-    """Returns the last lines of a file that are not empty; [] if it cannot be read."""
+def tail(file: Path, count: int, num_bytes: int = TAIL_BYTES) -> list[str]:
+    """Returns the last lines in the last bytes that are not empty; [] if it cannot be read."""
     try:
         with file.open("rb") as content:
             content.seek(0, os.SEEK_END)
-            content.seek(max(0, content.tell() - TAIL_BYTES))
+            content.seek(max(0, content.tell() - num_bytes))
             text = content.read().decode("utf-8", "replace")
     except OSError:
         return []

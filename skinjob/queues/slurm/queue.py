@@ -48,6 +48,7 @@ LATE_S = (1, 2, 4)  # pauses: a busy SLURM shows a new job late
 AGAIN = "squeue --user=$USER; skinjob submit   # safe to repeat: no job is queued twice"
 UNHEARD = r"[Cc]ontact|[Cc]onnect|[Cc]ommunicat|timed out|Zero Bytes|no answer in|no squeue|^$"
 """Errors of SLURM's commands if its controller did not get the question."""
+OUTPUT_BYTES = 1 << 20  # at the end of a job's output, in which SLURM's messages are looked for
 IN_OUTPUT = (
     (r"oom[-_]kill event|[Ee]xceeded (job )?memory limit", "OUT_OF_MEMORY"),
     (r"CANCELLED AT \S+ DUE TO TIME LIMIT", "TIMEOUT"),
@@ -244,7 +245,7 @@ def _job_end(sweep: Sweep, end: SlurmEnd | None, output: Path) -> JobEnd | None:
     """
     state = end.state if end else None
     if state in (None, "FAILED"):
-        states = _states_in("\n".join(tail(output, 10_000)))
+        states = _states_in("\n".join(tail(output, 10_000, OUTPUT_BYTES)))
         state = next((word for word in states if end is None or word == "OUT_OF_MEMORY"), state)
     if state is None:
         return None
