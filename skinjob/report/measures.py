@@ -60,7 +60,7 @@ def scope_of(nums_seeds: Iterable[int]) -> str:
     >>> scope_of([10, 8]), scope_of([10, 1])
     ('new images and seeds', 'new images')
     """
-    return "new images" if min(nums_seeds) == 1 else "new images and seeds"
+    return "new images" if min(nums_seeds, default=2) == 1 else "new images and seeds"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
