@@ -32,7 +32,7 @@ from skinjob import download as download_module
 from skinjob.bundle.resolve import is_reachable, read_lock
 from skinjob.bundle.target import choose_torch, make_target, read_description
 from skinjob.bundle.write import ABOUT, Bundle, split_bundle
-from skinjob.commands.bundle import bundle as bundle_command
+from skinjob.cli import cli
 from skinjob.errors import BundleError, DownloadError
 from skinjob.weights.backbones import BACKBONES
 from skinjob.weights.file import list_digest
@@ -481,7 +481,7 @@ def test_images_are_carried_by_what_they_are(
     monkeypatch.setattr("skinjob.bundle.write.write_bundle", take)
     monkeypatch.setattr("skinjob.commands.bundle._read_weights", lambda _: None)
     words = ["--python", "3.12", "--data", str(data)]
-    CliRunner().invoke(bundle_command, words, catch_exceptions=False)
+    CliRunner().invoke(cli, ["bundle", *words], catch_exceptions=False)
     assert [list(names) for names in extras] == [[f"images/images.{carried}"]]
     (file,) = extras[0].values()
     assert file.is_relative_to(tmp_path), "not in /tmp, which may be small"
