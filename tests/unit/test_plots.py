@@ -22,8 +22,17 @@ from sweep_maker import draw_sweep, set_column
 
 from skinjob.report.comparison import compare_sweep, read_all_predictions
 from skinjob.report.figures import Figure
-from skinjob.report.plots.canvas import DARK, LIGHT, as_file, id_of
-from skinjob.report.plots.chart import LABEL_GAP, MOST_SEEDS, Scale, dodge, looks, span, tick_text
+from skinjob.report.plots.canvas import DARK, LIGHT, Canvas, as_file, id_of
+from skinjob.report.plots.chart import (
+    LABEL_GAP,
+    MOST_SEEDS,
+    Panel,
+    Scale,
+    dodge,
+    looks,
+    span,
+    tick_text,
+)
 from skinjob.report.plots.clinical import SHOWN_OF_MANY
 from skinjob.report.plots.curves import (
     excess_figure,
@@ -250,6 +259,16 @@ def test_a_print_has_what_the_screen_has(plain: dict[str, Figure]) -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_wide_band_stays_in_its_panel() -> None:
+    """The interval of three seeds may be many times as wide as their differences."""
+    canvas, edge = Canvas(200, 100), 1e-6
+    panel = Panel(canvas, (20, 10, 150, 70), Scale(0, 2), Scale(-1, 1))
+    panel.band([0, 1, 2], np.array([-9.0, -0.5, -9.0]), np.array([9.0, 0.5, 0.2]), "3", 0.2)
+    (area,) = canvas.shapes
+    assert len(area.points) == 6
+    assert all(10 - edge <= y <= 80 + edge for _, y in area.points)
+
+
 def test_two_losses_that_diverged_have_no_difference(tmp_path: Path) -> None:
     """Where both batch sizes of a pair have no loss, the difference is a gap, and nothing warns."""
     sweep = draw_sweep(tmp_path / "s", batch_sizes=[32, 64], seeds=range(2), epochs=3)

@@ -264,14 +264,15 @@ class Panel:
     def band(
         self, xs: Sequence[float], low: Floats, high: Floats, ink: str, opacity: float
     ) -> None:
-        """Draws the area between two curves, where both are known."""
+        """Draws the area between two curves, where both are known, within the panel."""
+        scale = self.y_scale
         known = [
-            (x, below, above)
+            (self.x(x), *(self.y(min(max(y, scale.low), scale.high)) for y in (below, above)))
             for x, below, above in zip(xs, low, high, strict=True)
             if math.isfinite(below) and math.isfinite(above)
         ]
-        there = [(self.x(x), self.y(above)) for x, _, above in known]
-        back = [(self.x(x), self.y(below)) for x, below, _ in reversed(known)]
+        there = [(x, above) for x, _, above in known]
+        back = [(x, below) for x, below, _ in reversed(known)]
         if len(known) > 1:
             self.canvas.area([*there, *back], ink, opacity)
 
