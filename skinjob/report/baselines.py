@@ -1,6 +1,6 @@
-"""What runs are read against: the head that they approach, and classifiers that see no lesion.
+"""Baselines of the runs: the head that they approach, and classifiers that see no lesion.
 
-Nothing is computed from images here: the numbers are in converged.json and sweep.json.
+The numbers are read from converged.json and sweep.json; no image is needed.
 """
 
 from __future__ import annotations

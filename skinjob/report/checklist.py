@@ -21,7 +21,7 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class Case:
-    """What the rows are filled from."""
+    """The facts that fill the rows."""
 
     comparison: Comparison
     mistakes: Mistakes | None

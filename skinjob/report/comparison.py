@@ -40,7 +40,7 @@ FEWEST_FOR_VERDICT = 5
 NAMES = {"auc": "AUC", "log-loss": "log loss"}
 COLUMNS = {"auc": "test_auc", "log-loss": "test_loss"}
 VAL_COLUMNS = {"auc": "val_auc", "log-loss": "val_loss"}
-"""What chooses a learning rate where there is a validation split."""
+"""The columns that choose a learning rate if there is a validation split."""
 
 
 class Verdict(str, Enum):
@@ -208,7 +208,7 @@ class Comparison:
 
     @property
     def scope(self) -> str:
-        """What the intervals of pairs are for, where there are predictions."""
+        """The images and seeds that the intervals of pairs are for, if there are predictions."""
         pairs = [pair for family in self.families for pair in family.contrasts if pair.verdict]
         return scope_of(len(pair.seeds) for pair in pairs)
 

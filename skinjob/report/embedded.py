@@ -41,8 +41,8 @@ KEYS = {
     "state.json": {*RunState.__dataclass_fields__, "format", "state", "fault", "error"}
     - {"job_id", "holder", "host", "pid", "fix"},
 }
-"""What a page has of these files; state, fault and error are of format 1. No report needs the host,
-the job, and the settings of the cluster, which may hold an account or a password."""
+"""The keys of these files that a page has; state, fault and error are of format 1. No report needs
+the host, the job, and the settings of the cluster, which may hold an account or a password."""
 IMAGE = re.compile(r"\.(jpe?g|jfif|jpe|png|tiff?|webp|bmp|p[gp]m|gif)\b", re.IGNORECASE)
 
 STATUSES = (*(status.value for status in Status), "not counted")  # in sentences of findings.py
@@ -53,7 +53,7 @@ Files = dict[str, str]
 
 @dataclass(frozen=True)
 class Kept:
-    """What a report shows that is not in the files of its sweeps: it depends on the machine."""
+    """The facts of a report that depend on the machine: no file of a sweep has them."""
 
     has_images: bool = True
     """Whether names and pictures of images may be shown."""

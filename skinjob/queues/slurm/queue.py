@@ -263,7 +263,7 @@ def _job_end(sweep: Sweep, end: SlurmEnd | None, output: Path) -> JobEnd | None:
 def _states_in(output: str) -> list[str]:
     """Returns the states that SLURM wrote to a job's output, the last first.
 
-    A job that is told to end logs many epochs at once, so the message may stand far above the end.
+    The message may stand far above the end: a job that must end logs many epochs after it.
     A requeued job keeps the messages of its earlier starts.
 
     >>> _states_in("x CANCELLED AT 1 DUE TO PREEMPTION ***" + "y" * 99 + "x CANCELLED AT 2 ***")
